@@ -1,0 +1,63 @@
+# make demo, make test and make bench are all a newcomer needs: each creates .venv if it is missing,
+# installs what it needs, builds the extension, and runs.
+
+PYTHON ?= python3
+# The release the committed figures were measured with; TORCH='torch>=2.13' takes the newest.
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Tests run in as many processes as there are cores; each uses one thread.
+JOBS ?= $(shell nproc)
+
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+# Editable, against the torch that is installed: a rebuild takes seconds, and no second torch is fetched.
+INSTALL := $(BIN)/pip install --quiet --no-build-isolation --editable
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint format cpp-test install-test clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
+
+$(VENV)/torch: Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet '$(TORCH)' numpy ninja pybind11 'setuptools>=77' wheel
+	touch $@
+
+$(VENV)/demo: $(VENV)/torch setup.py pyproject.toml $(SOURCES)
+	$(INSTALL) '.[demo]'
+	touch $@
+
+$(VENV)/test: $(VENV)/torch setup.py pyproject.toml $(SOURCES)
+	$(INSTALL) '.[test,lint]'
+	touch $@
+
+demo: $(VENV)/demo  ## train the encoders on real digits and race them against the iterative solver
+	$(BIN)/deepl0 demo
+
+test: $(VENV)/test lint cpp-test  ## run the whole suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+bench: $(VENV)/test  ## run the benchmark suite and draw its figures
+	$(BIN)/python -m bench
+
+lint: $(VENV)/test  ## ruff, mypy, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+
+format: $(VENV)/test  ## rewrite Python and C++ in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(SOURCES)
+
+cpp-test:  ## C++ tests of the kernels under ASan and UBSan, and TSan
+	$(MAKE) -C csrc/tests check
+	$(MAKE) -C csrc/tests tsan
+
+install-test: $(VENV)/test  ## install in every way pip knows, and one binary for several torch versions
+	$(BIN)/python -m pytest -m install python_tests/test_install.py
+
+clean:  ## remove what was built
+	rm -rf build deepl0_kernels/*.so *.egg-info csrc/tests/build .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,106 @@
+"""The whole encoder, forward and training step, against torch eager and torch.compile."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import deepl0_kernels as dk
+
+from .conftest import EAGER, OURS
+from .rivals import eager_encode_l0, eager_encode_top_m
+
+N = 256
+SHAPES = [
+    (4096, 128, 32, 2), (4096, 512, 32, 2), (4096, 512, 10, 2), (4096, 512, 64, 2),
+    (4096, 2048, 32, 2), (4096, 2048, 10, 2), (128, 512, 32, 2), (1, 512, 32, 2),
+    (1, 2048, 32, 2), (4096, 512, 32, 10),
+]  # fmt: skip
+
+
+def weights(p: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """W and S of a random unit-norm dictionary with a safe step: codes behave as in practice."""
+    D = torch.nn.functional.normalize(torch.randn(N, p), dim=0)
+    step = 0.99 / torch.linalg.matrix_norm(D, 2) ** 2
+    return step * D.t().contiguous(), torch.eye(p) - step * D.t() @ D
+
+
+def same_supports(x, W, S, m, stages):
+    """A check of results: codes equal to the reference's but for near-ties, which are rare."""
+    want = dk.reference.encode_top_m(x, W, S, m, stages)[1]
+
+    def check(name, out):
+        indices = out[1].sort(-1).values
+        same = (indices == want).all(-1).float().mean()
+        assert same > 0.97, (name, same)
+
+    return check
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@torch.no_grad()
+def test_encode_top_m(race, shape, threads):
+    batch, p, m, stages = shape
+    x, (W, S) = torch.randn(batch, N), weights(p)
+    compiled = torch.compile(eager_encode_top_m)
+    race(
+        "encode_top_m",
+        f"B={batch} p={p} m={m} K={stages}",
+        {
+            EAGER: lambda: eager_encode_top_m(x, W, S, m, stages),
+            "torch.compile": lambda: compiled(x, W, S, m, stages),
+            OURS: lambda: dk.encode_top_m(x, W, S, m, num_stages=stages),
+        },
+        same_supports(x, W, S, m, stages),
+    )
+
+
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s[0] > 1 and s[3] == 2], ids=str)
+def test_encode_top_m_training(race, shape, threads):
+    """Forward and backward into W and S, as in a training step on data."""
+    batch, p, m, stages = shape
+    x, (W, S) = torch.randn(batch, N), weights(p)
+    W.requires_grad_()
+    S.requires_grad_()
+    grad = torch.randn(batch, m)
+
+    def step(encode):
+        values, indices, *_ = encode()
+        return torch.autograd.grad(values, (W, S), grad), indices
+
+    supports = same_supports(x, W.detach(), S.detach(), m, stages)
+    race(
+        "encode_top_m forward + backward",
+        f"B={batch} p={p} m={m} K={stages}",
+        {
+            EAGER: lambda: step(lambda: eager_encode_top_m(x, W, S, m, stages)),
+            OURS: lambda: step(lambda: dk.encode_top_m(x, W, S, m, num_stages=stages)),
+        },
+        lambda name, out: supports(name, (None, out[1])),
+    )
+
+
+@pytest.mark.parametrize("active", [0.05, 0.3])
+@pytest.mark.parametrize("batch", [1, 128, 4096])
+@torch.no_grad()
+def test_encode_l0(race, batch, active, threads):
+    p, stages = 512, 2
+    x, (W, S) = torch.randn(batch, N), weights(p)
+    wide = torch.randn(1000, N) @ W.t()
+    theta = torch.full((p,), float(wide.abs().flatten().quantile(1 - active)))
+    want = dk.reference.encode_l0(x, W, S, theta, stages, 0.0, "helu")[0]
+
+    def check(name, out):
+        assert ((out - want).abs() > 1e-4).float().mean() < 1e-3, name
+
+    compiled = torch.compile(eager_encode_l0)
+    race(
+        "encode_l0",
+        f"B={batch} p={p} active={active} K={stages}",
+        {
+            EAGER: lambda: eager_encode_l0(x, W, S, theta, stages),
+            "torch.compile": lambda: compiled(x, W, S, theta, stages),
+            OURS: lambda: dk.encode_l0(x, W, S, theta, num_stages=stages),
+        },
+        check,
+    )

@@ -1,0 +1,97 @@
+"""The ``race`` fixture: providers of one operator, interleaved in one process, medians."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import deepl0_kernels as dk
+
+from . import records
+
+EAGER = "torch eager"
+OURS = "deepl0"
+
+_rows: list[records.Row] = []
+
+
+def pytest_addoption(parser):
+    parser.addoption("--record", default=None, help="CSV file to write the rows to")
+    parser.addoption("--seconds", type=float, default=1.0, help="time for each shape and provider")
+
+
+def pytest_sessionfinish(session):
+    path = session.config.getoption("--record")
+    if path and _rows and not session.testsfailed:
+        records.write(records.Path(path), _rows)
+
+
+def pytest_generate_tests(metafunc):
+    if "threads" in metafunc.fixturenames:
+        metafunc.parametrize("threads", sorted({1, os.cpu_count() or 1}))
+
+
+@pytest.fixture(autouse=True)
+def _threads(request):
+    before = torch.get_num_threads()
+    if "threads" in request.fixturenames:
+        torch.set_num_threads(request.getfixturevalue("threads"))
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def race(request, benchmark):
+    """Times providers in turn, round by round, so that a drift of the machine meets all of them.
+
+    pytest-benchmark times ours; the rivals run in its set-up of each round and are timed there. No
+    time is taken unless every provider's result passed ``check``.
+    """
+
+    def run(
+        operator: str,
+        shape: str,
+        providers: dict[str, Callable[[], object]],
+        check: Callable[[str, object], None],
+    ) -> dict[str, float]:
+        for name, call in providers.items():
+            check(name, call())
+        ours, rivals = providers[OURS], {n: c for n, c in providers.items() if n != OURS}
+        times: dict[str, list[float]] = {name: [] for name in rivals}
+        once = sum(_time(call) for call in providers.values())
+        budget = request.config.getoption("--seconds") * len(providers)
+        rounds = int(min(400, max(7, budget / once)))
+
+        def rivals_first():
+            for name, call in rivals.items():
+                times[name].append(_time(call))
+
+        benchmark.pedantic(ours, setup=rivals_first, rounds=rounds, warmup_rounds=1)
+        times[OURS] = benchmark.stats.stats.data
+        environment = records.environment()
+        medians = {name: statistics.median(t) for name, t in times.items()}
+        for name, seconds in times.items():
+            low, *_, high = statistics.quantiles(seconds, n=5)
+            _rows.append(
+                records.Row(
+                    operator, shape, torch.get_num_threads(), name,
+                    *(round(1e6 * t, 2) for t in (low, medians[name], high)),
+                    rounds, round(medians[EAGER] / medians[name], 3), **environment,
+                )
+            )  # fmt: skip
+        benchmark.extra_info["speedup over torch eager"] = round(medians[EAGER] / medians[OURS], 2)
+        return medians
+
+    dk.use_backend(None)
+    return run
+
+
+def _time(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

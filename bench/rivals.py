@@ -1,0 +1,34 @@
+"""What a user writes today, in plain PyTorch: the rivals of the benchmarks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def eager_top_m(u: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    indices = u.abs().topk(m, dim=-1).indices
+    return u.gather(-1, indices), indices
+
+
+def eager_keep_top_m(u: Tensor, m: int) -> Tensor:
+    values, indices = eager_top_m(u, m)
+    return torch.zeros_like(u).scatter(-1, indices, values)
+
+
+def eager_encode_top_m(x: Tensor, W: Tensor, S: Tensor, m: int, stages: int):
+    wx = x @ W.t()
+    values, indices = eager_top_m(wx, m)
+    for _ in range(stages - 1):
+        z = torch.zeros_like(wx).scatter(-1, indices, values)
+        values, indices = eager_top_m(torch.addmm(wx, z, S.t()), m)
+    return values, indices
+
+
+def eager_encode_l0(x: Tensor, W: Tensor, S: Tensor, theta: Tensor, stages: int) -> Tensor:
+    wx = x @ W.t()
+    z = torch.where(wx.abs() >= theta, wx, 0.0)
+    for _ in range(stages - 1):
+        u = torch.addmm(wx, z, S.t())
+        z = torch.where(u.abs() >= theta, u, 0.0)
+    return z

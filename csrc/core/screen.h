@@ -1,0 +1,68 @@
+// One encoder stage by screening: the m entries of largest |u|, u = W x, without ever holding u.
+//
+// Every u_i is first approximated, by bf16 products on AMX tiles or by float32 products in vector
+// registers. A rigorous bound |u_i - approximation| <= e_i then tells which few entries can be
+// among the m largest; these are computed again by one float32 dot product of fixed order, and the
+// result is selected from those values by the contract of top_m.h. A code therefore depends on its
+// row of x and on W only: not on the batch, the tiling, the number of threads or the kind of
+// approximation. Levels avx2 and avx512 agree bit for bit. See docs/screening.md.
+//
+// The units are visited tile by tile under a running lower bound of the m-th largest |u| of each
+// row. Rows that the bound cannot decide (not finite, huge, or too many candidates) are computed in
+// float32 throughout, by the same dot product.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace deepl0 {
+
+enum class ScreenKind : int { float32, bfloat16 };
+
+/// Whether ScreenKind::bfloat16 can run: level avx512 in force, AMX in the CPU and granted by the
+/// operating system (asked for at the first call).
+bool screen_has_bfloat16();
+
+/// Units are packed in groups of this many.
+constexpr int64_t kScreenGroup = 32;
+
+/// Bytes of packed W: 2 p n for bfloat16, 4 p n for float32, 8 p for either, all rounded up.
+int64_t screen_packed_bytes(ScreenKind kind, int64_t p, int64_t n);
+
+/// Packs the units [begin, end) of W [p, n], rows of stride ldw. begin must be a multiple of
+/// kScreenGroup, end too or p. Disjoint ranges may run concurrently. packed: 64-byte aligned.
+void screen_pack(ScreenKind kind, const float* w, int64_t ldw, int64_t p, int64_t n, int64_t begin,
+                 int64_t end, void* packed);
+
+struct ScreenProblem {
+    ScreenKind kind;
+    const float* x;  // [rows, n], rows of stride ldx
+    int64_t ldx;
+    const float* w;  // [p, n], rows of stride ldw
+    int64_t ldw;
+    int64_t n, p, m;     // 0 <= m <= p < 2^31
+    const void* packed;  // all of W, by screen_pack of the same kind; null: nothing is screened
+    float* values;       // [rows, m]
+    int64_t* indices;    // [rows, m], ascending
+    float bound_scale = 1.0f;  // tests shrink the bound by it; anything below 1 is wrong
+};
+
+/// What a call did, summed over its rows.
+struct ScreenCounts {
+    int64_t rescored = 0;   // entries computed again
+    int64_t full_rows = 0;  // rows computed in float32 throughout
+};
+
+/// Rows [begin, end) of the problem. workspace: screen_workspace_bytes, 64-byte aligned, of the
+/// calling thread; distinct rows may run concurrently. rows: end - begin, or more.
+/// 2 n p flops per row in the precision of the kind, then about 2 n (m + some) in float32.
+void screen_top_m(const ScreenProblem& problem, int64_t begin, int64_t end, void* workspace,
+                  ScreenCounts* counts);
+int64_t screen_workspace_bytes(ScreenKind kind, int64_t rows, int64_t p, int64_t n, int64_t m);
+
+/// For tests: the approximations and bounds of rows [begin, end), [end - begin, p] each; an
+/// infinite bound marks what is always computed again.
+void screen_bounds(const ScreenProblem& problem, int64_t begin, int64_t end, void* workspace,
+                   float* approximations, float* bounds);
+
+}  // namespace deepl0

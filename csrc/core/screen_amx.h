@@ -1,0 +1,162 @@
+// bf16 products on AMX tiles for screen.cpp, and the packing of their operands. For files that are
+// compiled once per ISA level; empty but at level avx512 on Linux.
+//
+// Operands are rounded to nearest even, subnormals to zero, as the tiles would take them. An A tile
+// holds 16 rows of x by 32 terms; a B tile the same 32 terms of 16 units, as 16 rows of pairs of
+// terms. All tiles are contiguous kilobytes, those of one row block one after the other.
+#pragma once
+
+#include "simd.h"
+
+#if DEEPL0_X86 && DEEPL0_ISA_LEVEL == 2 && defined(__linux__)
+#define DEEPL0_HAS_AMX 1
+#else
+#define DEEPL0_HAS_AMX 0
+#endif
+
+#if DEEPL0_HAS_AMX
+namespace deepl0 {
+namespace DEEPL0_ISA {
+
+#define DEEPL0_AMX __attribute__((noinline, target("amx-tile,amx-bf16,avx512bf16")))
+
+/// Eight tiles of 16 rows by 64 bytes, for the calling thread until amx_end.
+DEEPL0_AMX static void amx_begin() {
+    struct alignas(64) {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } config = {};
+    config.palette = 1;
+    for (int t = 0; t < 8; ++t) {
+        config.bytes[t] = 64;
+        config.rows[t] = 16;
+    }
+    asm volatile("" ::"r"(&config) : "memory");  // gcc 12 does not see what the next line reads
+    _tile_loadconfig(&config);
+}
+
+DEEPL0_AMX static void amx_end() { _tile_release(); }
+
+/// u[32, 32] (rows of stride ld) = 32 rows of x times a group of 32 units, 32 steps terms.
+DEEPL0_AMX static void amx_block(const uint16_t* x, const uint16_t* w, int64_t steps, float* u,
+                                 int64_t ld) {
+    const uint16_t* const x1 = x + steps * 512;
+    asm volatile("" ::: "memory");  // nor what the tile loads read
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t k = 0; k < steps; ++k) {
+        _tile_loadd(4, x + k * 512, 64);
+        _tile_loadd(6, w + k * 1024, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, w + k * 1024 + 512, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, x1 + k * 512, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, u, ld * 4);
+    _tile_stored(1, u + 16, ld * 4);
+    _tile_stored(2, u + 16 * ld, ld * 4);
+    _tile_stored(3, u + 16 * ld + 16, ld * 4);
+}
+
+/// The 16 pairs of terms of x[0..n), n <= 32, rounded; adds to the squares of what was and of what
+/// the rounding took.
+#define DEEPL0_ROUND_TERMS(pairs, x, left, whole, error)                              \
+    do {                                                                              \
+        const int left_ = (left);                                                     \
+        const __mmask16 low_ = first(left_ < 16 ? left_ : 16);                        \
+        const __mmask16 high_ = first(left_ < 16 ? 0 : left_ < 32 ? left_ - 16 : 16); \
+        const F32 a_ = _mm512_maskz_loadu_ps(low_, (x));                              \
+        const F32 b_ = _mm512_maskz_loadu_ps(high_, (x) + 16);                        \
+        pairs = (__m512i)_mm512_cvtne2ps_pbh(b_, a_);                                 \
+        const F32 da_ = a_ - widen_bfloat16(_mm512_castsi512_si256(pairs));           \
+        const F32 db_ = b_ - widen_bfloat16(_mm512_extracti64x4_epi64(pairs, 1));     \
+        whole = fma(b_, b_, fma(a_, a_, whole));                                      \
+        error = fma(db_, db_, fma(da_, da_, error));                                  \
+    } while (0)
+
+/// 16 rows of x, those beyond `rows` zero, to A tiles; sums of squares of the rows and of their
+/// rounding errors.
+DEEPL0_AMX static void pack_rows(const float* x, int64_t ldx, int64_t rows, int64_t n,
+                                 uint16_t* tiles, float* whole, float* error) {
+    const int64_t steps = (n + 31) / 32;
+    for (int64_t r = 0; r < 16; ++r) {
+        F32 squares = zero(), lost = zero();
+        for (int64_t k = 0; k < steps; ++k) {
+            __m512i pairs = _mm512_setzero_si512();
+            if (r < rows) {
+                const int64_t left = n - 32 * k;
+                DEEPL0_ROUND_TERMS(pairs, x + r * ldx + 32 * k, int(left < 32 ? left : 32), squares,
+                                   lost);
+            }
+            _mm512_store_si512(tiles + k * 512 + r * 32, pairs);
+        }
+        if (r < rows) {
+            whole[r] = reduce_add(squares);
+            error[r] = reduce_add(lost);
+        }
+    }
+}
+
+/// In place the transpose of 16 by 16 lanes.
+DEEPL0_INLINE void transpose_lanes(__m512i (&v)[16]) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 4) {
+        const __m512i a = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+        const __m512i b = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+        const __m512i c = _mm512_unpacklo_epi32(v[i + 2], v[i + 3]);
+        const __m512i d = _mm512_unpackhi_epi32(v[i + 2], v[i + 3]);
+        t[i] = _mm512_unpacklo_epi64(a, c);
+        t[i + 1] = _mm512_unpackhi_epi64(a, c);
+        t[i + 2] = _mm512_unpacklo_epi64(b, d);
+        t[i + 3] = _mm512_unpackhi_epi64(b, d);
+    }
+    for (int i = 0; i < 4; ++i) {
+        const __m512i a = _mm512_shuffle_i32x4(t[i], t[i + 4], 0x88);
+        const __m512i b = _mm512_shuffle_i32x4(t[i], t[i + 4], 0xdd);
+        const __m512i c = _mm512_shuffle_i32x4(t[i + 8], t[i + 12], 0x88);
+        const __m512i d = _mm512_shuffle_i32x4(t[i + 8], t[i + 12], 0xdd);
+        v[i] = _mm512_shuffle_i32x4(a, c, 0x88);
+        v[i + 8] = _mm512_shuffle_i32x4(a, c, 0xdd);
+        v[i + 4] = _mm512_shuffle_i32x4(b, d, 0x88);
+        v[i + 12] = _mm512_shuffle_i32x4(b, d, 0xdd);
+    }
+}
+
+/// A group of 32 units, those beyond `units` zero, to B tiles, likewise.
+DEEPL0_AMX static void pack_units(const float* w, int64_t ldw, int64_t units, int64_t n,
+                                  uint16_t* tiles, float* whole, float* error) {
+    const int64_t steps = (n + 31) / 32;
+    for (int64_t half = 0; half < 2; ++half) {
+        F32 squares[16], lost[16];
+        for (int i = 0; i < 16; ++i) squares[i] = lost[i] = zero();
+        for (int64_t k = 0; k < steps; ++k) {
+            const int64_t left = n - 32 * k;
+            __m512i v[16];
+            for (int64_t i = 0; i < 16; ++i) {
+                v[i] = _mm512_setzero_si512();
+                if (half * 16 + i >= units) continue;
+                DEEPL0_ROUND_TERMS(v[i], w + (half * 16 + i) * ldw + 32 * k,
+                                   int(left < 32 ? left : 32), squares[i], lost[i]);
+            }
+            transpose_lanes(v);
+            for (int i = 0; i < 16; ++i)
+                _mm512_store_si512(tiles + k * 1024 + half * 512 + i * 32, v[i]);
+        }
+        for (int64_t i = 0; i < 16 && half * 16 + i < units; ++i) {
+            whole[half * 16 + i] = reduce_add(squares[i]);
+            error[half * 16 + i] = reduce_add(lost[i]);
+        }
+    }
+}
+
+#undef DEEPL0_ROUND_TERMS
+#undef DEEPL0_AMX
+
+}  // namespace DEEPL0_ISA
+}  // namespace deepl0
+#endif

@@ -1,0 +1,336 @@
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC turns a select between computed arms into a branch, and keeps the loop scalar, for the sake
+// of floating-point exceptions that nobody looks at.
+#pragma GCC optimize("no-trapping-math")
+#endif
+
+#include "thresholds.h"
+
+#include "simd.h"
+
+namespace deepl0 {
+namespace DEEPL0_ISA {
+
+// Declared in the public header for level 0 only; here so that every level has the same signatures.
+decltype(::deepl0::threshold) threshold;
+decltype(::deepl0::threshold_backward) threshold_backward;
+
+namespace {
+
+// The loops below are plain C++ that the compiler vectorises: no branches, every arm computed.
+
+// Not <cmath>: an inline function of the library must not be compiled here (see isa.h).
+DEEPL0_INLINE float magnitude(float x) { return __builtin_fabsf(x); }
+DEEPL0_INLINE double magnitude(double x) { return __builtin_fabs(x); }
+DEEPL0_INLINE float with_sign(float x, float sign) { return __builtin_copysignf(x, sign); }
+DEEPL0_INLINE double with_sign(double x, double sign) { return __builtin_copysign(x, sign); }
+
+enum class Form { hard, soft, helu };
+
+/// theta-dependent constants of a call.
+template <typename T>
+struct Ramp {
+    T one_minus_sigma, inv_sigma;
+    explicit Ramp(double sigma)
+        : one_minus_sigma(T(1.0 - sigma)), inv_sigma(sigma > 0 ? T(1.0 / sigma) : T(0)) {}
+};
+
+template <Form F, typename T>
+DEEPL0_INLINE T shrink(T u, T theta, const Ramp<T>& ramp) {
+    const T a = magnitude(u);
+    if (F == Form::soft) {
+        const T shrunk = with_sign(a - theta, u);
+        return a <= theta ? T(0) : shrunk;
+    }
+    T below = T(0);
+    if (F == Form::helu) {
+        const T lo = ramp.one_minus_sigma * theta;
+        const T slope = with_sign((a - lo) * ramp.inv_sigma, u);
+        below = a <= lo ? T(0) : slope;
+    }
+    const T kept = a < theta ? below : u;
+    return theta == theta ? kept : theta;
+}
+
+/// c of the forward form C, e of the form E (hard: none).
+template <Form C, Form E, typename T>
+DEEPL0_INLINE void coefficients(T u, T theta, const Ramp<T>& ramp, T& c, T& e) {
+    const T a = magnitude(u);
+    e = T(0);
+    if (C == Form::soft) {
+        c = a > theta ? T(1) : T(0);
+        e = a > theta ? with_sign(T(1), -u) : T(0);
+        return;
+    }
+    c = a >= theta ? T(1) : T(0);
+    if (E == Form::helu) {
+        const T lo = ramp.one_minus_sigma * theta;
+        const T slope = with_sign(ramp.one_minus_sigma * ramp.inv_sigma, -u);
+        const bool on_ramp = (a > lo) & (a < theta);
+        e = on_ramp ? slope : T(0);
+        if (C == Form::helu) c = on_ramp ? ramp.inv_sigma : c;
+    }
+}
+
+constexpr int64_t kTile = 256;
+
+/// A tile of up to kTile elements in the compute type: the storage itself, or a converted copy.
+template <typename S>
+struct TileIn {
+    float buffer[kTile];
+    const float* open(const S* p, int64_t n) {
+        int64_t i = 0;
+        for (; i + kLanes <= n; i += kLanes) store(buffer + i, load(p + i));
+        if (i < n) store_first(buffer + i, load_first(p + i, int(n - i)), int(n - i));
+        return buffer;
+    }
+};
+template <>
+struct TileIn<float> {
+    const float* open(const float* p, int64_t) { return p; }
+};
+template <>
+struct TileIn<double> {
+    const double* open(const double* p, int64_t) { return p; }
+};
+
+template <typename S>
+struct TileOut {
+    float buffer[kTile];
+    float* open(S*) { return buffer; }
+    void close(S* p, int64_t n) {
+        int64_t i = 0;
+        for (; i + kLanes <= n; i += kLanes) store(p + i, load(buffer + i));
+        if (i < n) store_first(p + i, load_first(buffer + i, int(n - i)), int(n - i));
+    }
+};
+template <>
+struct TileOut<float> {
+    float* open(float* p) { return p; }
+    void close(float*, int64_t) {}
+};
+template <>
+struct TileOut<double> {
+    double* open(double* p) { return p; }
+    void close(double*, int64_t) {}
+};
+
+template <typename S>
+struct ComputeType {
+    using type = float;
+};
+template <>
+struct ComputeType<double> {
+    using type = double;
+};
+
+template <Form F, bool PerEntry, typename S>
+void forward_rows(const S* u, int64_t u_stride, const void* theta_data, double sigma, S* out,
+                  int64_t out_stride, int64_t p, int64_t row_begin, int64_t row_end) {
+    using T = typename ComputeType<S>::type;
+    const T* theta = static_cast<const T*>(theta_data);
+    const Ramp<T> ramp(sigma);
+    TileIn<S> in;
+    TileOut<S> result;
+    for (int64_t r = row_begin; r < row_end; ++r) {
+        for (int64_t j = 0; j < p; j += kTile) {
+            const int64_t n = p - j < kTile ? p - j : kTile;
+            const T* x = in.open(u + r * u_stride + j, n);
+            T* y = result.open(out + r * out_stride + j);
+            const T* t = PerEntry ? theta + j : theta;
+            const T t0 = t[0];
+            // x and y are one array in place, otherwise apart: no element depends on another.
+#pragma GCC ivdep
+            for (int64_t i = 0; i < n; ++i) y[i] = shrink<F>(x[i], PerEntry ? t[i] : t0, ramp);
+            result.close(out + r * out_stride + j, n);
+        }
+    }
+}
+
+template <Form C, Form E, bool PerEntry, typename S>
+void backward_blocks(const S* grad_out, int64_t grad_out_stride, const S* u, int64_t u_stride,
+                     const void* theta_data, double sigma, S* grad_u, int64_t rows, int64_t p,
+                     int64_t block_begin, int64_t block_end, double* partial) {
+    using T = typename ComputeType<S>::type;
+    const T* theta = static_cast<const T*>(theta_data);
+    const Ramp<T> ramp(sigma);
+    TileIn<S> in_u, in_g;
+    TileOut<S> result;
+    for (int64_t b = block_begin; b < block_end; ++b) {
+        const int64_t first_row = b * kThresholdBlockRows;
+        const int64_t left = rows - first_row;
+        const int64_t last_row =
+            first_row + (left < kThresholdBlockRows ? left : kThresholdBlockRows);
+        double block_sum = 0;
+        for (int64_t j = 0; j < p; j += kTile) {
+            const int64_t n = p - j < kTile ? p - j : kTile;
+            const T* t = PerEntry ? theta + j : theta;
+            const T t0 = t[0];
+            T sum[kTile] = {};
+            for (int64_t r = first_row; r < last_row; ++r) {
+                const T* x = in_u.open(u + r * u_stride + j, n);
+                const T* g = in_g.open(grad_out + r * grad_out_stride + j, n);
+                T* y = result.open(grad_u + r * p + j);
+#pragma GCC ivdep
+                for (int64_t i = 0; i < n; ++i) {
+                    T c, e;
+                    coefficients<C, E>(x[i], PerEntry ? t[i] : t0, ramp, c, e);
+                    const T gi = g[i];
+                    y[i] = c * gi;
+                    sum[i] += e * gi;
+                }
+                result.close(grad_u + r * p + j, n);
+            }
+            if (PerEntry) {
+                for (int64_t i = 0; i < n; ++i) partial[b * p + j + i] = double(sum[i]);
+            } else {
+                for (int64_t i = 0; i < n; ++i) block_sum += double(sum[i]);
+            }
+        }
+        if (!PerEntry) partial[b] = block_sum;
+    }
+}
+
+template <typename S>
+void forward_any(ThresholdKind kind, const void* u, int64_t u_stride, const void* theta,
+                 bool per_entry, double sigma, void* out, int64_t out_stride, int64_t p,
+                 int64_t row_begin, int64_t row_end) {
+    const Form form = kind == ThresholdKind::soft                ? Form::soft
+                      : kind == ThresholdKind::helu && sigma > 0 ? Form::helu
+                                                                 : Form::hard;
+    using Rows = decltype(&forward_rows<Form::hard, true, S>);
+    static constexpr Rows table[3][2] = {
+        {forward_rows<Form::hard, false, S>, forward_rows<Form::hard, true, S>},
+        {forward_rows<Form::soft, false, S>, forward_rows<Form::soft, true, S>},
+        {forward_rows<Form::helu, false, S>, forward_rows<Form::helu, true, S>}};
+    table[int(form)][per_entry](static_cast<const S*>(u), u_stride, theta, sigma,
+                                static_cast<S*>(out), out_stride, p, row_begin, row_end);
+}
+
+template <typename S>
+void backward_any(ThresholdKind kind, const void* grad_out, int64_t grad_out_stride, const void* u,
+                  int64_t u_stride, const void* theta, bool per_entry, double sigma, void* grad_u,
+                  int64_t rows, int64_t p, int64_t block_begin, int64_t block_end,
+                  void* workspace) {
+    constexpr Form hard = Form::hard, soft = Form::soft, helu = Form::helu;
+    int form = 0;
+    if (kind == ThresholdKind::soft)
+        form = 1;
+    else if (sigma > 0 && (kind == ThresholdKind::helu || kind == ThresholdKind::ste))
+        form = 2;
+    else if (sigma > 0 && kind == ThresholdKind::ste_theta)
+        form = 3;
+    using Blocks = decltype(&backward_blocks<hard, hard, true, S>);
+    static constexpr Blocks table[4][2] = {
+        {backward_blocks<hard, hard, false, S>, backward_blocks<hard, hard, true, S>},
+        {backward_blocks<soft, soft, false, S>, backward_blocks<soft, soft, true, S>},
+        {backward_blocks<helu, helu, false, S>, backward_blocks<helu, helu, true, S>},
+        {backward_blocks<hard, helu, false, S>, backward_blocks<hard, helu, true, S>}};
+    table[form][per_entry](static_cast<const S*>(grad_out), grad_out_stride,
+                           static_cast<const S*>(u), u_stride, theta, sigma,
+                           static_cast<S*>(grad_u), rows, p, block_begin, block_end,
+                           static_cast<double*>(workspace));
+}
+
+}  // namespace
+
+void threshold(DType dtype, ThresholdKind kind, const void* u, int64_t u_stride, const void* theta,
+               bool theta_per_entry, double sigma, void* out, int64_t out_stride, int64_t p,
+               int64_t row_begin, int64_t row_end) {
+    const auto run = dtype == DType::f32   ? forward_any<float>
+                     : dtype == DType::f64 ? forward_any<double>
+                     : dtype == DType::f16 ? forward_any<half>
+                                           : forward_any<bfloat16>;
+    run(kind, u, u_stride, theta, theta_per_entry, sigma, out, out_stride, p, row_begin, row_end);
+}
+
+void threshold_backward(DType dtype, ThresholdKind kind, const void* grad_out,
+                        int64_t grad_out_stride, const void* u, int64_t u_stride, const void* theta,
+                        bool theta_per_entry, double sigma, void* grad_u, int64_t rows, int64_t p,
+                        int64_t block_begin, int64_t block_end, void* workspace) {
+    const auto run = dtype == DType::f32   ? backward_any<float>
+                     : dtype == DType::f64 ? backward_any<double>
+                     : dtype == DType::f16 ? backward_any<half>
+                                           : backward_any<bfloat16>;
+    run(kind, grad_out, grad_out_stride, u, u_stride, theta, theta_per_entry, sigma, grad_u, rows,
+        p, block_begin, block_end, workspace);
+}
+
+}  // namespace DEEPL0_ISA
+
+#if DEEPL0_ISA_LEVEL == 0
+
+DEEPL0_DECLARE_LEVELS(threshold)
+DEEPL0_DECLARE_LEVELS(threshold_backward)
+
+void threshold(DType dtype, ThresholdKind kind, const void* u, int64_t u_stride, const void* theta,
+               bool theta_per_entry, double sigma, void* out, int64_t out_stride, int64_t p,
+               int64_t row_begin, int64_t row_end) {
+    DEEPL0_PICK(threshold)
+    (dtype, kind, u, u_stride, theta, theta_per_entry, sigma, out, out_stride, p, row_begin,
+     row_end);
+}
+
+void threshold_backward(DType dtype, ThresholdKind kind, const void* grad_out,
+                        int64_t grad_out_stride, const void* u, int64_t u_stride, const void* theta,
+                        bool theta_per_entry, double sigma, void* grad_u, int64_t rows, int64_t p,
+                        int64_t block_begin, int64_t block_end, void* workspace) {
+    DEEPL0_PICK(threshold_backward)
+    (dtype, kind, grad_out, grad_out_stride, u, u_stride, theta, theta_per_entry, sigma, grad_u,
+     rows, p, block_begin, block_end, workspace);
+}
+
+namespace {
+
+template <typename T>
+int64_t first_bad(const T* theta, int64_t n, bool zero_allowed) {
+    for (int64_t i = 0; i < n; ++i) {
+        if (!(zero_allowed ? theta[i] >= T(0) : theta[i] > T(0))) return i;
+    }
+    return -1;
+}
+
+template <typename T>
+void reduce_partials(const double* partial, int64_t blocks, int64_t stride, T* out, int64_t begin,
+                     int64_t end) {
+    constexpr int64_t kTile = 256;
+    for (int64_t j = begin; j < end; j += kTile) {
+        const int64_t n = end - j < kTile ? end - j : kTile;
+        double sum[kTile] = {};
+        for (int64_t b = 0; b < blocks; ++b) {
+            for (int64_t i = 0; i < n; ++i) sum[i] += partial[b * stride + j + i];
+        }
+        for (int64_t i = 0; i < n; ++i) out[j + i] = T(sum[i]);
+    }
+}
+
+}  // namespace
+
+int64_t first_bad_theta(DType dtype, ThresholdKind kind, const void* theta, int64_t n) {
+    const bool zero_allowed = kind == ThresholdKind::hard || kind == ThresholdKind::soft;
+    return dtype == DType::f64 ? first_bad(static_cast<const double*>(theta), n, zero_allowed)
+                               : first_bad(static_cast<const float*>(theta), n, zero_allowed);
+}
+
+int64_t threshold_blocks(int64_t rows) {
+    return (rows + kThresholdBlockRows - 1) / kThresholdBlockRows;
+}
+
+size_t threshold_backward_workspace_bytes(int64_t rows, int64_t p, bool theta_per_entry) {
+    return size_t(threshold_blocks(rows)) * size_t(theta_per_entry ? p : 1) * sizeof(double);
+}
+
+void reduce_grad_theta(DType dtype, const void* workspace, int64_t rows, int64_t p,
+                       bool theta_per_entry, void* grad_theta, int64_t begin, int64_t end) {
+    const double* partial = static_cast<const double*>(workspace);
+    const int64_t blocks = threshold_blocks(rows), stride = theta_per_entry ? p : 1;
+    if (dtype == DType::f64) {
+        reduce_partials(partial, blocks, stride, static_cast<double*>(grad_theta), begin, end);
+    } else {
+        reduce_partials(partial, blocks, stride, static_cast<float*>(grad_theta), begin, end);
+    }
+}
+
+#endif
+
+}  // namespace deepl0

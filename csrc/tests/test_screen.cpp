@@ -1,0 +1,300 @@
+#include <algorithm>
+#include <cfloat>
+#include <cstdlib>
+#include <memory>
+#include <numeric>
+
+#include "check.h"
+#include "screen.h"
+
+using namespace deepl0;
+
+namespace {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+/// The dot product that defines u, one operation at a time.
+float dot(const float* x, const float* w, int64_t n, bool fused) {
+    float lane[16] = {};
+    for (int64_t k = 0; k < n; ++k) {
+        float& a = lane[k % 16];
+        if (fused) {
+            a = std::fma(x[k], w[k], a);
+        } else {
+            const volatile float product = x[k] * w[k];
+            a = product + a;
+        }
+    }
+    for (int half = 8; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+    return lane[0];
+}
+
+uint32_t key(float v) { return std::isnan(v) ? 0x7f800001u : bit_cast<uint32_t>(v) & 0x7fffffffu; }
+
+float round_bf16(float v) { return to_float(to_bfloat16(v)); }
+
+struct Block {
+    explicit Block(int64_t bytes)
+        : at(std::aligned_alloc(64, size_t(bytes + 63) / 64 * 64), std::free) {
+        memset(at.get(), 0xa5, size_t(bytes));
+    }
+    void* get() const { return at.get(); }
+    std::unique_ptr<void, decltype(&std::free)> at;
+};
+
+struct Data {
+    int64_t rows, n, p, m, ldx, ldw;
+    std::vector<float> x, w;
+
+    Data(int64_t rows, int64_t n, int64_t p, int64_t m, int64_t pad = 0)
+        : rows(rows), n(n), p(p), m(m), ldx(n + pad), ldw(n + 2 * pad) {
+        x.assign(size_t(rows * ldx), NAN);
+        w.assign(size_t(p * ldw), NAN);
+    }
+    float& X(int64_t r, int64_t k) { return x[size_t(r * ldx + k)]; }
+    float& W(int64_t i, int64_t k) { return w[size_t(i * ldw + k)]; }
+};
+
+const char* const kKinds[] = {"float32", "bfloat16"};
+
+struct Result {
+    std::vector<float> values;
+    std::vector<int64_t> indices;
+    ScreenCounts counts;
+};
+
+struct Setup {
+    Block packed;
+    Result out;
+    ScreenProblem q;
+
+    Setup(const Data& d, ScreenKind kind, float scale)
+        : packed(screen_packed_bytes(kind, d.p, d.n)) {
+        out.values.assign(size_t(d.rows * d.m), -1.0f);
+        out.indices.assign(size_t(d.rows * d.m), -1);
+        q = {kind,
+             d.x.data(),
+             d.ldx,
+             d.w.data(),
+             d.ldw,
+             d.n,
+             d.p,
+             d.m,
+             packed.get(),
+             out.values.data(),
+             out.indices.data(),
+             scale};
+        const int64_t half = d.p / 2 / kScreenGroup * kScreenGroup;
+        screen_pack(q.kind, q.w, q.ldw, q.p, q.n, half, q.p, packed.get());
+        screen_pack(q.kind, q.w, q.ldw, q.p, q.n, 0, half, packed.get());
+    }
+    void run(int64_t begin, int64_t end) {
+        const Block workspace(screen_workspace_bytes(q.kind, end - begin, q.p, q.n, q.m));
+        screen_top_m(q, begin, end, workspace.get(), &out.counts);
+    }
+};
+
+Result screen(const Data& d, ScreenKind kind, int64_t split, float scale = 1.0f) {
+    Setup s(d, kind, scale);
+    s.run(0, split);
+    s.run(split, d.rows);
+    return s.out;
+}
+
+Result oracle(const Data& d, bool fused) {
+    Result r;
+    std::vector<float> u(static_cast<size_t>(d.p));
+    std::vector<int64_t> order(static_cast<size_t>(d.p));
+    for (int64_t row = 0; row < d.rows; ++row) {
+        for (int64_t i = 0; i < d.p; ++i)
+            u[size_t(i)] = dot(&d.x[size_t(row * d.ldx)], &d.w[size_t(i * d.ldw)], d.n, fused);
+        std::iota(order.begin(), order.end(), 0);
+        std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+            return key(u[size_t(a)]) > key(u[size_t(b)]);
+        });
+        std::sort(order.begin(), order.begin() + d.m);
+        for (int64_t j = 0; j < d.m; ++j) {
+            r.indices.push_back(order[size_t(j)]);
+            r.values.push_back(u[size_t(order[size_t(j)])]);
+        }
+    }
+    return r;
+}
+
+/// Every value bit for bit; of NaNs only that they are.
+bool equal(const Result& a, const Result& b) {
+    if (a.indices != b.indices) return false;
+    for (size_t j = 0; j < a.values.size(); ++j) {
+        const bool nan = std::isnan(a.values[j]) && std::isnan(b.values[j]);
+        if (!nan && bit_cast<uint32_t>(a.values[j]) != bit_cast<uint32_t>(b.values[j]))
+            return false;
+    }
+    return true;
+}
+
+constexpr int kData = 16;
+
+void fill(Data& d, int what, std::mt19937_64& rng) {
+    std::normal_distribution<float> normal;
+    const auto pick = [&](int64_t n) { return int64_t(rng() % uint64_t(n)); };
+    float sx = 1, sw = 1, mean = 0;
+    if (what == 1) sx = 1e-19f, sw = 1e-19f;  // products subnormal
+    if (what == 2) sx = 1e18f, sw = 1e17f;
+    if (what == 3) sx = 1e30f, sw = 1e-30f;  // rows too large to screen
+    if (what == 4) sx = 1e-41f;              // subnormal rows
+    if (what == 5) mean = 5;
+    for (int64_t r = 0; r < d.rows; ++r)
+        for (int64_t k = 0; k < d.n; ++k) d.X(r, k) = sx * (normal(rng) + mean);
+    for (int64_t i = 0; i < d.p; ++i)
+        for (int64_t k = 0; k < d.n; ++k) d.W(i, k) = sw * (normal(rng) + mean);
+    for (int64_t i = 0; i < d.p && what == 6; ++i)  // near-duplicate units
+        for (int64_t k = 0; k < d.n && i % 8; ++k)
+            d.W(i, k) = d.W(i / 8 * 8, k) * (1 + 1e-4f * normal(rng));
+    for (int64_t i = 0; i < d.p && what == 7; ++i)  // equal units: ties
+        for (int64_t k = 0; k < d.n; ++k) d.W(i, k) = d.W(i % 3, k);
+    if (what == 8) {  // one value
+        std::fill(d.x.begin(), d.x.end(), 0.3f);
+        std::fill(d.w.begin(), d.w.end(), -0.7f);
+    }
+    for (int64_t r = 0; r < d.rows && what == 9; r += 2)  // zero rows
+        for (int64_t k = 0; k < d.n; ++k) d.X(r, k) = r % 4 ? 0.0f : -0.0f;
+    for (int64_t r = 0; r < d.rows && what == 10; ++r)  // rows not finite
+        if (r % 3) d.X(r, pick(d.n)) = r % 3 == 1 ? NAN : kInf;
+    for (int j = 0; j < 5 && what == 11; ++j)  // some units not finite or huge
+        d.W(pick(d.p), pick(d.n)) = j < 2 ? NAN : j < 4 ? kInf : 3.3e38f;
+    for (int64_t i = 0; i < d.p && what == 12; ++i)  // most units not finite
+        if (i % 4) d.W(i, pick(d.n)) = -kInf;
+    for (int64_t i = 0; i < d.p && what == 13; ++i)  // norms of every size
+        for (int64_t k = 0; k < d.n; ++k) d.W(i, k) = std::ldexp(d.W(i, k), int(i * 7 % 41) - 20);
+    if (what == 14) {  // exact in bf16
+        for (float& v : d.x) v = round_bf16(v);
+        for (float& v : d.w) v = float(int(v * 2));
+    }
+    for (int64_t i = 0; i < d.p && what == 15; ++i)  // ascending: every tile beats the one before
+        for (int64_t k = 0; k < d.n; ++k) d.W(i, k) *= 1 + float(i) / 64;
+}
+
+/// bf16 orders these units the wrong way round: m of them round down, `rivals` of them up; the rest
+/// is small.
+Data inverted(int64_t p, int64_t m, int64_t rivals) {
+    Data d(3, 256, p, m);
+    constexpr float kStep = 0x1p-7f;
+    for (int64_t i = 0; i < p; ++i) {
+        const bool large = i % (p / m) == 1, rival = i % (p / rivals) == 0;
+        const float w = large ? 1 + kStep * 0.49f : rival ? 1 + kStep * 0.51f : 0.5f;
+        for (int64_t k = 0; k < d.n; ++k) d.W(i, k) = w;
+        if (large) d.W(i, 0) = 2;
+    }
+    std::fill(d.x.begin(), d.x.end(), 1.0f);
+    return d;
+}
+
+std::vector<ScreenKind> kinds() {
+    if (screen_has_bfloat16()) return {ScreenKind::float32, ScreenKind::bfloat16};
+    return {ScreenKind::float32};
+}
+
+void test_supports(const char* isa, bool fused) {
+    std::mt19937_64 rng(7);
+    const int64_t shapes[][5] = {// rows, n, p, m, padding
+                                 {1, 1, 1, 1, 0},      {3, 17, 40, 7, 3},     {37, 33, 100, 100, 1},
+                                 {2, 5, 33, 0, 0},     {33, 24, 1500, 10, 0}, {5, 30, 2600, 32, 5},
+                                 {70, 16, 1100, 3, 0}, {4, 40, 2100, 300, 0}};
+    for (const auto& s : shapes) {
+        for (int what = 0; what < kData; ++what) {
+            Data d(s[0], s[1], s[2], s[3], s[4]);
+            fill(d, what, rng);
+            const Result want = oracle(d, fused);
+            for (ScreenKind kind : kinds()) {
+                const Result got = screen(d, kind, d.rows / 3);
+                CHECK(equal(got, want), "%s, %s, data %d, rows %d n %d p %d m %d", isa,
+                      kKinds[int(kind)], what, int(s[0]), int(s[1]), int(s[2]), int(s[3]));
+                if (what == 0 && d.p >= 4 * d.m && d.m)
+                    CHECK(got.counts.full_rows == 0, "%s: random data must be screened", isa);
+                if (what == 10 && d.m)
+                    CHECK(got.counts.full_rows >= (d.rows * 2 - 2) / 3, "%s: rows not finite", isa);
+            }
+        }
+    }
+    Data d(5, 33, 150, 4);
+    fill(d, 0, rng);
+    Setup unpacked(d, ScreenKind::float32, 1.0f);
+    unpacked.q.packed = nullptr;
+    unpacked.run(0, d.rows);
+    CHECK(equal(unpacked.out, oracle(d, fused)), "%s: not packed", isa);
+    for (const int64_t rivals : {80, 1280}) {  // 1280: more than a row has room for
+        const Data data = inverted(1280, 5, rivals);
+        for (ScreenKind kind : kinds()) {
+            const Result got = screen(data, kind, 1);
+            CHECK(equal(got, oracle(data, fused)), "%s, %s, inverted", isa, kKinds[int(kind)]);
+            if (kind == ScreenKind::bfloat16)
+                CHECK(got.counts.full_rows == (rivals == 80 ? 0 : data.rows), "%s: %d full rows",
+                      isa, int(got.counts.full_rows));
+        }
+    }
+}
+
+/// |u - approximation| <= bound, for the exact u and for its float32 value; how near it comes.
+double worst_of_bound(const char* isa, const Data& d, bool fused, ScreenKind kind, int what) {
+    Setup s(d, kind, 1.0f);
+    const Block workspace(screen_workspace_bytes(s.q.kind, d.rows, d.p, d.n, d.m));
+    std::vector<float> u(size_t(d.rows * d.p)), e(u.size());
+    screen_bounds(s.q, 0, d.rows, workspace.get(), u.data(), e.data());
+    double worst = 0;
+    int64_t beyond = 0;
+    for (int64_t r = 0; r < d.rows; ++r) {
+        for (int64_t i = 0; i < d.p; ++i) {
+            const float *x = &d.x[size_t(r * d.ldx)], *w = &d.w[size_t(i * d.ldw)];
+            const size_t at = size_t(r * d.p + i);
+            if (e[at] == kInf) continue;
+            double exact = 0;
+            for (int64_t k = 0; k < d.n; ++k) exact += double(x[k]) * double(w[k]);
+            const double off = std::max(std::fabs(exact - double(u[at])),
+                                        std::fabs(double(dot(x, w, d.n, fused)) - double(u[at])));
+            beyond += !(off <= double(e[at]));
+            worst = std::max(worst, off / double(e[at]));
+        }
+    }
+    CHECK(beyond == 0, "%s, %s, data %d: %d entries beyond the bound, by %g", isa,
+          kKinds[int(kind)], what, int(beyond), worst);
+    return worst;
+}
+
+void test_bound(const char* isa, bool fused, ScreenKind kind) {
+    std::mt19937_64 rng(11);
+    for (int64_t n : {1, 31, 256, 1000}) {
+        for (int what = 0; what < kData; ++what) {
+            Data d(6, n, 64, 4);
+            fill(d, what, rng);
+            worst_of_bound(isa, d, fused, kind, what);
+            // all roundings the same way, as far as they go
+            for (float& v : d.x) v = std::copysign(1 + 0x1.fep-9f, v);
+            for (float& v : d.w) v = 1 + 0x1.fep-9f;
+            if (what == 0)
+                for (int64_t k = 0; k < n; ++k) d.X(0, k) = d.W(0, k);
+            const double worst = worst_of_bound(isa, d, fused, kind, 100 + what);
+            if (what == 0 && kind == ScreenKind::bfloat16)
+                CHECK(worst > 0.8, "%s, n %d: the bound is far from sharp: %g", isa, int(n), worst);
+        }
+    }
+    worst_of_bound(isa, inverted(1280, 5, 80), fused, kind, 200);
+}
+
+}  // namespace
+
+int main() {
+    for_each_isa([](const char* isa) {
+        const bool fused = std::string(isa) != "scalar";
+        test_supports(isa, fused);
+        for (ScreenKind kind : kinds()) test_bound(isa, fused, kind);
+        // A bound ten times too small does harm, and these tests would see it.
+        if (screen_has_bfloat16()) {
+            const Data d = inverted(1280, 5, 80);
+            CHECK(!equal(screen(d, ScreenKind::bfloat16, 1, 0.1f), oracle(d, fused)),
+                  "mutation not caught");
+        }
+    });
+    if (!screen_has_bfloat16()) std::printf("bfloat16 screening is not tested: no AMX\n");
+    return report("screen");
+}

@@ -1,0 +1,77 @@
+// Row ranges of one call from several threads: no data race, and the bytes of a single thread.
+#include <thread>
+
+#include "check.h"
+#include "thresholds.h"
+#include "top_m.h"
+
+using namespace deepl0;
+
+namespace {
+
+constexpr int64_t kRows = 101, kP = 203, kM = 17, kBytes = (kP + 7) / 8;
+constexpr double kSigma = 0.2;
+
+struct Results {
+    std::vector<float> values = std::vector<float>(kRows * kM);
+    std::vector<int64_t> indices = std::vector<int64_t>(kRows * kM);
+    std::vector<float> kept = std::vector<float>(kRows * kP), masked = kept, dense = kept;
+    std::vector<float> shrunk = kept, grad_u = kept, grad_theta = std::vector<float>(kP);
+    std::vector<uint8_t> mask = std::vector<uint8_t>(kRows * kBytes);
+    std::vector<double> partial =
+        std::vector<double>(threshold_backward_workspace_bytes(kRows, kP, true) / 8);
+
+    bool operator==(const Results& o) const {
+        return values == o.values && indices == o.indices && kept == o.kept && masked == o.masked &&
+               dense == o.dense && shrunk == o.shrunk && grad_u == o.grad_u &&
+               grad_theta == o.grad_theta && mask == o.mask;
+    }
+};
+
+template <typename F>
+void split(int threads, int64_t n, F run) {
+    std::vector<std::thread> pool;
+    for (int t = 0; t < threads; ++t) {
+        pool.emplace_back([=] { run(n * t / threads, n * (t + 1) / threads); });
+    }
+    for (auto& t : pool) t.join();
+}
+
+Results run(const std::vector<float>& u, const std::vector<float>& theta, int threads) {
+    Results x;
+    split(threads, kRows, [&](int64_t b, int64_t e) {
+        std::vector<char> ws(top_m_workspace_bytes(DType::f32, kP, kM));
+        std::vector<char> seen(unpool_workspace_bytes(kP));
+        top_m(DType::f32, u.data(), kP, kP, kM, x.values.data(), x.indices.data(), b, e, ws.data());
+        keep_top_m(DType::f32, u.data(), kP, kP, kM, x.kept.data(), kP, x.mask.data(), b, e,
+                   ws.data());
+        apply_mask(DType::f32, u.data(), kP, x.mask.data(), kP, x.masked.data(), kP, b, e);
+        unpool(DType::f32, x.values.data(), x.indices.data(), kM, kP, x.dense.data(), b, e,
+               seen.data());
+        threshold(DType::f32, ThresholdKind::helu, u.data(), kP, theta.data(), true, kSigma,
+                  x.shrunk.data(), kP, kP, b, e);
+    });
+    split(threads, threshold_blocks(kRows), [&](int64_t b, int64_t e) {
+        threshold_backward(DType::f32, ThresholdKind::helu, u.data(), kP, u.data(), kP,
+                           theta.data(), true, kSigma, x.grad_u.data(), kRows, kP, b, e,
+                           x.partial.data());
+    });
+    split(threads, kP, [&](int64_t b, int64_t e) {
+        reduce_grad_theta(DType::f32, x.partial.data(), kRows, kP, true, x.grad_theta.data(), b, e);
+    });
+    return x;
+}
+
+}  // namespace
+
+int main() {
+    std::mt19937_64 rng(5);
+    std::vector<float> u(kRows * kP), theta(kP);
+    for (float& x : u) x = float(draw(rng, 1, 0, 0));
+    for (float& t : theta) t = 0.5f + float(rng() % 8) / 8;
+    for_each_isa([&](const char* isa) {
+        const Results one = run(u, theta, 1);
+        for (int threads : {2, 3, 7}) CHECK(run(u, theta, threads) == one, "%s %d", isa, threads);
+    });
+    return report("test_threads");
+}

@@ -1,0 +1,115 @@
+// What the bindings of the operators share: checks, views of tensors as rows, allocation.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "core/dtype.h"
+#include "core/thresholds.h"
+
+namespace deepl0::torch_ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline DType dtype_of(const Tensor& t, const char* name) {
+    switch (t.scalar_type()) {
+        case ScalarType::Float:
+            return DType::f32;
+        case ScalarType::Double:
+            return DType::f64;
+        case ScalarType::Half:
+            return DType::f16;
+        case ScalarType::BFloat16:
+            return DType::bf16;
+        default:
+            STD_TORCH_CHECK(false, name, " must be float32, float64, float16 or bfloat16");
+    }
+}
+
+inline ScalarType accumulation_type(const Tensor& t) {
+    return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline std::vector<int64_t> shape_of(const Tensor& t) {
+    const auto sizes = t.sizes();
+    return {sizes.begin(), sizes.end()};
+}
+
+inline std::vector<int64_t> with_last(const Tensor& t, int64_t last) {
+    auto shape = shape_of(t);
+    shape.back() = last;
+    return shape;
+}
+
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
+    return torch::stable::new_empty(like, shape, type);
+}
+
+// A tensor [..., cols] seen as rows with one stride. Copies only when its strides do not allow
+// that.
+struct Rows {
+    Tensor tensor;  // keeps the memory alive
+    int64_t rows, cols, stride;
+    const void* data;
+
+    explicit Rows(const Tensor& t);
+};
+
+// Uninitialised memory of one task.
+class Workspace {
+  public:
+    explicit Workspace(size_t bytes) : bytes_(new std::byte[bytes]) {}
+    void* get() { return bytes_.get(); }
+
+  private:
+    std::unique_ptr<std::byte[]> bytes_;
+};
+
+// Kind of threshold by name, and theta's values checked for it.
+ThresholdKind threshold_kind(const std::string& name);
+void check_theta(const char* op, ThresholdKind kind, const Tensor& theta);
+
+// Rows per task that make a task worth a thread: about 16k elements.
+inline int64_t grain_rows(int64_t cols) {
+    return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, cols));
+}
+
+// The operators, in the order of deepl0_kernels/ops. Their schemas are defined there.
+Tensor threshold(Tensor u, Tensor theta, double sigma, std::string kind);
+std::tuple<Tensor, Tensor> threshold_backward(Tensor grad, Tensor u, Tensor theta, double sigma,
+                                              std::string kind);
+std::tuple<Tensor, Tensor> top_m(Tensor u, int64_t m);
+Tensor unpool(Tensor values, Tensor indices, int64_t size);
+std::tuple<Tensor, Tensor> keep_top_m(Tensor u, int64_t m);
+Tensor apply_mask(Tensor u, Tensor mask);
+std::tuple<Tensor, Tensor> threshold_stage(Tensor x, Tensor W, Tensor z, Tensor S, Tensor theta,
+                                           double sigma, bool save);
+std::tuple<Tensor, Tensor> top_m_stage(Tensor x, Tensor W, Tensor z, Tensor S, int64_t m);
+std::tuple<Tensor, Tensor> encode_l0(Tensor x, Tensor W, std::optional<Tensor> S, Tensor theta,
+                                     int64_t num_stages, double sigma, std::string kind, bool save);
+std::tuple<Tensor, Tensor, Tensor, Tensor> encode_l0_backward(Tensor grad_z, Tensor saved, Tensor x,
+                                                              Tensor W, std::optional<Tensor> S,
+                                                              Tensor theta, double sigma,
+                                                              std::string kind, bool need_x);
+std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m(Tensor x, Tensor W, std::optional<Tensor> S,
+                                                        int64_t m, int64_t num_stages, bool save);
+std::tuple<Tensor, Tensor, Tensor> encode_top_m_backward(Tensor grad_values, Tensor indices,
+                                                         Tensor saved_values, Tensor saved_indices,
+                                                         Tensor x, Tensor W,
+                                                         std::optional<Tensor> S, bool need_x);
+Tensor decode(Tensor values, Tensor indices, Tensor D);
+std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor D);
+
+}  // namespace deepl0::torch_ops

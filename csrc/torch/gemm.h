@@ -1,0 +1,65 @@
+// torch's matrix product on raw pointers, through the C shim of the stable ABI.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+namespace deepl0::torch_ops {
+
+/// A matrix in memory that somebody else owns; strides in elements.
+template <class T>
+struct Matrix {
+    T* data;
+    int64_t rows, cols, row_stride, col_stride;
+
+    Matrix transposed() const { return {data, cols, rows, col_stride, row_stride}; }
+    /// Rows [begin, end).
+    Matrix range(int64_t begin, int64_t end) const {
+        return {data + begin * row_stride, end - begin, cols, row_stride, col_stride};
+    }
+};
+
+template <class T>
+Matrix<T> row_major(T* data, int64_t rows, int64_t cols) {
+    return {data, rows, cols, cols, 1};
+}
+
+namespace detail {
+template <class T>
+torch::stable::Tensor wrap(Matrix<T> m) {
+    using Element = std::remove_const_t<T>;
+    constexpr auto dtype = std::is_same_v<Element, double> ? torch::headeronly::ScalarType::Double
+                                                           : torch::headeronly::ScalarType::Float;
+    const int64_t sizes[] = {m.rows, m.cols}, strides[] = {m.row_stride, m.col_stride};
+    static const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+    return torch::stable::from_blob(const_cast<Element*>(m.data), {sizes, 2}, {strides, 2}, cpu,
+                                    dtype);
+}
+}  // namespace detail
+
+/// out = a b. Multithreaded on its own, single-threaded inside a parallel region; 1 us per call on
+/// top of the BLAS. Below autograd and autocast, whatever thread calls it.
+template <class T>
+void mm(Matrix<T> out, Matrix<const T> a, Matrix<const T> b) {
+    const auto o = detail::wrap(out), x = detail::wrap(a), y = detail::wrap(b);
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(o.get(), x.get(), y.get()));
+}
+
+/// out = base + a b; base may be out.
+template <class T>
+void addmm(Matrix<T> out, Matrix<const T> base, Matrix<const T> a, Matrix<const T> b) {
+    const auto o = detail::wrap(out), c = detail::wrap(base);
+    const auto x = detail::wrap(a), y = detail::wrap(b);
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_cpu_addmm_out(o.get(), c.get(), x.get(), y.get(), 1.0, 1.0));
+}
+
+/// out += a b.
+template <class T>
+void add_mm(Matrix<T> out, Matrix<const T> a, Matrix<const T> b) {
+    addmm<T>(out, {out.data, out.rows, out.cols, out.row_stride, out.col_stride}, a, b);
+}
+
+}  // namespace deepl0::torch_ops

@@ -1,0 +1,96 @@
+// One stage: the products of a panel of rows into its output, then threshold or selection in place
+// while the panel is in cache. 2 B p (n + p) flops, no workspace beyond the output.
+#include <tuple>
+
+#include "core/thresholds.h"
+#include "core/top_m.h"
+#include "torch/panels.h"
+
+namespace deepl0::torch_ops {
+namespace {
+
+/// u = x W' + z S' for panels of rows, each followed by finish(first, rows).
+template <class T, class F>
+void each_panel(Tensor x, Tensor w, Tensor z, Tensor s, T* u, const F& finish) {
+    const Matrix<const T> xm = matrix<T>(x), zm = matrix<T>(z);
+    const Matrix<const T> wt = matrix<T>(w).transposed(), st = matrix<T>(s).transposed();
+    const int64_t batch = xm.rows, p = wt.cols;
+    torch::stable::parallel_for(0, batch, 32, [&](int64_t begin, int64_t end) {
+        const int64_t most = panel_rows(p, sizeof(T), 256);
+        for (int64_t b = begin; b < end; b += most) {
+            const int64_t rows = std::min(most, end - b);
+            const Matrix<T> panel = row_major(u + b * p, rows, p);
+            mm<T>(panel, xm.range(b, b + rows), wt);
+            addmm<T>(panel, row_major<const T>(panel.data, rows, p), zm.range(b, b + rows), st);
+            finish(b, rows);
+        }
+    });
+}
+
+void check_stage(const Tensor& x, const Tensor& w, const Tensor& z, const Tensor& s,
+                 const char* op) {
+    check_encoder(x, w, s, 2, op);
+    STD_TORCH_CHECK(s.dim() == 2 && z.dim() == 2 && z.size(0) == x.size(0) &&
+                        z.size(1) == w.size(0) && z.scalar_type() == x.scalar_type(),
+                    op, ": z must be [B, p] in the dtype of x, S [p, p]");
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> threshold_stage(Tensor x, Tensor W, Tensor z, Tensor S, Tensor theta,
+                                           double sigma, bool save) {
+    check_stage(x, W, z, S, "threshold_stage");
+    const ScalarType given = x.scalar_type(), type = accumulation_type(x);
+    const int64_t batch = x.size(0), p = W.size(0);
+    STD_TORCH_CHECK(theta.scalar_type() == type &&
+                        (theta.dim() == 0 || (theta.dim() == 1 && theta.size(0) == p)),
+                    "threshold_stage: theta must be [] or [p] in the accumulation dtype");
+    theta = torch::stable::contiguous(theta);
+    check_theta("threshold_stage", ThresholdKind::helu, theta);
+    Tensor out = empty(x, {batch, p}, type);
+    Tensor saved = empty(x, {save ? batch : 0, p}, type);
+    const DType dtype = dtype_of(out, "x");
+    const Tensor& u = save ? saved : out;
+    void* out_data = out.mutable_data_ptr();
+    const auto run = [&](auto* data) {
+        using T = std::remove_pointer_t<decltype(data)>;
+        each_panel<T>(cast(x, type), cast(W, type), cast(z, type), cast(S, type), data,
+                      [&](int64_t first, int64_t rows) {
+                          deepl0::threshold(dtype, ThresholdKind::helu, data, p,
+                                            theta.const_data_ptr(), theta.dim() == 1, sigma,
+                                            out_data, p, p, first, first + rows);
+                      });
+    };
+    if (type == ScalarType::Double)
+        run(static_cast<double*>(u.mutable_data_ptr()));
+    else
+        run(static_cast<float*>(u.mutable_data_ptr()));
+    return {cast(out, given), saved};
+}
+
+std::tuple<Tensor, Tensor> top_m_stage(Tensor x, Tensor W, Tensor z, Tensor S, int64_t m) {
+    check_stage(x, W, z, S, "top_m_stage");
+    const ScalarType given = x.scalar_type(), type = accumulation_type(x);
+    const int64_t batch = x.size(0), p = W.size(0);
+    STD_TORCH_CHECK(m >= 0 && m <= p, "top_m_stage: m must be in [0, ", p, "], got ", m);
+    Tensor out = empty(x, {batch, p}, type);
+    Tensor mask = empty(x, {batch, (p + 7) / 8}, ScalarType::Byte);
+    const DType dtype = dtype_of(out, "x");
+    auto* bits = static_cast<uint8_t*>(mask.mutable_data_ptr());
+    const auto run = [&](auto* data) {
+        using T = std::remove_pointer_t<decltype(data)>;
+        each_panel<T>(cast(x, type), cast(W, type), cast(z, type), cast(S, type), data,
+                      [&](int64_t first, int64_t rows) {
+                          const Buffer<char> workspace(int64_t(top_m_workspace_bytes(dtype, p, m)));
+                          deepl0::keep_top_m(dtype, data, p, p, m, data, p, bits, first,
+                                             first + rows, workspace.get());
+                      });
+    };
+    if (type == ScalarType::Double)
+        run(static_cast<double*>(out.mutable_data_ptr()));
+    else
+        run(static_cast<float*>(out.mutable_data_ptr()));
+    return {cast(out, given), mask};
+}
+
+}  // namespace deepl0::torch_ops

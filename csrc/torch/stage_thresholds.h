@@ -1,0 +1,85 @@
+// The thresholds of the stages of an l0 encoder.
+#pragma once
+
+#include <algorithm>
+#include <string>
+
+#include "core/thresholds.h"
+#include "torch/bindings.h"
+
+namespace deepl0::torch_ops {
+
+/// theta [], [p] or [stages, p], checked, and what goes with it.
+class StageThresholds {
+  public:
+    StageThresholds(const char* op, const Tensor& given, int64_t stages, int64_t p, ScalarType type,
+                    double sigma, const std::string& kind)
+        : theta_(torch::stable::contiguous(given)),
+          kind_(threshold_kind(kind)),
+          dtype_(type == ScalarType::Double ? DType::f64 : DType::f32),
+          sigma_(sigma) {
+        const int64_t d = theta_.dim();
+        STD_TORCH_CHECK(theta_.scalar_type() == type &&
+                            (d == 0 || (d == 1 && theta_.size(0) == p) ||
+                             (d == 2 && theta_.size(0) == stages && theta_.size(1) == p)),
+                        op, ": theta must be [], [p] or [K, p], in the accumulation dtype");
+        check_theta(op, kind_, theta_);
+        per_entry_ = d > 0;
+        stage_bytes_ = d == 2 ? p * int64_t(theta_.element_size()) : 0;
+        data_ = static_cast<const char*>(theta_.const_data_ptr());
+    }
+
+    bool per_entry() const { return per_entry_; }
+    bool per_stage() const { return stage_bytes_ > 0; }
+    DType dtype() const { return dtype_; }
+
+    /// out = h(u) of stage k for contiguous rows.
+    template <class T>
+    void apply(int64_t k, const T* u, int64_t rows, int64_t p, T* out) const {
+        deepl0::threshold(dtype_, kind_, u, p, data_ + k * stage_bytes_, per_entry_, sigma_, out, p,
+                          p, 0, rows);
+    }
+
+    /// out is not 0 wherever the derivative in u or theta may be, given that no theta is 0.
+    template <class T>
+    void support(int64_t k, const T* u, int64_t rows, int64_t p, T* out) const {
+        const bool ramp = kind_ != ThresholdKind::hard && kind_ != ThresholdKind::soft;
+        deepl0::threshold(dtype_, ramp ? ThresholdKind::helu : kind_, u, p,
+                          data_ + k * stage_bytes_, per_entry_, sigma_, out, p, p, 0, rows);
+    }
+    /// Whether the support of the derivative is that of the threshold itself.
+    bool same_support() const {
+        return kind_ == ThresholdKind::hard || kind_ == ThresholdKind::soft ||
+               kind_ == ThresholdKind::helu || sigma_ == 0;
+    }
+    /// Whether some theta is 0: then an entry that is 0 may carry a gradient.
+    bool has_zero() const {
+        const int64_t n = theta_.numel();
+        if (dtype_ == DType::f64)
+            return std::count(reinterpret_cast<const double*>(data_),
+                              reinterpret_cast<const double*>(data_) + n, 0.0) > 0;
+        return std::count(reinterpret_cast<const float*>(data_),
+                          reinterpret_cast<const float*>(data_) + n, 0.0f) > 0;
+    }
+
+    /// grad_u = c grad for contiguous rows in blocks of kThresholdBlockRows, block_begin to
+    /// block_end, and the partial sums of e grad to partials; see threshold_backward.
+    template <class T>
+    void backward(int64_t k, const T* grad, const T* u, T* grad_u, int64_t rows, int64_t p,
+                  int64_t block_begin, int64_t block_end, double* partials) const {
+        deepl0::threshold_backward(dtype_, kind_, grad, p, u, p, data_ + k * stage_bytes_,
+                                   per_entry_, sigma_, grad_u, rows, p, block_begin, block_end,
+                                   partials);
+    }
+
+  private:
+    Tensor theta_;
+    ThresholdKind kind_;
+    DType dtype_;
+    double sigma_;
+    bool per_entry_ = false;
+    int64_t stage_bytes_ = 0;
+    const char* data_;
+};
+
+}  // namespace deepl0::torch_ops

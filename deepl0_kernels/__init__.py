@@ -1,0 +1,64 @@
+"""Fused operators for deep l0 encoders: exact l0-sparse codes in PyTorch.
+
+>>> import torch, deepl0_kernels as dk
+>>> values, indices = dk.top_m(torch.tensor([3.0, -5.0, 1.0, 4.0]), 2)
+>>> values, indices
+(tensor([-5.,  4.]), tensor([1, 3]))
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+import torch  # noqa: F401 - its libraries must be loaded before the extension's
+
+from ._C import build_info
+from .backends import backends, last_call, use_backend
+from .ops import (
+    SparseCode,
+    decode,
+    encode_l0,
+    encode_top_m,
+    hard_threshold,
+    helu,
+    keep_top_m,
+    soft_threshold,
+    threshold_stage,
+    top_m,
+    top_m_stage,
+    unpool,
+)
+from .version import __version__
+
+if TYPE_CHECKING:
+    from . import nn, solvers
+
+__all__ = [
+    "SparseCode",
+    "__version__",
+    "backends",
+    "build_info",
+    "decode",
+    "encode_l0",
+    "encode_top_m",
+    "hard_threshold",
+    "helu",
+    "keep_top_m",
+    "last_call",
+    "nn",
+    "soft_threshold",
+    "solvers",
+    "threshold_stage",
+    "top_m",
+    "top_m_stage",
+    "unpool",
+    "use_backend",
+]
+
+
+def __getattr__(name: str):
+    # nn and solvers load on first use, which keeps the import short.
+    if name in ("nn", "solvers"):
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,224 @@
+"""Digits: the subset that ships with the package, the whole of MNIST, and their preprocessing.
+
+``DEEPL0_DATA`` names the folder that :func:`mnist` reads. NumPy is needed here and nowhere below.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._optional import require
+from .ops import checks
+
+EMBEDDED = Path(__file__).parent / "data" / "mnist_subset.npz"
+
+WHERE = (
+    "MNIST (Y. LeCun, C. Cortes, C. J. C. Burges) is distributed as four idx files from LeCun's "
+    "page, as mnist.npz by Keras, and as mnist_784 by OpenML"
+)
+# How often each digit occurs; a file that disagrees is not MNIST, or is damaged.
+_TRAIN_COUNTS = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
+_TEST_COUNTS = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
+_IDX = {
+    "x": "train-images-idx3-ubyte",
+    "y": "train-labels-idx1-ubyte",
+    "x_test": "t10k-images-idx3-ubyte",
+    "y_test": "t10k-labels-idx1-ubyte",
+}
+
+
+class Digits(NamedTuple):
+    """Images and labels, split.
+
+    Attributes:
+        x, x_test: [N, 28, 28] uint8, ink is high.
+        y, y_test: [N] int64 in 0..9.
+    """
+
+    x: Tensor
+    y: Tensor
+    x_test: Tensor
+    y_test: Tensor
+
+
+class Patches(NamedTuple):
+    """Preprocessed signals.
+
+    Attributes:
+        x: [n, size * size] float32, every row of mean 0 and variance 1.
+        kept: [N] bool, which of the N images gave a row.
+    """
+
+    x: Tensor
+    kept: Tensor
+
+    @property
+    def discarded(self) -> int:
+        """How many images were dropped for their low contrast."""
+        return int((~self.kept).sum())
+
+
+def mnist_subset() -> Digits:
+    """The digits that ship with the package: the first of MNIST's training and test sets.
+
+    Licence CC BY-SA 3.0; provenance in ``data/README.md``. Needs no download.
+    """
+    return _read_npz(EMBEDDED)
+
+
+def mnist(folder: str | os.PathLike | None = None) -> Digits:
+    """All of MNIST, 60,000 and 10,000 digits, from ``folder`` (default: ``$DEEPL0_DATA``).
+
+    Accepts ``mnist.npz`` with the keys x, y, x_test, y_test (or x_train, y_train, as Keras names
+    them), or the four idx files, gzipped or not. What is read is checked against the known shapes
+    and label counts.
+
+    Raises:
+        FileNotFoundError: no folder is named, or the files are not in it; says where they are
+            published.
+        ValueError: the file is not MNIST.
+    """
+    folder = folder if folder is not None else os.environ.get("DEEPL0_DATA")
+    if not folder:
+        raise FileNotFoundError(
+            "no data folder: set DEEPL0_DATA to the folder that holds mnist.npz. " + WHERE
+        )
+    folder = Path(folder)
+    if (folder / "mnist.npz").is_file():
+        source = folder / "mnist.npz"
+        digits = _read_npz(source)
+    else:
+        found = {key: _idx_file(folder, name) for key, name in _IDX.items()}
+        paths = {key: path for key, path in found.items() if path is not None}
+        missing = [name for key, name in _IDX.items() if key not in paths]
+        if missing:
+            raise FileNotFoundError(
+                f"{folder} has no mnist.npz, and of the idx files it lacks {', '.join(missing)} "
+                f"(each may end in .gz). {WHERE}"
+            )
+        source = folder
+        digits = Digits(
+            _read_idx(paths["x"], 3),
+            _read_idx(paths["y"], 1).long(),
+            _read_idx(paths["x_test"], 3),
+            _read_idx(paths["y_test"], 1).long(),
+        )
+    for name, labels, counts in (
+        ("y", digits.y, _TRAIN_COUNTS),
+        ("y_test", digits.y_test, _TEST_COUNTS),
+    ):
+        seen = tuple(torch.bincount(labels, minlength=10).tolist())
+        if seen != counts:
+            raise ValueError(f"{source}: {name} is not MNIST's: label counts {seen}, not {counts}")
+    return digits
+
+
+def area_resize(images: Tensor, size: int = 16) -> Tensor:
+    """Resize [..., h, w] to [..., size, size] by exact area averaging; float32.
+
+    Output pixel i averages the input over [i h / size, (i + 1) h / size), a pixel that is cut
+    counting with the part inside: ``R images C'`` with two banded matrices of overlaps. Values keep
+    their scale, and so does the mean.
+    """
+    checks.integer("size", size, 1)
+    if images.dim() < 2:
+        raise ValueError(f"images must be [..., h, w], got shape {tuple(images.shape)}")
+    rows, columns = (_overlaps(length, size) for length in images.shape[-2:])
+    return rows.to(images.device) @ images.float() @ columns.to(images.device).T
+
+
+def preprocess(images: Tensor, size: int = 16, min_std: float = 0.1) -> Patches:
+    """Images [N, h, w] uint8 to signals: resize, remove the mean, divide by the deviation.
+
+    Args:
+        images: [N, h, w] uint8.
+        size: side of the patch.
+        min_std: images whose resized pixels (in [0, 1]) deviate by less are discarded.
+    """
+    if images.dim() != 3 or images.dtype != torch.uint8:
+        raise ValueError(
+            f"images must be uint8 [N, h, w], got {images.dtype} of shape {tuple(images.shape)}"
+        )
+    if not min_std > 0:
+        raise ValueError(f"min_std must be > 0, got {min_std}")
+    x = area_resize(images, size).flatten(1) / 255
+    x = x - x.mean(1, keepdim=True)
+    std = x.square().mean(1).sqrt()
+    kept = std >= min_std
+    return Patches(x[kept] / std[kept, None], kept)
+
+
+def random_shifts(images: Tensor, radius: int, seed: int) -> Tensor:
+    """Every image [N, h, w] moved by its own whole number of pixels in [-radius, radius]^2.
+
+    What leaves on one side is lost, zeros enter on the other.
+    """
+    radius = checks.integer("radius", radius, 0, min(images.shape[-2:]) - 1, "min(h, w) - 1")
+    n, h, w = images.shape
+    moves = torch.randint(
+        -radius, radius + 1, (2, n), generator=torch.Generator().manual_seed(seed)
+    )
+    padded = torch.nn.functional.pad(images, (radius,) * 4)
+    rows = torch.arange(h) + radius - moves[0, :, None]
+    columns = torch.arange(w) + radius - moves[1, :, None]
+    return padded[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _overlaps(length: int, size: int) -> Tensor:
+    """[size, length] part of input pixel j within output pixel i, rows summing to 1."""
+    edges = torch.arange(size + 1, dtype=torch.float64) * (length / size)
+    left = torch.arange(length, dtype=torch.float64)
+    low = torch.maximum(edges[:-1, None], left)
+    high = torch.minimum(edges[1:, None], left + 1)
+    return ((high - low).clamp_min(0) * (size / length)).float()
+
+
+def _read_npz(path: Path) -> Digits:
+    np = require("numpy", "reading a data set")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key.replace("_train", ""): file[key] for key in file.files}
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as an npz archive: {error}") from error
+    missing = [key for key in Digits._fields if key not in arrays]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; it has {', '.join(arrays)}")
+    for key in ("x", "x_test"):
+        a, labels = arrays[key], arrays[key.replace("x", "y")]
+        if a.dtype != np.uint8 or a.ndim != 3 or a.shape[1:] != (28, 28):
+            raise ValueError(f"{path}: {key} must be uint8 [N, 28, 28], got {a.dtype} {a.shape}")
+        if labels.shape != a.shape[:1]:
+            raise ValueError(f"{path}: {len(a)} images in {key}, labels of shape {labels.shape}")
+    x, y, x_test, y_test = (torch.from_numpy(arrays[key]) for key in Digits._fields)
+    return Digits(x, y.long(), x_test, y_test.long())
+
+
+def _idx_file(folder: Path, name: str) -> Path | None:
+    # Some copies write a dot before idx.
+    for stem in (name, name.replace("-idx", ".idx")):
+        for path in (folder / stem, folder / f"{stem}.gz"):
+            if path.is_file():
+                return path
+    return None
+
+
+def _read_idx(path: Path, rank: int) -> Tensor:
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        data = gzip.decompress(data)
+    header = 4 + 4 * rank
+    if data[:4] != bytes((0, 0, 8, rank)) or len(data) < header:
+        raise ValueError(f"{path} is not an idx file of uint8 with {rank} dimension(s)")
+    shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank)]
+    body = torch.frombuffer(bytearray(data[header:]), dtype=torch.uint8)
+    if body.numel() != torch.Size(shape).numel():
+        raise ValueError(f"{path} should hold {shape} values, has {body.numel()}")
+    return body.reshape(shape)

@@ -1,0 +1,83 @@
+"""The figure of the demo, drawn from its record alone."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+_BLUE, _GREY, _RED, _GREEN = "#2b6cb0", "#8a8f98", "#c53030", "#2f855a"
+
+
+def draw(result: dict[str, Any]) -> dict[str, bytes]:
+    """Error against time for both problems: ``figure.png`` and ``figure.svg``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    figure = Figure(figsize=(10.5, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(result["problems"]), sharex=True, sharey=True)
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    for axes, problem in zip(panels, result["problems"].values(), strict=True):
+        rows = {row["method"]: row for row in problem["rows"]}
+        for start, color in (("zero", _BLUE), ("l1", _GREY)):
+            points = [
+                (row["microseconds"], row["prediction_error"], name.split()[1])
+                for name, row in rows.items()
+                if name.startswith("iterative") and name.endswith(start)
+            ]
+            axes.plot(*zip(*[p[:2] for p in points], strict=True), "o-", color=color, ms=6, lw=1.6)
+            for x, y, k in points:
+                _note(axes, x, y, k, color, (7, 3), "left", bold=False)
+            x, y, _ = points[0]
+            _note(axes, x, y, f"iterative k\nfrom {start}", color, (-8, 17), "left")
+        for name, row in rows.items():
+            x, y = row["microseconds"], row["prediction_error"]
+            if name.startswith("encoder"):
+                axes.plot(x, y, "*", color=_RED, ms=17, zorder=5)
+                _note(axes, x, y, f"learned {name}\n{y:.2f} %", _RED, (-8, -12), "left", top=True)
+            elif name.startswith("OMP"):
+                axes.plot(x, y, "D", color=_GREEN, ms=7)
+                _note(axes, x, y, name.replace(" (", "\n("), _GREEN, (0, 9), "center")
+        axes.axhline(problem["iterative_error"], color=_BLUE, lw=0.8, ls=":", zorder=1)
+        axes.set(xscale="log", yscale="log", title=problem["name"])
+        axes.set_xlabel("microseconds per sample, one thread")
+        axes.margins(x=0.18, y=0.22)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(plain)
+            axis.set_minor_formatter(NullFormatter())
+        axes.grid(True, which="major", color="#e3e6ea", lw=0.7)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("prediction error on held-out digits, %")
+    config, environment = result["config"], result["environment"]
+    figure.supxlabel(
+        f"p = {config['p']}, M = {config['m']}, lam = {config['lam']}, "
+        f"{result['data']['held_out_signals']} digits; {environment['machine']}, "
+        f"batch {config['timing_batch']}. Times from l1 include the l1 solution. "
+        "Dotted: ten iterations from zero.",
+        fontsize=8,
+        color="#555b66",
+    )
+    files = {}
+    for kind in ("png", "svg"):
+        buffer = io.BytesIO()
+        # Without a date the same record gives the same file.
+        metadata = {"Date": None} if kind == "svg" else None
+        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+        files[f"figure.{kind}"] = buffer.getvalue()
+    return files
+
+
+def _note(axes, x, y, text, color, offset, ha, *, top: bool = False, bold: bool = True) -> None:
+    axes.annotate(
+        text,
+        (x, y),
+        xytext=offset,
+        textcoords="offset points",
+        ha=ha,
+        va="top" if top else "bottom",
+        color=color,
+        fontsize=9,
+        fontweight="bold" if bold else "normal",
+    )

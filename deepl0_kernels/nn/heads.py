@@ -1,0 +1,55 @@
+"""Task heads on top of codes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import checks
+
+
+class ClusterHead(nn.Module):
+    """Soft assignment of codes to clusters, ``p_j = exp(-w_j' a) / sum_l exp(-w_l' a)`` (eq. 12).
+
+    The minus is the paper's sign convention: a cluster's w_j points *away* from its codes, and a
+    multinomial logistic regression with coefficients c is loaded as ``w = -c``. No bias.
+
+    Args:
+        code_size: p. clusters: number of clusters.
+
+    ``head(a)``: [..., p] -> probabilities [..., clusters].
+    """
+
+    def __init__(self, code_size: int, clusters: int) -> None:
+        super().__init__()
+        self.code_size = checks.integer("code_size", code_size, 1)
+        self.clusters = checks.integer("clusters", clusters, 1)
+        self.weight = nn.Parameter(torch.empty(clusters, code_size))
+        nn.init.normal_(self.weight, std=code_size**-0.5)
+
+    def logits(self, a: Tensor) -> Tensor:
+        """``-w_j' a`` [..., clusters]."""
+        return -(a @ self.weight.T)
+
+    def forward(self, a: Tensor) -> Tensor:
+        return self.logits(a).softmax(-1)
+
+    def predict(self, a: Tensor) -> Tensor:
+        """Cluster [...] int64 of the largest probability."""
+        return self.logits(a).argmax(-1)
+
+    def entropy(self, a: Tensor, balance: float = 0.0) -> Tensor:
+        """Mean entropy of the assignments, minus ``balance`` times the entropy of their mean.
+
+        The first term alone is smallest when everything is in one cluster, so start the head from a
+        clustering; the second, off by default, pays for using all clusters.
+        """
+        log_p = self.logits(a).log_softmax(-1).reshape(-1, self.clusters)
+        loss = -(log_p.exp() * log_p).sum(1).mean()
+        if balance:
+            mean = log_p.exp().mean(0)
+            loss = loss + balance * torch.xlogy(mean, mean).sum()
+        return loss
+
+    def extra_repr(self) -> str:
+        return f"code_size={self.code_size}, clusters={self.clusters}"

@@ -1,0 +1,23 @@
+"""Operator floor: schema, fake kernel, derivatives and docstring of every public operator."""
+
+from .decode import decode
+from .encode import encode_l0, encode_top_m
+from .sparse_code import SparseCode
+from .stage import threshold_stage, top_m_stage
+from .thresholds import hard_threshold, helu, soft_threshold
+from .top_m import keep_top_m, top_m, unpool
+
+__all__ = [
+    "SparseCode",
+    "decode",
+    "encode_l0",
+    "encode_top_m",
+    "hard_threshold",
+    "helu",
+    "keep_top_m",
+    "soft_threshold",
+    "threshold_stage",
+    "top_m",
+    "top_m_stage",
+    "unpool",
+]

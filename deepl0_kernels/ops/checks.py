@@ -1,0 +1,140 @@
+"""Checks at the public boundary: each names the argument and the value seen, before any work."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..reference.precision import accumulation_dtype
+
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def floating(name: str, tensor: Tensor, min_dim: int = 1) -> None:
+    """``tensor`` is a dense floating tensor of at least ``min_dim`` dimensions."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in FLOATING:
+        raise ValueError(
+            f"{name} must be float32, float64, float16 or bfloat16, got {tensor.dtype}"
+        )
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} must be dense (strided), got layout {tensor.layout}")
+    if tensor.dim() < min_dim:
+        raise ValueError(f"{name} must have at least {min_dim} dimension(s), got {shape(tensor)}")
+
+
+def like(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """``tensor`` is dense, with dtype and device of ``other``; autocast evens out the dtypes."""
+    floating(name, tensor, 0)
+    if tensor.dtype != other.dtype and not autocast_is_on(other.device.type):
+        raise ValueError(
+            f"{name} must have the dtype of {other_name} ({other.dtype}), got {tensor.dtype}"
+        )
+    if tensor.device != other.device:
+        raise ValueError(
+            f"{name} must be on the device of {other_name} ({other.device}), got {tensor.device}"
+        )
+
+
+def has_shape(name: str, tensor: Tensor, expected: Sequence[int], meaning: str) -> None:
+    """``tensor`` has the shape ``expected``; ``meaning`` is that shape in letters."""
+    if tuple(tensor.shape) != tuple(expected):
+        raise ValueError(
+            f"{name} must have shape {meaning} = {tuple(expected)}, got {shape(tensor)}"
+        )
+
+
+def integer(name: str, value: int, low: int, high: int | None = None, limit: str = "") -> int:
+    """``value`` is an integer in [low, high]; ``limit`` says in letters what ``high`` is."""
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if not isinstance(value, (int, torch.SymInt)):
+        try:
+            value = operator.index(value)
+        except TypeError:
+            raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if value < low or (high is not None and value > high):
+        upper = "" if high is None else f" and <= {limit} = {high}"
+        raise ValueError(f"{name} must be >= {low}{upper}, got {value}")
+    return value
+
+
+def sigma(value: float) -> float:
+    """Width of the ramp of HELU_sigma, as a fraction of theta."""
+    value = float(value)
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"sigma must be in [0, 1], got {value}")
+    return value
+
+
+def one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
+
+
+def theta(
+    value: float | Tensor, u: Tensor, p: int, *, zero: bool = False, stages: int = 0
+) -> Tensor:
+    """The threshold as a tensor [] or [p] (or [stages, p]) in u's accumulation dtype.
+
+    A number is checked here; the values of a tensor are checked by the kernel, which reads them.
+    """
+    dtype = accumulation_dtype(u.dtype)
+    if not isinstance(value, Tensor):
+        value = float(value)
+        if not (value > 0 or (zero and value == 0)):
+            raise ValueError(f"theta must be {'>= 0' if zero else '> 0'}, got {value}")
+        return torch.full((), value, dtype=dtype, device=u.device)
+    floating("theta", value, 0)
+    if value.device != u.device:
+        raise ValueError(f"theta must be on {u.device}, got {value.device}")
+    if value.dtype not in (dtype, u.dtype) and not autocast_is_on(u.device.type):
+        raise ValueError(f"theta must be {dtype}, got {value.dtype}")
+    if value.dim() > 0 and value.shape != (p,) and not (stages and value.shape == (stages, p)):
+        per_stage = f" or [num_stages, p] = {(stages, p)}" if stages else ""
+        raise ValueError(f"theta must have shape [] or [p] = {(p,)}{per_stage}, got {shape(value)}")
+    return value.to(dtype)
+
+
+def shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+def indices(name: str, tensor: Tensor, values_name: str, values: Tensor) -> None:
+    """``tensor`` is int64 with the shape and device of ``values``."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype != torch.int64:
+        raise ValueError(f"{name} must be int64, got {tensor.dtype}")
+    if tensor.shape != values.shape or tensor.device != values.device:
+        raise ValueError(
+            f"{name} must have the shape and device of {values_name} "
+            f"({shape(values)}, {values.device}), got {shape(tensor)}, {tensor.device}"
+        )
+
+
+def encoder_operands(x: Tensor, W: Tensor, S: Tensor | None, num_stages: int) -> None:
+    """x [..., n], W [p, n], S [p, p] or [num_stages - 1, p, p] fit together."""
+    floating("x", x)
+    like("W", W, "x", x)
+    if W.dim() != 2 or W.shape[1] != x.shape[-1]:
+        raise ValueError(f"W must have shape [p, n] with n = {x.shape[-1]}, got {shape(W)}")
+    if S is None:
+        if num_stages > 1:
+            raise ValueError(f"S must be given when num_stages > 1, got None at {num_stages}")
+        return
+    like("S", S, "x", x)
+    p = W.shape[0]
+    if S.shape != (p, p) and S.shape != (num_stages - 1, p, p):
+        raise ValueError(
+            f"S must have shape [p, p] = {(p, p)} or [num_stages - 1, p, p] = "
+            f"{(num_stages - 1, p, p)}, got {shape(S)}"
+        )
+
+
+def autocast_is_on(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

@@ -1,0 +1,140 @@
+"""Selection of the M entries of largest magnitude: max_M pooling, unpooling, and both in one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..backends import implementation
+from . import checks, registration
+
+registration.define(
+    "top_m",
+    "(Tensor u, SymInt m) -> (Tensor, Tensor)",
+    lambda u, m: (
+        u.new_empty((*u.shape[:-1], m)),
+        u.new_empty((*u.shape[:-1], m), dtype=torch.int64),
+    ),
+)
+registration.define(
+    "unpool",
+    "(Tensor values, Tensor indices, SymInt size) -> Tensor",
+    lambda values, indices, size: values.new_empty((*values.shape[:-1], size)),
+)
+registration.define(
+    "keep_top_m",
+    "(Tensor u, SymInt m) -> (Tensor, Tensor)",
+    lambda u, m: (
+        u.new_empty(u.shape),
+        u.new_empty((*u.shape[:-1], (u.shape[-1] + 7) // 8), dtype=torch.uint8),
+    ),
+)
+registration.define(
+    "apply_mask",
+    "(Tensor u, Tensor mask) -> Tensor",
+    lambda u, mask: u.new_empty(u.shape),
+)
+
+
+def _setup_top_m(ctx, inputs, output):
+    ctx.size = inputs[0].shape[-1]
+    ctx.save_for_backward(output[1])
+
+
+def _backward_top_m(ctx, grad_values, _):
+    return torch.ops.deepl0.unpool(grad_values, *ctx.saved_tensors, ctx.size), None
+
+
+def _setup_unpool(ctx, inputs, output):
+    ctx.save_for_backward(inputs[1])
+
+
+def _backward_unpool(ctx, grad_out):
+    return grad_out.gather(-1, *ctx.saved_tensors), None, None
+
+
+def _setup_keep_top_m(ctx, inputs, output):
+    ctx.save_for_backward(output[1])
+
+
+def _setup_apply_mask(ctx, inputs, output):
+    ctx.save_for_backward(inputs[1])
+
+
+def _backward_masked(ctx, grad_out, _=None):
+    return torch.ops.deepl0.apply_mask(grad_out, *ctx.saved_tensors), None
+
+
+for name, backward, setup in (
+    ("top_m", _backward_top_m, _setup_top_m),
+    ("unpool", _backward_unpool, _setup_unpool),
+    ("keep_top_m", _backward_masked, _setup_keep_top_m),
+    ("apply_mask", _backward_masked, _setup_apply_mask),
+):
+    torch.library.register_autograd(f"deepl0::{name}", backward, setup_context=setup)
+registration.serve("top_m", reference.top_m)
+registration.serve("unpool", reference.unpool, low=None)
+registration.serve("keep_top_m", reference.keep_top_m)
+registration.serve("apply_mask", reference.apply_mask, low=None)
+registration.vmap_rows("top_m", rows=(0,))
+registration.vmap_rows("unpool", rows=(0, 1))
+registration.vmap_rows("keep_top_m", rows=(0,))
+registration.vmap_rows("apply_mask", rows=(0, 1))
+
+
+def top_m(u: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """max_M pooling: the m entries of largest magnitude along the last dimension.
+
+    Exactly m entries per row; ties go to the lowest index; -0.0 equals 0.0; NaN counts as largest
+    and inf next. Deterministic.
+
+    Args:
+        u: [..., p], float32, float64, float16 or bfloat16, any strides.
+        m: 0 <= m <= p.
+
+    Returns:
+        ``(values [..., m], indices [..., m])``: the entries of u, bit for bit, sign kept, and their
+        positions, int64, ascending. The gradient goes to the selected positions only.
+
+    Raises:
+        ValueError: wrong dtype, no last dimension, or m outside [0, p].
+
+    O(p) per row, one pass over u while a row fits in L1. Source: Wang, Ling, Huang 2016 (max_M
+    pooling); tie and NaN rules are this package's.
+    """
+    checks.floating("u", u)
+    m = checks.integer("m", m, 0, u.shape[-1], "p")
+    return implementation("top_m", u)(u, m)
+
+
+def unpool(values: Tensor, indices: Tensor, size: int) -> Tensor:
+    """max_M unpooling: put values back at their positions of a zero row.
+
+    Args:
+        values: [..., m], floating.
+        indices: [..., m], int64, in [0, size), distinct within a row, in any order.
+        size: length p of the result's last dimension.
+
+    Returns:
+        Dense [..., size] of values' dtype. The gradient is the gather at ``indices``.
+
+    Raises:
+        ValueError: shapes differ, indices are not int64, or m > size.
+        RuntimeError: an index is out of range, or (cpu backend) occurs twice in a row.
+    """
+    checks.floating("values", values)
+    checks.indices("indices", indices, "values", values)
+    size = checks.integer("size", size, values.shape[-1])
+    return implementation("unpool", values)(values, indices, size)
+
+
+def keep_top_m(u: Tensor, m: int) -> Tensor:
+    """``u`` with all but its m entries of largest magnitude set to zero, in one pass.
+
+    Equals ``unpool(*top_m(u, m), p)``; arguments, contract and errors are those of :func:`top_m`.
+    Bytes moved: one read and one write of u, and p / 8 of mask for the backward.
+    """
+    checks.floating("u", u)
+    m = checks.integer("m", m, 0, u.shape[-1], "p")
+    return implementation("keep_top_m", u)(u, m)[0]

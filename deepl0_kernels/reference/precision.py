@@ -1,0 +1,10 @@
+"""The one rule of precision: half types are computed in float32 and rounded once, at the end."""
+
+from __future__ import annotations
+
+import torch
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype in which an operator on ``dtype`` accumulates, thresholds and selects."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

@@ -1,0 +1,19 @@
+"""The iterative methods that the encoders unroll, and dictionary learning. Batched over signals."""
+
+from .dictionary import DictionaryResult, learn_dictionary
+from .fista import fista
+from .iht import iht, iht_m
+from .omp import omp
+from .result import SolverResult
+from .step import squared_norm
+
+__all__ = [
+    "DictionaryResult",
+    "SolverResult",
+    "fista",
+    "iht",
+    "iht_m",
+    "learn_dictionary",
+    "omp",
+    "squared_norm",
+]

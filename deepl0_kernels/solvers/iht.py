@@ -1,0 +1,204 @@
+"""Iterative hard thresholding: the iterations that the encoders unroll."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..ops import SparseCode, checks, hard_threshold, keep_top_m, top_m
+from . import step as steps
+from .descent import Loop, Quadratic
+from .fista import fista
+from .result import SolverResult
+
+_ROSE = (
+    "the objective rose: the step is too large for D, or the estimate of ||D||_2 too small; "
+    "give a smaller step"
+)
+# NIHT: shrink the step by _SHRINK until it is at most (1 - _C) of what the support's change allows.
+_C, _SHRINK, _TRIALS = 0.01, 0.5, 60
+
+
+def iht(
+    x: Tensor,
+    D: Tensor,
+    lam: float,
+    *,
+    step: str | float = "lipschitz",
+    init: str | Tensor = "zero",
+    tol: float = 1e-5,
+    max_iter: int = 1000,
+    history: bool = True,
+) -> SolverResult:
+    """Descend ``1/2 ||x - D a||^2 + lam ||a||_0`` by ``a <- h(a + mu D'(x - D a))``.
+
+    h keeps ``|u| >= sqrt(2 lam mu)``. The objective never rises; the limit is a local minimum that
+    depends on ``init``.
+
+    Args:
+        x: [..., n], float32 or float64. D: [n, p], same dtype; any norm.
+        lam: > 0.
+        step: "lipschitz": mu = 0.99 / ||D||_2^2; "normalized": the best step on the current
+            support, shrunk until the objective falls (NIHT); or a number.
+        init: "zero"; "l1": the solution of :func:`fista` for the same lam; or codes [..., p].
+        tol: a sample has converged when its last step is at most ``tol ||a||``; it is then left
+            alone.
+        max_iter: iterations at most.
+        history: keep the objective of every iteration.
+
+    Returns:
+        :class:`SolverResult` with a dense code.
+
+    Raises:
+        ValueError: non-finite or mismatched arguments, lam or tol not > 0, an unknown step or init.
+        RuntimeError: the objective rose, which a step above 1 / ||D||_2^2 can cause.
+
+    O(min(p^2, 2 n p)) a sample and iteration. Sources: Blumensath and Davies 2008, 2010 (NIHT).
+    """
+    rows = steps.signals(x, D)
+    lam = steps.positive("lam", lam)
+    fixed = _step(step, D)
+    start = _start(init, x, D, lam, tol, max_iter)
+
+    def select(u: Tensor, mu) -> Tensor:
+        if isinstance(mu, float):
+            return hard_threshold(u, (2 * lam * mu) ** 0.5)
+        return torch.where(u.abs() >= (2 * lam * mu).sqrt(), u, torch.zeros_like(u))
+
+    def penalty(a: Tensor) -> Tensor:
+        return lam * (a != 0).sum(1)
+
+    parts = _run(rows, D, start, select, penalty, fixed, tol, max_iter, history)
+    return _result(x, *parts)
+
+
+def iht_m(
+    x: Tensor,
+    D: Tensor,
+    m: int,
+    *,
+    step: str | float = "lipschitz",
+    init: str | Tensor | SparseCode = "zero",
+    l1_lam: float = 0.1,
+    tol: float = 1e-5,
+    max_iter: int = 1000,
+    history: bool = True,
+) -> SolverResult:
+    """Descend ``1/2 ||x - D a||^2`` s.t. ``||a||_0 <= m`` by ``a <- h_m(a + mu D'(x - D a))``.
+
+    Args:
+        m: 1 <= m <= p, nonzeros.
+        init: "zero"; "l1": the m largest entries of the l1 solution for ``l1_lam``; or codes, of
+            which the m largest entries are kept.
+        l1_lam: penalty of the l1 start. Small enough that its solution has m nonzeros: otherwise
+            the first step, not l1, chooses the rest. 0.1 suits signals of unit variance.
+        The other arguments, errors and costs are those of :func:`iht`.
+
+    Returns:
+        :class:`SolverResult` with a :class:`SparseCode`; the objective is without any penalty.
+    """
+    rows = steps.signals(x, D)
+    m = checks.integer("m", m, 1, D.shape[1], "p")
+    fixed = _step(step, D)
+    if isinstance(init, SparseCode):
+        init = init.to_dense()
+    start = keep_top_m(_start(init, x, D, steps.positive("l1_lam", l1_lam), tol, max_iter), m)
+    a, *rest = _run(
+        rows,
+        D,
+        start,
+        lambda u, mu: keep_top_m(u, m),
+        lambda a: a.new_zeros(len(a)),
+        fixed,
+        tol,
+        max_iter,
+        history,
+    )
+    lead = x.shape[:-1]
+    values, indices = top_m(a, m)
+    code = SparseCode(values.reshape(*lead, m), indices.reshape(*lead, m), D.shape[1])
+    return _result(x, code, *rest)
+
+
+def _step(step: str | float, D: Tensor) -> float | None:
+    """The fixed step, or None for the normalized one."""
+    if isinstance(step, str):
+        checks.one_of("step", step, ("lipschitz", "normalized"))
+        return steps.safe_step(D) if step == "lipschitz" else None
+    return steps.positive("step", step)
+
+
+def _start(init, x: Tensor, D: Tensor, lam: float, tol: float, max_iter: int) -> Tensor:
+    p = D.shape[1]
+    if isinstance(init, str):
+        checks.one_of("init", init, ("zero", "l1"))
+        if init == "zero":
+            return x.new_zeros(x.shape[:-1].numel(), p)
+        l1 = fista(x, D, lam, tol=tol, max_iter=max_iter, history=False)
+        return l1.dense.reshape(-1, p)
+    checks.like("init", init, "x", x)
+    checks.has_shape("init", init, (*x.shape[:-1], p), "[..., p]")
+    return init.detach().reshape(-1, p)
+
+
+def _run(
+    rows: Tensor,
+    D: Tensor,
+    start: Tensor,
+    select: Callable,
+    penalty: Callable[[Tensor], Tensor],
+    fixed: float | None,
+    tol: float,
+    max_iter: int,
+    history: bool,
+):
+    D = D.detach()
+    tol = steps.positive("tol", tol)
+    max_iter = checks.integer("max_iter", max_iter, 1)
+    loop = Loop(Quadratic(D), tol, max_iter, history)
+    if fixed is not None:
+        return loop.run(
+            rows,
+            start,
+            lambda x, b, a, descent, state: select(torch.add(a, descent, alpha=fixed), fixed),
+            penalty,
+            monotone=_ROSE,
+        )
+    safe = steps.safe_step(D)
+
+    def normalized(x, b, a, descent, state):
+        # Blumensath and Davies 2010: exact line search on the support, then shrink while the
+        # support changes by more than the step allows. Never below the step that is always safe.
+        support = a != 0
+        empty = ~support.any(1)
+        support[empty] = select(b[empty], b.new_full((len(b[empty]), 1), safe)) != 0
+        g = descent * support
+        energy = (g @ D.T).square().sum(1)
+        mu = torch.where(energy > 0, g.square().sum(1) / energy.clamp_min(1e-30), safe)
+        mu = mu.clamp(min=safe)[:, None]
+        new = select(a + mu * descent, mu)
+        for _ in range(_TRIALS):
+            change = new - a
+            size, effect = change.square().sum(1), (change @ D.T).square().sum(1)
+            too_long = (mu[:, 0] * effect > (1 - _C) * size) & (mu[:, 0] > safe)
+            if not too_long.any():
+                break
+            mu = torch.where(too_long[:, None], (_SHRINK * mu).clamp(min=safe), mu)
+            new = torch.where(too_long[:, None], select(a + mu * descent, mu), new)
+        return new
+
+    return loop.run(rows, start, normalized, penalty, monotone=_ROSE)
+
+
+def _result(x: Tensor, code, iterations, converged, objective) -> SolverResult:
+    lead = x.shape[:-1]
+    if isinstance(code, Tensor):
+        code = code.reshape(*lead, code.shape[-1])
+    return SolverResult(
+        code,
+        iterations.reshape(lead),
+        converged.reshape(lead),
+        objective.reshape(len(objective), *lead),
+    )

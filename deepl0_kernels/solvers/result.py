@@ -1,0 +1,34 @@
+"""What every solver returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..ops import SparseCode
+
+
+@dataclass(frozen=True)
+class SolverResult:
+    """Codes and how they came about.
+
+    Attributes:
+        code: dense [..., p] of the penalised problems, :class:`SparseCode` with exactly m entries
+            of the m-sparse ones.
+        iterations: [...] int64, iterations each sample took.
+        converged: [...] bool, whether it met ``tol`` before ``max_iter``.
+        objective: [T + 1, ...] of each sample before the first and after each of the T iterations;
+            a sample that has converged repeats its last value. Only the first and the last row when
+            the solver was called with ``history=False``.
+    """
+
+    code: Tensor | SparseCode
+    iterations: Tensor
+    converged: Tensor
+    objective: Tensor
+
+    @property
+    def dense(self) -> Tensor:
+        """The code as a dense tensor [..., p]."""
+        return self.code.to_dense() if isinstance(self.code, SparseCode) else self.code

@@ -1,0 +1,75 @@
+"""Step sizes from the dictionary, and checks that all solvers share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..ops import checks
+
+# Up to this size the norm is an exact eigenvalue, beyond it a bounded power iteration.
+_EXACT = 1024
+_BLOCK, _ITERATIONS, _MARGIN = 8, 100, 1.01
+
+
+def squared_norm(D: Tensor) -> float:
+    """An upper estimate of ``||D||_2^2``, D [n, p] with finite entries, not all 0.
+
+    Exact (float64 eigenvalue, rounded up) while min(n, p) <= 1024. Beyond that a block power
+    iteration of 100 steps, which approaches from below, enlarged by 1 %; the solvers watch their
+    objective, so that an estimate which is still too low ends in an error, not in divergence.
+    """
+    dictionary("D", D)
+    n, p = D.shape
+    A = D.detach().double()
+    if min(n, p) <= _EXACT:
+        gram = A @ A.T if n <= p else A.T @ A
+        value = torch.linalg.eigvalsh(gram)[-1].item() * (1 + 1e-12)
+    else:
+        generator = torch.Generator().manual_seed(0)
+        V = torch.randn(p, _BLOCK, generator=generator, dtype=torch.float64).to(D.device)
+        for _ in range(_ITERATIONS):
+            V = A.T @ (A @ torch.linalg.qr(V)[0])
+        value = torch.linalg.matrix_norm(A @ torch.linalg.qr(V)[0], 2).item() ** 2 * _MARGIN
+    return value
+
+
+def safe_step(D: Tensor) -> float:
+    """mu = 0.99 / ||D||_2^2, at which every iteration of IHT lowers the objective."""
+    return 0.99 / squared_norm(D)
+
+
+def dictionary(name: str, D: Tensor) -> None:
+    """D is a finite, nonzero floating matrix [n, p]."""
+    checks.floating(name, D, 2)
+    if D.dim() != 2 or 0 in D.shape:
+        raise ValueError(f"{name} must be a matrix [n, p], got shape {tuple(D.shape)}")
+    if not torch.isfinite(D).all():
+        bad = int((~torch.isfinite(D)).sum())
+        raise ValueError(f"{name} must be finite, got {bad} entries that are nan or inf")
+    if not D.any():
+        raise ValueError(f"{name} must not be all 0")
+
+
+def positive(name: str, value: float) -> float:
+    """``value`` is a finite number > 0."""
+    value = float(value)
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be a finite number > 0, got {value}")
+    return value
+
+
+def signals(x: Tensor, D: Tensor) -> Tensor:
+    """x [..., n] fits D [n, p] and is finite; returns it as rows [B, n], detached."""
+    dictionary("D", D)
+    checks.like("x", x, "D", D)
+    if D.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"D must be float32 or float64, got {D.dtype}")
+    if x.dim() < 1 or x.shape[-1] != D.shape[0]:
+        raise ValueError(f"x must be [..., n] with n = {D.shape[0]}, got {tuple(x.shape)}")
+    if not torch.isfinite(x).all():
+        bad = int((~torch.isfinite(x)).sum())
+        raise ValueError(f"x must be finite, got {bad} entries that are nan or inf")
+    return x.detach().reshape(-1, x.shape[-1])

@@ -1,0 +1,125 @@
+"""The demo end to end, and its parts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from deepl0_kernels.experiments import demo, figure, metrics, record
+from deepl0_kernels.experiments.timing import interleaved_medians
+from deepl0_kernels.experiments.training import fit_to_codes
+from deepl0_kernels.nn import DeepMSparseEncoder
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> tuple[Path, dict]:
+    out = tmp_path_factory.mktemp("demo") / "run"
+    return out, demo.run(demo.Config().quickened(), out, progress=False)
+
+
+def test_files_and_record(quick):
+    out, result = quick
+    assert {path.name for path in out.iterdir()} == {
+        "record.json", "table.txt", "figure.png", "figure.svg", "m_sparse.pt", "l0.pt",
+    }  # fmt: skip
+    assert json.loads((out / "record.json").read_text()) == json.loads(json.dumps(result))
+    assert (out / "figure.png").read_bytes()[:4] == b"\x89PNG"
+    assert "</svg>" in (out / "figure.svg").read_text()
+    assert (out / "table.txt").read_text() == demo.table(result)
+    assert result["config"]["seed"] == 0
+    assert result["environment"]["torch"] == torch.__version__
+    assert result["data"]["discarded_held_out"] == 0
+    saved = torch.load(out / "m_sparse.pt", weights_only=True)
+    DeepMSparseEncoder(256, 128, 32).load_state_dict(saved["encoder"])
+
+
+def test_rows(quick):
+    _, result = quick
+    iterative = [f"iterative {k} from {start}" for start in ("zero", "l1") for k in (2, 5, 10)]
+    for key, problem in result["problems"].items():
+        rows = {row["method"]: row for row in problem["rows"]}
+        assert list(rows)[:7] == [*iterative, "encoder, K = 2"]
+        assert ("OMP (scikit-learn)" in rows) == (key == "m_sparse")
+        for row in rows.values():
+            assert 0 <= row["prediction_error"] < 150
+            assert row["half_support_error"] == row["support_error"] / 2
+            assert row["microseconds"] > 0
+        for start in ("zero", "l1"):
+            errors = [rows[f"iterative {k} from {start}"]["prediction_error"] for k in (2, 5, 10)]
+            assert errors == sorted(errors, reverse=True)
+        # More iterations cost more; from l1 everything includes the l1 solution.
+        times = {name: row["microseconds"] for name, row in rows.items()}
+        assert times["iterative 10 from zero"] > times["iterative 2 from zero"]
+        assert times["iterative 2 from l1"] > problem["l1_microseconds"] * 0.7
+        assert problem["optimal"]["converged"] > 0.99
+        assert problem["claim_holds"] == (problem["encoder_error"] < problem["iterative_error"])
+        # Even a training of seconds must help.
+        assert problem["encoder_error"] < rows["iterative 2 from zero"]["prediction_error"]
+        assert problem["training_loss"][-1] < problem["training_loss"][0]
+
+
+def test_the_table_is_honest(quick):
+    _, result = quick
+    text = demo.table(result)
+    assert "A quick run" in text
+    for problem in result["problems"].values():
+        problem["claim_holds"] = False
+    result["config"]["quick"] = False
+    assert demo.table(result).count("DOES NOT HOLD") == 2
+
+
+def test_the_figure_depends_on_the_record_alone(quick):
+    _, result = quick
+    assert figure.draw(result)["figure.png"] == figure.draw(result)["figure.png"]
+
+
+def test_a_missing_dependency_shows_before_any_work(monkeypatch, tmp_path):
+    def require(module, purpose):
+        raise ModuleNotFoundError(f"{purpose} needs {module}: pip install 'deepl0-kernels[demo]'")
+
+    monkeypatch.setattr(demo, "require", require)
+    with pytest.raises(ModuleNotFoundError, match=r"deepl0-kernels\[demo\]"):
+        demo.run(demo.Config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_writing_is_atomic(tmp_path):
+    path = tmp_path / "record.json"
+    record.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        record.write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_metrics():
+    a = torch.tensor([[3.0, 0, 4, 0], [0, 0, 0, 5]])
+    b = torch.tensor([[3.0, 1, 0, 0], [0, 0, 0, 5]])
+    assert metrics.prediction_error(a, b) == pytest.approx(100 * 17 / 50)
+    assert metrics.support_error(a, b) == 1.0
+    D = torch.eye(4)
+    assert metrics.reconstruction_error(a, D, b) == pytest.approx(100 * 17 / 50)
+
+
+def test_interleaved_medians_takes_turns():
+    calls = []
+    rivals = {k: lambda k=k: calls.append(k) for k in "abc"}
+    times = interleaved_medians(rivals, seconds=0, slice_seconds=0)
+    assert set(times) == set("abc")
+    assert calls == list("abc") * 4
+    interleaved_medians(rivals, seconds=0, slice_seconds=0.001)
+    turns = [k for k, before in zip(calls[12:], [None, *calls[12:]], strict=False) if k != before]
+    assert turns == list("abc") * 4
+
+
+def test_training_that_diverges_is_an_error():
+    encoder = DeepMSparseEncoder(6, 8, 2)
+    x = torch.randn(32, 6)
+    with pytest.raises(RuntimeError, match="diverged"):
+        fit_to_codes(
+            encoder, x, torch.full((32, 8), torch.nan),
+            epochs=1, batch_size=16, lr=1e-3, clip=1.0, seed=0,
+        )  # fmt: skip

@@ -1,0 +1,277 @@
+"""Encoders: initialisation, thresholds in training, and everything users do to a module."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import torch
+
+import deepl0_kernels as dk
+from deepl0_kernels.nn import LISTA, DeepL0Encoder, DeepMSparseEncoder
+
+N, P, M = 12, 20, 5
+
+
+def dictionary(dtype=torch.float32, scale=3.0):
+    g = torch.Generator().manual_seed(1)
+    return scale * torch.randn(N, P, generator=g, dtype=dtype)
+
+
+MAKE = {
+    "l0": lambda **k: DeepL0Encoder.from_dictionary(dictionary(), 0.01, **k),
+    "m_sparse": lambda **k: DeepMSparseEncoder.from_dictionary(dictionary(), M, **k),
+    "lista": lambda **k: LISTA.from_dictionary(dictionary(), 0.05, **k),
+}
+every = pytest.mark.parametrize("kind", MAKE)
+tying = pytest.mark.parametrize("tied", [True, False])
+
+
+@every
+@tying
+@pytest.mark.parametrize("num_stages", [1, 2, 4])
+def test_shapes_dtypes_and_leading_dimensions(kind, tied, num_stages):
+    encoder = MAKE[kind](num_stages=num_stages, tied=tied)
+    assert encoder.W.shape == (P, N)
+    if num_stages == 1:
+        assert encoder.S is None
+    else:
+        assert encoder.S.shape == ((P, P) if tied else (num_stages - 1, P, P))
+    if kind != "m_sparse":
+        assert encoder.theta.shape == ((P,) if tied else (num_stages, P))
+    x = torch.randn(2, 3, N)
+    z = encoder(x)
+    assert z.shape == (2, 3, P)
+    torch.testing.assert_close(encoder(x[1, 2]), z[1, 2])
+    assert encoder(x[:0]).shape == (0, 3, P)
+    z.square().sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.is_contiguous()
+    wide = encoder.double().eval()
+    assert wide(x.double()).dtype == torch.float64
+
+
+@tying
+def test_untied_starts_as_tied_does(tied):
+    x = torch.randn(30, N)
+    for kind in MAKE:
+        torch.testing.assert_close(
+            MAKE[kind](num_stages=3, tied=True).eval()(x),
+            MAKE[kind](num_stages=3, tied=False).eval()(x),
+        )
+
+
+def test_weights_from_a_dictionary():
+    D = dictionary(torch.float64)
+    mu = 0.99 / torch.linalg.matrix_norm(D, 2).item() ** 2
+    encoder = DeepL0Encoder.from_dictionary(D, 0.3)
+    assert encoder.W.dtype == torch.float64
+    torch.testing.assert_close(encoder.W.data, mu * D.T)
+    torch.testing.assert_close(encoder.S.data, torch.eye(P).double() - mu * D.T @ D)
+    theta = torch.full((P,), math.sqrt(2 * 0.3 * mu), dtype=torch.float64)
+    torch.testing.assert_close(encoder.theta.data, theta)
+    paper = DeepL0Encoder.from_dictionary(D, 0.3, convention="paper")
+    torch.testing.assert_close(paper.theta.data, theta / math.sqrt(2))
+    short = DeepL0Encoder.from_dictionary(D, 0.3, step=mu / 4)
+    torch.testing.assert_close(short.theta.data, theta / 2)
+    soft = LISTA.from_dictionary(D, 0.3)
+    torch.testing.assert_close(soft.theta.data, torch.full_like(theta, 0.3 * mu))
+
+
+def test_a_random_start_is_usable():
+    torch.manual_seed(0)
+    first = DeepL0Encoder(64, 100)
+    torch.manual_seed(0)
+    assert torch.equal(first.W, DeepL0Encoder(64, 100).W)
+    # mu = 0.99 of a dictionary of norm 1.
+    assert torch.linalg.matrix_norm(first.W.detach(), 2).item() == pytest.approx(0.99, rel=1e-4)
+    x = torch.randn(500, 64)
+    used = (first.eval()(x) != 0).sum(1).float().mean()
+    assert 0 < used < 50
+    assert (DeepMSparseEncoder(64, 100, 7)(x) != 0).sum(1).eq(7).all()
+    assert torch.isfinite(LISTA(64, 100)(x)).all()
+
+
+def test_training_mode_uses_the_ramp_and_evaluation_does_not():
+    encoder = MAKE["l0"]()
+    encoder.sigma = 0.5
+    x = torch.randn(200, N)
+    expected = dk.encode_l0(x, encoder.W, encoder.S, encoder.theta, sigma=0.5)
+    torch.testing.assert_close(encoder.train()(x), expected)
+    hard = dk.encode_l0(x, encoder.W, encoder.S, encoder.theta)
+    torch.testing.assert_close(encoder.eval()(x), hard)
+    assert not torch.equal(hard, expected)
+
+
+@pytest.mark.parametrize("kind", ["l0", "lista"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda p: torch.optim.SGD(p, lr=1.0, momentum=0.9),
+        lambda p: torch.optim.SGD(p, lr=1e3),
+        lambda p: torch.optim.Adam(p, lr=1e-2),
+        lambda p: torch.optim.Adam(p, lr=1.0),
+        lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=10.0),
+        lambda p: torch.optim.RMSprop(p, lr=0.1),
+    ],
+)
+def test_theta_moves_and_stays_positive(kind, optimizer):
+    encoder = MAKE[kind]()
+    before = encoder.theta.detach().clone()
+    # Thresholds alone: with the weights in it, the wildest of these steps ends in overflow.
+    step = optimizer([encoder.log_theta])
+    x, target = torch.randn(256, N), torch.randn(256, P)
+    for _ in range(50):
+        step.zero_grad()
+        (encoder(x) - target).square().mean().backward()
+        assert torch.isfinite(encoder.log_theta.grad).all()
+        step.step()
+        theta = encoder.theta.detach()
+        assert (theta > 0).all()
+        assert torch.isfinite(theta).all()
+    assert ((theta - before).abs() > 1e-6 * before).double().mean() > 0.9
+
+
+def test_theta_is_positive_wherever_its_parameter_is_and_finds_back():
+    encoder = MAKE["l0"]()
+    for far in (-1e4, 1e4):
+        torch.nn.init.constant_(encoder.log_theta, far)
+        theta = encoder.theta
+        assert ((theta > 0) & torch.isfinite(theta)).all()
+        theta.sum().backward()
+        assert (encoder.log_theta.grad > 0).all()
+        encoder.log_theta.grad = None
+
+
+def test_training_lowers_the_error_of_every_encoder():
+    g = torch.Generator().manual_seed(0)
+    D = dictionary()
+    code = dk.keep_top_m(torch.randn(2000, P, generator=g), 3)
+    x = code @ D.T
+    for kind in MAKE:
+        encoder = MAKE[kind]()
+        step = torch.optim.Adam(encoder.parameters(), lr=3e-3)
+        losses = []
+        for i in range(100):
+            rows = slice(i % 10 * 200, (i % 10 + 1) * 200)
+            loss = (encoder(x[rows]) - code[rows]).square().sum(1).mean()
+            step.zero_grad()
+            loss.backward()
+            step.step()
+            losses.append(loss.item())
+        assert sum(losses[-10:]) < 0.9 * sum(losses[:10]), kind
+
+
+@every
+@tying
+def test_state_dict_deepcopy_pickle_and_safetensors(kind, tied, tmp_path):
+    encoder = MAKE[kind](num_stages=3, tied=tied).eval()
+    x = torch.randn(9, N)
+    z = encoder(x)
+    buffer = io.BytesIO()
+    torch.save(encoder.state_dict(), buffer)
+    buffer.seek(0)
+    arguments = (N, P, M) if kind == "m_sparse" else (N, P)
+    fresh = type(encoder)(*arguments, num_stages=3, tied=tied).eval()
+    assert not torch.equal(fresh(x), z)
+    fresh.load_state_dict(torch.load(buffer, weights_only=True))
+    assert torch.equal(fresh(x), z)
+    assert torch.equal(copy.deepcopy(encoder)(x), z)
+    assert torch.equal(pickle.loads(pickle.dumps(encoder))(x), z)
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_model(encoder, str(tmp_path / "e.safetensors"))
+    fresh = type(encoder)(*arguments, num_stages=3, tied=tied).eval()
+    safetensors.load_model(fresh, str(tmp_path / "e.safetensors"))
+    assert torch.equal(fresh(x), z)
+
+
+@every
+def test_export(kind):
+    encoder = MAKE[kind]().eval()
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(encoder, (torch.randn(4, N),), dynamic_shapes={"x": {0: batch}})
+    for rows in (2, 7, 33):
+        x = torch.randn(rows, N)
+        torch.testing.assert_close(program.module()(x), encoder(x))
+
+
+@every
+def test_compile_without_recompilation_over_batch_sizes(kind):
+    torch._dynamo.reset()
+    encoder = MAKE[kind]()
+    compiled = torch.compile(encoder, fullgraph=True, dynamic=True, backend="aot_eager")
+    parameters = list(encoder.parameters())
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for rows in (4, 9, 33, 128):
+            x = torch.randn(rows, N)
+            expected = torch.autograd.grad(encoder(x).square().sum(), parameters)
+            z = compiled(x)
+            torch.testing.assert_close(z, encoder(x))
+            for a, b in zip(
+                torch.autograd.grad(z.square().sum(), parameters), expected, strict=True
+            ):
+                torch.testing.assert_close(a, b)
+
+
+def test_codes_of_the_m_sparse_encoder():
+    encoder = MAKE["m_sparse"]()
+    x = torch.randn(2, 6, N)
+    code = encoder.encode(x)
+    assert isinstance(code, dk.SparseCode)
+    assert code.values.shape == (2, 6, M)
+    torch.testing.assert_close(code.to_dense(), encoder(x))
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_modules(kind, dtype):
+    encoder = MAKE[kind]().to(dtype)
+    x = torch.randn(5, N).to(dtype)
+    if kind == "lista":
+        assert encoder(x).shape == (5, P)
+        return
+    z = encoder(x)
+    assert z.dtype == dtype
+    z.float().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in encoder.parameters())
+
+
+def test_representation():
+    assert repr(MAKE["m_sparse"]()) == (
+        "DeepMSparseEncoder(in_features=12, code_size=20, num_stages=2, tied=True, m=5)"
+    )
+
+
+D = dictionary()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: DeepL0Encoder(0, 5), "in_features must be >= 1, got 0"),
+        (lambda: DeepL0Encoder(5, 5, 0), "num_stages must be >= 1, got 0"),
+        (lambda: DeepL0Encoder(5, 5, grad="fast"), "grad must be one of .* got 'fast'"),
+        (lambda: DeepMSparseEncoder(5, 5, 6), "m must be >= 1 and <= code_size = 5, got 6"),
+        (lambda: DeepMSparseEncoder.from_dictionary(D, 21), "m must be .* got 21"),
+        (lambda: DeepL0Encoder.from_dictionary(D, 0.0), "lam must be .* got 0.0"),
+        (lambda: DeepL0Encoder.from_dictionary(D, -1), "lam must be .* got -1.0"),
+        (lambda: LISTA.from_dictionary(D, math.inf), "lam must be .* got inf"),
+        (
+            lambda: DeepL0Encoder.from_dictionary(D, 1, convention="eq6"),
+            "convention must be one of",
+        ),
+        (lambda: DeepL0Encoder.from_dictionary(D, 1, step=1.0), "step must be at most 1 / "),
+        (lambda: DeepL0Encoder.from_dictionary(D, 1, step=0.0), "step must be a finite number"),
+        (lambda: DeepL0Encoder.from_dictionary(D * torch.nan, 1), "D must be finite, got 240"),
+        (lambda: DeepL0Encoder.from_dictionary(D[0], 1), "D must .* dimension"),
+        (lambda: DeepL0Encoder.from_dictionary(0 * D, 1), "D must not be all 0"),
+        (lambda: DeepL0Encoder(N, P)(torch.ones(3, N + 1)), "W must have shape"),
+    ],
+)
+def test_bad_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

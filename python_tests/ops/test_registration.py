@@ -1,0 +1,275 @@
+"""Every operator of torch.ops.deepl0 under opcheck, torch.compile, autocast, vmap and export."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch._dynamo.testing
+from torch.library import opcheck
+
+import deepl0_kernels as dk
+
+OPS = torch.ops.deepl0
+B, N, P, M, K = 6, 5, 9, 4, 3
+
+
+def samples(dtype: torch.dtype, grad: bool, batch: int = B):
+    """Operator -> argument tuples."""
+    g = torch.Generator().manual_seed(1)
+
+    def randn(*shape, requires_grad=grad, dtype=dtype):
+        return torch.randn(shape, generator=g).to(dtype).requires_grad_(requires_grad)
+
+    low = torch.float64 if dtype == torch.float64 else torch.float32
+    theta = (torch.rand(P, generator=g) + 0.2).to(low)
+
+    def thetas(*shape):
+        t = theta.expand(*shape, P).clone() if shape else theta.clone()
+        return t.requires_grad_(grad)
+
+    x, W, S = randn(batch, N), randn(P, N), randn(P, P)
+    z = randn(batch, P)
+    indices = torch.rand(batch, P, generator=g).argsort(-1)[:, :M].sort(-1).values
+    mask = dk.reference.keep_top_m(z.detach(), M)[1]
+    saved_u = randn(K, batch, P, requires_grad=False, dtype=low)
+    saved_values = randn(K - 1, batch, M, requires_grad=False, dtype=low)
+    saved_indices = indices.expand(K - 1, batch, M).contiguous()
+    no = dict(requires_grad=False)
+    yield "threshold", (z, thetas(), 0.3, "helu")
+    for kind in ("hard", "soft", "helu", "ste", "ste_theta"):
+        yield "threshold", (z, thetas(), 0.3, kind)
+    yield "threshold", (z, torch.tensor(0.5, dtype=low).requires_grad_(grad), 0.0, "helu")
+    yield "threshold_backward", (randn(batch, P), z, thetas(), 0.3, "helu")
+    yield "top_m", (z, M)
+    yield "top_m", (randn(2, 3, P), M)
+    yield "keep_top_m", (z, M)
+    yield "unpool", (randn(batch, M), indices, P)
+    yield "apply_mask", (z, mask)
+    yield "threshold_stage", (x, W, z, S, thetas(), 0.3, True)
+    yield "top_m_stage", (x, W, z, S, M)
+    yield "encode_l0", (x, W, S, thetas(), K, 0.3, "helu", True)
+    yield "encode_l0", (x, W, randn(K - 1, P, P), thetas(K), K, 0.3, "ste", True)
+    yield "encode_l0", (x, W, None, thetas(), 1, 0.0, "helu", True)
+    yield "encode_top_m", (x, W, S, M, K, True)
+    yield "encode_top_m", (x, W, randn(K - 1, P, P), M, K, True)
+    yield "encode_top_m", (x, W, None, M, 1, True)
+    yield "decode", (randn(batch, M), indices, randn(N, P))
+    if not grad:
+        yield "encode_l0", (x, W, S, thetas(), K, 0.0, "helu", False)
+        yield "encode_top_m", (x, W, S, M, K, False)
+        yield "encode_l0_backward", (z, saved_u, x, W, S, thetas(), 0.3, "helu", True)
+        yield "encode_l0_backward", (z, saved_u, x, W, S, thetas(), 0.3, "helu", False)
+        backward = (randn(batch, M, **no), indices, saved_values, saved_indices, x, W, S)
+        yield "encode_top_m_backward", (*backward, True)
+        yield "encode_top_m_backward", (*backward, False)
+        yield "decode_backward", (x, randn(batch, M, **no), indices, randn(N, P, **no))
+
+
+def cases(grad: bool) -> list:
+    found = []
+    dtypes = (
+        (torch.float32, torch.float64)
+        if grad
+        else (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    )
+    for dtype in dtypes:
+        for batch in (B, 0):
+            for i, (name, args) in enumerate(samples(dtype, grad, batch)):
+                found.append(pytest.param(name, args, id=f"{name}-{i}-{dtype}-batch{batch}"))
+    return found
+
+
+def test_every_operator_has_a_sample():
+    defined = {
+        name.split("::")[1].split(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("deepl0::")
+    }
+    assert defined == {name for name, _ in samples(torch.float32, False)}
+
+
+@pytest.mark.parametrize(("name", "args"), cases(grad=True))
+def test_opcheck_with_gradients(name, args):
+    opcheck(getattr(OPS, name).default, args)
+
+
+@pytest.mark.parametrize(("name", "args"), cases(grad=False))
+def test_opcheck_without_gradients(name, args):
+    opcheck(getattr(OPS, name).default, args)
+
+
+@pytest.mark.parametrize(("name", "args"), cases(grad=False))
+def test_native_equals_reference(name, args):
+    """On the same float64 rounding error model as docs/numerics.md; supports exactly."""
+    if not hasattr(dk.reference, name):
+        return  # the encoders' backwards: test_encode and test_decode
+    got = getattr(OPS, name)(*args)
+    want = getattr(dk.reference, name)(*args)
+    got, want = ((t,) if isinstance(t, torch.Tensor) else t for t in (got, want))
+    tolerance = {
+        torch.float64: 1e-12,
+        torch.float32: 1e-5,
+        torch.bfloat16: 2e-2,
+        torch.float16: 2e-3,
+    }
+    for a, b in zip(got, want, strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        if a.is_floating_point():
+            torch.testing.assert_close(a, b, rtol=tolerance[a.dtype], atol=tolerance[a.dtype])
+        else:
+            assert torch.equal(a, b)
+
+
+FUNCTIONS = {
+    "helu": lambda x, W, S, D, t: dk.helu(x, t[:N], 0.2),
+    "top_m": lambda x, W, S, D, t: dk.top_m(x, 3)[0],
+    "keep_top_m": lambda x, W, S, D, t: dk.keep_top_m(x, 3),
+    "stages": lambda x, W, S, D, t: dk.top_m_stage(
+        x, W, dk.threshold_stage(x, W, x @ W.t(), S, t, 0.1), S, M
+    ),
+    "encode_l0": lambda x, W, S, D, t: dk.encode_l0(x, W, S, t, num_stages=3, sigma=0.2),
+    "encode_top_m": lambda x, W, S, D, t: dk.encode_top_m(x, W, S, M, num_stages=3).values,
+    "autoencoder": lambda x, W, S, D, t: dk.decode(dk.encode_top_m(x, W, S, M), D),
+    "to_dense": lambda x, W, S, D, t: dk.encode_top_m(x, W, S, M).to_dense(),
+}
+
+
+def operands(batch: int, dtype=torch.float32):
+    g = torch.Generator().manual_seed(batch)
+    shapes = ((batch, N), (P, N), (P, P), (N, P))
+    tensors = [torch.randn(s, generator=g, dtype=dtype).requires_grad_() for s in shapes]
+    return [*tensors, (torch.rand(P, generator=g, dtype=dtype) + 0.1).requires_grad_()]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_compile_fullgraph_with_dynamic_batch_and_no_recompilation(name):
+    torch._dynamo.reset()
+    function = FUNCTIONS[name]
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
+    for batch in (7, 12, 33):
+        args, again = operands(batch), operands(batch)
+        out, want = compiled(*args), function(*again)
+        torch.testing.assert_close(out, want)
+        grads = torch.autograd.grad(out.square().sum(), args, allow_unused=True)
+        want_grads = torch.autograd.grad(want.square().sum(), again, allow_unused=True)
+        for a, b in zip(grads, want_grads, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                torch.testing.assert_close(a, b)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("name", ["encode_l0", "encode_top_m", "autoencoder"])
+def test_inductor_serves_them_too(name):
+    torch._dynamo.reset()
+    compiled = torch.compile(FUNCTIONS[name], fullgraph=True, dynamic=True)
+    args = operands(10)
+    torch.testing.assert_close(compiled(*args), FUNCTIONS[name](*args))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_autocast_selects_and_thresholds_in_float32(name, backend):
+    args = operands(8)
+    with dk.use_backend(backend):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            if name == "stages":
+                x, W, S, _, t = args
+                z = torch.zeros(8, P)
+                out = dk.top_m_stage(x, W, dk.threshold_stage(x, W, z, S, t), S, M)
+            else:
+                out = FUNCTIONS[name](*args)
+        elementwise = name in ("helu", "top_m", "keep_top_m")
+        assert out.dtype == (torch.float32 if elementwise else torch.bfloat16)
+        out.float().sum().backward()
+    if elementwise:
+        torch.testing.assert_close(out, FUNCTIONS[name](*args))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            low = FUNCTIONS[name](args[0].bfloat16(), *args[1:])
+        assert low.dtype == torch.float32
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_vmap_over_rows(backend):
+    x, W, S, D, t = (a.detach() for a in operands(12))
+    u = torch.randn(3, 4, P)
+    with dk.use_backend(backend):
+        for function in (
+            lambda r: dk.helu(r, t, 0.2),
+            lambda r: dk.top_m(r, 3),
+            lambda r: dk.keep_top_m(r, 3),
+            lambda r: dk.unpool(*dk.top_m(r, 3), P),
+        ):
+            torch.testing.assert_close(torch.func.vmap(function)(u), function(u))
+        xs = x.reshape(3, 4, N)
+        for function in (
+            lambda r: dk.encode_l0(r, W, S, t, sigma=0.1),
+            lambda r: dk.encode_top_m(r, W, S, M)[0],
+            lambda r: dk.encode_top_m(r, W, S, M)[1],
+            lambda r: dk.decode(dk.encode_top_m(r, W, S, M), D),
+        ):
+            torch.testing.assert_close(torch.func.vmap(function)(xs), function(xs))
+            torch.testing.assert_close(
+                torch.func.vmap(function, in_dims=1)(xs), function(xs.transpose(0, 1))
+            )
+
+
+def test_vmap_over_weights_is_refused_by_the_kernel_and_served_by_the_reference():
+    x, W, S, _, t = (a.detach() for a in operands(4))
+    Ws = torch.stack([W, W + 1])
+
+    def function(W):
+        return dk.encode_l0(x, W, S, t)
+
+    with pytest.raises(NotImplementedError, match=r"encode_l0.*use_backend\('reference'\)"):
+        torch.func.vmap(function)(Ws)
+    with dk.use_backend("reference"):
+        got = torch.func.vmap(function)(Ws)
+    torch.testing.assert_close(got, torch.stack([function(W), function(W + 1)]))
+
+
+@pytest.mark.parametrize("backend", ["reference", None])
+def test_functional_gradients(backend):
+    u, t = torch.randn(4, P, dtype=torch.float64), torch.rand(P, dtype=torch.float64) + 0.1
+    with dk.use_backend(backend):
+        per_row = torch.func.vmap(
+            torch.func.grad(lambda u, t: dk.helu(u, t, 0.5).sum(), (0, 1)), (0, None)
+        )
+        grad_u, grad_t = per_row(u, t)
+    assert grad_u.shape == (4, P)
+    assert grad_t.shape == (4, P)
+    a = u.requires_grad_(), t.requires_grad_()
+    want = torch.autograd.grad(dk.helu(*a, 0.5).sum(), a)
+    torch.testing.assert_close(grad_u, want[0])
+    torch.testing.assert_close(grad_t.sum(0), want[1])
+
+
+def test_double_backward_of_the_encoders_says_what_to_do():
+    x, W, S, _, t = operands(4)
+    for out in (dk.encode_l0(x, W, S, t), dk.encode_top_m(x, W, S, M).values):
+        (grad,) = torch.autograd.grad(out.square().sum(), W, create_graph=True)
+        with pytest.raises(RuntimeError, match=r"double backward is not implemented.*reference"):
+            grad.sum().backward()
+    with dk.use_backend("reference"):
+        args = [a.detach().double().requires_grad_() for a in (x, W, S)]
+        assert torch.autograd.gradgradcheck(lambda *a: dk.encode_top_m(*a, M).values, args)
+
+
+def test_inference_mode_and_no_grad():
+    args = operands(4)
+    for context in (torch.inference_mode, torch.no_grad):
+        with context():
+            for function in FUNCTIONS.values():
+                assert not function(*args).requires_grad
+
+
+def test_deterministic_algorithms_are_all_there_is():
+    torch.use_deterministic_algorithms(True)
+    try:
+        args = operands(6)
+        dk.decode(dk.encode_top_m(*args[:3], M), args[3]).sum().backward()
+        dk.encode_l0(*args[:3], args[4], sigma=0.1).sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)

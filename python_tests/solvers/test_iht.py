@@ -1,0 +1,182 @@
+"""IHT: descent, fixed points, the encoders it unrolls to, options, errors."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import deepl0_kernels as dk
+from deepl0_kernels.solvers import iht, iht_m
+from deepl0_kernels.solvers.step import safe_step, squared_norm
+
+from .problems import planted
+
+STEPS = ("lipschitz", "normalized")
+INITS = ("zero", "l1")
+
+
+def objective(x, D, a, lam=0.0):
+    return 0.5 * (x - a @ D.T).square().sum(-1) + lam * (a != 0).sum(-1)
+
+
+def assert_never_rises(history, slack):
+    assert (history[1:] - history[:-1]).max() <= slack
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("step", STEPS)
+def test_the_objective_falls_and_is_the_objective(step, init, dtype):
+    x, D, _ = planted(dtype=dtype)
+    D = 5 * D  # the norm is the solver's business, not the caller's
+    slack = 1e-9 if dtype == torch.float64 else 1e-3
+    r = iht(x, D, 0.1, step=step, init=init)
+    assert_never_rises(r.objective, slack)
+    torch.testing.assert_close(r.objective[-1], objective(x, D, r.code, 0.1), atol=slack, rtol=1e-3)
+    r = iht_m(x, D, 4, step=step, init=init)
+    assert_never_rises(r.objective, slack)
+    torch.testing.assert_close(r.objective[-1], objective(x, D, r.dense), atol=slack, rtol=1e-3)
+    assert r.objective.shape == (int(r.iterations.max()) + 1, len(x))
+
+
+@pytest.mark.parametrize("n", [12, 30])
+def test_codes_are_fixed_points(n):
+    # n = 12, p = 50 takes the residual form, n = 30 the Gram form.
+    x, D, _ = planted(n=n)
+    mu = safe_step(D)
+    r = iht(x, D, 0.05, init="l1", tol=1e-12, max_iter=20000)
+    assert r.converged.all()
+    u = r.code + mu * (x - r.code @ D.T) @ D
+    torch.testing.assert_close(
+        dk.hard_threshold(u, math.sqrt(2 * 0.05 * mu)), r.code, atol=1e-9, rtol=0
+    )
+    r = iht_m(x, D, 4, tol=1e-12, max_iter=20000)
+    a = r.dense
+    torch.testing.assert_close(dk.keep_top_m(a + mu * (x - a @ D.T) @ D, 4), a, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_planted_code_is_found_from_l1(step):
+    x, D, code = planted(n=60, p=80)
+    r = iht_m(x, D, 4, init="l1", step=step, l1_lam=0.02)
+    assert ((r.dense != 0) == (code != 0)).all(1).double().mean() > 0.95
+    assert (r.dense - code).abs().max() < 0.1 or step == "normalized"
+
+
+def test_the_normalized_step_needs_fewer_iterations():
+    x, D, _ = planted(n=60, p=80)
+    D[:, 0] *= 1.0
+    plain = iht_m(x, D, 4, init="l1", l1_lam=0.02)
+    fast = iht_m(x, D, 4, init="l1", l1_lam=0.02, step="normalized")
+    assert fast.iterations.double().mean() < 0.7 * plain.iterations.double().mean()
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_k_iterations_are_the_encoder_with_k_stages(k):
+    x, D, _ = planted()
+    options = dict(max_iter=k, tol=1e-300)
+    with torch.no_grad():
+        l0 = dk.nn.DeepL0Encoder.from_dictionary(D, 0.05, num_stages=k).eval()
+        torch.testing.assert_close(l0(x), iht(x, D, 0.05, **options).code)
+        m_sparse = dk.nn.DeepMSparseEncoder.from_dictionary(D, 4, num_stages=k).eval()
+        torch.testing.assert_close(m_sparse(x), iht_m(x, D, 4, **options).dense)
+
+
+def test_results_do_not_depend_on_the_batch():
+    x, D, _ = planted(rows=50)
+    whole = iht(x, D, 0.05, tol=1e-10)
+    for i in (0, 17, 49):
+        alone = iht(x[i], D, 0.05, tol=1e-10)
+        torch.testing.assert_close(alone.code, whole.code[i])
+        assert alone.iterations == whole.iterations[i]
+        assert alone.code.shape == (50,)
+
+
+def test_more_rows_than_a_block(monkeypatch):
+    from deepl0_kernels.solvers import descent
+
+    x, D, _ = planted(rows=50)
+    whole = iht_m(x, D, 4)
+    monkeypatch.setattr(descent, "ROWS", 16)
+    parts = iht_m(x, D, 4)
+    torch.testing.assert_close(whole.dense, parts.dense)
+    torch.testing.assert_close(whole.objective, parts.objective)
+    assert torch.equal(whole.iterations, parts.iterations)
+
+
+def test_leading_dimensions_history_and_given_starts():
+    x, D, _ = planted(rows=24)
+    r = iht_m(x.reshape(2, 3, 4, 30), D, 4, history=False)
+    assert isinstance(r.code, dk.SparseCode)
+    assert r.code.values.shape == (2, 3, 4, 4)
+    assert r.converged.shape == (2, 3, 4)
+    assert r.objective.shape == (2, 2, 3, 4)
+    torch.testing.assert_close(
+        r.objective[-1], objective(x, D, r.dense.flatten(0, -2)).reshape(2, 3, 4)
+    )
+    again = iht_m(x.reshape(2, 3, 4, 30), D, 4, init=r.code)
+    torch.testing.assert_close(again.dense, r.dense, atol=1e-4, rtol=0)
+    assert int(again.iterations.max()) <= 5
+    start = iht(x, D, 0.05).code
+    assert int(iht(x, D, 0.05, init=start).iterations.max()) <= 5
+    empty = iht(x[:0], D, 0.05)
+    assert empty.code.shape == (0, 50)
+    assert empty.iterations.shape == (0,)
+
+
+def test_a_sample_that_ran_out_of_iterations_says_so():
+    x, D, _ = planted()
+    r = iht(x, D, 0.05, max_iter=3, tol=1e-12)
+    assert not r.converged.any()
+    assert (r.iterations == 3).all()
+
+
+def test_a_step_that_is_too_long_is_an_error_not_a_divergence():
+    x, D, _ = planted()
+    with pytest.raises(RuntimeError, match="step is too large"):
+        iht(x, D, 0.001, step=4 / squared_norm(D))
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (20, 30), (1100, 1200)])
+def test_the_norm_is_bounded_from_above(shape):
+    g = torch.Generator().manual_seed(0)
+    D = torch.randn(*shape, generator=g)
+    true = torch.linalg.matrix_norm(D.double(), 2).item() ** 2
+    assert true * (1 - 1e-9) <= squared_norm(D) <= true * 1.02
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(lam=0.0), "lam must be a finite number > 0, got 0.0"),
+        (dict(lam=float("nan")), "lam must be a finite number > 0, got nan"),
+        (dict(step="newton"), "step must be one of .* got 'newton'"),
+        (dict(step=-1.0), "step must be a finite number > 0, got -1.0"),
+        (dict(init="warm"), "init must be one of .* got 'warm'"),
+        (dict(init=torch.zeros(3, 3, dtype=torch.float64)), "init must have shape"),
+        (dict(tol=0.0), "tol must be a finite number > 0, got 0.0"),
+        (dict(max_iter=0), "max_iter must be >= 1, got 0"),
+        (
+            dict(D=torch.full((30, 50), torch.nan, dtype=torch.float64)),
+            "D must be finite, got 1500",
+        ),
+        (dict(D=torch.zeros(30, 50, dtype=torch.float64)), "D must not be all 0"),
+        (dict(D=torch.ones(31, 50, dtype=torch.float64)), "x must be .* n = 31"),
+        (dict(x=torch.full((2, 30), torch.inf, dtype=torch.float64)), "x must be finite, got 60"),
+        (dict(x=torch.ones(2, 30)), "x must have the dtype of D"),
+    ],
+)
+def test_bad_arguments(change, message):
+    x, D, _ = planted()
+    arguments = dict(x=x, D=D, lam=0.1) | change
+    with pytest.raises(ValueError, match=message):
+        iht(**arguments)
+
+
+@pytest.mark.parametrize("m", [0, 51])
+def test_bad_m(m):
+    x, D, _ = planted()
+    with pytest.raises(ValueError, match=rf"m must be >= 1.*got {m}"):
+        iht_m(x, D, m)

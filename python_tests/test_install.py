@@ -1,0 +1,140 @@
+"""Every way to install, and one binary for several versions of torch.
+
+Run by ``make install-test``: it fetches a second torch and takes minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.install
+
+ROOT = Path(__file__).parents[1]
+OTHER_TORCH = os.environ.get("OTHER_TORCH", "torch>=2.14,<2.15")
+BUILD_TOOLS = ("numpy", "ninja", "pybind11", "setuptools>=77", "wheel")
+SMOKE = (
+    "import torch, deepl0_kernels as dk; u = torch.randn(4, 9); "
+    "assert dk.top_m(u, 2)[0].shape == (4, 2) and dk.last_call().backend == 'cpu'; "
+    "print(torch.__version__, dk.__file__, dk.build_info())"
+)
+
+
+def run(*command: str | Path, check: bool = True, **env: str) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        [str(c) for c in command], env=os.environ | env, capture_output=True, text=True, cwd="/"
+    )
+    if check and done.returncode:
+        pytest.fail(f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+    return done
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory) -> Path:
+    """The tracked files alone, as in a fresh clone: no library that was built before."""
+    folder = tmp_path_factory.mktemp("source")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+    )
+    for name in listed.stdout.decode().split("\0"):
+        if name and (ROOT / name).is_file():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pythons(tmp_path_factory) -> dict[str, Path]:
+    """The interpreter of this environment and one of a new environment with the other torch."""
+    folder = tmp_path_factory.mktemp("other")
+    run(sys.executable, "-m", "venv", folder)
+    other = folder / "bin/python"
+    run(other, "-m", "pip", "install", OTHER_TORCH, *BUILD_TOOLS, "hypothesis", "pytest")
+    versions = {
+        p: run(p, "-c", "import torch; print(torch.__version__)").stdout
+        for p in (sys.executable, other)
+    }
+    assert len(set(versions.values())) == 2, versions
+    return {"this": Path(sys.executable), "other": other}
+
+
+@pytest.fixture(scope="session", params=["this", "other"])
+def wheel(request, pythons, source, tmp_path_factory) -> Path:
+    """A wheel built with one of the two versions of torch."""
+    folder = tmp_path_factory.mktemp("wheel")
+    python = pythons[request.param]
+    run(python, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+@pytest.mark.parametrize("runs", ["this", "other"])
+def test_one_binary_serves_both_versions_of_torch(wheel, runs, pythons, tmp_path):
+    python = pythons[runs]
+    site = tmp_path / "site"
+    run(python, "-m", "pip", "install", "--no-deps", "--target", site, wheel)
+    shutil.copytree(ROOT / "python_tests", tmp_path / "python_tests")
+    env = {"PYTHONPATH": f"{site}{os.pathsep}{tmp_path}", "OMP_NUM_THREADS": "1"}
+    where = run(python, "-c", SMOKE, **env).stdout
+    assert str(site) in where
+    tests = [
+        tmp_path / "python_tests" / name for name in ("ops", "test_backends.py", "test_package.py")
+    ]
+    run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", *tests, **env)
+
+
+@pytest.mark.parametrize("options", [("--no-build-isolation",), ("--no-build-isolation", "-e"), ()])
+def test_pip_install(options, source, tmp_path):
+    """With build isolation pip fetches torch once more, for the build alone."""
+    venv = tmp_path / "venv"
+    run(sys.executable, "-m", "venv", "--system-site-packages", venv)
+    python = venv / "bin/python"
+    site = subprocess.run(
+        [sys.executable, "-c", "import torch; print(torch.__path__[0])"],
+        capture_output=True,
+        text=True,
+    )
+    (
+        venv
+        / "lib"
+        / f"python{sys.version_info[0]}.{sys.version_info[1]}"
+        / "site-packages"
+        / "base.pth"
+    ).write_text(str(Path(site.stdout.strip()).parent))
+    run(python, "-m", "pip", "install", "--no-deps", *options, source)
+    out = run(python, "-c", SMOKE).stdout
+    assert str(source if "-e" in options else venv) in out
+
+
+def test_a_broken_compiler_is_an_error_not_a_pure_python_installation(source, tmp_path):
+    command = (
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        tmp_path,
+        source,
+    )
+    done = run(*command, check=False, CXX="false")
+    assert done.returncode != 0
+    assert not list(tmp_path.glob("*.whl"))
+
+
+def test_an_installation_without_nvcc_works_and_says_so(source, tmp_path):
+    out = run(
+        sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "--no-build-isolation",
+        "-w", tmp_path, source,
+        PATH="/usr/bin:/bin",
+    )  # fmt: skip
+    assert "the build is for CPU" in out.stdout

@@ -1,0 +1,136 @@
+"""Import, build report, instruction sets, processes, and the NumPy entry points."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import deepl0_kernels as dk
+from deepl0_kernels import _C
+
+
+def python(code: str, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_extension_is_there_and_says_what_it_is():
+    info = dk.build_info()
+    assert info["torch_abi_target"] == "2.13"
+    assert info["isa_active"] in info["isa_supported"]
+    assert set(info["isa_supported"]) <= set(info["isa_compiled"])
+    assert info["cuda"] is False
+    assert info["cuda_archs"] == []
+    assert info["compiler"]
+
+
+def test_import_is_short_and_wakes_neither_cuda_nor_triton():
+    code = """
+import time, sys, json, torch
+before, start = set(sys.modules), time.perf_counter()
+import deepl0_kernels
+seconds = time.perf_counter() - start
+print(json.dumps([seconds, torch.cuda.is_initialized(), sorted(set(sys.modules) - before)]))
+"""
+    runs = [json.loads(python(code).stdout) for _ in range(3)]
+    assert min(seconds for seconds, *_ in runs) < 0.150
+    for _, cuda, modules in runs:
+        assert not cuda
+        heavy = {
+            "triton",
+            "sklearn",
+            "matplotlib",
+            "tqdm",
+            "typer",
+            "torch._dynamo",
+            "torch._inductor",
+        }
+        assert not heavy & set(modules)
+
+
+@pytest.mark.parametrize("isa", dk.build_info()["isa_supported"])
+def test_every_instruction_set_gives_the_same_bits(isa):
+    code = """
+import torch, hashlib, deepl0_kernels as dk
+assert dk.last_call() is None and dk.build_info()["isa_active"] == ISA
+h = hashlib.sha256()
+for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+    torch.manual_seed(0)
+    u = torch.randn(50, 333).to(dtype)
+    u[u.abs() < 0.3] = 0.25
+    u[3, 5] = float("nan")
+    for t in (*dk.top_m(u, 20), dk.keep_top_m(u, 200), dk.hard_threshold(u, 0.5)):
+        h.update(t.float().nan_to_num(9).numpy().tobytes())
+print(h.hexdigest())
+"""
+    outs = [python(code.replace("ISA", repr(level)), DEEPL0_ISA=level) for level in ("scalar", isa)]
+    assert all(out.returncode == 0 for out in outs), outs
+    assert outs[0].stdout == outs[1].stdout
+
+
+def test_an_unknown_instruction_set_is_an_error_that_names_it():
+    out = python("import deepl0_kernels", DEEPL0_ISA="avx1024")
+    assert out.returncode != 0
+    assert 'DEEPL0_ISA must be scalar, avx2 or avx512, got "avx1024"' in out.stderr
+
+
+def test_kernels_work_in_forked_workers():
+    """A DataLoader forks after the parent used its threads."""
+    torch.set_num_threads(2)
+    dk.keep_top_m(torch.randn(1000, 500), 5)
+    dataset = torch.randn(8, 300, 100)
+
+    def select(batch):
+        return dk.keep_top_m(torch.stack(batch), 3)
+
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=2, num_workers=2, collate_fn=select, multiprocessing_context="fork"
+    )
+    got = torch.cat(list(loader))
+    torch.set_num_threads(1)
+    assert torch.equal(got, dk.keep_top_m(dataset, 3))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_numpy_entry_points(dtype):
+    u = np.random.default_rng(0).standard_normal((4, 3, 20)).astype(dtype)
+    for array in (u, u.transpose(2, 0, 1), u[:, ::-1], u[..., ::2]):
+        tensor = torch.from_numpy(array.copy())
+        values, indices = _C.top_m(array, 3)
+        want_values, want_indices = dk.top_m(tensor, 3)
+        assert np.array_equal(values, want_values)
+        assert np.array_equal(indices, want_indices)
+        assert np.array_equal(_C.keep_top_m(array, 3), dk.keep_top_m(tensor, 3))
+        assert np.array_equal(_C.threshold(array, 0.5, 0.2), dk.helu(tensor, 0.5, 0.2))
+        theta = np.linspace(0.1, 2, array.shape[-1]).astype(dtype)
+        want = dk.soft_threshold(tensor, torch.from_numpy(theta))
+        assert np.array_equal(_C.threshold(array, theta, kind="soft"), want)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda u: _C.top_m(u, 6), "m must be >= 0 and <= p = 5, got 6"),
+        (lambda u: _C.top_m(u.astype(int), 2), "u must be float32 or float64, got int64"),
+        (lambda u: _C.keep_top_m(u[0, 0, ...], 0), "u must have at least 1 dimension"),
+        (lambda u: _C.threshold(u, 0.0), "theta must be > 0"),
+        (lambda u: _C.threshold(u, np.ones(4)), "theta must have shape"),
+        (lambda u: _C.threshold(u, 1.0, 2.0), "sigma must be in"),
+        (lambda u: _C.threshold(u, 1.0, kind="ste"), "kind must be"),
+    ],
+)
+def test_numpy_entry_points_name_bad_input(call, words):
+    with pytest.raises((ValueError, TypeError), match="must") as caught:
+        call(np.zeros((3, 5)))
+    assert words in str(caught.value)

@@ -1,0 +1,155 @@
+"""Builds the extension deepl0_kernels._C with ninja.
+
+Every csrc/core/<op>.cpp is compiled once per instruction set; everything else once. The extension
+uses libtorch's stable ABI, so the binary serves every torch from the target version on. Nothing
+falls back: a compiler error ends the installation.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+CSRC = ROOT / "csrc"
+
+# The oldest torch the binary runs with: its stable ABI is the one we ask for.
+TORCH_TARGET = (2, 13)
+
+# Level -> flags; other processors than x86-64 have the portable level only.
+ISA_FLAGS = dict(re.findall(r"^ISA_(\w+) = ?(.*)$", (CSRC / "isa.mk").read_text(), re.MULTILINE))
+if platform.machine().lower() not in ("x86_64", "amd64"):
+    ISA_FLAGS = {"scalar": ISA_FLAGS["scalar"]}
+
+# Core files that hold no kernels.
+COMPILED_ONCE = {"isa.cpp"}
+
+
+# Loads the library by its path, in a process of its own.
+LOAD = """
+import importlib.util, sys, torch
+spec = importlib.util.spec_from_file_location("_C", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+print("deepl0:", module.build_info())
+"""
+
+
+class NinjaBuild(build_ext):
+    """Write build.ninja, run it, and load the result to prove that it resolves."""
+
+    def build_extension(self, ext: Extension) -> None:
+        build = build_folder()
+        build.mkdir(parents=True, exist_ok=True)
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (build / "build.ninja").write_text(ninja_file(target))
+        command = [ninja_executable(), "-C", str(build)]
+        if jobs := os.environ.get("MAX_JOBS"):
+            command += ["-j", jobs]
+        print("deepl0: building", target.name, "for", ", ".join(ISA_FLAGS), flush=True)
+        print("deepl0: no CUDA kernels in this version; the build is for CPU", flush=True)
+        subprocess.run(command, check=True)
+        subprocess.run([sys.executable, "-c", LOAD, str(target)], check=True)
+
+
+def build_folder() -> Path:
+    """One per interpreter and torch, so that a rebuild compiles only what changed."""
+    import torch
+
+    return ROOT / "build" / f"{sys.implementation.cache_tag}-torch-{torch.__version__}"
+
+
+def ninja_executable() -> str:
+    import ninja
+
+    return str(Path(ninja.BIN_DIR) / "ninja")
+
+
+def ninja_file(target: Path) -> str:
+    """The build graph, in ninja's language."""
+    import pybind11
+    import torch
+
+    torch_root = Path(torch.__file__).parent
+    includes = [
+        torch_root / "include",
+        pybind11.get_include(),
+        sysconfig.get_paths()["include"],
+    ]
+    major, minor = TORCH_TARGET
+    flags = [
+        # Without contraction every instruction set rounds alike; kernels call fma by name.
+        "-std=c++17 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -fvisibility-inlines-hidden",
+        "-Wall -Wextra",
+        # The last two are wrong about the intrinsics of gcc 12 (its bug 105593).
+        "-Wno-unused-parameter -Wno-psabi -Wno-maybe-uninitialized -Wno-uninitialized",
+        f"-I{in_command(CSRC)}",
+        *(f"-isystem {in_command(folder)}" for folder in includes),
+        os.environ.get("CXXFLAGS", ""),
+    ]
+    # What build_info() reports and what the stable ABI is asked for; only the bindings see these.
+    target_version = f"0x{major:02x}{minor:02x}000000000000"
+    binding_flags = (
+        f"-DTORCH_TARGET_VERSION={target_version} -DDEEPL0_TORCH_TARGET={major}.{minor}"
+        f" -DDEEPL0_TORCH_BUILT_WITH={torch.__version__}"
+    )
+    lines = [
+        f"cxx = {os.environ.get('CXX', 'c++')}",
+        f"flags = {' '.join(flags)}",
+        f"ldflags = -shared -L{in_command(torch_root / 'lib')} -ltorch_cpu -lc10 "
+        + os.environ.get("LDFLAGS", ""),
+        "rule cxx",
+        "  command = $cxx -MMD -MF $out.d $flags $extra -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compile $out",
+        "rule link",
+        "  command = $cxx $in $ldflags -o $out",
+        "  description = link $out",
+    ]
+    objects = []
+
+    def compile_one(source: Path, name: str, extra: str) -> None:
+        objects.append(name)
+        lines.append(f"build {name}: cxx {in_graph(source)}")
+        lines.append(f"  extra = {extra}")
+
+    for source in sorted((CSRC / "core").glob("*.cpp")):
+        if source.name in COMPILED_ONCE:
+            compile_one(source, f"core/{source.stem}.o", "")
+            continue
+        for level, (isa, isa_flags) in enumerate(ISA_FLAGS.items()):
+            extra = f"{isa_flags} -DDEEPL0_ISA={isa} -DDEEPL0_ISA_LEVEL={level}"
+            compile_one(source, f"core/{source.stem}.{isa}.o", extra)
+    bindings = sorted((CSRC / "torch").glob("*.cpp"))
+    for source in [*bindings, CSRC / "torch_ops.cpp", CSRC / "module.cpp"]:
+        compile_one(source, f"{source.parent.name}/{source.stem}.o", binding_flags)
+    lines.append(f"build {in_graph(target)}: link {' '.join(objects)}")
+    lines.append(f"default {in_graph(target)}")
+    return "\n".join(lines) + "\n"
+
+
+def in_command(path: Path | str) -> str:
+    """A path as ninja hands it to the shell."""
+    return shlex.quote(str(path)).replace("$", "$$")
+
+
+def in_graph(path: Path | str) -> str:
+    """A path as a node of ninja's graph."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+setup(
+    ext_modules=[Extension("deepl0_kernels._C", sources=[])],
+    cmdclass={"build_ext": NinjaBuild},
+)
