@@ -21,7 +21,7 @@ help:  ## list the targets
 
 $(VENV)/torch: Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet '$(TORCH)' numpy ninja pybind11 'setuptools>=77' wheel
+	$(BIN)/pip install --quiet '$(TORCH)' numpy ninja pybind11 'setuptools>=64' wheel
 	touch $@
 
 $(VENV)/demo: $(VENV)/torch setup.py pyproject.toml $(SOURCES)
