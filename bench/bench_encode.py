@@ -7,22 +7,27 @@ import torch
 
 import deepl0_kernels as dk
 
-from .conftest import EAGER, OURS
+from .conftest import EAGER, FLOOR, OURS
 from .rivals import eager_encode_l0, eager_encode_top_m
 
 N = 256
-SHAPES = [
-    (4096, 128, 32, 2), (4096, 512, 32, 2), (4096, 512, 10, 2), (4096, 512, 64, 2),
-    (4096, 2048, 32, 2), (4096, 2048, 10, 2), (128, 512, 32, 2), (1, 512, 32, 2),
-    (1, 2048, 32, 2), (4096, 512, 32, 10),
+SIZES = [
+    (batch, p, m, stages)
+    for stages in (2, 10)
+    for p in (128, 512, 2048)
+    for m in (10, 32, 64)
+    for batch in (1, 128, 4096)
 ]  # fmt: skip
+# One stage, a large dictionary: S does not exist.
+LARGE = [(batch, 16384, m, 1) for m in (10, 32, 64) for batch in (1, 128, 4096)]
 
 
-def weights(p: int) -> tuple[torch.Tensor, torch.Tensor]:
+def weights(p: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """W and S of a random unit-norm dictionary with a safe step: codes behave as in practice."""
     D = torch.nn.functional.normalize(torch.randn(N, p), dim=0)
     step = 0.99 / torch.linalg.matrix_norm(D, 2) ** 2
-    return step * D.t().contiguous(), torch.eye(p) - step * D.t() @ D
+    W = step * D.t().contiguous()
+    return W, None if p > 4096 else torch.eye(p) - W @ D
 
 
 def same_supports(x, W, S, m, stages):
@@ -37,25 +42,34 @@ def same_supports(x, W, S, m, stages):
     return check
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SIZES + LARGE, ids=str)
 @torch.no_grad()
 def test_encode_top_m(race, shape, threads):
     batch, p, m, stages = shape
     x, (W, S) = torch.randn(batch, N), weights(p)
-    compiled = torch.compile(eager_encode_top_m)
+    providers = {
+        EAGER: lambda: eager_encode_top_m(x, W, S, m, stages),
+        FLOOR: lambda: x @ W.t(),
+        OURS: lambda: dk.encode_top_m(x, W, S, m, num_stages=stages),
+    }
+    if batch == 1 and S is not None:
+        # One signal is served faster from S stored by columns, which is for the caller to choose.
+        columns = S.t().contiguous().t()
+        providers["deepl0, S by columns"] = lambda: dk.encode_top_m(
+            x, W, columns, m, num_stages=stages
+        )
+    if m == 32 and stages < 10:
+        compiled = torch.compile(eager_encode_top_m)
+        providers["torch.compile"] = lambda: compiled(x, W, S, m, stages)
     race(
         "encode_top_m",
         f"B={batch} p={p} m={m} K={stages}",
-        {
-            EAGER: lambda: eager_encode_top_m(x, W, S, m, stages),
-            "torch.compile": lambda: compiled(x, W, S, m, stages),
-            OURS: lambda: dk.encode_top_m(x, W, S, m, num_stages=stages),
-        },
+        providers,
         same_supports(x, W, S, m, stages),
     )
 
 
-@pytest.mark.parametrize("shape", [s for s in SHAPES if s[0] > 1 and s[3] == 2], ids=str)
+@pytest.mark.parametrize("shape", [s for s in SIZES if s[0] > 1 and s[3] == 2], ids=str)
 def test_encode_top_m_training(race, shape, threads):
     """Forward and backward into W and S, as in a training step on data."""
     batch, p, m, stages = shape
@@ -74,6 +88,7 @@ def test_encode_top_m_training(race, shape, threads):
         f"B={batch} p={p} m={m} K={stages}",
         {
             EAGER: lambda: step(lambda: eager_encode_top_m(x, W, S, m, stages)),
+            FLOOR: lambda: x @ W.t(),
             OURS: lambda: step(lambda: dk.encode_top_m(x, W, S, m, num_stages=stages)),
         },
         lambda name, out: supports(name, (None, out[1])),
@@ -99,6 +114,7 @@ def test_encode_l0(race, batch, active, threads):
         f"B={batch} p={p} active={active} K={stages}",
         {
             EAGER: lambda: eager_encode_l0(x, W, S, theta, stages),
+            FLOOR: lambda: x @ W.t(),
             "torch.compile": lambda: compiled(x, W, S, theta, stages),
             OURS: lambda: dk.encode_l0(x, W, S, theta, num_stages=stages),
         },

@@ -29,7 +29,8 @@ class Row:
     p50: float
     p80: float
     rounds: int
-    speedup: float  # of this provider over torch eager, medians
+    against: str
+    speedup: float  # of this provider over the one of the column before, medians
     time: str
     machine: str
     isa: str

@@ -16,7 +16,7 @@ def eager_keep_top_m(u: Tensor, m: int) -> Tensor:
     return torch.zeros_like(u).scatter(-1, indices, values)
 
 
-def eager_encode_top_m(x: Tensor, W: Tensor, S: Tensor, m: int, stages: int):
+def eager_encode_top_m(x: Tensor, W: Tensor, S: Tensor | None, m: int, stages: int):
     wx = x @ W.t()
     values, indices = eager_top_m(wx, m)
     for _ in range(stages - 1):
@@ -32,3 +32,10 @@ def eager_encode_l0(x: Tensor, W: Tensor, S: Tensor, theta: Tensor, stages: int)
         u = torch.addmm(wx, z, S.t())
         z = torch.where(u.abs() >= theta, u, 0.0)
     return z
+
+
+def eager_iht_m(x: Tensor, D: Tensor, step: float, m: int, iterations: int):
+    """Iterative hard thresholding as it is written with dense codes and S = I - step D'D."""
+    W = step * D.t()
+    S = torch.eye(D.shape[1]) - W @ D
+    return eager_encode_top_m(x, W, S, m, iterations)

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/isa.h"
+#include "core/screen.h"
 #include "core/thresholds.h"
 #include "core/top_m.h"
 
@@ -33,6 +34,7 @@ py::dict build_info() {
     info["isa_compiled"] = compiled;
     info["isa_supported"] = supported;
     info["isa_active"] = deepl0::isa_name(deepl0::active_isa());
+    info["amx_bfloat16"] = deepl0::screen_has_bfloat16();
     info["cuda"] = false;
     info["cuda_archs"] = py::list();
     info["torch_abi_target"] = DEEPL0_STRING(DEEPL0_TORCH_TARGET);

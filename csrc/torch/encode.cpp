@@ -3,6 +3,7 @@
 #include <optional>
 #include <tuple>
 
+#include "torch/screen.h"
 #include "torch/steps.h"
 
 namespace deepl0::torch_ops {
@@ -154,10 +155,19 @@ Codes encode_top_m(Tensor x, Tensor W, std::optional<Tensor> S, int64_t m, int64
     STD_TORCH_CHECK(m >= 0 && m <= W.size(0), "encode_top_m: m must be in [0, ", W.size(0),
                     "], got ", m);
     const ScalarType given = x.scalar_type(), type = accumulation_type(x);
+    x = cast(x, type);
+    W = cast(W, type);
     if (S) S = cast(*S, type);
-    Codes codes = type == ScalarType::Double
-                      ? encode<double>(cast(x, type), cast(W, type), S, m, num_stages, save)
-                      : encode<float>(cast(x, type), cast(W, type), S, m, num_stages, save);
+    Codes codes;
+    if (type == ScalarType::Double) {
+        codes = encode<double>(x, W, S, m, num_stages, save);
+    } else if (num_stages == 1 && screens(x.size(0), W.size(0), m)) {
+        auto [values, indices] = screen_top_m(x, W, m);
+        codes = {values, indices, fresh({0, x.size(0), m}, type),
+                 fresh({0, x.size(0), m}, ScalarType::Long)};
+    } else {
+        codes = encode<float>(x, W, S, m, num_stages, save);
+    }
     std::get<0>(codes) = cast(std::get<0>(codes), given);
     return codes;
 }

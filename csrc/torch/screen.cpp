@@ -23,12 +23,21 @@ int screen_wish() {
     return wish;
 }
 
-}  // namespace
+/// Above this share of candidates they cost more than what was screened away.
+bool few_enough(int64_t p, int64_t m) { return p >= 12 * m; }
 
-bool screen_pays(int64_t batch, int64_t p, int64_t m) {
+/// Below 32 rows packing W in bf16 costs more than it saves.
+bool bfloat16_pays(int64_t batch, int64_t p, int64_t m) {
     const int wish = screen_wish();
     if (wish == 0 || !screen_has_bfloat16()) return false;
-    return wish == 1 || (batch >= 32 && p >= 12 * m);
+    return wish == 1 || (batch >= 32 && few_enough(p, m));
+}
+
+}  // namespace
+
+bool screens(int64_t batch, int64_t p, int64_t m) {
+    constexpr int64_t kLarge = 4096;
+    return bfloat16_pays(batch, p, m) || (p >= kLarge && few_enough(p, m));
 }
 
 std::tuple<Tensor, Tensor> screen_top_m(Tensor x, Tensor W, int64_t m) {
@@ -41,11 +50,11 @@ std::tuple<Tensor, Tensor> screen_top_m(Tensor x, Tensor W, int64_t m) {
     STD_TORCH_CHECK(m >= 0 && m <= p, op, ": m must be in [0, ", p, "], got ", m);
     const Matrix<const float> xm = row_major_matrix<float>(x), wm = row_major_matrix<float>(W);
     const int64_t batch = xm.rows, n = xm.cols;
-    Tensor values = torch::stable::new_empty(x, {batch, m});
-    Tensor indices = torch::stable::new_empty(x, {batch, m}, ScalarType::Long);
+    Tensor values = fresh({batch, m}, ScalarType::Float);
+    Tensor indices = fresh({batch, m}, ScalarType::Long);
     if (batch == 0 || m == 0) return {values, indices};
 
-    const ScreenKind kind = screen_pays(batch, p, m) ? ScreenKind::bfloat16 : ScreenKind::float32;
+    const ScreenKind kind = bfloat16_pays(batch, p, m) ? ScreenKind::bfloat16 : ScreenKind::float32;
     // For a few rows the dot products are as fast as any tile, and nothing is packed.
     const bool pack = kind == ScreenKind::bfloat16 || batch > 64;
     const Buffer<char> packed(pack ? screen_packed_bytes(kind, p, n) : 0);

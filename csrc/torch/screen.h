@@ -7,10 +7,11 @@
 
 namespace deepl0::torch_ops {
 
-/// Whether screening in bf16 (packing W included) is the fastest way to one stage here: rule and
-/// measurements in docs/screening.md. The environment variable DEEPL0_SCREEN overrides it: 0 never,
-/// 1 wherever the CPU can. Throws at another word.
-bool screen_pays(int64_t batch, int64_t p, int64_t m);
+/// Whether one stage is served by screen_top_m: always for large p, where its codes are promised to
+/// be batch-invariant, below that where screening in bf16 (packing W included) is the fastest way.
+/// Rule and measurements in docs/screening.md. The environment variable DEEPL0_SCREEN forbids bf16
+/// (0) or asks for it wherever the CPU can (1). Throws at another word.
+bool screens(int64_t batch, int64_t p, int64_t m);
 
 /// The m entries of largest |u|, u = x W': x [B, n], W [p, n] float32 -> values [B, m] float32,
 /// indices [B, m] int64, ascending. [B, p] is never formed. The same bits for every batch, number
