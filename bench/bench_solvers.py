@@ -1,10 +1,12 @@
-"""iht_m and omp against a dense torch loop, SPAMS and scikit-learn."""
+"""iht_m, omp and fista against a dense torch loop, SPAMS and scikit-learn."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import sparse_encode
+from sklearn.linear_model import orthogonal_mp
 
 import deepl0_kernels as dk
 from deepl0_kernels.solvers.step import safe_step
@@ -14,7 +16,7 @@ from .rivals import eager_iht_m
 
 N, M, ITERATIONS = 256, 32, 10
 # scikit-learn solves so many rows only; its time is scaled to the batch.
-SLICE = 64
+SLICE = 16
 
 
 def signals(batch: int, p: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,14 +26,30 @@ def signals(batch: int, p: int) -> tuple[torch.Tensor, torch.Tensor]:
     return a @ D.t() + 0.01 * torch.randn(batch, N), D
 
 
+def other_omp(x: torch.Tensor, D: torch.Tensor):
+    """SPAMS's and scikit-learn's orthogonal matching pursuit, and how to scale their times."""
+    spams = pytest.importorskip("spams", reason="the package spams-bin is not installed")
+    X, A = (np.asfortranarray(t.numpy()) for t in (x.t(), D))
+    providers = {
+        "SPAMS omp": lambda: spams.omp(X, A, L=M, eps=0.0, numThreads=torch.get_num_threads()),
+        "scikit-learn omp": lambda: orthogonal_mp(
+            A, X[:, :SLICE], n_nonzero_coefs=M, precompute=True
+        ),
+    }
+    return providers, {"scikit-learn omp": len(x) / SLICE}
+
+
 @pytest.mark.parametrize("p", [512, 2048])
 @pytest.mark.parametrize("batch", [128, 4096])
 def test_iht_m(race, batch, p, threads):
     x, D = signals(batch, p)
     step = safe_step(D)
     want = eager_iht_m(x, D, step, M, ITERATIONS)[1].sort(-1).values
+    others, scale = other_omp(x, D) if p == 512 else ({}, {})
 
     def check(name, out):
+        if name in others:
+            return  # another algorithm for the same problem
         indices = out[1] if name == EAGER else out.code.indices
         same = (indices.sort(-1).values == want).all(-1).float().mean()
         assert same > 0.97, (name, same)
@@ -41,29 +59,22 @@ def test_iht_m(race, batch, p, threads):
         f"B={batch} p={p} m={M}",
         {
             EAGER: lambda: eager_iht_m(x, D, step, M, ITERATIONS),
+            **others,
             OURS: lambda: dk.solvers.iht_m(
                 x, D, M, step=step, tol=1e-12, max_iter=ITERATIONS, history=False
             ),
         },
         check,
+        scale=scale,
     )
 
 
 @pytest.mark.parametrize("batch", [128, 4096])
 def test_omp(race, batch, threads):
-    spams = pytest.importorskip("spams", reason="the package spams-bin is not installed")
-    from sklearn.linear_model import orthogonal_mp
-
     p = 512
     x, D = signals(batch, p)
-    X, A = (np.asfortranarray(t.numpy()) for t in (x.t(), D))
+    others, scale = other_omp(x, D)
     want = dk.solvers.omp(x, D, M).code.to_dense()
-
-    def with_spams():
-        return spams.omp(X, A, L=M, eps=0.0, numThreads=torch.get_num_threads())
-
-    def with_sklearn():
-        return orthogonal_mp(A, X[:, :SLICE], n_nonzero_coefs=M, precompute=True)
 
     def check(name, out):
         if name == OURS:
@@ -75,12 +86,47 @@ def test_omp(race, batch, threads):
     race(
         "omp",
         f"B={batch} p={p} m={M}",
+        {**others, OURS: lambda: dk.solvers.omp(x, D, M)},
+        check,
+        scale=scale,
+        against="SPAMS omp",
+    )
+
+
+@pytest.mark.parametrize("batch", [128, 4096])
+def test_fista(race, batch, threads):
+    """Against scikit-learn's and SPAMS's lasso by coordinate descent and by homotopy (LARS)."""
+    spams = pytest.importorskip("spams", reason="the package spams-bin is not installed")
+    p, lam = 512, 0.2
+    x, D = signals(batch, p)
+    X, A = (np.asfortranarray(t.numpy()) for t in (x.t(), D))
+
+    def objective(a: torch.Tensor) -> torch.Tensor:
+        return 0.5 * (x[: len(a)] - a @ D.t()).square().sum(1) + lam * a.abs().sum(1)
+
+    want = objective(dk.solvers.fista(x, D, lam, tol=1e-6, history=False).code)
+
+    def check(name, out):
+        if name == OURS:
+            codes = out.code
+        else:
+            codes = torch.from_numpy(out.toarray().T if hasattr(out, "toarray") else out)
+        found = objective(codes)
+        assert ((found - want[: len(found)]).abs() <= 1e-3 * want[: len(found)]).all(), name
+
+    race(
+        "fista",
+        f"B={batch} p={p} lam={lam}",
         {
-            "SPAMS": with_spams,
-            "scikit-learn": with_sklearn,
-            OURS: lambda: dk.solvers.omp(x, D, M),
+            "SPAMS lasso": lambda: spams.lasso(
+                X, A, lambda1=lam, mode=2, numThreads=torch.get_num_threads()
+            ),
+            "scikit-learn lasso_cd": lambda: sparse_encode(
+                X[:, :SLICE].T, A.T, algorithm="lasso_cd", alpha=lam, max_iter=1000
+            ),
+            OURS: lambda: dk.solvers.fista(x, D, lam, tol=1e-3, history=False),
         },
         check,
-        scale={"scikit-learn": batch / SLICE},
-        against="SPAMS",
+        scale={"scikit-learn lasso_cd": batch / SLICE},
+        against="SPAMS lasso",
     )

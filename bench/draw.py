@@ -13,9 +13,10 @@ INTRODUCTION = """# Benchmarks
 
 Drawn from `bench/records/cpu.csv` by `make bench`; every row was measured there, none is left out.
 Times are medians in microseconds per call, the providers interleaved round by round in one process.
-`x` is the median of the provider compared against (torch eager but for omp: SPAMS) over ours; below
-1 we lose. `floor` is the time of the product W x alone over ours: 100 % would mean that everything
-but that product is free. scikit-learn was given 64 signals and its time scaled to the batch.
+`x` is the median of the provider compared against (torch eager; for omp and fista SPAMS) over ours;
+below 1 we lose. `floor` is the time of the product W x alone over ours: 100 % would mean that
+everything but that product is free. scikit-learn was given 16 signals and its time scaled to the
+batch.
 """
 
 
@@ -76,7 +77,7 @@ def speedups(rows: list[records.Row]) -> None:
     axes.axvline(1, color="black", linewidth=0.8)
     for y, row in zip(positions, rows, strict=True):
         axes.text(row.speedup * 1.03, y, f"{row.speedup:.1f}", va="center", fontsize=6)
-    axes.set_xlabel("times faster than torch eager, omp: than SPAMS (one thread, medians)")
+    axes.set_xlabel("times faster than torch eager; omp, fista: than SPAMS (one thread, medians)")
     axes.set_title(f"{rows[0].machine}, torch {rows[0].torch}", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
