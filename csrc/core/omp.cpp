@@ -94,6 +94,9 @@ DEEPL0_INLINE T dot(const T* a, const T* b, int64_t n) {
         for (int j = 0; j < 4; ++j)
             acc[j] = fused(Reals<T>(*reinterpret_cast<const Reals<T>*>(a + i + j * W)),
                            Reals<T>(*reinterpret_cast<const Reals<T>*>(b + i + j * W)), acc[j]);
+    for (; i + W <= n; i += W)
+        acc[0] = fused(Reals<T>(*reinterpret_cast<const Reals<T>*>(a + i)),
+                       Reals<T>(*reinterpret_cast<const Reals<T>*>(b + i)), acc[0]);
     T sum = sum_of_lanes<T, kVectorBytes>((acc[0] + acc[1]) + (acc[2] + acc[3]));
     for (; i < n; ++i) sum = fused(a[i], b[i], sum);
     return sum;
