@@ -111,5 +111,6 @@ std::tuple<Tensor, Tensor, Tensor> encode_top_m_backward(Tensor grad_values, Ten
                                                          std::optional<Tensor> S, bool need_x);
 Tensor decode(Tensor values, Tensor indices, Tensor D);
 std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor D);
+std::tuple<Tensor, Tensor, Tensor, Tensor> omp(Tensor x, Tensor D, int64_t m, double tol);
 
 }  // namespace deepl0::torch_ops

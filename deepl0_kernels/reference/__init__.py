@@ -7,6 +7,7 @@ autograd. They are the oracle of every test and the ``"reference"`` backend.
 
 from .decode import decode
 from .encode import encode_l0, encode_top_m
+from .omp import omp
 from .stage import threshold_stage, top_m_stage
 from .thresholds import threshold, threshold_backward
 from .top_m import apply_mask, keep_top_m, top_m, unpool
@@ -17,6 +18,7 @@ __all__ = [
     "encode_l0",
     "encode_top_m",
     "keep_top_m",
+    "omp",
     "threshold",
     "threshold_backward",
     "threshold_stage",

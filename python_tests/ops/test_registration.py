@@ -54,6 +54,8 @@ def samples(dtype: torch.dtype, grad: bool, batch: int = B):
     yield "encode_top_m", (x, W, randn(K - 1, P, P), M, K, True)
     yield "encode_top_m", (x, W, None, M, 1, True)
     yield "decode", (randn(batch, M), indices, randn(N, P))
+    if not grad and dtype in (torch.float32, torch.float64):
+        yield "omp", (x, torch.nn.functional.normalize(randn(N, P), dim=0), M, 1e-6)
     if not grad:
         yield "encode_l0", (x, W, S, thetas(), K, 0.0, "helu", False)
         yield "encode_top_m", (x, W, S, M, K, False)

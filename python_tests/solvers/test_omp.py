@@ -1,4 +1,4 @@
-"""OMP against scikit-learn's."""
+"""OMP against scikit-learn's and the reference."""
 
 from __future__ import annotations
 
@@ -73,3 +73,90 @@ def test_shapes_and_errors():
     assert omp(x[:0], D, 4).code.values.shape == (0, 4)
     with pytest.raises(ValueError, match=r"m must be >= 1 and <= min\(n, p\) = 30, got 31"):
         omp(x, D, 31)
+
+
+def assert_same(got, want, rtol, atol):
+    """Same supports; a code's values by their size."""
+    assert torch.equal(got.code.indices, want.code.indices)
+    assert torch.equal(got.iterations, want.iterations)
+    torch.testing.assert_close(got.dense, want.dense, rtol=rtol, atol=atol)
+    torch.testing.assert_close(got.objective, want.objective, rtol=rtol, atol=atol)
+
+
+# Few rows take the residual form, many the Gram form; p beyond and beside multiples of the vectors.
+@pytest.mark.parametrize("rows", [1, 3, 37, 200])
+@pytest.mark.parametrize(
+    ("n", "p", "m"), [(1, 1, 1), (7, 5, 5), (30, 50, 12), (31, 257, 20), (64, 611, 40)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_kernel_chooses_as_the_reference(dtype, n, p, m, rows):
+    g = torch.Generator().manual_seed(n + rows)
+    x = torch.randn(rows, n, generator=g, dtype=torch.float64)
+    D = torch.randn(n, p, generator=g, dtype=torch.float64)
+    with dk.use_backend("reference"):
+        want = omp(x, D, m)
+    if dtype == torch.float64:
+        got = omp(x, D, m)
+        assert dk.last_call().backend == "cpu"
+        return assert_same(got, want, 1e-8, 1e-9)
+    # Near-ties, and square systems near the limit of dependence, may go another way in float32.
+    got = omp(x.float(), D.float(), m)
+    same = (got.code.indices == want.code.indices).all(1)
+    if m < n / 2:
+        assert same.double().mean() >= 0.95
+        torch.testing.assert_close(got.dense[same].double(), want.dense[same], rtol=1e-3, atol=1e-4)
+    assert torch.isfinite(got.dense).all()
+
+
+@pytest.mark.parametrize("rows", [2, 60])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_layouts_do_not_matter(transposed, rows):
+    x, D, _ = planted(rows=rows)
+    plain = omp(x, D, 6)
+    wide = torch.zeros(rows, 61, dtype=x.dtype)[:, 1::2]
+    wide.copy_(x)
+    assert_same(omp(wide, D.T.contiguous().T if transposed else D, 6), plain, 1e-12, 1e-12)
+
+
+@pytest.mark.parametrize("rows", [2, 60])
+def test_degenerate_dictionaries_end_as_in_the_reference(rows):
+    x, D, _ = planted(n=12, p=20, rows=rows)
+    D[:, 3:9] = D[:, :1] * torch.tensor([1.0, -1, 2, 0.5, 3, 1], dtype=D.dtype)
+    D[:, 9] = 0
+    D[6:] = 0  # rank 6
+    x[0] = 0
+    with dk.use_backend("reference"):
+        want = omp(x, D, 10)
+    got = omp(x, D, 10)
+    assert (want.iterations <= 6).all()
+    assert want.iterations[0] == 0
+    assert torch.equal(got.iterations, want.iterations)
+    # Rounding may decide which of several equal atoms is taken: it is the same signal.
+    torch.testing.assert_close(got.dense @ D.T, want.dense @ D.T, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(got.objective, want.objective, rtol=1e-9, atol=1e-9)
+    assert (got.code.indices.diff(dim=1) > 0).all()
+    assert ((got.dense[:, [0, *range(3, 9)]] != 0).sum(1) <= 1).all()
+    assert not got.dense[:, 9].any()
+
+
+def test_equal_correlations_go_to_the_lowest_index():
+    D = torch.eye(40, dtype=torch.float32)
+    x = torch.ones(50, 40)
+    for rows in (1, 50):
+        r = omp(x[:rows], D, 5)
+        assert torch.equal(r.code.indices, torch.arange(5).expand(rows, 5))
+
+
+@pytest.mark.parametrize("rows", [3, 300])
+def test_the_number_of_threads_does_not_matter(rows):
+    g = torch.Generator().manual_seed(5)
+    D, x = torch.randn(40, 200, generator=g), torch.randn(rows, 40, generator=g)
+    one = omp(x, D, 12)
+    try:
+        torch.set_num_threads(3)
+        three = omp(x, D, 12)
+    finally:
+        torch.set_num_threads(1)
+    for a, b in zip(one.code[:2], three.code[:2], strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(one.objective, three.objective)
