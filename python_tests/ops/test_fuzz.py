@@ -20,7 +20,8 @@ FLOATS = ("float32", "float32", "float64", "float16", "bfloat16")
 OTHER_DTYPES = ("int64", "int32", "uint8", "bool", "complex64", "float32", "float64", "float16")
 LAYOUTS = ("contiguous", "transposed", "permuted", "step", "offset", "expanded", "expanded_last")
 STYLES = ("special", "few_special", "denormal", "zero", "ties")
-BAD_INTEGERS = (-1, 0, 1, 7, 1000, 2**31, 2**40, -(2**63), 2**63 - 1)
+# Sizes that no memory holds are fine, but not one that some machine does.
+BAD_INTEGERS = (-1, 0, 1, 7, 1000, 2**50, -(2**63), 2**63 - 1)
 KINDS = ("hard", "soft", "helu", "ste", "ste_theta", "", "HARD")
 
 
