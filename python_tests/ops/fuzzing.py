@@ -136,7 +136,7 @@ def distinct(t: Tensor) -> bool:
 
 
 def verdict(recipe: dict) -> str:
-    """"" where all is well, else what is wrong."""
+    """ "" where all is well, else what is wrong."""
     op, args = recipe["op"], [build(a) if isinstance(a, dict) else a for a in recipe["args"]]
     before = [a.clone() if isinstance(a, Tensor) else a for a in args]
     try:
