@@ -144,6 +144,7 @@ def verdict(recipe: dict) -> str:
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
         message = str(error)
         unclear = not message.strip() or any(word in message for word in UNCLEAR)
+        unclear = unclear and "can't allocate memory" not in message  # torch's own words
         if recipe.get("valid"):
             return f"refused a valid call: {message}"
         return f"unclear exception {type(error).__name__}: {message}" if unclear else ""

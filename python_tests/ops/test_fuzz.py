@@ -34,7 +34,7 @@ class Caller:
     def call(self, recipe: dict) -> str:
         """What is wrong with the call, "" for nothing."""
         if self.process is None:
-            self.errors = tempfile.TemporaryFile(mode="w+")
+            self.errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - lives as long as the process
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "python_tests.ops.fuzzing"],
                 stdin=subprocess.PIPE,
