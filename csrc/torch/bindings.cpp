@@ -28,8 +28,8 @@ std::optional<int64_t> row_stride(const Tensor& t) {
 
 }  // namespace
 
-Rows::Rows(const Tensor& t) : tensor(t) {
-    cols = t.size(t.dim() - 1);
+Rows::Rows(const Tensor& t, const char* name) : tensor(t) {
+    cols = last_size(t, name);
     rows = 1;
     for (int64_t i = 0; i + 1 < t.dim(); ++i) rows *= t.size(i);
     if (const auto found = rows == 0 || cols == 0 ? std::optional<int64_t>(cols) : row_stride(t)) {
@@ -48,6 +48,10 @@ ThresholdKind threshold_kind(const std::string& name) {
     if (name == "ste") return ThresholdKind::ste;
     if (name == "ste_theta") return ThresholdKind::ste_theta;
     STD_TORCH_CHECK(false, "kind must be hard, soft, helu, ste or ste_theta, got ", name);
+}
+
+void check_sigma(const char* op, double sigma) {
+    STD_TORCH_CHECK(sigma >= 0 && sigma <= 1, op, ": sigma must be in [0, 1], got ", sigma);
 }
 
 void check_theta(const char* op, ThresholdKind kind, const Tensor& theta) {

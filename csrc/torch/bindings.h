@@ -38,6 +38,12 @@ inline DType dtype_of(const Tensor& t, const char* name) {
     }
 }
 
+/// The size of the last dimension, of which a tensor of rows has one.
+inline int64_t last_size(const Tensor& t, const char* name) {
+    STD_TORCH_CHECK(t.dim() > 0, name, " must have at least one dimension");
+    return t.size(t.dim() - 1);
+}
+
 inline ScalarType accumulation_type(const Tensor& t) {
     return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -64,7 +70,7 @@ struct Rows {
     int64_t rows, cols, stride;
     const void* data;
 
-    explicit Rows(const Tensor& t);
+    Rows(const Tensor& t, const char* name);
 };
 
 // Uninitialised memory of one task.
@@ -77,8 +83,9 @@ class Workspace {
     std::unique_ptr<std::byte[]> bytes_;
 };
 
-// Kind of threshold by name, and theta's values checked for it.
+// Kind of threshold by name; sigma, and theta's values for a kind, checked.
 ThresholdKind threshold_kind(const std::string& name);
+void check_sigma(const char* op, double sigma);
 void check_theta(const char* op, ThresholdKind kind, const Tensor& theta);
 
 // Rows per task that make a task worth a thread: about 16k elements.

@@ -135,6 +135,8 @@ void check_code(const Tensor& values, const Tensor& indices, const Tensor& d, co
     STD_TORCH_CHECK(values.dim() == 2 && indices.dim() == 2 && d.dim() == 2 &&
                         values.size(0) == indices.size(0) && values.size(1) == indices.size(1),
                     op, ": expected values [B, m], indices [B, m] and D [n, p]");
+    dtype_of(d, "D");
+    STD_TORCH_CHECK(values.scalar_type() == d.scalar_type(), op, ": D has not the dtype of values");
     check_indices(indices, d.size(1), op);
 }
 
@@ -154,6 +156,7 @@ std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor in
     check_code(values, indices, D, "decode_backward");
     STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == values.size(0) && grad.size(1) == D.size(0),
                     "decode_backward: grad must be [B, n]");
+    dtype_of(grad, "grad");
     const ScalarType given = D.scalar_type(), type = accumulation_type(D);
     const ScalarType given_values = values.scalar_type();
     grad = cast(grad, type);

@@ -224,6 +224,8 @@ std::tuple<Tensor, Tensor, Tensor> encode_top_m_backward(Tensor grad_values, Ten
     check_indices(indices, W.size(0), op);
     check_indices(saved_indices, W.size(0), op);
     const ScalarType given = x.scalar_type(), type = accumulation_type(x);
+    STD_TORCH_CHECK(saved_values.scalar_type() == type && grad_values.scalar_type() == given, op,
+                    ": saved_values must have the accumulation dtype, grad_values that of x");
     if (S) S = cast(*S, type);
     const auto run = type == ScalarType::Double ? backward<double> : backward<float>;
     auto [gx, gw, gs] = run(cast(grad_values, type), indices, cast(saved_values, type),

@@ -330,6 +330,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> encode_l0_backward(Tensor grad_z, Ten
                         shape_of(grad_z) == (std::vector<int64_t>{x.size(0), W.size(0)}),
                     op, ": saved and grad_z do not fit x and W");
     const ScalarType given = x.scalar_type(), type = accumulation_type(x);
+    STD_TORCH_CHECK(saved.scalar_type() == type && grad_z.scalar_type() == given, op,
+                    ": saved must have the accumulation dtype, grad_z that of x");
     const StageThresholds h(op, theta, saved.size(0), W.size(0), type, sigma, kind);
     if (S) S = cast(*S, type);
     const auto run = type == ScalarType::Double ? backward<double> : backward<float>;

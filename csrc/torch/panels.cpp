@@ -19,6 +19,7 @@ void check_encoder(const Tensor& x, const Tensor& w, const std::optional<Tensor>
                    const char* op) {
     STD_TORCH_CHECK(x.dim() == 2 && w.dim() == 2 && x.size(1) == w.size(1), op,
                     ": x [B, n] and W [p, n] do not fit");
+    dtype_of(x, "x");
     STD_TORCH_CHECK(stages >= 1, op, ": num_stages must be at least 1, got ", stages);
     STD_TORCH_CHECK(s || stages == 1, op, ": S may be None only when num_stages == 1");
     STD_TORCH_CHECK(w.scalar_type() == x.scalar_type(), op, ": W has not the dtype of x");
@@ -31,6 +32,7 @@ void check_encoder(const Tensor& x, const Tensor& w, const std::optional<Tensor>
 }
 
 void check_indices(const Tensor& indices, int64_t p, const char* op) {
+    STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Long, op, ": indices must be int64");
     const Tensor flat = torch::stable::contiguous(indices);
     const int64_t* at = static_cast<const int64_t*>(flat.const_data_ptr());
     uint64_t worst = 0;

@@ -45,6 +45,7 @@ std::tuple<Tensor, Tensor> threshold_stage(Tensor x, Tensor W, Tensor z, Tensor 
     STD_TORCH_CHECK(theta.scalar_type() == type &&
                         (theta.dim() == 0 || (theta.dim() == 1 && theta.size(0) == p)),
                     "threshold_stage: theta must be [] or [p] in the accumulation dtype");
+    check_sigma("threshold_stage", sigma);
     theta = torch::stable::contiguous(theta);
     check_theta("threshold_stage", ThresholdKind::helu, theta);
     Tensor out = empty(x, {batch, p}, type);

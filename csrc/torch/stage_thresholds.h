@@ -19,6 +19,7 @@ class StageThresholds {
           dtype_(type == ScalarType::Double ? DType::f64 : DType::f32),
           sigma_(sigma) {
         const int64_t d = theta_.dim();
+        check_sigma(op, sigma);
         STD_TORCH_CHECK(theta_.scalar_type() == type &&
                             (d == 0 || (d == 1 && theta_.size(0) == p) ||
                              (d == 2 && theta_.size(0) == stages && theta_.size(1) == p)),

@@ -6,8 +6,9 @@ namespace deepl0::torch_ops {
 
 namespace {
 
-void check_operands(const Tensor& u, const Tensor& theta) {
-    const int64_t p = u.size(u.dim() - 1);
+void check_operands(const char* op, const Tensor& u, const Tensor& theta, double sigma) {
+    const int64_t p = last_size(u, "u");
+    check_sigma(op, sigma);
     STD_TORCH_CHECK(theta.scalar_type() == accumulation_type(u),
                     "theta must be float64 for a float64 u and float32 otherwise");
     STD_TORCH_CHECK(theta.dim() == 0 || (theta.dim() == 1 && theta.size(0) == p),
@@ -18,10 +19,10 @@ void check_operands(const Tensor& u, const Tensor& theta) {
 
 Tensor threshold(Tensor u, Tensor theta, double sigma, std::string kind_name) {
     const ThresholdKind kind = threshold_kind(kind_name);
-    check_operands(u, theta);
+    check_operands("threshold", u, theta, sigma);
     theta = torch::stable::contiguous(theta);
     check_theta("threshold", kind, theta);
-    const Rows rows(u);
+    const Rows rows(u, "u");
     Tensor out = empty(u, shape_of(u), u.scalar_type());
     const DType dtype = dtype_of(u, "u");
     void* out_data = out.mutable_data_ptr();
@@ -35,12 +36,12 @@ Tensor threshold(Tensor u, Tensor theta, double sigma, std::string kind_name) {
 std::tuple<Tensor, Tensor> threshold_backward(Tensor grad, Tensor u, Tensor theta, double sigma,
                                               std::string kind_name) {
     const ThresholdKind kind = threshold_kind(kind_name);
-    check_operands(u, theta);
+    check_operands("threshold_backward", u, theta, sigma);
     const auto shape = shape_of(u);
     STD_TORCH_CHECK(shape_of(grad) == shape && grad.scalar_type() == u.scalar_type(),
                     "grad_out must have the shape and dtype of u");
     theta = torch::stable::contiguous(theta);
-    const Rows g(grad), rows(u);
+    const Rows g(grad, "grad_out"), rows(u, "u");
     const bool per_entry = theta.dim() == 1;
     const DType dtype = dtype_of(u, "u");
     Tensor grad_u = empty(u, shape, u.scalar_type());

@@ -17,7 +17,7 @@ int64_t mask_bytes(int64_t p) { return (p + 7) / 8; }
 }  // namespace
 
 std::tuple<Tensor, Tensor> top_m(Tensor u, int64_t m) {
-    const Rows rows(u);
+    const Rows rows(u, "u");
     check_m(m, rows.cols);
     const DType dtype = dtype_of(u, "u");
     Tensor values = empty(u, with_last(u, m), u.scalar_type());
@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor> top_m(Tensor u, int64_t m) {
 }
 
 std::tuple<Tensor, Tensor> keep_top_m(Tensor u, int64_t m) {
-    const Rows rows(u);
+    const Rows rows(u, "u");
     check_m(m, rows.cols);
     const DType dtype = dtype_of(u, "u");
     Tensor out = empty(u, shape_of(u), u.scalar_type());
@@ -51,7 +51,7 @@ std::tuple<Tensor, Tensor> keep_top_m(Tensor u, int64_t m) {
 Tensor unpool(Tensor values, Tensor indices, int64_t size) {
     STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Long, "indices must be int64");
     STD_TORCH_CHECK(shape_of(values) == shape_of(indices), "indices must have the shape of values");
-    const int64_t m = values.size(values.dim() - 1);
+    const int64_t m = last_size(values, "values");
     STD_TORCH_CHECK(size >= m, "size must be >= ", m, ", got ", size);
     values = torch::stable::contiguous(values);
     indices = torch::stable::contiguous(indices);
@@ -77,7 +77,7 @@ Tensor unpool(Tensor values, Tensor indices, int64_t size) {
 }
 
 Tensor apply_mask(Tensor u, Tensor mask) {
-    const Rows rows(u);
+    const Rows rows(u, "u");
     STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Byte &&
                         shape_of(mask) == with_last(u, mask_bytes(rows.cols)),
                     "mask must be uint8 of shape [..., ceil(p / 8)]");

@@ -109,6 +109,7 @@ def threshold_backward(
     u = u.to(accumulation_dtype(dtype))
     grad = grad_out.to(u.dtype)
     d_u, d_theta = coefficients(u, theta.to(u.dtype), sigma, kind)
-    rows = (grad * d_theta).reshape(-1, u.shape[-1])
+    rows = grad * d_theta
+    rows = rows.flatten(0, -2) if rows.dim() > 1 else rows.unsqueeze(0)
     grad_theta = rows.sum(0) if theta.dim() == 1 else rows.sum()
     return (grad * d_u).to(dtype), grad_theta.to(theta.dtype)

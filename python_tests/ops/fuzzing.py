@@ -1,0 +1,205 @@
+"""One careless call of ``torch.ops.deepl0.*`` from a recipe, and what it should have given.
+
+A recipe is JSON: ``{"op": name, "args": [...]}``, a tensor being a dictionary (see :func:`build`).
+Run as a module this is the process that makes the calls, so that a crash ends only that process:
+a recipe per line in, a verdict per line out.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import math
+import sys
+
+import torch
+from torch import Tensor
+
+from deepl0_kernels import reference
+from deepl0_kernels.reference.encode import stage_matrix, stage_theta
+from deepl0_kernels.reference.precision import accumulation_dtype
+from python_tests.oracle import hostile
+
+DISTINCT, ANYTHING = "distinct", "anything"
+# What an exception must not say: the words of the machinery instead of those of the caller.
+UNCLEAR = (
+    "aoti_torch",
+    "API call failed",
+    "std::",
+    "vector",
+    "_M_",
+    "basic_string",
+    "bad_alloc",
+    "Dimension specified",
+)
+
+
+def build(recipe: dict) -> Tensor:
+    """The tensor of a recipe: shape, dtype, style of its values, layout, seed."""
+    shape, style = tuple(recipe["shape"]), recipe["style"]
+    dtype, g = getattr(torch, recipe["dtype"]), torch.Generator().manual_seed(recipe["seed"])
+    if style == DISTINCT:  # indices of a code: distinct in a row, in any order
+        values = torch.rand((*shape[:-1], recipe["high"]), generator=g).argsort(-1)
+        values = values[..., : shape[-1]]
+    elif style == ANYTHING:  # numbers that no index should be
+        choice = torch.tensor([0, 0, 1, -1, recipe["high"], 2**31, -(2**63), 2**40])
+        values = choice[torch.randint(len(choice), shape, generator=g)]
+    elif style == "integers":  # exact in any order of summation, many ties
+        values = torch.randint(-2, 3, shape, generator=g)
+    elif style == "theta":
+        values = torch.randint(1, 5, shape, generator=g) / 2
+    else:
+        values = hostile(shape, torch.float64, recipe["seed"], style)
+    values = values.to(dtype)
+    layout = recipe["layout"]
+    if layout == "transposed" and values.dim() >= 2:
+        return values.transpose(-1, -2).contiguous().transpose(-1, -2)
+    if layout == "permuted" and values.dim() >= 2:
+        return values.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "step" and values.dim() >= 1:
+        return values.repeat_interleave(2, -1)[..., ::2]
+    if layout == "offset" and values.dim() >= 1:
+        return torch.nn.functional.pad(values, (3, 2))[..., 3:-2]
+    if layout == "expanded" and values.numel() > 0 and values.dim() >= 1:
+        return values[:1].expand(shape)
+    if layout == "expanded_last" and values.numel() > 0 and values.dim() >= 1:
+        return values[..., :1].expand(shape)
+    return values
+
+
+def decode_backward(grad, values, indices, D):
+    low, dtype = values.dtype, accumulation_dtype(D.dtype)
+    v, d = (t.detach().to(dtype).requires_grad_() for t in (values, D))
+    with torch.enable_grad():
+        out = reference.decode(v, indices, d)
+    gv, gd = torch.autograd.grad(out, (v, d), grad.to(dtype))
+    return gv.to(low), gd.to(D.dtype)
+
+
+def _gradients(du_of_stage, stages, x, W, S, z_of_stage, need_x):
+    """dW, dx and dS from du of every stage; du_of_stage(k, product of the stage above)."""
+    p, dtype = W.shape[0], accumulation_dtype(x.dtype)
+    xs, Ws, Ss = (None if t is None else t.to(dtype) for t in (x, W, S))
+    gS = torch.zeros(0) if S is None else torch.zeros_like(Ss)
+    total, above = torch.zeros(x.shape[0], p, dtype=dtype), None
+    for k in reversed(range(stages)):
+        if k + 1 < stages:
+            step = gS[k] if S.dim() == 3 else gS
+            step += du.t() @ z_of_stage(k)  # noqa: F821 - of the stage above
+            above = du @ stage_matrix(Ss, k)  # noqa: F821
+        du = du_of_stage(k, above)
+        total = total + du
+    gx = (total @ Ws).to(x.dtype) if need_x else x.new_empty(0)
+    return gx, (total.t() @ xs).to(x.dtype), gS.to(x.dtype)
+
+
+def encode_top_m_backward(grad, indices, saved_values, saved_indices, x, W, S, need_x):
+    dtype, p, steps = accumulation_dtype(x.dtype), W.shape[0], saved_values.shape[0]
+
+    def du(k, above):
+        if above is None:
+            return reference.unpool(grad.to(dtype), indices, p)
+        kept = reference.unpool(torch.ones_like(saved_values[k], dtype=dtype), saved_indices[k], p)
+        return above * kept
+
+    def z(k):
+        return reference.unpool(saved_values[k].to(dtype), saved_indices[k], p)
+
+    return _gradients(du, steps + 1, x, W, S, z, need_x)
+
+
+def encode_l0_backward(grad, saved, x, W, S, theta, sigma, kind, need_x):
+    dtype, stages = accumulation_dtype(x.dtype), saved.shape[0]
+    saved, gtheta = saved.to(dtype), torch.zeros_like(theta)
+
+    def du(k, above):
+        g = grad.to(dtype) if above is None else above
+        gu, gt = reference.threshold_backward(g, saved[k], stage_theta(theta, k), sigma, kind)
+        if theta.dim() == 2:
+            gtheta[k] += gt
+        else:
+            gtheta.add_(gt)
+        return gu
+
+    def z(k):
+        return reference.threshold(saved[k], stage_theta(theta, k), sigma, kind)
+
+    return *_gradients(du, stages, x, W, S, z, need_x), gtheta
+
+
+ORACLES = {
+    name: getattr(reference, name, None) or globals()[name]
+    for name in (
+        "threshold", "threshold_backward", "top_m", "unpool", "keep_top_m", "apply_mask",
+        "threshold_stage", "top_m_stage", "encode_l0", "encode_l0_backward", "encode_top_m",
+        "encode_top_m_backward", "decode", "decode_backward",
+    )
+}  # fmt: skip
+# The others form products, in which the reference's 0 * inf is NaN (docs/numerics.md).
+MOVE_VALUES = ("threshold", "top_m", "unpool", "keep_top_m", "apply_mask")
+
+
+def distinct(t: Tensor) -> bool:
+    ordered = t.sort(-1).values
+    return not bool((ordered[..., 1:] == ordered[..., :-1]).any())
+
+
+def verdict(recipe: dict) -> str:
+    """ "" where all is well, else what is wrong."""
+    op, args = recipe["op"], [build(a) if isinstance(a, dict) else a for a in recipe["args"]]
+    before = [a.clone() if isinstance(a, Tensor) else a for a in args]
+    try:
+        got = getattr(torch.ops.deepl0, op)(*args)
+    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+        # torch's own refusals (of memory, say) are clear; where it got them from is appended.
+        message = str(error).split(" (originally from")[0]
+        unclear = not message.strip() or any(word in message for word in UNCLEAR)
+        if recipe.get("valid"):
+            return f"refused a valid call: {message}"
+        return f"unclear exception {type(error).__name__}: {message}" if unclear else ""
+    tensors = [(a, b) for a, b in zip(args, before, strict=True) if isinstance(a, Tensor)]
+    if any(a.isnan().sum() != b.isnan().sum() or not same(a, b, 0.0) for a, b in tensors):
+        return "changed its arguments"
+    if any(not distinct(a) for a, _ in tensors if a.dtype == torch.int64):
+        return ""  # outside the contract, except that nothing may crash
+    try:
+        want = ORACLES[op](*args)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        return f"answered where the reference raises {type(error).__name__}: {error}"
+    got, want = ([t] if isinstance(t, Tensor) else list(t) for t in (got, want))
+    finite = all(math.isfinite(a.double().abs().sum()) for a, _ in tensors)
+    largest = max((a.double().abs().max() for a, _ in tensors if a.numel()), default=0.0)
+    plain = op in MOVE_VALUES or (finite and largest <= 64)
+    for i, (a, b) in enumerate(zip(got, want, strict=True)):
+        if b.numel() == 0 and a.numel() == 0 and op.endswith("backward"):
+            continue
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return f"result {i} is {a.dtype}{list(a.shape)}, not {b.dtype}{list(b.shape)}"
+        if plain and not same(a, b, {8: 1e-12, 4: 1e-5, 2: 2.0**-7, 1: 0.0}[a.element_size()]):
+            return f"result {i} is\n{a}\nnot\n{b}"
+    return ""
+
+
+def same(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """Equal, NaN at the same places, up to a tolerance of the largest entry."""
+    if not a.is_floating_point() or tolerance == 0.0:
+        return bool(((a == b) | ((a != a) & (b != b))).all())
+    a, b = a.double(), b.double()
+    equal = (a == b) | (a.isnan() & b.isnan())
+    scale = b[b.isfinite()].abs().max() if b.isfinite().any() else 0.0
+    return bool((equal | ((a - b).abs() <= tolerance * scale)).all())
+
+
+def serve() -> None:
+    faulthandler.enable()
+    torch.set_num_threads(2)  # the parallel loops too
+    for line in sys.stdin:
+        try:
+            answer = verdict(json.loads(line))
+        except Exception as error:  # of this file, not of the operator
+            answer = f"the test itself failed: {type(error).__name__}: {error}"
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

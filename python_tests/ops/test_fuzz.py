@@ -1,0 +1,226 @@
+"""Hostile calls of the native operators ``torch.ops.deepl0.*``, without the checks of the public
+functions: an exception that names what is wrong, or the reference's answer, never a crash."""
+
+from __future__ import annotations
+
+import json
+import select
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from python_tests.ops import fuzzing
+
+FLOATS = ("float32", "float32", "float64", "float16", "bfloat16")
+OTHER_DTYPES = ("int64", "int32", "uint8", "bool", "complex64", "float32", "float64", "float16")
+LAYOUTS = ("contiguous", "transposed", "permuted", "step", "offset", "expanded", "expanded_last")
+STYLES = ("special", "few_special", "denormal", "zero", "ties")
+# Sizes that no memory holds are fine, but not one that some machine does.
+BAD_INTEGERS = (-1, 0, 1, 7, 1000, 2**50, -(2**63), 2**63 - 1)
+KINDS = ("hard", "soft", "helu", "ste", "ste_theta", "", "HARD")
+
+
+class Caller:
+    """The process that makes the calls; started again after it crashed or hung."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen | None = None
+
+    def call(self, recipe: dict) -> str:
+        """What is wrong with the call, "" for nothing."""
+        if self.process is None:
+            self.errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - lives as long as the process
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "python_tests.ops.fuzzing"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.errors,
+                text=True,
+                cwd=Path(__file__).parents[2],
+            )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(recipe) + "\n")
+        self.process.stdin.flush()
+        ready, _, _ = select.select([self.process.stdout], [], [], 120)
+        line = self.process.stdout.readline() if ready else ""
+        if line:
+            return json.loads(line)
+        code = self.close()
+        self.errors.seek(0)
+        return f"crashed, exit code {code}" if ready else f"hung\n{self.errors.read()[-3000:]}"
+
+    def close(self) -> int | None:
+        if self.process is None:
+            return None
+        process, self.process = self.process, None
+        assert process.stdin is not None
+        try:
+            process.stdin.close()
+            return process.wait(10)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            process.kill()
+            return process.wait()
+
+
+@pytest.fixture(scope="module")
+def caller():
+    caller = Caller()
+    yield caller
+    caller.close()
+
+
+@st.composite
+def valid_calls(draw, op: str) -> dict:
+    """A call of ``op`` on small integers that every implementation answers exactly."""
+    batch = draw(st.sampled_from((0, 1, 2, 3, 9, 40)))
+    n = draw(st.integers(0, 9))
+    p = draw(st.one_of(st.integers(0, 40), st.sampled_from((64, 100))))
+    m = draw(st.one_of(st.integers(0, p), st.integers(0, min(p, 5))))
+    stages = draw(st.integers(1, 3))
+    dtype = draw(st.sampled_from(FLOATS))
+    low = "float64" if dtype == "float64" else "float32"
+    seed = draw(st.integers(0, 1000))
+
+    def tensor(*shape, dtype=dtype, style="integers", high=0):
+        nonlocal seed
+        seed += 1
+        layout = draw(st.sampled_from(LAYOUTS)) if draw(st.booleans()) else "contiguous"
+        if style == fuzzing.DISTINCT and layout == "expanded_last":
+            layout = "contiguous"
+        return dict(
+            shape=list(shape), dtype=dtype, style=style, high=high, layout=layout, seed=seed
+        )
+
+    def theta(per_stage=False):
+        shapes = [(), (p,)] + [(stages, p)] * per_stage
+        return tensor(*draw(st.sampled_from(shapes)), dtype=low, style="theta")
+
+    def code(*lead):
+        return tensor(*lead, batch, m, dtype="int64", style=fuzzing.DISTINCT, high=p)
+
+    lead = draw(st.sampled_from(((), (batch,), (2, batch), (batch, 0), (3, 1, batch))))
+    sigma = draw(st.sampled_from((0.0, 0.25, 0.5, 1.0)))
+    kind = draw(st.sampled_from(KINDS[:5]))
+    per_step = draw(st.booleans())
+
+    def weights():
+        s = tensor(stages - 1, p, p) if per_step else tensor(p, p)
+        return tensor(batch, n), tensor(p, n), None if stages == 1 and per_step else s
+
+    if op == "threshold":
+        args = [tensor(*lead, p), theta(), sigma, kind]
+    elif op == "threshold_backward":
+        args = [tensor(*lead, p), tensor(*lead, p), theta(), sigma, kind]
+    elif op in ("top_m", "keep_top_m"):
+        args = [tensor(*lead, p), m]
+    elif op == "unpool":
+        args = [tensor(batch, m), code(), p]
+    elif op == "apply_mask":
+        mask = tensor(*lead, (p + 7) // 8, dtype="uint8", style="ties")
+        args = [tensor(*lead, p), mask | dict(style="theta")]
+    elif op in ("threshold_stage", "top_m_stage"):
+        last = [m] if op == "top_m_stage" else [theta(), sigma, draw(st.booleans())]
+        args = [tensor(batch, n), tensor(p, n), tensor(batch, p), tensor(p, p), *last]
+    elif op == "encode_l0":
+        args = [*weights(), theta(True), stages, sigma, kind, draw(st.booleans())]
+    elif op == "encode_l0_backward":
+        saved = tensor(stages, batch, p, dtype=low)
+        args = [tensor(batch, p), saved, *weights(), theta(True), sigma, kind, draw(st.booleans())]
+    elif op == "encode_top_m":
+        args = [*weights(), m, stages, draw(st.booleans())]
+    elif op == "encode_top_m_backward":
+        saved = tensor(stages - 1, batch, m, dtype=low), code(stages - 1)
+        args = [tensor(batch, m), code(), *saved, *weights(), draw(st.booleans())]
+    elif op == "decode":
+        args = [tensor(batch, m), code(), tensor(n, p)]
+    else:
+        args = [tensor(batch, n), tensor(batch, m), code(), tensor(n, p)]
+    return dict(op=op, args=args, valid=True)
+
+
+@st.composite
+def careless_calls(draw, op: str) -> dict:
+    """A valid call with some of its arguments spoilt."""
+    call = draw(valid_calls(op)) | dict(valid=False)
+    args = call["args"]
+    for _ in range(draw(st.integers(1, 3))):
+        i = draw(st.integers(0, len(args) - 1))
+        args[i] = draw(spoilt(args[i]))
+        if op in ("encode_l0", "encode_top_m") and i == 4 and args[i] > 1000:
+            args[i] = 4  # so many stages would only take long
+    return call
+
+
+@st.composite
+def spoilt(draw, arg):
+    if isinstance(arg, bool) or arg is None:
+        return arg
+    if isinstance(arg, int):
+        return draw(st.sampled_from(BAD_INTEGERS))
+    if isinstance(arg, float):
+        return draw(st.sampled_from((-1.0, 0.0, 0.5, 2.0, 1e300, float("nan"), float("inf"))))
+    if isinstance(arg, str):
+        return draw(st.sampled_from(KINDS))
+    what = draw(st.sampled_from(("rank", "size", "dtype", "values", "layout", "indices")))
+    shape = list(arg["shape"])
+    if what == "rank":
+        if shape and draw(st.booleans()):
+            del shape[draw(st.integers(0, len(shape) - 1))]
+        else:
+            shape.insert(draw(st.integers(0, len(shape))), draw(st.integers(0, 3)))
+        return arg | dict(shape=shape) | outside(arg, shape)
+    if what == "size" and shape:
+        shape[draw(st.integers(0, len(shape) - 1))] = draw(st.sampled_from((0, 1, 2, 5, 41, 300)))
+        return arg | dict(shape=shape) | outside(arg, shape)
+    if what == "dtype":
+        return arg | dict(dtype=draw(st.sampled_from(OTHER_DTYPES)))
+    if what == "layout":
+        return arg | dict(layout=draw(st.sampled_from(LAYOUTS)))
+    if arg["dtype"] == "int64":
+        return arg | dict(style=fuzzing.ANYTHING)
+    return arg | dict(style=draw(st.sampled_from(STYLES)))
+
+
+def outside(arg: dict, shape: list[int]) -> dict:
+    """No more distinct indices than there are numbers."""
+    if arg["style"] == fuzzing.DISTINCT and (not shape or shape[-1] > arg["high"]):
+        return dict(style=fuzzing.ANYTHING)
+    return {}
+
+
+def run(caller: Caller, recipe: dict) -> None:
+    wrong = caller.call(recipe)
+    assert not wrong, f"{json.dumps(recipe)}\n{wrong}"
+
+
+FUZZ = settings(
+    max_examples=70,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@pytest.mark.parametrize("op", fuzzing.ORACLES)
+def test_careless_calls(caller, op):
+    @FUZZ
+    @given(careless_calls(op))
+    def check(recipe):
+        run(caller, recipe)
+
+    check()
+
+
+@pytest.mark.parametrize("op", fuzzing.ORACLES)
+def test_valid_calls_equal_the_reference(caller, op):
+    @settings(FUZZ, max_examples=40)
+    @given(valid_calls(op))
+    def check(recipe):
+        run(caller, recipe)
+
+    check()
