@@ -20,4 +20,6 @@ STABLE_TORCH_LIBRARY_IMPL(deepl0, CPU, m) {
     m.impl("encode_top_m_backward", TORCH_BOX(&ops::encode_top_m_backward));
     m.impl("decode", TORCH_BOX(&ops::decode));
     m.impl("decode_backward", TORCH_BOX(&ops::decode_backward));
+    m.impl("iht_top_m", TORCH_BOX(&ops::iht_top_m));
+    m.impl("iht_l0", TORCH_BOX(&ops::iht_l0));
 }

@@ -1,5 +1,6 @@
 """Operator floor: schema, fake kernel, derivatives and docstring of every public operator."""
 
+from . import iht as iht  # registers the operators of the solvers
 from .decode import decode
 from .encode import encode_l0, encode_top_m
 from .sparse_code import SparseCode
