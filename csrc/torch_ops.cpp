@@ -21,4 +21,6 @@ STABLE_TORCH_LIBRARY_IMPL(deepl0, CPU, m) {
     m.impl("decode", TORCH_BOX(&ops::decode));
     m.impl("decode_backward", TORCH_BOX(&ops::decode_backward));
     m.impl("omp", TORCH_BOX(&ops::omp));
+    m.impl("iht_top_m", TORCH_BOX(&ops::iht_top_m));
+    m.impl("iht_l0", TORCH_BOX(&ops::iht_l0));
 }

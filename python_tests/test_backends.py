@@ -28,7 +28,14 @@ def test_default_and_report():
         "threshold_stage",
         "top_m_stage",
     }
-    assert set(dk.backends()) == names | {"encode_l0", "encode_top_m", "decode", "omp"}
+    assert set(dk.backends()) == names | {
+        "encode_l0",
+        "encode_top_m",
+        "decode",
+        "iht_l0",
+        "iht_top_m",
+        "omp",
+    }
 
 
 def test_override_as_context_and_as_function():

@@ -1,6 +1,8 @@
 """Operator floor: schema, fake kernel, derivatives and docstring of every public operator."""
 
-from . import omp  # noqa: F401 - registers the operator behind solvers.omp
+# Register the operators behind the solvers.
+from . import iht as iht
+from . import omp as omp
 from .decode import decode
 from .encode import encode_l0, encode_top_m
 from .sparse_code import SparseCode

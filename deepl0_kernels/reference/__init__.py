@@ -2,11 +2,13 @@
 
 The functions have the signatures of the registered operators ``torch.ops.deepl0.*``, run on any
 device, in any floating dtype (float64 included), and are differentiable, twice, by PyTorch's own
-autograd. They are the oracle of every test and the ``"reference"`` backend.
+autograd (but for iht_*, whose result is a constant). They are the oracle of every test and the
+``"reference"`` backend.
 """
 
 from .decode import decode
 from .encode import encode_l0, encode_top_m
+from .iht import iht_l0, iht_top_m
 from .omp import omp
 from .stage import threshold_stage, top_m_stage
 from .thresholds import threshold, threshold_backward
@@ -17,6 +19,8 @@ __all__ = [
     "decode",
     "encode_l0",
     "encode_top_m",
+    "iht_l0",
+    "iht_top_m",
     "keep_top_m",
     "omp",
     "threshold",

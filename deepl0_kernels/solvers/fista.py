@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..ops import checks, soft_threshold
+from ..reference.descent import Loop, Quadratic
 from . import step as steps
-from .descent import Loop, Quadratic
 from .result import SolverResult
 
 

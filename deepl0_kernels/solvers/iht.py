@@ -7,16 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..ops import SparseCode, checks, hard_threshold, keep_top_m, top_m
+from ..backends import implementation
+from ..ops import SparseCode, checks, keep_top_m, top_m
+from ..reference.descent import Loop, Quadratic
+from ..reference.iht import ROSE
 from . import step as steps
-from .descent import Loop, Quadratic
 from .fista import fista
 from .result import SolverResult
 
-_ROSE = (
-    "the objective rose: the step is too large for D, or the estimate of ||D||_2 too small; "
-    "give a smaller step"
-)
 # NIHT: shrink the step by _SHRINK until it is at most (1 - _C) of what the support's change allows.
 _C, _SHRINK, _TRIALS = 0.01, 0.5, 60
 
@@ -55,23 +53,26 @@ def iht(
         ValueError: non-finite or mismatched arguments, lam or tol not > 0, an unknown step or init.
         RuntimeError: the objective rose, which a step above 1 / ||D||_2^2 can cause.
 
-    O(min(p^2, 2 n p)) a sample and iteration. Sources: Blumensath and Davies 2008, 2010 (NIHT).
+    With a fixed step and k nonzeros min(2 k p, 2 (n k + n p)) flops a sample and iteration, in one
+    operator; at most 2 p^2. Sources: Blumensath and Davies 2008, 2010 (NIHT).
     """
-    rows = steps.signals(x, D)
-    lam = steps.positive("lam", lam)
+    rows, D = steps.signals(x, D), D.detach()
+    lam, tol = steps.positive("lam", lam), steps.positive("tol", tol)
+    max_iter = checks.integer("max_iter", max_iter, 1)
     fixed = _step(step, D)
     start = _start(init, x, D, lam, tol, max_iter)
+    if fixed is not None:
+        solve = implementation("iht_l0", rows)
+        return _result(x, *solve(rows, D, start, lam, fixed, tol, max_iter, history))
 
-    def select(u: Tensor, mu) -> Tensor:
-        if isinstance(mu, float):
-            return hard_threshold(u, (2 * lam * mu) ** 0.5)
-        return torch.where(u.abs() >= (2 * lam * mu).sqrt(), u, torch.zeros_like(u))
+    def select(u: Tensor, mu: Tensor) -> Tensor:
+        return torch.where(u.abs() >= (2 * lam * mu).sqrt(), u, 0.0)
 
     def penalty(a: Tensor) -> Tensor:
-        return lam * (a != 0).sum(1)
+        return lam * (a != 0).sum(1, dtype=a.dtype)
 
-    parts = _run(rows, D, start, select, penalty, fixed, tol, max_iter, history)
-    return _result(x, *parts)
+    loop = Loop(Quadratic(D), tol, max_iter, history)
+    return _result(x, *_normalized(loop, rows, start, select, penalty))
 
 
 def iht_m(
@@ -99,27 +100,29 @@ def iht_m(
     Returns:
         :class:`SolverResult` with a :class:`SparseCode`; the objective is without any penalty.
     """
-    rows = steps.signals(x, D)
+    rows, D = steps.signals(x, D), D.detach()
     m = checks.integer("m", m, 1, D.shape[1], "p")
+    tol, max_iter = steps.positive("tol", tol), checks.integer("max_iter", max_iter, 1)
     fixed = _step(step, D)
     if isinstance(init, SparseCode):
         init = init.to_dense()
-    start = keep_top_m(_start(init, x, D, steps.positive("l1_lam", l1_lam), tol, max_iter), m)
-    a, *rest = _run(
-        rows,
-        D,
-        start,
-        lambda u, mu: keep_top_m(u, m),
-        lambda a: a.new_zeros(len(a)),
-        fixed,
-        tol,
-        max_iter,
-        history,
-    )
+    start = _start(init, x, D, steps.positive("l1_lam", l1_lam), tol, max_iter)
+    if fixed is not None:
+        values, indices = (None, None) if start is None else top_m(start, m)
+        solve = implementation("iht_top_m", rows)
+        values, indices, *course = solve(rows, D, values, indices, m, fixed, tol, max_iter, history)
+    else:
+        a, *course = _normalized(
+            Loop(Quadratic(D), tol, max_iter, history),
+            rows,
+            None if start is None else keep_top_m(start, m),
+            lambda u, mu: keep_top_m(u, m),
+            lambda a: a.new_zeros(len(a)),
+        )
+        values, indices = top_m(a, m)
     lead = x.shape[:-1]
-    values, indices = top_m(a, m)
     code = SparseCode(values.reshape(*lead, m), indices.reshape(*lead, m), D.shape[1])
-    return _result(x, code, *rest)
+    return _result(x, code, *course)
 
 
 def _step(step: str | float, D: Tensor) -> float | None:
@@ -130,12 +133,13 @@ def _step(step: str | float, D: Tensor) -> float | None:
     return steps.positive("step", step)
 
 
-def _start(init, x: Tensor, D: Tensor, lam: float, tol: float, max_iter: int) -> Tensor:
+def _start(init, x: Tensor, D: Tensor, lam: float, tol: float, max_iter: int) -> Tensor | None:
+    """The codes to start from as rows [B, p]; None for zero."""
     p = D.shape[1]
     if isinstance(init, str):
         checks.one_of("init", init, ("zero", "l1"))
         if init == "zero":
-            return x.new_zeros(x.shape[:-1].numel(), p)
+            return None
         l1 = fista(x, D, lam, tol=tol, max_iter=max_iter, history=False)
         return l1.dense.reshape(-1, p)
     checks.like("init", init, "x", x)
@@ -143,30 +147,18 @@ def _start(init, x: Tensor, D: Tensor, lam: float, tol: float, max_iter: int) ->
     return init.detach().reshape(-1, p)
 
 
-def _run(
+def _normalized(
+    loop: Loop,
     rows: Tensor,
-    D: Tensor,
-    start: Tensor,
-    select: Callable,
+    start: Tensor | None,
+    select: Callable[[Tensor, Tensor], Tensor],
     penalty: Callable[[Tensor], Tensor],
-    fixed: float | None,
-    tol: float,
-    max_iter: int,
-    history: bool,
-):
-    D = D.detach()
-    tol = steps.positive("tol", tol)
-    max_iter = checks.integer("max_iter", max_iter, 1)
-    loop = Loop(Quadratic(D), tol, max_iter, history)
-    if fixed is not None:
-        return loop.run(
-            rows,
-            start,
-            lambda x, b, a, descent, state: select(torch.add(a, descent, alpha=fixed), fixed),
-            penalty,
-            monotone=_ROSE,
-        )
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loop with the step of every row and iteration chosen anew."""
+    D = loop.quadratic.D
     safe = steps.safe_step(D)
+    if start is None:
+        start = rows.new_zeros(len(rows), D.shape[1])
 
     def normalized(x, b, a, descent, state):
         # Blumensath and Davies 2010: exact line search on the support, then shrink while the
@@ -189,7 +181,7 @@ def _run(
             new = torch.where(too_long[:, None], select(a + mu * descent, mu), new)
         return new
 
-    return loop.run(rows, start, normalized, penalty, monotone=_ROSE)
+    return loop.run(rows, start, normalized, penalty, monotone=ROSE)
 
 
 def _result(x: Tensor, code, iterations, converged, objective) -> SolverResult:

@@ -64,6 +64,14 @@ def samples(dtype: torch.dtype, grad: bool, batch: int = B):
         backward = (randn(batch, M, **no), indices, saved_values, saved_indices, x, W, S)
         yield "encode_top_m_backward", (*backward, True)
         yield "encode_top_m_backward", (*backward, False)
+        if dtype in (torch.float32, torch.float64):
+            # A step that is safe whatever the sample; the start is on the indices above.
+            start, fixed = randn(batch, M), (0.02, 1e-6, 4)
+            yield "iht_top_m", (x, randn(N, P), None, None, M, *fixed, False)
+            yield "iht_top_m", (x, randn(N, P), start, indices, M, *fixed, False)
+            yield "iht_top_m", (x, randn(N, P), start, indices, M, *fixed, True)
+            yield "iht_l0", (x, randn(N, P), None, 0.1, *fixed, False)
+            yield "iht_l0", (x, randn(N, P), z, 0.1, *fixed, True)
         yield "decode_backward", (x, randn(batch, M, **no), indices, randn(N, P, **no))
 
 

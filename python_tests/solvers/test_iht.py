@@ -95,7 +95,7 @@ def test_results_do_not_depend_on_the_batch():
 
 
 def test_more_rows_than_a_block(monkeypatch):
-    from deepl0_kernels.solvers import descent
+    from deepl0_kernels.reference import descent
 
     x, D, _ = planted(rows=50)
     whole = iht_m(x, D, 4)

@@ -45,7 +45,7 @@ class Loop:
         self,
         x: Tensor,
         start: Tensor,
-        advance: Callable[..., tuple[Tensor, Tensor]],
+        advance: Callable[..., Tensor],
         penalty: Callable[[Tensor], Tensor],
         new_state: Callable[[Tensor], dict[str, Tensor]] = lambda a: {},
         monotone: str | None = None,
@@ -64,7 +64,8 @@ class Loop:
         ]
         if not parts:
             empty = x.new_empty(0)
-            return start, empty.long(), empty.bool(), x.new_empty((1, 0))
+            objective = x.new_empty((1 if self.history else 2, 0))
+            return start, empty.long(), empty.bool(), objective
         longest = max(part[3].shape[0] for part in parts)
         objective = torch.cat(
             [torch.cat([o, o[-1:].expand(longest - len(o), -1)]) for *_, o in parts], 1
