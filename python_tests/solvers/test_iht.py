@@ -106,6 +106,95 @@ def test_more_rows_than_a_block(monkeypatch):
     assert torch.equal(whole.iterations, parts.iterations)
 
 
+# Each size takes another form of the product: D'D in L2, D'D by column panels, the dense product
+# with D'D, the residual.
+FORMS = {
+    "rows": dict(n=60, p=80, k=4, rows=100),
+    "panels": dict(n=400, p=1700, k=8, rows=600),
+    "dense": dict(n=60, p=80, k=60, rows=100),
+    "residual": dict(n=20, p=700, k=4, rows=9),
+}
+
+
+@pytest.mark.parametrize("start", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_native_follows_the_reference(form, start):
+    # float64 and 12 iterations: a near-tie of random data is far above rounding.
+    size = FORMS[form]
+    x, D, code = planted(**size)
+    options = dict(max_iter=12, tol=1e-4, init=0.9 * code if start else "zero")
+    for solve, sparsity in ((iht_m, size["k"]), (iht, 0.05 if form != "dense" else 1e-4)):
+        got = solve(x, D, sparsity, **options)
+        with dk.use_backend("reference"):
+            want = solve(x, D, sparsity, **options)
+        assert torch.equal(got.dense != 0, want.dense != 0)
+        torch.testing.assert_close(got.dense, want.dense, atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(got.objective, want.objective, atol=1e-9, rtol=1e-9)
+        assert torch.equal(got.iterations, want.iterations)
+        assert torch.equal(got.converged, want.converged)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_float32_history_is_the_objective_and_never_rises(form):
+    size = FORMS[form]
+    x, D, _ = planted(**size, dtype=torch.float32)
+    for k in (1, 3):
+        for solve, sparsity, lam in ((iht_m, size["k"], 0.0), (iht, 0.05, 0.05)):
+            r = solve(x, D, sparsity, max_iter=k, tol=1e-30)
+            assert r.objective.shape == (k + 1, len(x))
+            want = objective(x.double(), D.double(), r.dense.double(), lam).float()
+            torch.testing.assert_close(r.objective[-1], want, atol=1e-3, rtol=1e-3)
+            assert_never_rises(r.objective, 1e-3)
+
+
+@pytest.mark.parametrize("form", ["rows", "panels"])
+def test_the_sparse_paths_give_the_same_bits_for_any_number_of_threads(form):
+    size = FORMS[form]
+    x, D, _ = planted(**size, dtype=torch.float32)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            found.append(iht_m(x, D, size["k"], max_iter=20, tol=1e-4))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert torch.equal(found[0].code.values, other.code.values)
+        assert torch.equal(found[0].code.indices, other.code.indices)
+        assert torch.equal(found[0].objective, other.objective)
+        assert torch.equal(found[0].iterations, other.iterations)
+
+
+def test_rows_that_converge_repeat_their_last_value():
+    x, D, _ = planted(rows=100)
+    r = iht_m(x, D, 4, tol=1e-6, max_iter=3000)  # more iterations than a block of the history
+    assert r.converged.all()
+    assert int(r.iterations.max()) > 64
+    last = r.objective.gather(0, r.iterations[None])[0]
+    assert torch.equal(last, r.objective[-1])
+    for row in (0, 50):
+        k = int(r.iterations[row])
+        assert (r.objective[k:, row] == r.objective[k, row]).all()
+    brief = iht_m(x, D, 4, tol=1e-6, max_iter=3000, history=False)
+    assert torch.equal(brief.objective, r.objective[[0, -1]])
+    assert torch.equal(brief.dense, r.dense)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("n", "p", "m", "rows"), [(1, 1, 1, 1), (3, 7, 7, 5), (17, 33, 2, 19)])
+def test_odd_sizes_all_entries_and_codes_with_zeros(n, p, m, rows, dtype):
+    x, D, code = planted(n=n, p=p, k=1, rows=rows, dtype=dtype)
+    x[0] = 0  # every entry ties: the lowest indices are kept
+    for init in ("zero", code):
+        got = iht_m(x, D, m, init=init, max_iter=7, tol=1e-30)
+        with dk.use_backend("reference"):
+            want = iht_m(x, D, m, init=init, max_iter=7, tol=1e-30)
+        torch.testing.assert_close(got.dense, want.dense, atol=1e-4, rtol=1e-4)
+        assert torch.equal(got.converged, want.converged) or dtype == torch.float32
+    assert torch.equal(iht_m(x[:1], D, m, max_iter=2).code.indices, torch.arange(m)[None])
+
+
 def test_leading_dimensions_history_and_given_starts():
     x, D, _ = planted(rows=24)
     r = iht_m(x.reshape(2, 3, 4, 30), D, 4, history=False)
