@@ -25,7 +25,9 @@ def test_keep_top_m(race, shape, threads):
     compiled = torch.compile(eager_keep_top_m)
 
     def check(name, out):
-        assert torch.equal(out, want), name
+        same = (out == want).all(-1).float().mean()
+        # torch.topk takes any of several equal magnitudes, we take the lowest index.
+        assert same == 1 if name == OURS else same > 0.99, (name, same)
 
     race(
         "keep_top_m",
@@ -47,7 +49,8 @@ def test_top_m(race, shape, threads):
     want = dk.reference.top_m(u, m)[1]
 
     def check(name, out):
-        assert torch.equal(out[1].sort(-1).values, want), name
+        same = (out[1].sort(-1).values == want).all(-1).float().mean()
+        assert same == 1 if name == OURS else same > 0.99, (name, same)
 
     race(
         "top_m",

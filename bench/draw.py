@@ -7,7 +7,25 @@ from pathlib import Path
 from . import records
 from .conftest import FLOOR, OURS
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+# What the README shows of the record: operator, shape.
+SHOWN = (
+    ("keep_top_m", "B=4096 p=512 m=32"),
+    ("top_m", "B=4096 p=512 m=32"),
+    ("encode_top_m", "B=4096 p=128 m=32 K=2"),
+    ("encode_top_m", "B=4096 p=512 m=32 K=2"),
+    ("encode_top_m", "B=4096 p=2048 m=32 K=2"),
+    ("encode_top_m", "B=4096 p=512 m=32 K=10"),
+    ("encode_top_m", "B=4096 p=16384 m=32 K=1"),
+    ("encode_top_m", "B=1 p=512 m=32 K=2"),
+    ("encode_top_m forward + backward", "B=4096 p=512 m=32 K=2"),
+    ("encode_top_m forward + backward", "B=4096 p=2048 m=32 K=2"),
+    ("encode_l0", "B=4096 p=512 active=0.05 K=2"),
+    ("iht_m 10 iterations", "B=4096 p=512 m=32"),
+    ("omp", "B=4096 p=512 m=32"),
+)
 
 INTRODUCTION = """# Benchmarks
 
@@ -21,8 +39,12 @@ batch.
 
 
 def all_figures(record: Path) -> None:
-    """Draw docs/figures/speedup.svg and .png and write docs/benchmarks.md from the record."""
+    """Draw docs/figures/speedup.svg and .png; write docs/benchmarks.md and the README's table."""
     rows = records.read(record)
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text().split("<!-- measured -->\n")
+    after = rest.split("<!-- end of measured -->")[1]
+    readme.write_text(f"{before}<!-- measured -->\n{summary(rows)}<!-- end of measured -->{after}")
     (DOCS / "figures").mkdir(parents=True, exist_ok=True)
     (DOCS / "benchmarks.md").write_text(table(rows))
     speedups([r for r in rows if r.threads == 1 and r.provider == OURS])
@@ -49,6 +71,21 @@ def table(rows: list[records.Row]) -> str:
             floor = f"{found[FLOOR].p50 / found[OURS].p50:.0%}" if FLOOR in found else ""
             lines.append(f"| {shape} | {' | '.join(cells)} | {found[OURS].speedup:.2f} | {floor} |")
     return "\n".join(lines) + "\n"
+
+
+def summary(rows: list[records.Row]) -> str:
+    """The README's table: one thread, float32, n = 256."""
+    found = {(r.operator, r.shape, r.provider): r for r in rows if r.threads == 1}
+    lines = ["| | against | it takes | deepl0 takes | times faster |", "|---|---|---|---|---|"]
+    for operator, shape in SHOWN:
+        ours = found[operator, shape, OURS]
+        rival = found[operator, shape, ours.against]
+        lines.append(
+            f"| {operator}, {shape} | {rival.provider} | {rival.p50 / 1e3:.3g} ms"
+            f" | {ours.p50 / 1e3:.3g} ms | **{ours.speedup:.1f}** |"
+        )
+    some = found[*SHOWN[0], OURS]
+    return f"{some.machine}, {some.isa}, torch {some.torch}:\n\n" + "\n".join(lines) + "\n"
 
 
 def speedups(rows: list[records.Row]) -> None:

@@ -38,7 +38,7 @@ class Atoms {
 };
 
 /// So few entries that a transposed copy of D costs more than scattered reads of it.
-bool few(int64_t batch, int64_t m, int64_t p) { return batch * m < p / 4; }
+bool few(int64_t batch, int64_t m, int64_t p) { return m > 0 && batch * m < p / 4; }
 
 template <class T>
 Tensor decode_rows(Tensor values, Tensor indices, Tensor d) {

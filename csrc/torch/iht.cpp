@@ -21,11 +21,12 @@ struct Plan {
     int64_t rows;   // of a panel of x
 };
 
-/// Measured on one core with 2 MiB of L2, float32, in ns: the gather-sum costs 0.03 per entry and
-/// column, a dense product 0.02 per multiply-add, so that they meet where encode_top_m has them.
-/// With D'D an iteration is p columns of the one or p^2 of the other, after n p^2 once; through the
-/// residual n columns and an n x p product. The iterations to come are not known: few rows stand
-/// still before some tens. An array D'D of more than 256 MiB is never formed.
+/// From what encode.cpp measured (one core, 2 MiB of L2, float32), in ns: the gather-sum costs 0.03
+/// per entry and column, a dense product 0.02 per multiply-add, so that they meet where
+/// encode_top_m has them; the crossover to the residual is computed from these, not timed. With D'D
+/// an iteration is p columns of the one or p^2 of the other, after n p^2 once; through the residual
+/// n columns and an n x p product. The iterations to come are not known: few rows stand still
+/// before some tens. An array D'D of more than 256 MiB is never formed.
 template <class T>
 Plan make_plan(int64_t batch, int64_t n, int64_t p, int64_t m, int64_t max_iter) {
     constexpr int64_t kExpected = 32, kMostBytes = int64_t(256) << 20;
