@@ -14,7 +14,7 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 INSTALL := $(BIN)/pip install --quiet --no-build-isolation --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format cpp-test install-test clean
+.PHONY: help demo test bench lint format cpp-test instructions install-test clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -55,6 +55,9 @@ format: $(VENV)/test  ## rewrite Python and C++ in the house format
 cpp-test:  ## C++ tests of the kernels under ASan and UBSan, and TSan
 	$(MAKE) -C csrc/tests check
 	$(MAKE) -C csrc/tests tsan
+
+instructions:  ## instructions per row of the main kernels, against the record (needs valgrind)
+	$(MAKE) -C csrc/tests instructions
 
 install-test: $(VENV)/test  ## install in every way pip knows, and one binary for several torch versions
 	$(BIN)/python -m pytest -m install python_tests/test_install.py

@@ -112,7 +112,8 @@ def test_fista(race, batch, threads):
         else:
             codes = torch.from_numpy(out.toarray().T if hasattr(out, "toarray") else out)
         found = objective(codes)
-        assert ((found - want[: len(found)]).abs() <= 1e-3 * want[: len(found)]).all(), name
+        near = (found <= (1 + 1e-3) * want[: len(found)]).float().mean()
+        assert near == 1 if name == OURS else near > 0.99, (name, near)  # SPAMS gives up on a few
 
     race(
         "fista",

@@ -84,7 +84,7 @@ def summary(rows: list[records.Row]) -> str:
             f"| {operator}, {shape} | {rival.provider} | {rival.p50 / 1e3:.3g} ms"
             f" | {ours.p50 / 1e3:.3g} ms | **{ours.speedup:.1f}** |"
         )
-    some = found[*SHOWN[0], OURS]
+    some = found[(*SHOWN[0], OURS)]
     return f"{some.machine}, {some.isa}, torch {some.torch}:\n\n" + "\n".join(lines) + "\n"
 
 

@@ -2,6 +2,8 @@
 #include <thread>
 
 #include "check.h"
+#include "data.h"
+#include "encode.h"
 #include "thresholds.h"
 #include "top_m.h"
 
@@ -16,6 +18,8 @@ struct Results {
     std::vector<float> values = std::vector<float>(kRows * kM);
     std::vector<int64_t> indices = std::vector<int64_t>(kRows * kM);
     std::vector<float> kept = std::vector<float>(kRows * kP), masked = kept, dense = kept;
+    std::vector<float> codes = values;
+    std::vector<int64_t> supports = indices;
     std::vector<float> shrunk = kept, grad_u = kept, grad_theta = std::vector<float>(kP);
     std::vector<uint8_t> mask = std::vector<uint8_t>(kRows * kBytes);
     std::vector<double> partial =
@@ -24,7 +28,7 @@ struct Results {
     bool operator==(const Results& o) const {
         return values == o.values && indices == o.indices && kept == o.kept && masked == o.masked &&
                dense == o.dense && shrunk == o.shrunk && grad_u == o.grad_u &&
-               grad_theta == o.grad_theta && mask == o.mask;
+               codes == o.codes && supports == o.supports && grad_theta == o.grad_theta && mask == o.mask;
     }
 };
 
@@ -37,7 +41,8 @@ void split(int threads, int64_t n, F run) {
     for (auto& t : pool) t.join();
 }
 
-Results run(const std::vector<float>& u, const std::vector<float>& theta, int threads) {
+Results run(const std::vector<float>& u, const std::vector<float>& theta,
+            const std::vector<float>& steps, int threads) {
     Results x;
     split(threads, kRows, [&](int64_t b, int64_t e) {
         std::vector<char> ws(top_m_workspace_bytes(DType::f32, kP, kM));
@@ -48,6 +53,11 @@ Results run(const std::vector<float>& u, const std::vector<float>& theta, int th
         apply_mask(DType::f32, u.data(), kP, x.mask.data(), kP, x.masked.data(), kP, b, e);
         unpool(DType::f32, x.values.data(), x.indices.data(), kM, kP, x.dense.data(), b, e,
                seen.data());
+        const Aligned workspace(encode_workspace<float>(kP, kM));
+        float* codes = x.codes.data() + b * kM;
+        int64_t* supports = x.supports.data() + b * kM;
+        encode_kernels<float>().rows(u.data() + b * kP, e - b, kP, {steps.data(), 0, true},
+                                     {codes, supports, codes, supports, kM, 3, 0}, workspace.get());
         threshold(DType::f32, ThresholdKind::helu, u.data(), kP, theta.data(), true, kSigma,
                   x.shrunk.data(), kP, kP, b, e);
     });
@@ -66,12 +76,13 @@ Results run(const std::vector<float>& u, const std::vector<float>& theta, int th
 
 int main() {
     std::mt19937_64 rng(5);
-    std::vector<float> u(kRows * kP), theta(kP);
+    std::vector<float> u(kRows * kP), theta(kP), steps(kP * kP);
     for (float& x : u) x = float(draw(rng, 1, 0, 0));
+    for (float& x : steps) x = float(draw(rng, 1, 0, 0)) / 32;
     for (float& t : theta) t = 0.5f + float(rng() % 8) / 8;
     for_each_isa([&](const char* isa) {
-        const Results one = run(u, theta, 1);
-        for (int threads : {2, 3, 7}) CHECK(run(u, theta, threads) == one, "%s %d", isa, threads);
+        const Results one = run(u, theta, steps, 1);
+        for (int threads : {2, 3, 7}) CHECK(run(u, theta, steps, threads) == one, "%s %d", isa, threads);
     });
     return report("test_threads");
 }

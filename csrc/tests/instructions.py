@@ -1,0 +1,82 @@
+"""Instructions per row of the main kernels, counted by callgrind: a regression shows without a quiet
+machine.
+
+    python instructions.py PROGRAM           compare with instructions.csv, fail on a rise over 5 %
+    python instructions.py PROGRAM --record  write instructions.csv
+
+valgrind knows no AVX-512, so the levels scalar and avx2 are counted. A record of another compiler is
+shown, not judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+RECORD = Path(__file__).with_name("instructions.csv")
+KERNELS = ("top_m", "keep_top_m", "helu", "encode_two_stages")
+LEVELS = ("scalar", "avx2")
+ROWS = 64
+ALLOWED = 1.05
+
+
+def count(program: str, kernel: str, level: str, rows: int) -> int:
+    done = subprocess.run(
+        ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", program, kernel, str(rows)],
+        env=os.environ | {"DEEPL0_ISA": level},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(re.search(r"Collected : (\d+)", done.stderr)[1])
+
+
+def per_row(program: str, kernel: str, level: str) -> int:
+    """Setting up cancels; drawing the data does too, but for the rows in between."""
+    return (count(program, kernel, level, 2 * ROWS) - count(program, kernel, level, ROWS)) // ROWS
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("program")
+    parser.add_argument("--record", action="store_true")
+    arguments = parser.parse_args()
+    if not shutil.which("valgrind"):
+        print("valgrind is not installed", file=sys.stderr)
+        return 2
+    compiler = subprocess.run(
+        [os.environ.get("CXX", "g++"), "-dumpfullversion"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    found = {
+        (kernel, level): per_row(arguments.program, kernel, level)
+        - per_row(arguments.program, "none", level)
+        for kernel in KERNELS
+        for level in LEVELS
+    }
+    if arguments.record:
+        with RECORD.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["kernel", "isa", "compiler", "instructions_per_row"])
+            writer.writerows([k, level, f"g++ {compiler}", n] for (k, level), n in found.items())
+    with RECORD.open(newline="") as file:
+        recorded = {(r["kernel"], r["isa"]): r for r in csv.DictReader(file)}
+    worse = 0
+    for key, instructions in found.items():
+        before = recorded[key]
+        judged = before["compiler"] == f"g++ {compiler}"
+        rose = judged and instructions > ALLOWED * int(before["instructions_per_row"])
+        worse += rose
+        print(f"{key[0]:18} {key[1]:8} {instructions:8} per row, recorded "
+              f"{before['instructions_per_row']}{'' if judged else ' (another compiler)'}"
+              f"{'  ROSE' if rose else ''}")  # fmt: skip
+    return int(worse > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
