@@ -22,10 +22,10 @@ int run(const std::string& kernel, int64_t rows) {
     std::vector<float> values(size_t(rows * kM));
     std::vector<int64_t> indices(values.size());
     std::vector<uint8_t> mask(size_t(rows * kP / 8));
-    const Aligned workspace(
-        std::max(int64_t(top_m_workspace_bytes(DType::f32, kP, kM)), encode_workspace<float>(kP, kM)));
-    const TopMCodes<float> codes{values.data(), indices.data(), values.data(), indices.data(), kM,
-                                 2,             0};
+    const Aligned workspace(std::max(int64_t(top_m_workspace_bytes(DType::f32, kP, kM)),
+                                     encode_workspace<float>(kP, kM)));
+    const TopMCodes<float> codes{
+        values.data(), indices.data(), values.data(), indices.data(), kM, 2, 0};
     if (kernel == "top_m")
         top_m(DType::f32, u.data(), kP, kP, kM, values.data(), indices.data(), 0, rows,
               workspace.get());

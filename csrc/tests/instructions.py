@@ -28,7 +28,14 @@ ALLOWED = 1.05
 
 def count(program: str, kernel: str, level: str, rows: int) -> int:
     done = subprocess.run(
-        ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", program, kernel, str(rows)],
+        [
+            "valgrind",
+            "--tool=callgrind",
+            "--callgrind-out-file=/dev/null",
+            program,
+            kernel,
+            str(rows),
+        ],
         env=os.environ | {"DEEPL0_ISA": level},
         capture_output=True,
         text=True,
@@ -51,7 +58,10 @@ def main() -> int:
         print("valgrind is not installed", file=sys.stderr)
         return 2
     compiler = subprocess.run(
-        [os.environ.get("CXX", "g++"), "-dumpfullversion"], capture_output=True, text=True, check=True
+        [os.environ.get("CXX", "g++"), "-dumpfullversion"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.strip()
     found = {
         (kernel, level): per_row(arguments.program, kernel, level)

@@ -27,8 +27,8 @@ struct Results {
 
     bool operator==(const Results& o) const {
         return values == o.values && indices == o.indices && kept == o.kept && masked == o.masked &&
-               dense == o.dense && shrunk == o.shrunk && grad_u == o.grad_u &&
-               codes == o.codes && supports == o.supports && grad_theta == o.grad_theta && mask == o.mask;
+               dense == o.dense && shrunk == o.shrunk && grad_u == o.grad_u && codes == o.codes &&
+               supports == o.supports && grad_theta == o.grad_theta && mask == o.mask;
     }
 };
 
@@ -82,7 +82,8 @@ int main() {
     for (float& t : theta) t = 0.5f + float(rng() % 8) / 8;
     for_each_isa([&](const char* isa) {
         const Results one = run(u, theta, steps, 1);
-        for (int threads : {2, 3, 7}) CHECK(run(u, theta, steps, threads) == one, "%s %d", isa, threads);
+        for (int threads : {2, 3, 7})
+            CHECK(run(u, theta, steps, threads) == one, "%s %d", isa, threads);
     });
     return report("test_threads");
 }
