@@ -1,11 +1,11 @@
-"""Instructions per row of the main kernels, counted by callgrind: a regression shows without a quiet
-machine.
+"""Instructions per row of the main kernels, counted by callgrind: a regression shows without a
+quiet machine.
 
     python instructions.py PROGRAM           compare with instructions.csv, fail on a rise over 5 %
     python instructions.py PROGRAM --record  write instructions.csv
 
-valgrind knows no AVX-512, so the levels scalar and avx2 are counted. A record of another compiler is
-shown, not judged.
+valgrind knows no AVX-512, so the levels scalar and avx2 are counted. A record of another compiler
+is shown, not judged.
 """
 
 from __future__ import annotations
