@@ -23,6 +23,7 @@ _NATIVE = {"cpu": "cpu"}
 
 _implementations: dict[str, dict[str, Callable]] = {}
 _forced: str | None = None
+_blocks: list[use_backend] = []  # the ``with`` blocks that are open, in the order of their begin
 _last: tuple[str, str, str] | None = None
 
 
@@ -89,7 +90,8 @@ class use_backend:  # noqa: N801 - used like a function
     """Serve every operator by ``name`` from now on, or within a ``with`` block.
 
     ``name`` is one of ``"reference"``, ``"cpu"``, ``"cuda"``, ``"triton"``, or None for the
-    default choice. The override is process-wide; ``torch.compile`` guards on it.
+    default choice. The override is process-wide; ``torch.compile`` guards on it. Blocks may be
+    opened again, and blocks of several threads may overlap: each takes back its own override.
 
     Raises:
         ValueError: ``name`` is unknown, or its kernels are not in this build.
@@ -101,10 +103,15 @@ class use_backend:  # noqa: N801 - used like a function
             raise ValueError(f"name must be one of {NAMES} or None, got {name!r}")
         if name not in (None, "reference", *_NATIVE.values()):
             raise ValueError(f"backend {name!r} is not in this build; it has {available()}")
-        self._previous = _forced
+        self._name, self._previous, self._fresh = name, _forced, True
         _forced = name
 
     def __enter__(self) -> use_backend:
+        global _forced
+        if not self._fresh:
+            self._previous, _forced = _forced, self._name
+        self._fresh = False
+        _blocks.append(self)
         return self
 
     def __exit__(
@@ -114,7 +121,13 @@ class use_backend:  # noqa: N801 - used like a function
         trace: TracebackType | None,
     ) -> None:
         global _forced
-        _forced = self._previous
+        at = _blocks.index(self)
+        if at + 1 < len(_blocks):
+            # A block of another thread began within this one and still lasts: it inherits.
+            _blocks[at + 1]._previous = self._previous
+        else:
+            _forced = self._previous
+        del _blocks[at]
 
 
 def available() -> tuple[str, ...]:

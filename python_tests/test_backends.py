@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -61,6 +63,54 @@ def test_the_override_ends_with_an_exception():
         raise KeyError
     dk.helu(torch.randn(3), 0.5)
     assert dk.last_call().backend == "cpu"
+
+
+def test_a_block_may_be_opened_again():
+    block = dk.use_backend("reference")
+    for _ in range(2):
+        with block:
+            assert dk.backends()["top_m"]["cpu"] == "reference"
+        assert dk.backends()["top_m"]["cpu"] == "cpu"
+
+
+def test_blocks_of_threads_may_overlap():
+    """The first to begin ends first: what is left is what was there before both."""
+    began, ended = [threading.Event(), threading.Event()], threading.Event()
+    seen = []
+
+    def first():
+        with dk.use_backend("reference"):
+            began[0].set()
+            assert began[1].wait(10)
+        ended.set()
+
+    def second():
+        assert began[0].wait(10)
+        with dk.use_backend("cpu"):
+            began[1].set()
+            assert ended.wait(10)
+            seen.append(dk.backends()["top_m"]["other"])
+
+    threads = [threading.Thread(target=f) for f in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert seen == ["cpu"]
+    assert dk.backends()["top_m"] == {"cpu": "cpu", "other": "reference"}
+
+
+def test_an_override_within_a_compiled_graph():
+    torch._dynamo.reset()
+
+    def function(u):
+        with dk.use_backend("reference"):
+            return dk.keep_top_m(u, 2)
+
+    u = torch.randn(3, 6)
+    compiled = torch.compile(function, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(u), dk.keep_top_m(u, 2))
+    assert dk.backends()["top_m"]["cpu"] == "cpu"
 
 
 def test_other_devices_get_the_reference_and_cpu_does_not_serve_them():
