@@ -27,7 +27,11 @@ def top_m_by_sorting(row: list[float], m: int) -> list[int]:
 
 def as_bits(t: Tensor) -> Tensor:
     """The integers under the floats. (torch.gather and scatter change NaN payloads of bfloat16.)"""
-    return t.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])
+    return (
+        t.contiguous()
+        .resolve_neg()
+        .view({2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])
+    )
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -88,4 +92,5 @@ def rows(draw, max_p: int = 300) -> Tensor:
         return hostile((*lead, 2 * p), dtype, seed, style)[..., ::2]
     if layout == "offset":
         return hostile((*lead, p + 3), dtype, seed, style)[..., 1 : p + 1]
-    return hostile((*lead, p), dtype, seed, style)
+    whole = hostile((*lead, p), dtype, seed, style)
+    return torch._neg_view(whole) if layout == "negative" else whole

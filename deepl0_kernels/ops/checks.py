@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..reference.precision import accumulation_dtype
 
+_INT64_MAX = 2**63 - 1
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -21,8 +22,9 @@ def floating(name: str, tensor: Tensor, min_dim: int = 1) -> None:
         raise ValueError(
             f"{name} must be float32, float64, float16 or bfloat16, got {tensor.dtype}"
         )
-    if tensor.layout != torch.strided:
-        raise ValueError(f"{name} must be dense (strided), got layout {tensor.layout}")
+    if tensor.layout != torch.strided or tensor.is_nested:
+        layout = "nested" if tensor.is_nested else tensor.layout
+        raise ValueError(f"{name} must be dense (strided), got layout {layout}")
     if tensor.dim() < min_dim:
         raise ValueError(f"{name} must have at least {min_dim} dimension(s), got {shape(tensor)}")
 
@@ -57,15 +59,27 @@ def integer(name: str, value: int, low: int, high: int | None = None, limit: str
             value = operator.index(value)
         except TypeError:
             raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if high is None and isinstance(value, int) and value > _INT64_MAX:
+        high, limit = _INT64_MAX, "2**63 - 1"
     if value < low or (high is not None and value > high):
         upper = "" if high is None else f" and <= {limit} = {high}"
         raise ValueError(f"{name} must be >= {low}{upper}, got {value}")
     return value
 
 
+def number(name: str, value: float) -> float:
+    """``value`` as a float: a number, or what holds just one."""
+    try:
+        if isinstance(value, str):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+
+
 def sigma(value: float) -> float:
     """Width of the ramp of HELU_sigma, as a fraction of theta."""
-    value = float(value)
+    value = number("sigma", value)
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"sigma must be in [0, 1], got {value}")
     return value
@@ -85,7 +99,7 @@ def theta(
     """
     dtype = accumulation_dtype(u.dtype)
     if not isinstance(value, Tensor):
-        value = float(value)
+        value = number("theta", value)
         if not (value > 0 or (zero and value == 0)):
             raise ValueError(f"theta must be {'>= 0' if zero else '> 0'}, got {value}")
         return torch.full((), value, dtype=dtype, device=u.device)
@@ -134,6 +148,13 @@ def encoder_operands(x: Tensor, W: Tensor, S: Tensor | None, num_stages: int) ->
             f"S must have shape [p, p] = {(p, p)} or [num_stages - 1, p, p] = "
             f"{(num_stages - 1, p, p)}, got {shape(S)}"
         )
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """[..., n] as a matrix [B, n], n = 0 and empty batches included."""
+    if tensor.dim() == 2:
+        return tensor
+    return tensor.flatten(0, -2) if tensor.dim() > 2 else tensor[None]
 
 
 def autocast_is_on(device: str) -> bool:

@@ -51,17 +51,19 @@ def decode(code: SparseCode, D: Tensor) -> Tensor:
         [..., n], differentiable in ``code.values`` and D. Deterministic.
 
     Raises:
+        TypeError: code is not a :class:`SparseCode`.
         ValueError: wrong shape, dtype or device, or ``code.size`` is not p.
         RuntimeError: an index is out of range.
 
     2 B m n flops, m rows of n read per sample. The gradient in D is grouped by atom.
     """
+    if not isinstance(code, SparseCode):
+        raise TypeError(f"code must be a SparseCode, got {type(code).__name__}")
     values, indices, size = code
     checks.floating("code.values", values)
     checks.indices("code.indices", indices, "code.values", values)
     checks.like("D", D, "code.values", values)
     if D.dim() != 2 or D.shape[1] != size:
         raise ValueError(f"D must have shape [n, p] with p = {size}, got {checks.shape(D)}")
-    rows = (t if t.dim() == 2 else t.reshape(-1, t.shape[-1]) for t in (values, indices))
-    out = implementation("decode", values)(*rows, D)
+    out = implementation("decode", values)(checks.rows(values), checks.rows(indices), D)
     return out if values.dim() == 2 else out.reshape(*values.shape[:-1], D.shape[0])

@@ -155,7 +155,7 @@ def encode_l0(
     checks.one_of("grad", grad, tuple(GRADS))
     theta = checks.theta(theta, x, W.shape[0], stages=num_stages)
     save = registration.records_gradient(x, W, S, theta)
-    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    rows = checks.rows(x)
     encode = implementation("encode_l0", x)
     z, _ = encode(rows, W, S, theta, num_stages, sigma, GRADS[grad], save)
     return z if x.dim() == 2 else z.reshape(*x.shape[:-1], W.shape[0])
@@ -189,7 +189,7 @@ def encode_top_m(
     p = W.shape[0]
     m = checks.integer("m", m, 0, p, "p")
     save = registration.records_gradient(x, W, S)
-    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    rows = checks.rows(x)
     values, indices, *_ = implementation("encode_top_m", x)(rows, W, S, m, num_stages, save)
     if x.dim() != 2:
         values, indices = (t.reshape(*x.shape[:-1], m) for t in (values, indices))

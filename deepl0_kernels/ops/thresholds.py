@@ -75,13 +75,14 @@ def hard_threshold(u: Tensor, theta: float | Tensor) -> Tensor:
         theta: >= 0, a number or a tensor of shape [] or [p].
 
     Returns:
-        Tensor of u's shape and dtype. A NaN in u or theta gives NaN.
+        Tensor of u's shape and dtype. A NaN in u gives NaN.
 
     The derivative in u is 1 where u is kept; in theta it is 0. O(size of u): one read, one write.
 
     Raises:
         ValueError: wrong shape, dtype or device, or a number theta that is negative or NaN.
-        RuntimeError: on CPU, a tensor theta with such a value.
+        RuntimeError: on CPU, a tensor theta with such a value. (The reference does not look at the
+            values; a NaN theta gives NaN there.)
 
     Source: Blumensath and Davies 2008; kept at equality.
     """
@@ -119,11 +120,12 @@ def helu(u: Tensor, theta: float | Tensor, sigma: float = 0.0, grad: str = "helu
             * ``"hard"``: value and derivatives of the hard threshold; none in theta.
 
     Returns:
-        Tensor of u's shape and dtype. A NaN in u or theta gives NaN.
+        Tensor of u's shape and dtype. A NaN in u gives NaN.
 
     Raises:
         ValueError: wrong shape, dtype, device, sigma or grad, or a number theta that is not > 0.
-        RuntimeError: on CPU, a tensor theta with a value that is not > 0.
+        RuntimeError: on CPU, a tensor theta with a value that is not > 0. (The reference does not
+            look at the values; a NaN theta gives NaN there.)
 
     O(size of u): one read, one write. Source: Wang, Ling, Huang 2016, eq. 9.
     """

@@ -91,6 +91,23 @@ def test_leading_dimensions(backend):
         torch.testing.assert_close(dk.decode(shaped, D), dk.decode(code, D).reshape(3, 4, 5))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_codes_without_entries_and_rows_without_codes(backend):
+    D = torch.randn(5, 9)
+    with dk.use_backend(backend):
+        for lead in ((), (2,), (2, 3), (0, 3), (2, 0)):
+            for m in (0, 4):
+                indices = torch.arange(m).expand(*lead, m)
+                got = dk.decode(dk.SparseCode(torch.ones(*lead, m), indices, 9), D)
+                torch.testing.assert_close(got, D[:, :m].sum(1).expand(*lead, 5))
+
+
+@pytest.mark.parametrize("code", [None, torch.ones(3, 4), (torch.ones(2, 3), torch.ones(2, 3))])
+def test_only_a_code_is_decoded(code):
+    with pytest.raises(TypeError, match=r"code must be a SparseCode, got (NoneType|Tensor|tuple)"):
+        dk.decode(code, torch.randn(5, 9))
+
+
 @pytest.mark.parametrize("bad", [-1, 9, 2**40])
 def test_an_index_out_of_range_is_refused(bad):
     code, D = problem(2, 5, 9, 4)

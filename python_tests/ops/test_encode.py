@@ -263,6 +263,19 @@ def test_leading_dimensions_strides_and_empty_batches(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_signals_of_no_entries_and_codes_of_no_units(backend):
+    S, theta = torch.eye(4), torch.ones(4)
+    with dk.use_backend(backend):
+        for lead in ((), (3,), (2, 3), (0, 3)):
+            x = torch.zeros(*lead, 0)
+            assert dk.encode_l0(x, torch.zeros(4, 0), S, theta).shape == (*lead, 4)
+            code = dk.encode_top_m(x, torch.zeros(4, 0), S, 2)
+            assert torch.equal(code.indices, torch.arange(2).expand(*lead, 2))
+            empty = dk.encode_top_m(torch.zeros(*lead, 5), torch.zeros(0, 5), torch.zeros(0, 0), 0)
+            assert empty.to_dense().shape == (*lead, 0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_empty_batch_has_zero_gradients(backend):
     x, W, S, theta = problem(0, 10, 20)
     args = [t.requires_grad_() for t in (x, W, S, theta)]
@@ -333,9 +346,15 @@ def test_bad_thresholds_and_sizes_are_named(backend):
             dk.encode_l0(x, W, S, torch.ones(3, 20))
         with pytest.raises(ValueError, match=r"grad must be one of.*'soft'"):
             dk.encode_l0(x, W, S, theta, grad="soft")
-    theta[7] = -1
-    with pytest.raises(RuntimeError, match=r"theta must be > 0, got -1 at position 7"):
-        dk.encode_l0(x, W, S, theta)
+    for bad in (-1, 0, "nan"):
+        theta[7] = float(bad)
+        for call in (
+            lambda: dk.encode_l0(x, W, S, theta),
+            lambda: dk.threshold_stage(x, W, torch.zeros(4, 20), S, theta),
+            lambda: dk.helu(S, theta),
+        ):
+            with pytest.raises(RuntimeError, match=rf"theta must be > 0, got {bad} at position 7"):
+                call()
 
 
 def test_saved_memory_is_sparse():

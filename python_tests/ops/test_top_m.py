@@ -149,6 +149,16 @@ def test_gradient_goes_to_the_selected_only_even_where_they_are_zero(backend):
         (lambda u: dk.top_m(u.to(torch.complex64), 2), ValueError, ("u must be", "complex64")),
         (lambda u: dk.top_m(u[0, 0], 0), ValueError, ("u must have", "()")),
         (lambda u: dk.top_m(u.tolist(), 2), TypeError, ("u must be a tensor", "list")),
+        (
+            lambda u: dk.top_m(torch.nested.nested_tensor([u, u[:1]]), 2),
+            ValueError,
+            ("u must be dense", "nested"),
+        ),
+        (
+            lambda u: dk.unpool(u, u.long(), 2**70),
+            ValueError,
+            ("size must be >= 7 and <= 2**63", str(2**70)),
+        ),
         (lambda u: dk.top_m(u.to_sparse(), 2), ValueError, ("u must be dense", "sparse")),
         (lambda u: dk.unpool(u, u, 9), ValueError, ("indices must be int64", "float32")),
         (lambda u: dk.unpool(u, u.long()[:, :3], 9), ValueError, ("indices must have", "(2, 3)")),
