@@ -34,6 +34,9 @@ class DictionaryResult:
     atom_norms: tuple[float, float]
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
+@steps.without_autocast
 def learn_dictionary(
     x: Tensor,
     p: int,
@@ -65,7 +68,7 @@ def learn_dictionary(
         progress: show a bar (needs tqdm).
 
     Raises:
-        ValueError: non-finite x, both or neither of m and lam, sizes that do not fit.
+        ValueError: x not finite or all 0, both or neither of m and lam, sizes that do not fit.
         ModuleNotFoundError: ``progress`` without tqdm.
     """
     checks.floating("x", x, 2)
@@ -73,6 +76,8 @@ def learn_dictionary(
         raise ValueError(f"x must be float32 or float64 [N, n], got {x.dtype} {tuple(x.shape)}")
     if not torch.isfinite(x).all():
         raise ValueError("x must be finite, got entries that are nan or inf")
+    if not x.any():
+        raise ValueError(f"x must not be all 0, got shape {tuple(x.shape)}")
     if (m is None) == (lam is None):
         raise ValueError(f"give exactly one of m and lam, got m={m} and lam={lam}")
     p = checks.integer("p", p, 1, len(x), "N")
@@ -80,6 +85,7 @@ def learn_dictionary(
     num_stages = checks.integer("num_stages", num_stages, 1)
     epochs = checks.integer("epochs", epochs, 1)
     lr = steps.positive("lr", lr)
+    seed = checks.integer("seed", seed, -(2**63), 2**63 - 1, "2**63 - 1")
     if m is not None:
         m = checks.integer("m", m, 1, p, "p")
     if lam is not None:

@@ -11,6 +11,7 @@ from . import step as steps
 from .result import SolverResult
 
 
+@steps.without_autocast
 def fista(
     x: Tensor,
     D: Tensor,

@@ -19,6 +19,7 @@ from .result import SolverResult
 _C, _SHRINK, _TRIALS = 0.01, 0.5, 60
 
 
+@steps.without_autocast
 def iht(
     x: Tensor,
     D: Tensor,
@@ -75,6 +76,7 @@ def iht(
     return _result(x, *_normalized(loop, rows, start, select, penalty))
 
 
+@steps.without_autocast
 def iht_m(
     x: Tensor,
     D: Tensor,
@@ -144,6 +146,9 @@ def _start(init, x: Tensor, D: Tensor, lam: float, tol: float, max_iter: int) ->
         return l1.dense.reshape(-1, p)
     checks.like("init", init, "x", x)
     checks.has_shape("init", init, (*x.shape[:-1], p), "[..., p]")
+    if not torch.isfinite(init).all():
+        bad = int((~torch.isfinite(init)).sum())
+        raise ValueError(f"init must be finite, got {bad} entries that are nan or inf")
     return init.detach().reshape(-1, p)
 
 

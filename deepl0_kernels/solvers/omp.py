@@ -11,6 +11,7 @@ from . import step as steps
 from .result import SolverResult
 
 
+@steps.without_autocast
 def omp(x: Tensor, D: Tensor, m: int, *, tol: float = 1e-6) -> SolverResult:
     """Greedy m-sparse codes: add the atom that correlates most with the residual, refit, repeat.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,6 +47,8 @@ def safe_step(D: Tensor) -> float:
 def dictionary(name: str, D: Tensor) -> None:
     """D is a finite, nonzero floating matrix [n, p]."""
     checks.floating(name, D, 2)
+    if D.is_meta:
+        raise ValueError(f"{name} must hold values, got a tensor on the meta device")
     if D.dim() != 2 or 0 in D.shape:
         raise ValueError(f"{name} must be a matrix [n, p], got shape {tuple(D.shape)}")
     if not torch.isfinite(D).all():
@@ -55,7 +60,7 @@ def dictionary(name: str, D: Tensor) -> None:
 
 def positive(name: str, value: float) -> float:
     """``value`` is a finite number > 0."""
-    value = float(value)
+    value = checks.number(name, value)
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name} must be a finite number > 0, got {value}")
     return value
@@ -64,7 +69,7 @@ def positive(name: str, value: float) -> float:
 def signals(x: Tensor, D: Tensor) -> Tensor:
     """x [..., n] fits D [n, p] and is finite; returns it as rows [B, n], detached."""
     dictionary("D", D)
-    checks.like("x", x, "D", D)
+    checks.like("x", x, "D", D)  # autocast is off: the dtypes are equal
     if D.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"D must be float32 or float64, got {D.dtype}")
     if x.dim() < 1 or x.shape[-1] != D.shape[0]:
@@ -73,3 +78,22 @@ def signals(x: Tensor, D: Tensor) -> Tensor:
         bad = int((~torch.isfinite(x)).sum())
         raise ValueError(f"x must be finite, got {bad} entries that are nan or inf")
     return x.detach().reshape(-1, x.shape[-1])
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def without_autocast(solve: Callable[_P, _R]) -> Callable[_P, _R]:
+    """``solve(x, ...)`` with autocast off: an iteration in bfloat16 does not converge."""
+
+    @functools.wraps(solve)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        x = args[0] if args else kwargs.get("x")
+        device = x.device.type if isinstance(x, Tensor) else "cpu"
+        if not checks.autocast_is_on(device):
+            return solve(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return solve(*args, **kwargs)
+
+    return call

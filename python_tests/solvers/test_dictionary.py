@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -36,6 +38,22 @@ def test_it_leaves_the_global_generator_alone():
 
 
 @pytest.mark.parametrize(
+    "context",
+    [
+        torch.no_grad,
+        torch.inference_mode,
+        partial(torch.autocast, "cpu", dtype=torch.bfloat16),
+    ],
+)
+def test_the_callers_modes_change_nothing(context):
+    x, _, _ = planted(n=20, p=30, rows=100, dtype=torch.float32)
+    want = learn_dictionary(x, 10, m=2, epochs=1, batch_size=50).D
+    with context():
+        got = learn_dictionary(x, 10, m=2, epochs=1, batch_size=50).D
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (dict(m=None), "exactly one of m and lam"),
@@ -45,6 +63,7 @@ def test_it_leaves_the_global_generator_alone():
         (dict(batch_size=101), "batch_size must be .* got 101"),
         (dict(lr=0.0), "lr must be a finite number > 0, got 0.0"),
         (dict(x=torch.full((100, 20), torch.nan)), "x must be finite"),
+        (dict(x=torch.zeros(100, 20)), "x must not be all 0"),
         (dict(x=torch.ones(100, 20, dtype=torch.int64)), "x must be float32"),
     ],
 )

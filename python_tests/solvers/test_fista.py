@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deepl0_kernels.solvers import fista
+import deepl0_kernels as dk
+from deepl0_kernels.solvers import fista, iht, iht_m, omp
 
 from .problems import planted
 
@@ -38,6 +39,30 @@ def test_float32_and_leading_dimensions():
     assert r.code.dtype == torch.float32
     exact = fista(x.double(), D.double(), 0.1, tol=1e-9, max_iter=10000).code
     torch.testing.assert_close(r.code.reshape(6, 50).double(), exact, atol=1e-3, rtol=0)
+
+
+def test_no_solver_computes_in_bfloat16_under_autocast():
+    x, D, _ = planted(rows=40, dtype=torch.float32)
+    solvers = (
+        lambda: fista(x, D, 0.1),
+        lambda: iht(x, D, 0.1, init="l1"),
+        lambda: iht(x=x, D=D, lam=0.1, step="normalized"),
+        lambda: iht_m(x, D, 4, step="normalized"),
+        lambda: omp(x, D, 4),
+    )
+    for solve in solvers:
+        for backend in ("reference", "cpu"):
+            with dk.use_backend(backend):
+                want = solve()
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    got = solve()
+            assert torch.equal(got.dense, want.dense)
+            assert torch.equal(got.objective, want.objective)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(ValueError, match="x must have the dtype of D"),
+    ):
+        fista(x.double(), D, 0.1)
 
 
 def test_bad_lam():

@@ -245,6 +245,10 @@ def test_the_norm_is_bounded_from_above(shape):
         (dict(step=-1.0), "step must be a finite number > 0, got -1.0"),
         (dict(init="warm"), "init must be one of .* got 'warm'"),
         (dict(init=torch.zeros(3, 3, dtype=torch.float64)), "init must have shape"),
+        (
+            dict(init=torch.full((40, 50), torch.nan, dtype=torch.float64)),
+            "init must be finite, got 2000",
+        ),
         (dict(tol=0.0), "tol must be a finite number > 0, got 0.0"),
         (dict(max_iter=0), "max_iter must be >= 1, got 0"),
         (
