@@ -14,6 +14,9 @@ class BaselineEncoder(nn.Sequential):
         in_features: n. code_size: p.
         readout: add a linear layer p -> p. The paper describes none, and without it no entry of the
             code can be negative, which half of a sparse code's nonzeros are.
+
+    ``encoder(x)``: [..., n] -> [..., p]. 2 p (n + 2 p) flops a sample. Errors beyond those of the
+    sizes are those of :class:`torch.nn.Linear`. Source: Wang, Ling, Huang 2016.
     """
 
     def __init__(self, in_features: int, code_size: int, readout: bool = False) -> None:

@@ -37,25 +37,44 @@ class _Encoder(nn.Module):
         """Start from a random dictionary: unit-norm Gaussian atoms, scaled to ``||D||_2 = 1``."""
         D = torch.randn(self.in_features, self.code_size, dtype=torch.float64)
         D /= D.norm(dim=0)
-        self._set_dictionary(D / torch.linalg.matrix_norm(D, 2), None)
+        # The norm is known, so that nothing is computed of values: meta tensors have none.
+        self._unroll(D / torch.linalg.matrix_norm(D, 2), 0.99)
 
-    @torch.no_grad()
     def _set_dictionary(self, D: Tensor, step: float | None) -> float:
-        """W = mu D', S = I - mu D'D, in float64 and rounded once. Returns mu."""
+        """W and S of the step mu, by default 0.99 / ||D||_2^2. Returns mu."""
         bound = 1 / steps.squared_norm(D)
-        if step is None:
-            step = 0.99 * bound
-        elif steps.positive("step", step) > bound * (1 + 1e-6):
+        mu = 0.99 * bound if step is None else steps.positive("step", step)
+        if mu > bound * (1 + 1e-6):
             raise ValueError(
                 f"step must be at most 1 / ||D||_2^2 = {bound:.6g} for the stages to converge, "
                 f"got {step}"
             )
+        self._unroll(D, mu)
+        if not all(torch.isfinite(t).all() for t in (self.W, self.S) if t is not None):
+            raise ValueError(
+                f"D has ||D||_2^2 = {1 / bound:.3g}, for which {self.W.dtype} cannot hold the "
+                "weights; scale it"
+            )
+        return mu
+
+    @torch.no_grad()
+    def _unroll(self, D: Tensor, mu: float) -> None:
+        """W = mu D', S = I - mu D'D, in float64 and rounded once."""
         D = D.double()
-        self.W.copy_(step * D.T)
+        self.W.copy_(mu * D.T)
         if self.S is not None:
             eye = torch.eye(self.code_size, dtype=D.dtype, device=D.device)
-            self.S.copy_(eye - step * (D.T @ D))
-        return float(step)
+            self.S.copy_(eye - mu * (D.T @ D))
+
+    def _check(self, x: Tensor) -> None:
+        """x is [..., in_features] in the weights' dtype and on their device."""
+        checks.floating("x", x)
+        checks.like("x", x, "the weights", self.W)
+        if x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"x must have shape [..., in_features] = [..., {self.in_features}], "
+                f"got {checks.shape(x)}"
+            )
 
     def extra_repr(self) -> str:
         return (
@@ -106,7 +125,9 @@ class DeepL0Encoder(_Thresholded):
     Without a dictionary the weights come from a random one (unit-norm Gaussian atoms, scaled to
     ``||D||_2 = 1``), theta from lam = 0.5. Use :meth:`from_dictionary` when there is one.
 
-    ``encoder(x)``: [..., n] -> dense codes [..., p]. Source: Wang, Ling, Huang 2016.
+    ``encoder(x)``: [..., n] -> dense codes [..., p], of the weights' dtype. Costs, derivatives and
+    errors are those of :func:`deepl0_kernels.encode_l0`; an x that does not fit the weights is a
+    ValueError. Source: Wang, Ling, Huang 2016, eq. 6 and 9.
     """
 
     def __init__(
@@ -125,6 +146,7 @@ class DeepL0Encoder(_Thresholded):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """A random dictionary, and theta of lam = 0.5."""
         super().reset_parameters()
         nn.init.constant_(self.log_theta, math.log(math.sqrt(2 * 0.5 * 0.99)))
 
@@ -163,6 +185,8 @@ class DeepL0Encoder(_Thresholded):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
+        """Codes [..., p] of x [..., n]; through the ramp of width sigma in training mode."""
+        self._check(x)
         sigma = self.sigma if self.training else 0.0
         return encode_l0(
             x, self.W, self.S, self.theta, num_stages=self.num_stages, sigma=sigma, grad=self.grad
@@ -177,7 +201,8 @@ class DeepMSparseEncoder(_Encoder):
 
     ``encoder(x)`` is a dense tensor [..., p], as a next layer or a loss expects it;
     :meth:`encode` gives the same as a :class:`deepl0_kernels.SparseCode`, without its zeros.
-    One stage is a TopK sparse autoencoder's encoder that ranks by magnitude.
+    One stage is a TopK sparse autoencoder's encoder that ranks by magnitude. Costs, derivatives and
+    errors are those of :func:`deepl0_kernels.encode_top_m`. Source: Wang, Ling, Huang 2016, eq. 10.
     """
 
     def __init__(
@@ -203,9 +228,11 @@ class DeepMSparseEncoder(_Encoder):
 
     def encode(self, x: Tensor) -> SparseCode:
         """Codes of x [..., n] with values and indices [..., m]."""
+        self._check(x)
         return encode_top_m(x, self.W, self.S, self.m, num_stages=self.num_stages)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Dense codes [..., p] of x [..., n], m entries of each nonzero."""
         return self.encode(x).to_dense()
 
     def extra_repr(self) -> str:
@@ -215,7 +242,8 @@ class DeepMSparseEncoder(_Encoder):
 class LISTA(_Thresholded):
     """Learned ISTA (Gregor and LeCun 2010): the same network with the soft threshold.
 
-    Arguments and initialisation are those of :class:`DeepL0Encoder`; theta starts at lam mu.
+    Arguments, initialisation and errors are those of :class:`DeepL0Encoder`; theta starts at
+    lam mu. 2 B p (n + (K - 1) p) flops, made of PyTorch's products and :func:`soft_threshold`.
     """
 
     def __init__(
@@ -225,6 +253,7 @@ class LISTA(_Thresholded):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """A random dictionary, and theta of lam = 0.5."""
         super().reset_parameters()
         nn.init.constant_(self.log_theta, math.log(0.5 * 0.99))
 
@@ -247,6 +276,8 @@ class LISTA(_Thresholded):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
+        """Dense codes [..., p] of x [..., n]."""
+        self._check(x)
         theta = self.theta
         c = x @ self.W.T
         z = soft_threshold(c, theta if self.tied else theta[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,12 @@ class ClusterHead(nn.Module):
     Args:
         code_size: p. clusters: number of clusters.
 
-    ``head(a)``: [..., p] -> probabilities [..., clusters].
+    ``head(a)``: dense codes [..., p] in the weight's dtype -> probabilities [..., clusters].
+
+    Raises:
+        ValueError: a size < 1; codes of another length, dtype or device than the weight's.
+
+    2 p flops a sample and cluster. Source: Wang, Ling, Huang 2016, eq. 12.
     """
 
     def __init__(self, code_size: int, clusters: int) -> None:
@@ -29,9 +36,17 @@ class ClusterHead(nn.Module):
 
     def logits(self, a: Tensor) -> Tensor:
         """``-w_j' a`` [..., clusters]."""
+        checks.floating("a", a)
+        checks.like("a", a, "the weight", self.weight)
+        if a.shape[-1] != self.code_size:
+            raise ValueError(
+                f"a must have shape [..., code_size] = [..., {self.code_size}], "
+                f"got {checks.shape(a)}"
+            )
         return -(a @ self.weight.T)
 
     def forward(self, a: Tensor) -> Tensor:
+        """Probabilities [..., clusters]; a row sums to 1."""
         return self.logits(a).softmax(-1)
 
     def predict(self, a: Tensor) -> Tensor:
@@ -42,8 +57,11 @@ class ClusterHead(nn.Module):
         """Mean entropy of the assignments, minus ``balance`` times the entropy of their mean.
 
         The first term alone is smallest when everything is in one cluster, so start the head from a
-        clustering; the second, off by default, pays for using all clusters.
+        clustering; the second, off by default, pays for using all clusters. NaN without any code.
         """
+        balance = checks.number("balance", balance)
+        if not 0 <= balance < math.inf:
+            raise ValueError(f"balance must be a finite number >= 0, got {balance}")
         log_p = self.logits(a).log_softmax(-1).reshape(-1, self.clusters)
         loss = -(log_p.exp() * log_p).sum(1).mean()
         if balance:

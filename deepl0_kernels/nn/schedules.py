@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..ops import checks
 from .encoders import DeepL0Encoder
+
+_STATE = ("initial", "factor", "floor", "epoch")
 
 
 class SigmaSchedule:
@@ -15,6 +18,12 @@ class SigmaSchedule:
         initial: width in the first epoch, in (0, 1]. factor: in (0, 1].
         floor: in (0, initial]. The paper lets sigma vanish; the slope 1/sigma on the ramp then
             grows without bound, while fewer and fewer entries lie on it, and training diverges.
+
+    Raises:
+        TypeError: the encoder is none that has a sigma.
+        ValueError: a number outside its interval.
+
+    Source: Wang, Ling, Huang 2016 (0.2, divided by 10 after each epoch); the floor is ours.
     """
 
     def __init__(
@@ -26,17 +35,8 @@ class SigmaSchedule:
     ) -> None:
         if not isinstance(encoder, DeepL0Encoder):
             raise TypeError(f"encoder must be a DeepL0Encoder, got {type(encoder).__name__}")
-        for name, value, high in (
-            ("initial", initial, 1.0),
-            ("factor", factor, 1.0),
-            ("floor", floor, initial),
-        ):
-            if not 0 < value <= high:
-                raise ValueError(f"{name} must be in (0, {high}], got {value}")
         self.encoder = encoder
-        self.initial, self.factor, self.floor = float(initial), float(factor), float(floor)
-        self.epoch = 0
-        self._apply()
+        self._set(initial, factor, floor, 0)
 
     @property
     def sigma(self) -> float:
@@ -49,12 +49,31 @@ class SigmaSchedule:
         self._apply()
 
     def state_dict(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in ("initial", "factor", "floor", "epoch")}
+        """Numbers alone: what :meth:`load_state_dict` takes."""
+        return {key: getattr(self, key) for key in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state, and set the encoder's sigma to it."""
-        for key in ("initial", "factor", "floor", "epoch"):
-            setattr(self, key, state[key])
+        """Take over a state, and set the encoder's sigma to it.
+
+        Raises:
+            ValueError: an entry is missing or out of range; nothing has changed then.
+        """
+        if missing := [key for key in _STATE if key not in state]:
+            raise ValueError(f"state lacks {', '.join(missing)}; it has {', '.join(state)}")
+        self._set(*(state[key] for key in _STATE))
+
+    def _set(self, initial: float, factor: float, floor: float, epoch: int) -> None:
+        initial = checks.number("initial", initial)
+        factor, floor = checks.number("factor", factor), checks.number("floor", floor)
+        for name, value, high in (
+            ("initial", initial, 1.0),
+            ("factor", factor, 1.0),
+            ("floor", floor, initial),
+        ):
+            if not 0 < value <= high:
+                raise ValueError(f"{name} must be in (0, {high}], got {value}")
+        self.epoch = checks.integer("epoch", epoch, 0)
+        self.initial, self.factor, self.floor = initial, factor, floor
         self._apply()
 
     def _apply(self) -> None:

@@ -187,16 +187,72 @@ def test_state_dict_deepcopy_pickle_and_safetensors(kind, tied, tmp_path):
     fresh = type(encoder)(*arguments, num_stages=3, tied=tied).eval()
     safetensors.load_model(fresh, str(tmp_path / "e.safetensors"))
     assert torch.equal(fresh(x), z)
+    # The state dict alone will do: no two entries share memory, and all are contiguous.
+    fresh.reset_parameters()
+    fresh.load_state_dict(safetensors.load(safetensors.save(encoder.state_dict())))
+    assert torch.equal(fresh(x), z)
 
 
 @every
 def test_export(kind):
     encoder = MAKE[kind]().eval()
-    batch = torch.export.Dim("batch", min=2)
+    batch = torch.export.Dim("batch", min=0, max=1000)
     program = torch.export.export(encoder, (torch.randn(4, N),), dynamic_shapes={"x": {0: batch}})
-    for rows in (2, 7, 33):
-        x = torch.randn(rows, N)
-        torch.testing.assert_close(program.module()(x), encoder(x))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    for module in (program.module(), torch.export.load(buffer).module()):
+        for rows in (0, 1, 2, 33):
+            x = torch.randn(rows, N)
+            torch.testing.assert_close(module(x), encoder(x))
+
+
+@every
+def test_functional_calls_and_gradients_of_every_sample(kind):
+    encoder, x = MAKE[kind](), torch.randn(6, N)
+    weights = {name: p.detach() for name, p in encoder.named_parameters()}
+
+    def loss(weights, x):
+        return torch.func.functional_call(encoder, weights, (x,)).square().sum()
+
+    per_sample = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, x)
+    encoder(x).square().sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert per_sample[name].shape == (6, *parameter.shape)
+        torch.testing.assert_close(per_sample[name].sum(0), parameter.grad)
+    stacked = {name: torch.stack([w, 2 * w]) for name, w in weights.items()}
+    with dk.use_backend("reference"):
+        ensemble = torch.func.vmap(lambda w: torch.func.functional_call(encoder, w, (x,)))(stacked)
+    torch.testing.assert_close(ensemble[0], encoder(x))
+
+
+@every
+def test_frozen_weights_and_inference(kind):
+    encoder, x = MAKE[kind](), torch.randn(6, N)
+    with torch.inference_mode():
+        z = encoder(x)
+    assert not z.requires_grad
+    encoder.W.requires_grad_(False)
+    x.requires_grad_()
+    encoder(x).sum().backward()
+    assert encoder.W.grad is None
+    assert encoder.S.grad is not None
+    encoder.requires_grad_(False)
+    want, x.grad = x.grad, None
+    encoder(x).sum().backward()
+    torch.testing.assert_close(x.grad, want)
+
+
+@every
+def test_meta_tensors(kind):
+    arguments = (N, P, M) if kind == "m_sparse" else (N, P)
+    cls = type(MAKE[kind]())
+    with torch.device("meta"):
+        encoder = cls(*arguments)
+    assert encoder(torch.randn(3, N, device="meta")).shape == (3, P)
+    encoder.to_empty(device="cpu")
+    encoder.reset_parameters()
+    assert encoder(torch.randn(3, N)).isfinite().all()
 
 
 @every
@@ -269,9 +325,29 @@ D = dictionary()
         (lambda: DeepL0Encoder.from_dictionary(D * torch.nan, 1), "D must be finite, got 240"),
         (lambda: DeepL0Encoder.from_dictionary(D[0], 1), "D must .* dimension"),
         (lambda: DeepL0Encoder.from_dictionary(0 * D, 1), "D must not be all 0"),
-        (lambda: DeepL0Encoder(N, P)(torch.ones(3, N + 1)), "W must have shape"),
+        (lambda: DeepL0Encoder.from_dictionary(D.to("meta"), 1), "D must hold values, got .* meta"),
+        (lambda: DeepL0Encoder.from_dictionary(1e-42 * D, 1), "cannot hold the weights; scale it"),
+        (lambda: DeepMSparseEncoder.from_dictionary(D.int(), 1), "D must be float32.* torch.int32"),
     ],
 )
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@every
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (torch.ones(3, N + 1), ValueError, r"x must have shape .* \[\.\.\., 12\], got \(3, 13\)"),
+        (torch.ones(3, N).double(), ValueError, r"x must have the dtype of the weights .*float64"),
+        (torch.ones(3, N, device="meta"), ValueError, r"x must be on the device of .* got meta"),
+        (torch.ones(3, N).long(), ValueError, r"x must be float32.* got torch.int64"),
+        (torch.tensor(1.0), ValueError, r"x must have at least 1 dimension"),
+        (torch.ones(3, N).to_sparse(), ValueError, r"x must be dense .* torch.sparse_coo"),
+        (None, TypeError, r"x must be a tensor, got NoneType"),
+    ],
+)
+def test_bad_signals(kind, x, error, message):
+    with pytest.raises(error, match=message):
+        MAKE[kind]()(x)

@@ -41,6 +41,40 @@ def test_the_cluster_head_is_equation_12():
         ClusterHead(20, 0)
 
 
+@pytest.mark.parametrize(
+    ("a", "error", "words"),
+    [
+        (torch.ones(3, 19), ValueError, r"a must have shape .* \[\.\.\., 20\], got \(3, 19\)"),
+        (torch.ones(3, 20).double(), ValueError, r"a must have the dtype of the weight .*float64"),
+        (torch.ones(3, 20, device="meta"), ValueError, r"a must be on the device of .* got meta"),
+        (torch.ones(3, 20).int(), ValueError, r"a must be float32.* got torch.int32"),
+        (torch.tensor(1.0), ValueError, r"a must have at least 1 dimension"),
+        ([1.0] * 20, TypeError, r"a must be a tensor, got list"),
+    ],
+)
+def test_codes_that_no_head_takes(a, error, words):
+    head = ClusterHead(20, 4)
+    for call in (head, head.predict, head.entropy):
+        with pytest.raises(error, match=words):
+            call(a)
+
+
+@pytest.mark.parametrize("balance", [-1.0, math.nan, math.inf])
+def test_bad_balance(balance):
+    with pytest.raises(ValueError, match=f"balance must be a finite number >= 0, got {balance}"):
+        ClusterHead(20, 4).entropy(torch.ones(3, 20), balance=balance)
+
+
+def test_the_head_under_autocast_and_in_a_compiled_graph():
+    head, a = ClusterHead(20, 4), torch.randn(5, 20)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = head(a).float()
+    torch.testing.assert_close(low, head(a), atol=0.02, rtol=0)
+    torch._dynamo.reset()
+    compiled = torch.compile(head, fullgraph=True, dynamic=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(a), head(a))
+
+
 def test_the_schedule():
     encoder = DeepL0Encoder(5, 8)
     schedule = SigmaSchedule(encoder, initial=0.2, factor=0.1, floor=0.001)
@@ -66,6 +100,22 @@ def test_the_schedule():
 def test_bad_schedules(change):
     with pytest.raises(ValueError, match=f"{next(iter(change))} must be in"):
         SigmaSchedule(DeepL0Encoder(5, 8), **change)
+
+
+def test_a_bad_state_changes_nothing():
+    encoder = DeepL0Encoder(5, 8)
+    schedule = SigmaSchedule(encoder)
+    schedule.step()
+    good, sigma = schedule.state_dict(), encoder.sigma
+    for change in (dict(epoch=-1), dict(initial=math.nan), dict(floor=0.3)):
+        with pytest.raises(ValueError, match=f"{next(iter(change))} must be"):
+            schedule.load_state_dict(good | change)
+    with pytest.raises(ValueError, match="state lacks floor, epoch; it has initial, factor"):
+        schedule.load_state_dict(dict(initial=0.2, factor=0.1))
+    with pytest.raises(TypeError, match="initial must be a number, got 'wide'"):
+        SigmaSchedule(encoder, initial="wide")
+    assert schedule.state_dict() == good
+    assert encoder.sigma == sigma
 
 
 def test_only_the_l0_encoder_has_a_sigma():
