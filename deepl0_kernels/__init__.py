@@ -32,13 +32,14 @@ from .ops import (
 from .version import __version__
 
 if TYPE_CHECKING:
-    from . import nn, solvers
+    from . import datasets, nn, solvers
 
 __all__ = [
     "SparseCode",
     "__version__",
     "backends",
     "build_info",
+    "datasets",
     "decode",
     "encode_l0",
     "encode_top_m",
@@ -57,8 +58,15 @@ __all__ = [
 ]
 
 
+# They load on first use, which keeps the import short.
+_LAZY = ("datasets", "nn", "solvers")
+
+
 def __getattr__(name: str):
-    # nn and solvers load on first use, which keeps the import short.
-    if name in ("nn", "solvers"):
+    if name in _LAZY:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

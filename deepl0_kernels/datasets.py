@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,12 +104,8 @@ def mnist(folder: str | os.PathLike | None = None) -> Digits:
                 f"(each may end in .gz). {WHERE}"
             )
         source = folder
-        digits = Digits(
-            _read_idx(paths["x"], 3),
-            _read_idx(paths["y"], 1).long(),
-            _read_idx(paths["x_test"], 3),
-            _read_idx(paths["y_test"], 1).long(),
-        )
+        arrays = {key: _read_idx(paths[key], 3 if key.startswith("x") else 1) for key in _IDX}
+        digits = _digits(source, arrays)
     for name, labels, counts in (
         ("y", digits.y, _TRAIN_COUNTS),
         ("y_test", digits.y_test, _TEST_COUNTS),
@@ -127,7 +124,8 @@ def area_resize(images: Tensor, size: int = 16) -> Tensor:
     their scale, and so does the mean.
     """
     checks.integer("size", size, 1)
-    if images.dim() < 2:
+    _is_tensor(images)
+    if images.dim() < 2 or 0 in images.shape[-2:]:
         raise ValueError(f"images must be [..., h, w], got shape {tuple(images.shape)}")
     rows, columns = (_overlaps(length, size) for length in images.shape[-2:])
     return rows.to(images.device) @ images.float() @ columns.to(images.device).T
@@ -141,10 +139,12 @@ def preprocess(images: Tensor, size: int = 16, min_std: float = 0.1) -> Patches:
         size: side of the patch.
         min_std: images whose resized pixels (in [0, 1]) deviate by less are discarded.
     """
+    _is_tensor(images)
     if images.dim() != 3 or images.dtype != torch.uint8:
         raise ValueError(
             f"images must be uint8 [N, h, w], got {images.dtype} of shape {tuple(images.shape)}"
         )
+    min_std = checks.number("min_std", min_std)
     if not min_std > 0:
         raise ValueError(f"min_std must be > 0, got {min_std}")
     x = area_resize(images, size).flatten(1) / 255
@@ -159,6 +159,9 @@ def random_shifts(images: Tensor, radius: int, seed: int) -> Tensor:
 
     What leaves on one side is lost, zeros enter on the other.
     """
+    _is_tensor(images)
+    if images.dim() != 3 or 0 in images.shape[1:]:
+        raise ValueError(f"images must be [N, h, w], got shape {tuple(images.shape)}")
     radius = checks.integer("radius", radius, 0, min(images.shape[-2:]) - 1, "min(h, w) - 1")
     n, h, w = images.shape
     moves = torch.randint(
@@ -168,6 +171,11 @@ def random_shifts(images: Tensor, radius: int, seed: int) -> Tensor:
     rows = torch.arange(h) + radius - moves[0, :, None]
     columns = torch.arange(w) + radius - moves[1, :, None]
     return padded[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _is_tensor(images: Tensor) -> None:
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor, got {type(images).__name__}")
 
 
 def _overlaps(length: int, size: int) -> Tensor:
@@ -191,14 +199,30 @@ def _read_npz(path: Path) -> Digits:
     missing = [key for key in Digits._fields if key not in arrays]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; it has {', '.join(arrays)}")
+    for key in Digits._fields:
+        if arrays[key].dtype.kind not in "iu":
+            raise ValueError(f"{path}: {key} must hold integers, got {arrays[key].dtype}")
+    return _digits(path, {key: torch.from_numpy(arrays[key]) for key in Digits._fields})
+
+
+def _digits(source: Path, arrays: dict[str, Tensor]) -> Digits:
+    """The arrays of a file, whose shapes and values are those of 28 x 28 digits."""
     for key in ("x", "x_test"):
-        a, labels = arrays[key], arrays[key.replace("x", "y")]
-        if a.dtype != np.uint8 or a.ndim != 3 or a.shape[1:] != (28, 28):
-            raise ValueError(f"{path}: {key} must be uint8 [N, 28, 28], got {a.dtype} {a.shape}")
+        a, name = arrays[key], key.replace("x", "y")
+        labels = arrays[name] = arrays[name].long()
+        if a.dtype != torch.uint8 or a.shape[1:] != (28, 28):
+            raise ValueError(
+                f"{source}: {key} must be uint8 [N, 28, 28], got {a.dtype} {tuple(a.shape)}"
+            )
         if labels.shape != a.shape[:1]:
-            raise ValueError(f"{path}: {len(a)} images in {key}, labels of shape {labels.shape}")
-    x, y, x_test, y_test = (torch.from_numpy(arrays[key]) for key in Digits._fields)
-    return Digits(x, y.long(), x_test, y_test.long())
+            raise ValueError(
+                f"{source}: {len(a)} images in {key}, labels of shape {tuple(labels.shape)}"
+            )
+        if ((labels < 0) | (labels > 9)).any():
+            raise ValueError(
+                f"{source}: {name} must be in 0..9, got {labels.min()} to {labels.max()}"
+            )
+    return Digits(**arrays)
 
 
 def _idx_file(folder: Path, name: str) -> Path | None:
@@ -213,7 +237,10 @@ def _idx_file(folder: Path, name: str) -> Path | None:
 def _read_idx(path: Path, rank: int) -> Tensor:
     data = path.read_bytes()
     if path.suffix == ".gz":
-        data = gzip.decompress(data)
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
     header = 4 + 4 * rank
     if data[:4] != bytes((0, 0, 8, rank)) or len(data) < header:
         raise ValueError(f"{path} is not an idx file of uint8 with {rank} dimension(s)")

@@ -93,6 +93,56 @@ def test_what_is_not_mnist_is_refused(tmp_path):
         datasets.mnist(tmp_path)
 
 
+def test_damaged_and_foreign_files_are_refused(tmp_path):
+    def write(key, values, damage=lambda data: data):
+        head = bytes((0, 0, 8, values.ndim)) + b"".join(n.to_bytes(4, "big") for n in values.shape)
+        path = tmp_path / f"{datasets._IDX[key]}.gz"
+        path.write_bytes(damage(gzip.compress(head + values.tobytes(), 1)))
+
+    images, labels = np.zeros((3, 28, 28), np.uint8), np.zeros(3, np.uint8)
+    for key in datasets._IDX:
+        write(key, images if key.startswith("x") else labels)
+    with pytest.raises(ValueError, match="label counts"):
+        datasets.mnist(tmp_path)
+    write("y", labels + 10)
+    with pytest.raises(ValueError, match=r"y must be in 0\.\.9, got 10 to 10"):
+        datasets.mnist(tmp_path)
+    write("y", labels[:2])
+    with pytest.raises(ValueError, match=r"3 images in x, labels of shape \(2,\)"):
+        datasets.mnist(tmp_path)
+    write("x", images[:, 1:])
+    with pytest.raises(ValueError, match=r"x must be uint8 \[N, 28, 28\], got .* \(3, 27, 28\)"):
+        datasets.mnist(tmp_path)
+    for damage in (lambda data: data[:-9], lambda data: b"no gzip"):
+        write("x", images, damage)
+        with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz is damaged"):
+            datasets.mnist(tmp_path)
+    for bad, words in (
+        (labels + 0.5, "y must hold integers, got float64"),
+        (labels.astype(np.int8) - 1, r"y must be in 0\.\.9, got -1 to -1"),
+        (labels.astype(str), "y must hold integers, got <U"),
+    ):
+        np.savez(tmp_path / "mnist.npz", x=images, y=bad, x_test=images, y_test=labels)
+        with pytest.raises(ValueError, match=words):
+            datasets.mnist(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        datasets.area_resize,
+        datasets.preprocess,
+        lambda images: datasets.random_shifts(images, 1, seed=0),
+    ],
+)
+def test_bad_images_are_named(call):
+    for images in (torch.zeros(28), torch.zeros(2, 0, 28)):
+        with pytest.raises(ValueError, match=r"images must be .* got .*\(28,\)|\(2, 0, 28\)"):
+            call(images)
+    with pytest.raises(TypeError, match="images must be a tensor, got ndarray"):
+        call(np.zeros((2, 28, 28), np.uint8))
+
+
 def test_area_resize():
     g = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (3, 28, 28), generator=g, dtype=torch.uint8)

@@ -59,6 +59,26 @@ print(json.dumps([seconds, torch.cuda.is_initialized(), sorted(set(sys.modules) 
         assert not heavy & set(modules)
 
 
+def test_every_public_name_is_there_and_documented():
+    code = """
+import deepl0_kernels as dk, inspect
+assert {"datasets", "nn", "solvers"} <= set(dir(dk))
+assert dk.datasets.mnist_subset and dk.nn.LISTA and dk.solvers.omp
+for module in (dk, dk.nn, dk.solvers, dk.datasets):
+    names = getattr(module, "__all__", ("Digits", "Patches", "mnist", "mnist_subset", "preprocess"))
+    for name in names:
+        thing = getattr(module, name)
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            assert inspect.getdoc(thing), name
+            own = vars(thing).items() if inspect.isclass(thing) else ()
+            for method, f in own:
+                public = not method.startswith("_") and inspect.isfunction(f)
+                assert not public or f.__doc__ or method == "extra_repr", (name, method)
+"""
+    out = python(code)
+    assert out.returncode == 0, out.stderr
+
+
 @pytest.mark.parametrize("isa", dk.build_info()["isa_supported"])
 def test_every_instruction_set_gives_the_same_bits(isa):
     code = """
