@@ -93,6 +93,8 @@ def ninja_file(target: Path) -> str:
         "-Wall -Wextra",
         # The last two are wrong about the intrinsics of gcc 12 (its bug 105593).
         "-Wno-unused-parameter -Wno-psabi -Wno-maybe-uninitialized -Wno-uninitialized",
+        # Errors name csrc/..., not where this machine built it.
+        f"-fmacro-prefix-map={in_command(ROOT)}/=",
         f"-I{in_command(CSRC)}",
         *(f"-isystem {in_command(folder)}" for folder in includes),
         os.environ.get("CXXFLAGS", ""),
