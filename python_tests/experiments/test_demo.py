@@ -115,6 +115,17 @@ def test_interleaved_medians_takes_turns():
     assert turns == list("abc") * 4
 
 
+def test_training_shows_a_bar_when_asked(capsys):
+    x = torch.randn(32, 6)
+    options = dict(epochs=2, batch_size=16, lr=1e-3, clip=1.0, seed=0, description="tiny encoder")
+    for progress in (False, True):
+        encoder = DeepMSparseEncoder(6, 8, 2)
+        fit_to_codes(encoder, x, encoder(x).detach(), progress=progress, **options)
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert ("tiny encoder: " in shown.err and "/4" in shown.err) == progress
+
+
 def test_training_that_diverges_is_an_error():
     encoder = DeepMSparseEncoder(6, 8, 2)
     x = torch.randn(32, 6)
