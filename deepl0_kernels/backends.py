@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _C
 
@@ -59,9 +60,14 @@ def implementation(operator: str, tensor: Tensor) -> Callable:
 
 
 def _differentiates_functionally() -> bool:
-    """Whether torch.func.grad, vjp, jvp, ... is active: PyTorch's operator library does not reach
-    through them, but the reference, made of PyTorch operators, does. (vmap alone is served.)"""
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+    """Whether torch.func.grad, vjp, jvp, ... or forward mode is active: PyTorch's operator library
+    does not reach through them, but the reference, made of PyTorch operators, does. (vmap alone is
+    served.)"""
+    if torch.compiler.is_compiling():
+        return False
+    if forward_ad._current_level >= 0:
+        return True
+    if not torch._C._are_functorch_transforms_active():
         return False
     stack = torch._C._functorch.get_interpreter_stack() or ()
     return any(level.key() != torch._C._functorch.TransformType.Vmap for level in stack)

@@ -39,14 +39,11 @@ def serve(name: str, reference: Callable, low: Sequence[int] | None = ()) -> Non
             _library.impl(name, _autocast(operator, device, low), f"Autocast{device.upper()}")
 
     def native(*args):
-        # Autograd's Python layer costs more than a small call: go below it when nothing is
-        # recorded. Not with forward-mode duals, for which it raises that there is no formula.
-        if (
-            torch.compiler.is_compiling()
-            or records_gradient(*args)
-            or forward_ad._current_level >= 0
-        ):
+        # Autograd's Python layer costs more than a small call: go below it if nothing is recorded.
+        if torch.compiler.is_compiling() or records_gradient(*args):
             return operator(*args)
+        if forward_ad._current_level >= 0:
+            refuse_tangents(name, *args)
         with torch._C._AutoDispatchBelowAutograd():
             return operator(*args)
 
@@ -123,6 +120,28 @@ def refuse_double_backward(name: str, forward: str) -> None:
         )
 
     torch.library.register_autograd(f"deepl0::{name}", backward, lib=_library)
+
+
+def refuse_tangents(name: str, *args) -> None:
+    """Forward mode has no formula for ``name``, and PyTorch would drop the tangents unsaid."""
+    for arg in args:
+        if isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None:
+            raise NotImplementedError(
+                f"deepl0::{name} has no derivative in forward mode; the reference has, and serves "
+                "such calls when no backend is forced"
+            )
+
+
+def constant_result(name: str) -> None:
+    """What ``name`` returns has no derivative: it does not require a gradient, whatever came in."""
+
+    def setup(ctx, inputs, output):
+        ctx.mark_non_differentiable(*output)
+
+    def backward(ctx, *grads):
+        return None
+
+    torch.library.register_autograd(f"deepl0::{name}", backward, setup_context=setup, lib=_library)
 
 
 def records_gradient(*args) -> bool:

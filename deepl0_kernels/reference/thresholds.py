@@ -37,6 +37,10 @@ class _WithGradientOf(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         return None, grad
 
+    @staticmethod
+    def jvp(ctx, value: Tensor | None, surrogate: Tensor):
+        return surrogate
+
 
 def _hard(u: Tensor, theta: Tensor) -> Tensor:
     return torch.where(u.abs() < theta, 0.0, u)

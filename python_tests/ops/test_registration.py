@@ -54,8 +54,15 @@ def samples(dtype: torch.dtype, grad: bool, batch: int = B):
     yield "encode_top_m", (x, W, randn(K - 1, P, P), M, K, True)
     yield "encode_top_m", (x, W, None, M, 1, True)
     yield "decode", (randn(batch, M), indices, randn(N, P))
-    if not grad and dtype in (torch.float32, torch.float64):
+    if dtype in (torch.float32, torch.float64):
         yield "omp", (x, torch.nn.functional.normalize(randn(N, P), dim=0), M, 1e-6)
+        # A step that is safe whatever the sample; the start is on the indices above.
+        start, fixed = randn(batch, M), (0.02, 1e-6, 4)
+        yield "iht_top_m", (x, randn(N, P), None, None, M, *fixed, False)
+        yield "iht_top_m", (x, randn(N, P), start, indices, M, *fixed, False)
+        yield "iht_top_m", (x, randn(N, P), start, indices, M, *fixed, True)
+        yield "iht_l0", (x, randn(N, P), None, 0.1, *fixed, False)
+        yield "iht_l0", (x, randn(N, P), z, 0.1, *fixed, True)
     if not grad:
         yield "encode_l0", (x, W, S, thetas(), K, 0.0, "helu", False)
         yield "encode_top_m", (x, W, S, M, K, False)
@@ -64,14 +71,6 @@ def samples(dtype: torch.dtype, grad: bool, batch: int = B):
         backward = (randn(batch, M, **no), indices, saved_values, saved_indices, x, W, S)
         yield "encode_top_m_backward", (*backward, True)
         yield "encode_top_m_backward", (*backward, False)
-        if dtype in (torch.float32, torch.float64):
-            # A step that is safe whatever the sample; the start is on the indices above.
-            start, fixed = randn(batch, M), (0.02, 1e-6, 4)
-            yield "iht_top_m", (x, randn(N, P), None, None, M, *fixed, False)
-            yield "iht_top_m", (x, randn(N, P), start, indices, M, *fixed, False)
-            yield "iht_top_m", (x, randn(N, P), start, indices, M, *fixed, True)
-            yield "iht_l0", (x, randn(N, P), None, 0.1, *fixed, False)
-            yield "iht_l0", (x, randn(N, P), z, 0.1, *fixed, True)
         yield "decode_backward", (x, randn(batch, M, **no), indices, randn(N, P, **no))
 
 
@@ -256,6 +255,39 @@ def test_functional_gradients(backend):
     torch.testing.assert_close(grad_t.sum(0), want[1])
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_forward_mode_is_the_references(name):
+    args = [a.detach() for a in operands(4, torch.float64)]
+    function = FUNCTIONS[name]
+    tangents = [torch.randn_like(a) for a in args]
+    want = torch.func.jvp(function, tuple(args), tuple(tangents))[1]
+    with torch.autograd.forward_ad.dual_level():
+        duals = [
+            torch.autograd.forward_ad.make_dual(*pair) for pair in zip(args, tangents, strict=True)
+        ]
+        got = torch.autograd.forward_ad.unpack_dual(function(*duals)).tangent
+        torch.testing.assert_close(got, want)
+        with (
+            dk.use_backend("cpu"),
+            pytest.raises(NotImplementedError, match="no derivative in forward mode"),
+        ):
+            function(*duals)
+
+
+@pytest.mark.parametrize("grad", ["helu", "ste", "ste_theta", "hard"])
+def test_forward_and_reverse_mode_agree(grad):
+    u, theta = torch.randn(4, P, dtype=torch.float64), torch.rand(P, dtype=torch.float64) + 0.1
+    du, dtheta, w = torch.randn_like(u), torch.randn_like(theta), torch.randn_like(u)
+
+    def function(u, theta):
+        return dk.helu(u, theta, 0.5, grad=grad)
+
+    out = torch.func.jvp(function, (u, theta), (du, dtheta))[1]
+    leaves = u.requires_grad_(), theta.requires_grad_()
+    gu, gtheta = torch.autograd.grad((function(*leaves) * w).sum(), leaves)
+    torch.testing.assert_close((out * w).sum(), (gu * du).sum() + (gtheta * dtheta).sum())
+
+
 def test_double_backward_of_the_encoders_says_what_to_do():
     x, W, S, _, t = operands(4)
     for out in (dk.encode_l0(x, W, S, t), dk.encode_top_m(x, W, S, M).values):
@@ -265,6 +297,12 @@ def test_double_backward_of_the_encoders_says_what_to_do():
     with dk.use_backend("reference"):
         args = [a.detach().double().requires_grad_() for a in (x, W, S)]
         assert torch.autograd.gradgradcheck(lambda *a: dk.encode_top_m(*a, M).values, args)
+
+
+def test_what_a_solver_returns_is_a_constant():
+    for name, args in samples(torch.float32, True):
+        if name in ("omp", "iht_l0", "iht_top_m"):
+            assert not any(t.requires_grad for t in getattr(OPS, name)(*args)), name
 
 
 def test_inference_mode_and_no_grad():
