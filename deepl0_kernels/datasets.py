@@ -17,6 +17,16 @@ from torch import Tensor
 from ._optional import require
 from .ops import checks
 
+__all__ = [
+    "Digits",
+    "Patches",
+    "area_resize",
+    "mnist",
+    "mnist_subset",
+    "preprocess",
+    "random_shifts",
+]
+
 EMBEDDED = Path(__file__).parent / "data" / "mnist_subset.npz"
 
 WHERE = (
@@ -68,7 +78,11 @@ class Patches(NamedTuple):
 def mnist_subset() -> Digits:
     """The digits that ship with the package: the first of MNIST's training and test sets.
 
-    Licence CC BY-SA 3.0; provenance in ``data/README.md``. Needs no download.
+    12,000 and 2,000 of them. Licence CC BY-SA 3.0; provenance in ``data/README.md``. Needs no
+    download.
+
+    Raises:
+        ModuleNotFoundError: NumPy is missing.
     """
     return _read_npz(EMBEDDED)
 
@@ -122,6 +136,10 @@ def area_resize(images: Tensor, size: int = 16) -> Tensor:
     Output pixel i averages the input over [i h / size, (i + 1) h / size), a pixel that is cut
     counting with the part inside: ``R images C'`` with two banded matrices of overlaps. Values keep
     their scale, and so does the mean.
+
+    Raises:
+        TypeError: images are no tensor, or size is no integer.
+        ValueError: images without height or width, or size < 1.
     """
     checks.integer("size", size, 1)
     _is_tensor(images)
@@ -138,6 +156,12 @@ def preprocess(images: Tensor, size: int = 16, min_std: float = 0.1) -> Patches:
         images: [N, h, w] uint8.
         size: side of the patch.
         min_std: images whose resized pixels (in [0, 1]) deviate by less are discarded.
+
+    Raises:
+        TypeError: images are no tensor.
+        ValueError: images of another shape or dtype, or min_std not > 0.
+
+    Source: Wang, Ling, Huang 2016, section 4 (mean removed, variance normalised per patch).
     """
     _is_tensor(images)
     if images.dim() != 3 or images.dtype != torch.uint8:
@@ -157,7 +181,11 @@ def preprocess(images: Tensor, size: int = 16, min_std: float = 0.1) -> Patches:
 def random_shifts(images: Tensor, radius: int, seed: int) -> Tensor:
     """Every image [N, h, w] moved by its own whole number of pixels in [-radius, radius]^2.
 
-    What leaves on one side is lost, zeros enter on the other.
+    What leaves on one side is lost, zeros enter on the other. The same seed gives the same moves.
+
+    Raises:
+        TypeError: images are no tensor, or radius is no integer.
+        ValueError: images of another shape, or a radius that moves them out of sight.
     """
     _is_tensor(images)
     if images.dim() != 3 or 0 in images.shape[1:]:

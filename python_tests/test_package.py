@@ -36,11 +36,12 @@ def test_the_extension_is_there_and_says_what_it_is():
 
 
 def test_import_is_short_and_wakes_neither_cuda_nor_triton():
+    # Processor time: what others do on the machine is not the import's.
     code = """
 import time, sys, json, torch
-before, start = set(sys.modules), time.perf_counter()
+before, start = set(sys.modules), time.process_time()
 import deepl0_kernels
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 print(json.dumps([seconds, torch.cuda.is_initialized(), sorted(set(sys.modules) - before)]))
 """
     runs = [json.loads(python(code).stdout) for _ in range(3)]
@@ -65,8 +66,7 @@ import deepl0_kernels as dk, inspect
 assert {"datasets", "nn", "solvers"} <= set(dir(dk))
 assert dk.datasets.mnist_subset and dk.nn.LISTA and dk.solvers.omp
 for module in (dk, dk.nn, dk.solvers, dk.datasets):
-    names = getattr(module, "__all__", ("Digits", "Patches", "mnist", "mnist_subset", "preprocess"))
-    for name in names:
+    for name in module.__all__:
         thing = getattr(module, name)
         if inspect.isclass(thing) or inspect.isfunction(thing):
             assert inspect.getdoc(thing), name

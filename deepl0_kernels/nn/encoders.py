@@ -243,7 +243,8 @@ class LISTA(_Thresholded):
     """Learned ISTA (Gregor and LeCun 2010): the same network with the soft threshold.
 
     Arguments, initialisation and errors are those of :class:`DeepL0Encoder`; theta starts at
-    lam mu. 2 B p (n + (K - 1) p) flops, made of PyTorch's products and :func:`soft_threshold`.
+    lam mu. ``encoder(x)``: [..., n] -> dense codes [..., p]. 2 B p (n + (K - 1) p) flops, made of
+    PyTorch's products and :func:`soft_threshold`.
     """
 
     def __init__(

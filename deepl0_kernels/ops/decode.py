@@ -55,7 +55,8 @@ def decode(code: SparseCode, D: Tensor) -> Tensor:
         ValueError: wrong shape, dtype or device, or ``code.size`` is not p.
         RuntimeError: an index is out of range.
 
-    2 B m n flops, m rows of n read per sample. The gradient in D is grouped by atom.
+    2 B m n flops, m rows of n read per sample. The gradient in D is grouped by atom. Source: the
+    synthesis ``x = D a`` of Wang, Ling, Huang 2016, eq. 1.
     """
     if not isinstance(code, SparseCode):
         raise TypeError(f"code must be a SparseCode, got {type(code).__name__}")

@@ -26,11 +26,15 @@ class SparseCode(NamedTuple):
     size: int
 
     def to_dense(self) -> Tensor:
-        """Dense code [..., size], differentiable in ``values``."""
+        """Dense code [..., size], differentiable in ``values``; :func:`unpool`."""
         return unpool(self.values, self.indices, self.size)
 
     def to_csr(self) -> Tensor:
-        """``torch.sparse_csr`` matrix [B, size] of a code of one or two dimensions."""
+        """``torch.sparse_csr`` matrix [B, size] of a code of one or two dimensions. O(B m).
+
+        Raises:
+            ValueError: a code of more dimensions.
+        """
         if self.values.dim() > 2:
             raise ValueError(f"to_csr needs a code [B, m] or [m], got {tuple(self.values.shape)}")
         values, indices = torch.atleast_2d(self.values), torch.atleast_2d(self.indices)

@@ -70,6 +70,9 @@ def learn_dictionary(
     Raises:
         ValueError: x not finite or all 0, both or neither of m and lam, sizes that do not fit.
         ModuleNotFoundError: ``progress`` without tqdm.
+
+    About 6 K p^2 flops a signal and epoch at most, and n p^2 a step. The codes are those of
+    Blumensath and Davies 2008, the gradient through their iterations that of Gregor and LeCun 2010.
     """
     checks.floating("x", x, 2)
     if x.dim() != 2 or x.dtype not in (torch.float32, torch.float64):

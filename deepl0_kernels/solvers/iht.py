@@ -101,6 +101,8 @@ def iht_m(
 
     Returns:
         :class:`SolverResult` with a :class:`SparseCode`; the objective is without any penalty.
+
+    Sources: Blumensath and Davies 2008, 2010 (NIHT).
     """
     rows, D = steps.signals(x, D), D.detach()
     m = checks.integer("m", m, 1, D.shape[1], "p")

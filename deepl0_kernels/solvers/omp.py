@@ -32,8 +32,9 @@ def omp(x: Tensor, D: Tensor, m: int, *, tol: float = 1e-6) -> SolverResult:
         ValueError: non-finite or mismatched x or D, m or tol out of range.
 
     O(m p) a sample and atom after p^2 n once: a Cholesky factorisation of the Gram matrix, whose
-    pivots the pursuit chooses (Rubinstein, Zibulevsky, Elad 2008; Sturm, Christensen 2012). Few
-    samples, or a Gram matrix above 1 GiB: O(n p) a sample and atom through the residual.
+    pivots the pursuit chooses. Few samples, or a Gram matrix above 1 GiB: O(n p) a sample and atom
+    through the residual. Sources: Pati, Rezaiifar, Krishnaprasad 1993; Rubinstein, Zibulevsky, Elad
+    2008; Sturm, Christensen 2012.
     """
     rows = steps.signals(x, D)
     D = D.detach()

@@ -23,6 +23,11 @@ def squared_norm(D: Tensor) -> float:
     Exact (float64 eigenvalue, rounded up) while min(n, p) <= 1024. Beyond that a block power
     iteration of 100 steps, which approaches from below, enlarged by 1 %; the solvers watch their
     objective, so that an estimate which is still too low ends in an error, not in divergence.
+
+    Raises:
+        ValueError: D is no such matrix.
+
+    O(n p min(n, p)), beyond 1024 O(3200 n p).
     """
     dictionary("D", D)
     n, p = D.shape
