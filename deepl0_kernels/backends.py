@@ -1,8 +1,9 @@
 """Which implementation serves which call: query, override, report.
 
 An operator has a ``"reference"`` implementation (pure PyTorch) and, registered with PyTorch's
-dispatcher, native ones (``"cpu"``: the compiled extension). By default a call is served by the
-native implementation for its tensor's device where there is one, by the reference otherwise.
+dispatcher, native ones (``"cpu"``: the compiled extension; ``"triton"``: Triton kernels on a GPU).
+By default a call is served by the native implementation for its tensor's device where there is one,
+by the reference otherwise.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from . import _C
 
 NAMES = ("reference", "cpu", "cuda", "triton")
 
-# Device type -> native backend of this build. A device that is not listed gets the reference.
+# Device type -> its native backend. A device that is not listed gets the reference.
 _NATIVE = {"cpu": "cpu"}
 
 _implementations: dict[str, dict[str, Callable]] = {}
@@ -42,11 +43,23 @@ def register(operator: str, **implementations: Callable) -> None:
     _implementations[operator] = implementations
 
 
+def serve_device(device: str, backend: str) -> None:
+    """Tell which native backend serves tensors of the type ``device`` by default."""
+    _NATIVE[device] = backend
+
+
+def _native(operator: str, device: str) -> str:
+    backend = _NATIVE.get(device, "reference")
+    return backend if backend in _implementations[operator] else "reference"
+
+
 def implementation(operator: str, tensor: Tensor) -> Callable:
     """The function that serves ``operator`` for ``tensor``'s device under the current override."""
     global _last
-    native = _NATIVE.get(tensor.device.type, "reference")
-    if _forced is None:
+    native = _native(operator, tensor.device.type)
+    if native == "triton" and tensor.dtype == torch.float64:
+        backend, reason = "reference", "the GPU kernels have no float64"
+    elif _forced is None:
         backend, reason = native, "default for the device"
         if _differentiates_functionally():
             backend, reason = "reference", "torch.func differentiates through the reference only"
@@ -75,9 +88,13 @@ def _differentiates_functionally() -> bool:
 
 def backends() -> dict[str, dict[str, str]]:
     """Operator -> device type -> backend that serves it now; ``"other"`` is any other device."""
-    serves = {device: _forced or name for device, name in _NATIVE.items()}
-    serves["other"] = _forced or "reference"
-    return {operator: dict(serves) for operator in sorted(_implementations)}
+    return {
+        operator: {
+            **{device: _forced or _native(operator, device) for device in _NATIVE},
+            "other": _forced or "reference",
+        }
+        for operator in sorted(_implementations)
+    }
 
 
 def last_call() -> Call | None:

@@ -1,14 +1,20 @@
 """Operator floor: schema, fake kernel, derivatives and docstring of every public operator."""
 
+from .. import triton
+
 # Register the operators behind the solvers.
 from . import iht as iht
 from . import omp as omp
+from . import registration
 from .decode import decode
 from .encode import encode_l0, encode_top_m
 from .sparse_code import SparseCode
 from .stage import threshold_stage, top_m_stage
 from .thresholds import hard_threshold, helu, soft_threshold
 from .top_m import keep_top_m, top_m, unpool
+
+if triton.installed():
+    _gpu_kernels = registration.serve_by_triton("cuda")
 
 __all__ = [
     "SparseCode",

@@ -1,7 +1,7 @@
 """How an operator is told to PyTorch: schema, fake kernel, autocast, vmap.
 
-The CPU kernels are registered by the compiled extension (csrc/torch_ops.cpp), the derivatives in
-the file of each operator.
+The CPU kernels are registered by the compiled extension (csrc/torch_ops.cpp), the Triton kernels
+by :func:`serve_by_triton`, the derivatives in the file of each operator.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..backends import register
+from .. import triton as triton_kernels
+from ..backends import register, serve_device
 from . import checks
 
 # Held for the life of the process: destroying it would take the kernels back.
@@ -53,7 +54,22 @@ def serve(name: str, reference: Callable, low: Sequence[int] | None = ()) -> Non
             return _autocast(reference, device, low)(*args)
         return reference(*args)
 
-    register(name, reference=reference_with_autocast, cpu=native)
+    backends = ("cpu", "triton") if name in triton_kernels.OPERATORS else ("cpu",)
+    register(name, reference=reference_with_autocast, **dict.fromkeys(backends, native))
+
+
+def serve_by_triton(device: str) -> torch.library.Library:
+    """Register the Triton launchers for tensors of the type ``device``: "cuda", which is also what
+    PyTorch calls an AMD GPU, or in tests "cpu", where an interpreter runs the kernels.
+
+    They serve as long as the result lives.
+    """
+    library = torch.library.Library("deepl0", "IMPL")
+    for name in triton_kernels.OPERATORS:
+        launcher = triton_kernels.launcher(name)
+        library.impl(name, launcher, device.upper(), allow_override=True)
+    serve_device(device, "triton")
+    return library
 
 
 def _autocast(function: Callable, device: str, low: Sequence[int]) -> Callable:

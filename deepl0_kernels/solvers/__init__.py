@@ -4,13 +4,16 @@ from .dictionary import DictionaryResult, learn_dictionary
 from .fista import fista
 from .iht import iht, iht_m
 from .omp import omp
+from .pursuit import cosamp, htp
 from .result import SolverResult
 from .step import squared_norm
 
 __all__ = [
     "DictionaryResult",
     "SolverResult",
+    "cosamp",
     "fista",
+    "htp",
     "iht",
     "iht_m",
     "learn_dictionary",

@@ -1,0 +1,31 @@
+"""Triton kernels for NVIDIA and AMD GPUs, one module per operator file of ``ops``.
+
+Importing this package imports no triton: the module of an operator is loaded by its first call.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+
+# Module -> the operators of torch.ops.deepl0 that it serves, under their names.
+_MODULES = {
+    "thresholds": ("threshold", "threshold_backward"),
+}
+OPERATORS = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def installed() -> bool:
+    """Whether triton can be imported (looked up, not imported)."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def launcher(operator: str) -> Callable:
+    """The function that serves ``operator``; its module is imported by the first call."""
+
+    def launch(*args):
+        module = importlib.import_module(f"{__name__}.{OPERATORS[operator]}")
+        return getattr(module, operator)(*args)
+
+    return launch

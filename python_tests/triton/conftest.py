@@ -1,0 +1,60 @@
+"""Engines that run the Triton kernels on CPU tensors, behind the public operators.
+
+With TRITON_INTERPRET=1 the engine is triton's interpreter. Without it, every kernel is compiled
+ahead of time for sm_80 and for sm_90, and its PTX is executed by python_tests/ptx. (One process
+cannot do both.) On a machine with a GPU the tests of this folder run the kernels there as well.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import pytest
+import torch
+
+from deepl0_kernels import triton as triton_kernels
+from deepl0_kernels.backends import serve_device
+from deepl0_kernels.ops import registration
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+ENGINES = ["interpreter"] if INTERPRETED else ["sm80", "sm90"]
+if torch.cuda.is_available() and not INTERPRETED:
+    ENGINES.append("gpu")
+
+if not triton_kernels.installed():
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request, monkeypatch):
+    """Serve the device under test by Triton through the named engine."""
+    if request.param == "gpu":
+        yield "gpu"
+        return
+    if request.param != "interpreter":
+        from deepl0_kernels.triton import launch, table
+        from python_tests.ptx.engine import launch as run_ptx
+
+        monkeypatch.setattr(table, "device_class", lambda device: request.param)
+        monkeypatch.setattr(
+            launch,
+            "run",
+            lambda job: run_ptx(
+                job.kernel, job.grid, job.args, job.constants,
+                num_warps=job.config.warps, num_stages=job.config.stages,
+                target=int(request.param[2:]),
+            ),
+        )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Overriding a previously registered kernel")
+        library = registration.serve_by_triton("cpu")
+    yield request.param
+    library._destroy()
+    serve_device("cpu", "cpu")
+
+
+@pytest.fixture
+def device(engine) -> str:
+    """Where the tensors of a test live."""
+    return "cuda" if engine == "gpu" else "cpu"
