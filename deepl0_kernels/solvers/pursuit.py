@@ -11,6 +11,7 @@ from . import step as steps
 from .result import SolverResult
 
 
+@steps.without_autocast
 def htp(
     x: Tensor,
     D: Tensor,
@@ -54,6 +55,7 @@ def htp(
     return _solve(x, rows, D, m, tol, max_iter, history, advance)
 
 
+@steps.without_autocast
 def cosamp(
     x: Tensor,
     D: Tensor,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import deepl0_kernels as dk
-from deepl0_kernels.solvers import fista, iht, iht_m, omp
+from deepl0_kernels.solvers import cosamp, fista, htp, iht, iht_m, omp
 
 from .problems import planted
 
@@ -49,6 +49,8 @@ def test_no_solver_computes_in_bfloat16_under_autocast():
         lambda: iht(x=x, D=D, lam=0.1, step="normalized"),
         lambda: iht_m(x, D, 4, step="normalized"),
         lambda: omp(x, D, 4),
+        lambda: htp(x, D, 4),
+        lambda: cosamp(x, D, 4),
     )
     for solve in solvers:
         for backend in ("reference", "cpu"):
