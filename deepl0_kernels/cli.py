@@ -54,6 +54,70 @@ def _app():
             raise typer.Exit(1)
 
     @app.command()
+    def reproduce(
+        tables: Annotated[list[str], typer.Argument(help="table1, table2, table3; or all.")],
+        p: Annotated[str, typer.Option(help="Code sizes, as in '128 256 512'.")] = "128 256 512",
+        seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 1,
+        out: Annotated[Path, typer.Option(help="Folder of the run; resumed if it exists.")] = Path(
+            "deepl0-tables"
+        ),
+        quick: Annotated[bool, typer.Option(help="A few minutes on the shipped digits.")] = False,
+        pareto: Annotated[bool, typer.Option(help="Race all methods at the smallest p.")] = True,
+        progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
+    ) -> None:
+        """Compute tables of the paper: prediction and support errors of encoders and iterations.
+
+        Needs the full MNIST (DEEPL0_DATA) unless --quick. Interrupted, it goes on where it stopped.
+        """
+        from .experiments import pareto as race
+        from .experiments import record, report
+        from .experiments import reproduce as experiment
+        from .experiments import tables as rendering
+
+        names = list(experiment.TABLES) if tables == ["all"] else tables
+        protocol = experiment.Protocol()
+        if quick:
+            protocol = protocol.quickened()
+        show = progress and sys.stderr.isatty()
+        try:
+            try:
+                sizes = [int(word) for word in p.replace(",", " ").split()]
+            except ValueError:
+                raise ValueError(f"p must be integers, as in '128 256 512', got {p!r}") from None
+            results = experiment.run(names, protocol, sizes, range(seeds), out, show)
+            rendering.write(results, out)
+            for key in dict.fromkeys(experiment.TABLES[name].problem for name in names):
+                if pareto:
+                    found = race.measure(
+                        protocol, key, min(sizes), 0, out, seconds=2.0 if quick else 20.0
+                    )
+                    record.write_json(out / f"pareto-{key}-p{min(sizes)}.json", found)
+                    for name, content in race.draw(found).items():
+                        record.write_atomically(out / name, content)
+            page = report.write(out)
+        except KeyboardInterrupt:
+            typer.echo(f"interrupted; the same command goes on from what {out} holds", err=True)
+            raise typer.Exit(130) from None
+        except (ModuleNotFoundError, OSError, ValueError) as error:
+            typer.echo(f"deepl0 reproduce: {error}", err=True)
+            raise typer.Exit(2) from None
+        typer.echo(rendering.text(results))
+        typer.echo(f"wrote results.json, results.csv, tables.md, figures and {page.name} to {out}")
+
+    @app.command("report")
+    def report_command(
+        folder: Annotated[Path, typer.Argument(help="Folder of a run of deepl0 reproduce.")],
+    ) -> None:
+        """Turn a run into one self-contained HTML page."""
+        from .experiments import report
+
+        try:
+            typer.echo(report.write(folder))
+        except (ModuleNotFoundError, OSError, ValueError) as error:
+            typer.echo(f"deepl0 report: {error}", err=True)
+            raise typer.Exit(2) from None
+
+    @app.command()
     def info() -> None:
         """Print how the extension was built and which backend serves which operator."""
         import torch

@@ -7,8 +7,6 @@ Protocol, for each of the two problems (exactly m nonzeros; penalty lam ||a||_0)
    like any other's.
 2. Dictionary: :func:`deepl0_kernels.solvers.learn_dictionary`, on the training signals.
 3. Optimal codes: the l1 solution first, then hard thresholding from there until it stands still.
-   The m-sparse problem starts from a smaller l1 penalty than lam: at lam itself many l1 solutions
-   have fewer than m nonzeros, and the first gradient step would choose the rest.
 4. Encoder: K = 2 stages, initialised from the dictionary, trained to predict the codes.
 5. Errors on held-out digits against their optimal codes; times on one thread, rivals interleaved.
 
@@ -18,31 +16,26 @@ Protocol, for each of the two problems (exactly m nonzeros; penalty lam ||a||_0)
 from __future__ import annotations
 
 import io
-import math
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._optional import require
 from ..datasets import mnist_subset, preprocess, random_shifts
-from ..nn import DeepL0Encoder, DeepMSparseEncoder
-from ..ops import hard_threshold, keep_top_m
-from ..solvers import SolverResult, fista, iht, iht_m, learn_dictionary
 from ..solvers.step import safe_step
 from . import record
 from .metrics import prediction_error, reconstruction_error, support_error
-from .timing import interleaved_medians
+from .problems import L0Regularized, MSparse, Problem
+from .timing import interleaved_medians, one_thread
 from .training import fit_to_codes
 
 ITERATIONS = (2, 5, 10)
-PROBLEMS = {"m_sparse": "M-sparse", "l0": "l0-regularized"}
 
 
 @dataclass(frozen=True)
@@ -74,6 +67,13 @@ class Config:
     timing_seconds: float = 8.0
     seed: int = 0
     quick: bool = False
+
+    def problems(self) -> tuple[Problem, ...]:
+        options: dict[str, Any] = dict(tol=self.tol, max_iter=self.max_iter)
+        return (
+            MSparse(self.m, self.m_sparse_l1_lam, **options),
+            L0Regularized(self.lam, **options),
+        )
 
     def quickened(self) -> Config:
         """A run of seconds that exercises everything; its errors say nothing."""
@@ -112,9 +112,12 @@ def run(config: Config, out: Path, progress: bool = True) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     record.write_atomically(out / "table.txt", b"The run has not finished.\n")
     started = time.perf_counter()
-    with _one_thread():
+    with one_thread():
         data = _signals(config)
-        problems = {key: _problem(key, config, data, out, progress) for key in PROBLEMS}
+        problems = {
+            problem.key: _problem(problem, config, data, out, progress)
+            for problem in config.problems()
+        }
         environment = record.environment()
     holds = all(problem["claim_holds"] for problem in problems.values())
     result = {
@@ -148,13 +151,8 @@ def table(result: dict[str, Any]) -> str:
     config = result["config"]
     lines = []
     for problem in result["problems"].values():
-        what = (
-            f"exactly {config['m']} nonzeros"
-            if problem["name"] == PROBLEMS["m_sparse"]
-            else f"1/2 ||x - D a||^2 + {config['lam']} ||a||_0"
-        )
         header = (
-            f"{problem['name']}: {what}, p = {config['p']}, "
+            f"{problem['name']}: {problem['formula']}, p = {config['p']}, "
             f"{result['data']['held_out_signals']} held-out digits"
         )
         lines += [
@@ -192,19 +190,6 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-@contextmanager
-def _one_thread():
-    """One thread for everything: reproducible, comparable, and steady on a busy machine."""
-    threadpoolctl = require("threadpoolctl", "deepl0 demo")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpoolctl.threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _signals(config: Config) -> dict[str, Any]:
     digits = mnist_subset()
     images = digits.x[: config.digits]
@@ -224,18 +209,16 @@ def _signals(config: Config) -> dict[str, Any]:
 
 
 def _problem(
-    key: str, config: Config, data: dict[str, Any], out: Path, progress: bool
+    problem: Problem, config: Config, data: dict[str, Any], out: Path, progress: bool
 ) -> dict[str, Any]:
     x, test = data["train"], data["test"]
-    m_sparse = key == "m_sparse"
+    m_sparse = isinstance(problem, MSparse)
     seconds = {}
 
     clock = time.perf_counter()
-    learned = learn_dictionary(
+    learned = problem.learn(
         x,
         config.p,
-        m=config.m if m_sparse else None,
-        lam=None if m_sparse else config.lam,
         epochs=config.dictionary_epochs,
         batch_size=config.batch_size,
         lr=config.dictionary_lr,
@@ -245,25 +228,12 @@ def _problem(
     D = learned.D
     seconds["dictionary"] = time.perf_counter() - clock
 
-    options: dict[str, Any] = {"tol": config.tol, "max_iter": config.max_iter, "history": False}
-    l1_lam = config.m_sparse_l1_lam if m_sparse else config.lam
-
-    def optimal(x: Tensor) -> SolverResult:
-        if m_sparse:
-            return iht_m(x, D, config.m, init="l1", l1_lam=l1_lam, **options)
-        return iht(x, D, config.lam, init="l1", **options)
-
     clock = time.perf_counter()
-    targets, best = optimal(x).dense, optimal(test)
+    targets, best = problem.optimal(x, D).dense, problem.optimal(test, D)
     seconds["optimal_codes"] = time.perf_counter() - clock
 
-    def network(num_stages: int) -> nn.Module:
-        if m_sparse:
-            return DeepMSparseEncoder.from_dictionary(D, config.m, num_stages)
-        return DeepL0Encoder.from_dictionary(D, config.lam, num_stages)
-
     clock = time.perf_counter()
-    encoder = network(config.num_stages)
+    encoder = problem.encoder(D, config.num_stages)
     losses = fit_to_codes(
         encoder,
         x,
@@ -276,36 +246,17 @@ def _problem(
         sigma_factor=config.sigma_factor,
         sigma_floor=config.sigma_floor,
         progress=progress,
-        description=f"{PROBLEMS[key]} encoder",
+        description=f"{problem.name} encoder",
     )
     seconds["training"] = time.perf_counter() - clock
 
-    # Each method is a function of signals that returns what it naturally returns, for the times,
-    # and a way to make that dense, for the errors.
     mu = safe_step(D)
-    step_matrix = torch.eye(config.p) - mu * (D.T @ D)
-
-    def l1(x: Tensor) -> Tensor:
-        return fista(x, D, l1_lam, **options).dense
-
-    def from_l1(k: int, x: Tensor) -> Tensor:
-        a, c = l1(x), mu * (x @ D)
-        if m_sparse:
-            a = keep_top_m(a, config.m)
-        for _ in range(k):
-            u = torch.addmm(c, a, step_matrix)
-            a = (
-                keep_top_m(u, config.m)
-                if m_sparse
-                else hard_threshold(u, math.sqrt(2 * config.lam * mu))
-            )
-        return a
-
+    l1 = partial(problem.l1, D=D)
     methods: dict[str, Callable[[Tensor], Tensor]] = {}
     for k in ITERATIONS:
-        methods[f"iterative {k} from zero"] = network(k).eval()
+        methods[f"iterative {k} from zero"] = problem.encoder(D, k).eval()
     for k in ITERATIONS:
-        methods[f"iterative {k} from l1"] = partial(from_l1, k)
+        methods[f"iterative {k} from l1"] = partial(_from_l1, problem, D, k, mu)
     methods[f"encoder, K = {config.num_stages}"] = encoder
     if m_sparse:
         methods["OMP (scikit-learn)"] = _sklearn_omp(D, config.m)
@@ -314,9 +265,10 @@ def _problem(
     batch = test[: config.timing_batch].contiguous()
     rows = []
     optimal_codes = best.dense
+    timed: dict[str, Callable[[Tensor], Tensor]] = {**methods, "l1": l1}
     with torch.no_grad():
         times = interleaved_medians(
-            {name: partial(method, batch) for name, method in {**methods, "l1": l1}.items()},
+            {name: partial(method, batch) for name, method in timed.items()},
             config.timing_seconds,
         )
         per_sample = {name: 1e6 * t / len(batch) for name, t in times.items()}
@@ -337,12 +289,13 @@ def _problem(
 
     buffer = io.BytesIO()
     torch.save({"D": D, "encoder": encoder.state_dict()}, buffer)
-    record.write_atomically(out / f"{key}.pt", buffer.getvalue())
+    record.write_atomically(out / f"{problem.key}.pt", buffer.getvalue())
     by_name = {row.method: row for row in rows}
     encoder_error = by_name[f"encoder, K = {config.num_stages}"].prediction_error
     iterative_error = by_name["iterative 10 from zero"].prediction_error
     return {
-        "name": PROBLEMS[key],
+        "name": problem.name,
+        "formula": problem.formula,
         "rows": [asdict(row) for row in rows],
         "l1_microseconds": per_sample["l1"],
         "optimal": {
@@ -365,6 +318,10 @@ def _problem(
         "iterative_error": iterative_error,
         "claim_holds": encoder_error < iterative_error,
     }
+
+
+def _from_l1(problem: Problem, D: Tensor, k: int, mu: float, x: Tensor) -> Tensor:
+    return problem.iterate(x, D, k, problem.l1(x, D), mu)
 
 
 def _sklearn_omp(D: Tensor, m: int) -> Callable[[Tensor], Tensor]:

@@ -1,26 +1,24 @@
-"""The figure of the demo, drawn from its record alone."""
+"""Figures: the demo's, drawn from its record alone, and what all figures share."""
 
 from __future__ import annotations
 
 import io
 from typing import Any
 
-_BLUE, _GREY, _RED, _GREEN = "#2b6cb0", "#8a8f98", "#c53030", "#2f855a"
+BLUE, GREY, RED, GREEN = "#2b6cb0", "#8a8f98", "#c53030", "#2f855a"
 
 
 def draw(result: dict[str, Any]) -> dict[str, bytes]:
     """Error against time for both problems: ``figure.png`` and ``figure.svg``."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     figure = Figure(figsize=(10.5, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(result["problems"]), sharex=True, sharey=True)
     plain = FuncFormatter(lambda value, _: f"{value:g}")
     for axes, problem in zip(panels, result["problems"].values(), strict=True):
         rows = {row["method"]: row for row in problem["rows"]}
-        for start, color in (("zero", _BLUE), ("l1", _GREY)):
+        for start, color in (("zero", BLUE), ("l1", GREY)):
             points = [
                 (row["microseconds"], row["prediction_error"], name.split()[1])
                 for name, row in rows.items()
@@ -34,12 +32,12 @@ def draw(result: dict[str, Any]) -> dict[str, bytes]:
         for name, row in rows.items():
             x, y = row["microseconds"], row["prediction_error"]
             if name.startswith("encoder"):
-                axes.plot(x, y, "*", color=_RED, ms=17, zorder=5)
-                _note(axes, x, y, f"learned {name}\n{y:.2f} %", _RED, (-8, -12), "left", top=True)
+                axes.plot(x, y, "*", color=RED, ms=17, zorder=5)
+                _note(axes, x, y, f"learned {name}\n{y:.2f} %", RED, (-8, -12), "left", top=True)
             elif name.startswith("OMP"):
-                axes.plot(x, y, "D", color=_GREEN, ms=7)
-                _note(axes, x, y, name.replace(" (", "\n("), _GREEN, (0, 9), "center")
-        axes.axhline(problem["iterative_error"], color=_BLUE, lw=0.8, ls=":", zorder=1)
+                axes.plot(x, y, "D", color=GREEN, ms=7)
+                _note(axes, x, y, name.replace(" (", "\n("), GREEN, (0, 9), "center")
+        axes.axhline(problem["iterative_error"], color=BLUE, lw=0.8, ls=":", zorder=1)
         axes.set(xscale="log", yscale="log", title=problem["name"])
         axes.set_xlabel("microseconds per sample, one thread")
         axes.margins(x=0.18, y=0.22)
@@ -59,13 +57,20 @@ def draw(result: dict[str, Any]) -> dict[str, bytes]:
         fontsize=8,
         color="#555b66",
     )
+    return save(figure, "figure")
+
+
+def save(figure, name: str) -> dict[str, bytes]:
+    """``<name>.png`` and ``<name>.svg``; the same figure gives the same bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
     files = {}
     for kind in ("png", "svg"):
         buffer = io.BytesIO()
-        # Without a date the same record gives the same file.
         metadata = {"Date": None} if kind == "svg" else None
         figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-        files[f"figure.{kind}"] = buffer.getvalue()
+        files[f"{name}.{kind}"] = buffer.getvalue()
     return files
 
 

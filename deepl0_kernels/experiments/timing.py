@@ -5,6 +5,24 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+
+from .._optional import require
+
+
+@contextmanager
+def one_thread():
+    """One thread for everything: reproducible, comparable, and steady on a busy machine."""
+    threadpoolctl = require("threadpoolctl", "a run on one thread")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpoolctl.threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def interleaved_medians(

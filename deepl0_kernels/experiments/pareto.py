@@ -1,0 +1,143 @@
+"""Error against iterations, and against time: the learned encoder among the solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..solvers import SolverResult, cosamp, htp, omp
+from ..solvers.step import safe_step
+from . import record
+from .figure import BLUE, GREEN, GREY, RED, save
+from .metrics import prediction_error
+from .problems import MSparse
+from .regression import Protocol, optimal_codes, signals
+from .timing import interleaved_medians, one_thread
+
+STEPS = {"IHT": "lipschitz", "NIHT": "normalized", "AIHT": "accelerated"}
+KS = {"IHT": (1, 2, 5, 10, 20, 50, 100), "NIHT": (1, 2, 5, 10, 20), "AIHT": (2, 5, 10, 20, 50)}
+BATCH = 512
+
+
+def measure(
+    protocol: Protocol, key: str, p: int, seed: int, out: Path, seconds: float = 20.0
+) -> dict[str, Any]:
+    """Every method's prediction error on the test set and its time a sample; needs the cell's run.
+
+    Times: one thread, batches of 512, rivals interleaved, medians.
+    """
+    problem = protocol.problem(key)
+    saved = torch.load(out / "cells" / f"{key}-p{p}-seed{seed}.pt", weights_only=True)
+    D = saved["D"]
+    test = signals(protocol, seed).test
+    best, _ = optimal_codes(problem, test, D, out / "cells")
+    encoder = problem.encoder(D, protocol.num_stages).eval()
+    encoder.load_state_dict(saved["encoder"])
+    mu = safe_step(D)
+    methods: dict[str, tuple[int | None, Callable[[Tensor], Tensor]]] = {}
+    for name, ks in KS.items():
+        step: str | float = mu if name == "IHT" else STEPS[name]
+        for k in ks:
+            methods[f"{name}-{k}"] = k, partial(problem.iterate, D=D, k=k, step=step)
+    if isinstance(problem, MSparse):
+        m = problem.m
+        for k in (1, 2, 5):
+            methods[f"HTP-{k}"] = k, _dense(partial(htp, D=D, m=m, max_iter=k, history=False))
+        if 3 * m <= min(D.shape):
+            methods["CoSaMP"] = None, _dense(partial(cosamp, D=D, m=m, history=False))
+        methods["OMP"] = None, _dense(partial(omp, D=D, m=m))
+        if (spams := _spams_omp(D, m)) is not None:
+            methods["OMP (SPAMS)"] = None, spams
+    methods[f"encoder, K = {protocol.num_stages}"] = protocol.num_stages, encoder
+    batch = test[:BATCH].contiguous()
+    with torch.no_grad(), one_thread():
+        times = interleaved_medians(
+            {name: partial(call, batch) for name, (_, call) in methods.items()}, seconds
+        )
+        points = [
+            {
+                "method": name,
+                "iterations": k,
+                "prediction_error": prediction_error(best, call(test)),
+                "microseconds": 1e6 * times[name] / len(batch),
+            }
+            for name, (k, call) in methods.items()
+        ]
+    return {
+        "problem": key,
+        "p": p,
+        "seed": seed,
+        "batch": BATCH,
+        "points": points,
+        "environment": record.environment(),
+    }
+
+
+def _dense(solve: Callable[..., SolverResult]) -> Callable[[Tensor], Tensor]:
+    return lambda x: solve(x).dense
+
+
+def _spams_omp(D: Tensor, m: int) -> Callable[[Tensor], Tensor] | None:
+    """SPAMS's OMP, which wants atoms of unit norm, where SPAMS is installed."""
+    try:
+        import numpy as np
+        import spams
+    except ImportError:
+        return None
+    norms = D.norm(dim=0)
+    unit = np.asfortranarray((D / norms).numpy())
+
+    def solve(x: Tensor) -> Tensor:
+        code = spams.omp(np.asfortranarray(x.numpy().T), unit, L=m, numThreads=1)
+        return torch.from_numpy(code.toarray().T.copy()) / norms
+
+    return solve
+
+
+def draw(found: dict[str, Any]) -> dict[str, bytes]:
+    """Two panels: error against iterations, error against time."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.5, 4.4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    points = found["points"]
+    colors = {"IHT": BLUE, "NIHT": GREY, "AIHT": "#6b46c1", "HTP": "#b7791f"}
+    for axes, across in zip(panels, ("iterations", "microseconds"), strict=True):
+        for family, color in colors.items():
+            line = [
+                (q[across], q["prediction_error"])
+                for q in points
+                if q["method"].startswith(f"{family}-")
+            ]
+            if line:
+                axes.plot(*zip(*line, strict=True), "o-", color=color, ms=4, lw=1.2)
+                axes.annotate(
+                    family, line[-1], xytext=(5, 4), textcoords="offset points",
+                    color=color, fontsize=9,
+                )  # fmt: skip
+        for q in points:
+            if q[across] is None or "-" in q["method"]:
+                continue
+            learned = q["method"].startswith("encoder")
+            at, color = (q[across], q["prediction_error"]), RED if learned else GREEN
+            axes.plot(*at, "*" if learned else "D", color=color, ms=15 if learned else 6, zorder=5)
+            axes.annotate(
+                q["method"], at, xytext=(8, -3), textcoords="offset points", color=color, fontsize=9
+            )
+        axes.set(xscale="log", yscale="log")
+        axes.margins(x=0.16, y=0.1)
+        axes.grid(True, which="major", color="#e3e6ea", lw=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set(xlabel="iterations, stages", ylabel="prediction error, %")
+    panels[1].set_xlabel("microseconds per sample, one thread")
+    figure.suptitle(
+        f"{found['problem'].replace('_', '-')}, p = {found['p']}, seed {found['seed']}; "
+        f"{found['environment']['machine']}, batch {found['batch']}",
+        fontsize=9,
+    )
+    return save(figure, f"pareto-{found['problem']}-p{found['p']}")

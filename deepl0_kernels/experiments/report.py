@@ -1,0 +1,83 @@
+"""``deepl0 report``: a run folder as one HTML page that needs nothing beside it."""
+
+from __future__ import annotations
+
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+from . import record, tables
+from .reproduce import TABLES
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+       color: #1a202c; }
+table { border-collapse: collapse; margin: 1rem 0; }
+td, th { padding: .25rem .8rem; border-bottom: 1px solid #e3e6ea; text-align: right; }
+td:first-child, th:first-child { text-align: left; }
+svg { max-width: 100%; height: auto; }
+.no { color: #c53030; font-weight: 600; } .note { color: #555b66; }
+"""
+
+
+def write(folder: Path) -> Path:
+    """Write ``report.html`` into the folder of a run and return its path.
+
+    Raises:
+        FileNotFoundError: the folder holds no results.
+        ValueError: its results cannot be read.
+    """
+    path = folder / "results.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no results.json; run deepl0 reproduce first")
+    try:
+        results = json.loads(path.read_text())
+        page = _page(results, sorted(folder.glob("*.svg")))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read as results: {error!r}") from error
+    out = folder / "report.html"
+    record.write_atomically(out, page.encode())
+    return out
+
+
+def _page(results: dict[str, Any], figures: list[Path]) -> str:
+    environment = results["environment"]
+    parts = ["<h1>Deep l0 encoders: how well codes are predicted</h1>"]
+    parts.append(
+        f"<p class=note>{html.escape(environment['machine'])}; torch {environment['torch']}; "
+        f"deepl0_kernels {environment['deepl0_kernels']}, commit {environment['commit']}; "
+        f"{environment['time']}; seeds {results['seeds']}</p>"
+    )
+    for name in results["tables"]:
+        parts.append(f"<h2>{name}: {html.escape(TABLES[name].title)}</h2>")
+        parts.append(tables.frame(results, name).to_html(border=0))
+    parts.append("<h2>Claims, judged by the means over seeds</h2><ul>")
+    for claim in results["claims"]:
+        verdict = "holds" if claim["holds"] else "<span class=no>does not hold</span>"
+        parts.append(
+            f"<li>{claim['table']}, p = {claim['p']}: encoder {claim['encoder']:.2f}, "
+            f"{html.escape(claim['rival'])} {claim['rival_value']:.2f}: {verdict}</li>"
+        )
+    parts.append("</ul><h2>Figures</h2>")
+    for figure in figures:
+        svg = figure.read_text()
+        parts.append(f"<figure>{svg[svg.index('<svg') :]}</figure>")
+    parts.append("<h2>Cells</h2><table><tr><th>problem, p, seed<th>nonzeros<th>converged %")
+    parts.append("<th>coherence<th>dead atoms<th>seconds")
+    for cell in results["cells"]:
+        optimal, dictionary = cell["optimal"], cell["dictionary"]
+        parts.append(
+            f"<tr><td>{cell['problem']}, {cell['p']}, {cell['seed']}<td>{optimal['nonzeros']:.1f}"
+            f"<td>{100 * optimal['converged']:.1f}<td>{dictionary['coherence']:.2f}"
+            f"<td>{dictionary['dead_atoms']}<td>{sum(cell['seconds'].values()):.0f}"
+        )
+    parts.append("</table><h2>Protocol</h2><table>")
+    for key, value in results["protocol"].items():
+        parts.append(f"<tr><td>{html.escape(key)}<td>{html.escape(str(value))}")
+    parts.append("</table>")
+    title = "Deep l0 encoders"
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
+        f"<style>{_STYLE}</style>\n" + "\n".join(parts) + "</html>\n"
+    )

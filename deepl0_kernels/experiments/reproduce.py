@@ -1,0 +1,204 @@
+"""``deepl0 reproduce``: the paper's tables, cell by cell, into a folder that can be resumed.
+
+run.json            protocol, sizes, seeds, versions, commit
+cells/*.json, *.pt  one problem, code size and seed: rows, the dictionary, the K = 2 encoder
+pareto-*.json       errors and times of every method at one size
+results.json, results.csv, tables.md, *.svg, *.png
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .._optional import require
+from . import record
+from .problems import L0Regularized, MSparse
+from .regression import BASELINE, DEEP, Protocol, Signals, cell, signals
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a table of the paper shows, and its values where the text gives them, by code size."""
+
+    title: str
+    problem: str
+    metric: str
+    unit: str
+    paper: dict[str, tuple[float, float, float]]
+
+
+SIZES = (128, 256, 512)
+_DEEP2 = DEEP.format(k=2)
+TABLES = {
+    "table1": Table(
+        "Prediction error, l0-regularized",
+        L0Regularized.key,
+        "prediction_error",
+        "%",
+        {
+            "Iterative-10": (3.55, 4.33, 4.08),
+            BASELINE: (8.94, 8.76, 10.17),
+            _DEEP2: (0.92, 0.91, 0.81),
+        },
+    ),
+    "table2": Table(
+        "Prediction error, M-sparse",
+        MSparse.key,
+        "prediction_error",
+        "%",
+        {
+            "Iterative-10": (5.67, 5.44, 5.20),
+            BASELINE: (14.04, 16.76, 12.86),
+            _DEEP2: (2.94, 2.87, 3.29),
+        },
+    ),
+    "table3": Table(
+        "Support error, M-sparse",
+        MSparse.key,
+        "support_error",
+        "positions",
+        {"Iterative-10": (4.6, 5.6, 5.3), _DEEP2: (2.2, 2.7, 2.7)},
+    ),
+}
+
+
+def run(
+    tables: Sequence[str],
+    protocol: Protocol,
+    sizes: Sequence[int],
+    seeds: Sequence[int],
+    out: Path,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Compute what ``out`` lacks, then write the tables and figures. Returns the results.
+
+    Raises:
+        ValueError: an unknown table or a size that does not fit; or ``out`` holds a run of another
+            protocol.
+        FileNotFoundError: the data set is not where the protocol looks for it.
+    """
+    check(tables, protocol, sizes, seeds)
+    for module in ("matplotlib", "pandas", "tabulate", *(("tqdm",) if progress else ())):
+        require(module, "deepl0 reproduce")
+    _claim_folder(out, protocol)
+    keys = sorted({TABLES[name].problem for name in tables})
+    cells, data, of_seed = [], None, None
+    for seed in seeds:
+        for key in keys:
+            for p in sizes:
+                path = out / "cells" / f"{key}-p{p}-seed{seed}.json"
+                if not path.exists():
+                    if data is None or of_seed != seed:
+                        data, of_seed = signals(protocol, seed), seed
+                    found = cell(protocol, key, p, seed, data, path.parent, progress)
+                    record.write_json(path, found)
+                cells.append(json.loads(path.read_text()))
+    results = {
+        "tables": list(tables),
+        "protocol": asdict(protocol),
+        "sizes": list(sizes),
+        "seeds": list(seeds),
+        "environment": record.environment() | {"commit": _commit()},
+        "cells": cells,
+        "claims": claims(tables, cells, sizes),
+    }
+    record.write_json(out / "results.json", results)
+    return results
+
+
+def check(
+    tables: Sequence[str], protocol: Protocol, sizes: Sequence[int], seeds: Sequence[int]
+) -> None:
+    """Everything that can be wrong with the arguments, before any work."""
+    if not tables:
+        raise ValueError(f"tables must name at least one of {', '.join(TABLES)}")
+    for name in tables:
+        if name not in TABLES:
+            raise ValueError(f"tables must be among {', '.join(TABLES)}, got {name!r}")
+    for p in sizes:
+        if not protocol.m <= p <= protocol.digits:
+            raise ValueError(f"p must be in [{protocol.m}, {protocol.digits}], got {p}")
+    if not seeds:
+        raise ValueError("seeds must not be empty")
+
+
+def claims(
+    tables: Sequence[str], cells: list[dict[str, Any]], sizes: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The orderings that the paper claims, judged by the mean over seeds."""
+    rivals = {
+        "table1": ("Iterative-10 from zero", BASELINE),
+        "table2": ("Iterative-10 from zero", BASELINE),
+        "table3": ("Iterative-10 from zero",),
+    }
+    found = []
+    for name in tables:
+        table = TABLES[name]
+        for p in sizes:
+            mean = means(cells, table, p)
+            for rival in rivals[name]:
+                found.append(
+                    {
+                        "table": name,
+                        "p": p,
+                        "encoder": mean[_DEEP2][0],
+                        "rival": rival,
+                        "rival_value": mean[rival][0],
+                        "holds": mean[_DEEP2][0] < mean[rival][0],
+                    }
+                )
+    return found
+
+
+def means(cells: list[dict[str, Any]], table: Table, p: int) -> dict[str, tuple[float, float]]:
+    """Method -> mean and standard deviation over seeds (0 for one seed)."""
+    import statistics
+
+    values: dict[str, list[float]] = {}
+    for found in cells:
+        if found["problem"] == table.problem and found["p"] == p:
+            for row in found["rows"]:
+                values.setdefault(row["method"], []).append(row[table.metric])
+    return {
+        name: (statistics.mean(v), statistics.stdev(v) if len(v) > 1 else 0.0)
+        for name, v in values.items()
+    }
+
+
+def _claim_folder(out: Path, protocol: Protocol) -> None:
+    """Cells of different protocols must not meet in one table."""
+    path, this = out / "run.json", {"protocol": asdict(protocol)}
+    if path.exists():
+        before = json.loads(path.read_text())
+        if before != this:
+            changed = [
+                k for k, v in this["protocol"].items() if before["protocol"].get(k, None) != v
+            ]
+            raise ValueError(
+                f"{out} holds a run of another protocol ({', '.join(changed)} differ); "
+                "give another folder"
+            )
+    record.write_json(path, this)
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from, if it does."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+__all__ = ["SIZES", "TABLES", "Protocol", "Signals", "Table", "check", "claims", "means", "run"]

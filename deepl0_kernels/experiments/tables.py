@@ -1,0 +1,120 @@
+"""The tables of a run: text, CSV, figures of error against code size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from . import record
+from .figure import BLUE, GREEN, GREY, RED, save
+from .regression import BASELINE, DEEP
+from .reproduce import SIZES, TABLES, means
+
+_PAPER = "{} (paper)"
+
+
+def frame(results: dict[str, Any], name: str):
+    """A table as a pandas frame of strings: methods by code size, the paper's values below."""
+    import pandas
+
+    table, sizes = TABLES[name], results["sizes"]
+    columns = {}
+    for p in sizes:
+        found = means(results["cells"], table, p)
+        columns[f"p = {p}"] = {
+            method: f"{mean:.2f}" + (f" ± {spread:.2f}" if len(results["seeds"]) > 1 else "")
+            for method, (mean, spread) in found.items()
+        }
+    frame = pandas.DataFrame(columns)
+    for method, values in table.paper.items():
+        frame.loc[_PAPER.format(method)] = {
+            f"p = {p}": f"{values[SIZES.index(p)]:g}" if p in SIZES else "" for p in sizes
+        }
+    frame.index.name = f"{table.title}, {table.unit}"
+    return frame
+
+
+def write(results: dict[str, Any], out: Path) -> None:
+    """``tables.md``, ``results.csv`` and one figure a table, each whole or not at all."""
+    import pandas
+
+    rows = [
+        {"problem": c["problem"], "p": c["p"], "seed": c["seed"], **row}
+        for c in results["cells"]
+        for row in c["rows"]
+    ]
+    record.write_atomically(
+        out / "results.csv", pandas.DataFrame(rows).to_csv(index=False).encode()
+    )
+    record.write_atomically(out / "tables.md", text(results).encode())
+    for name in results["tables"]:
+        for file, content in _draw(results, name).items():
+            record.write_atomically(out / file, content)
+
+
+def text(results: dict[str, Any]) -> str:
+    """Markdown: tables, claims, protocol."""
+    lines = []
+    for name in results["tables"]:
+        lines += [f"## {name}", "", frame(results, name).to_markdown(), ""]
+    lines += ["## Claims, judged by the means", ""]
+    for claim in results["claims"]:
+        lines.append(
+            f"* {claim['table']}, p = {claim['p']}: {DEEP.format(k=2)} {claim['encoder']:.2f}, "
+            f"{claim['rival']} {claim['rival_value']:.2f}: "
+            + ("holds" if claim["holds"] else "**does not hold**")
+        )
+    lines += ["", "## Protocol", ""]
+    lines += [f"* {key}: {value}" for key, value in results["protocol"].items()]
+    environment = results["environment"]
+    lines += [
+        f"* seeds: {results['seeds']}",
+        f"* machine: {environment['machine']}, torch {environment['torch']}, "
+        f"deepl0_kernels {environment['deepl0_kernels']}, commit {environment['commit']}",
+        f"* seconds of all cells: {sum(sum(c['seconds'].values()) for c in results['cells']):.0f}",
+        "",
+        "Values marked (paper) are those of Wang, Ling, Huang 2016, whose protocol is partly open; "
+        "they are a reference, not a target that these rows were tuned to.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _draw(results: dict[str, Any], name: str) -> dict[str, bytes]:
+    """Error against code size for the rows that the paper has; its values in outline."""
+    from matplotlib.figure import Figure
+
+    table, sizes = TABLES[name], results["sizes"]
+    figure = Figure(figsize=(6.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    shown = {
+        **{f"Iterative-{k} from zero": (BLUE, "o-") for k in (2, 5, 10)},
+        BASELINE: (GREY, "s-"),
+        "LISTA, K = 2": (GREEN, "^-"),
+        **{DEEP.format(k=k): (RED, "*-" if k == 2 else ".-") for k in (2, 3, 4)},
+    }
+    found = {p: means(results["cells"], table, p) for p in sizes}
+    for method, (color, style) in shown.items():
+        values = [found[p][method] for p in sizes]
+        axes.errorbar(
+            sizes, [v[0] for v in values], yerr=[v[1] for v in values],
+            fmt=style, color=color, ms=9 if "*" in style else 5, lw=1.2, capsize=2,
+        )  # fmt: skip
+        axes.annotate(
+            method, (sizes[-1], values[-1][0]), xytext=(8, -3), textcoords="offset points",
+            color=color, fontsize=8,
+        )  # fmt: skip
+    for method, published in table.paper.items():
+        known = [(p, published[SIZES.index(p)]) for p in sizes if p in SIZES]
+        color = shown.get(method, shown["Iterative-10 from zero"])[0]
+        if known:
+            axes.plot(*zip(*known, strict=True), "D", mfc="none", color=color, ms=5)
+    axes.set(xscale="log", yscale="log", xlabel="code size p")
+    axes.set_ylabel(f"{table.metric.replace('_', ' ')}, {table.unit}")
+    axes.set_title(f"{table.title} (outlined: the paper's values)", fontsize=10)
+    axes.set_xticks(sizes, [str(p) for p in sizes])
+    axes.minorticks_off()
+    axes.margins(x=0.1)
+    axes.set_xlim(right=sizes[-1] * (2.2 if len(sizes) > 1 else 1.5))
+    axes.grid(True, which="major", color="#e3e6ea", lw=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    return save(figure, name)
