@@ -93,7 +93,7 @@ def _spams_omp(D: Tensor, m: int) -> Callable[[Tensor], Tensor] | None:
     unit = np.asfortranarray((D / norms).numpy())
 
     def solve(x: Tensor) -> Tensor:
-        code = spams.omp(np.asfortranarray(x.numpy().T), unit, L=m, numThreads=1)
+        code = spams.omp(np.asfortranarray(x.numpy().T), unit, L=m, eps=0.0, numThreads=1)
         return torch.from_numpy(code.toarray().T.copy()) / norms
 
     return solve

@@ -43,7 +43,9 @@ class ClusterHead(nn.Module):
                 f"a must have shape [..., code_size] = [..., {self.code_size}], "
                 f"got {checks.shape(a)}"
             )
-        return -(a @ self.weight.T)
+        # Sums of p products decide between clusters: not under autocast's half precision.
+        with torch.autocast(a.device.type, enabled=False):
+            return -(a.to(self.weight.dtype) @ self.weight.T)
 
     def forward(self, a: Tensor) -> Tensor:
         """Probabilities [..., clusters]; a row sums to 1."""
