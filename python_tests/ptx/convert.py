@@ -6,7 +6,7 @@ import numpy as np
 
 from .decode import DTYPES, FLOATS, Context, assign, decoder
 from .errors import UnknownInstructionError
-from .floating import bf16_to_f32, f32_to_bf16, flush
+from .floating import f32_to_bf16, flush, round_f32
 
 _INT_ROUND = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 _KNOWN = {"rn", "rz", "rna", "rm", "rp", "ftz", "sat", "satfinite", "relu", *_INT_ROUND}
@@ -62,21 +62,6 @@ def _to_half(value: np.ndarray, kind: str, mode: str) -> np.ndarray:
         grown = np.abs(half.astype(value.dtype)) > np.abs(value)
         half = np.where(grown, np.nextafter(half, np.float16(0)), half)
     return half.view(np.uint16)
-
-
-def _to_f32(value: np.ndarray, mode: str) -> np.ndarray:
-    out = value.astype(np.float32)
-    if mode in ("rz", "rm", "rp"):
-        exact = value.astype(np.longdouble) if value.dtype.kind in "iu" else value
-        back = out.astype(exact.dtype)
-        toward = {"rz": 0.0, "rm": -np.inf, "rp": np.inf}[mode]
-        wrong = {
-            "rz": np.abs(back) > np.abs(exact),
-            "rm": back > exact,
-            "rp": back < exact,
-        }[mode]
-        out = np.where(wrong, np.nextafter(out, np.float32(toward)), out)
-    return out
 
 
 def _to_integer(value: np.ndarray, dtype: np.dtype, mode: str) -> np.ndarray:
@@ -161,7 +146,7 @@ def _cvt(ctx: Context):
     if to == "f32":
 
         def to_f32(m) -> None:
-            out = _to_f32(value_of(), mode)
+            out = round_f32(value_of(), mode)
             assign(d, flush(out) if ftz else out, m)
 
         return to_f32

@@ -19,6 +19,7 @@ DTYPES = {
     "pred": np.dtype(bool),
 }
 
+BITS = {1: "b8", 2: "b16", 4: "b32", 8: "b64"}
 FLOATS = {"f16", "bf16", "f16x2", "bf16x2", "f32", "f64"}
 # Keyed by the first part of the opcode; "add.f" is preferred over "add" for floating types.
 DECODERS: dict[str, Callable] = {}
@@ -35,7 +36,17 @@ def decoder(*names: str):
 
 def load_decoders() -> None:
     """Import the modules that register decoders; here, because they import this one."""
-    for name in ("integer", "floating", "convert", "loadstore", "warp", "matrix", "wgmma"):
+    for name in (
+        "integer",
+        "bits",
+        "compare",
+        "floating",
+        "convert",
+        "loadstore",
+        "warp",
+        "matrix",
+        "wgmma",
+    ):
         importlib.import_module(f".{name}", __package__)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from .errors import PtxError
-from .machine import Machine, Options
+from .layout import Options
+from .machine import Machine
 from .parser import Module, parse
 
 # What an allocator promises at least; the virtual address keeps these bits of the real one.

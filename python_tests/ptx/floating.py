@@ -74,8 +74,33 @@ def writer(ctx: Context, operand, kind: str):
     return lambda value, m: assign(d, value, m)
 
 
+_DIRECTED = ("rz", "rm", "rp")
+
+
+def round_f32(value: np.ndarray, mode: str) -> np.ndarray:
+    """Round float64 or integers to float32 in a direction: rz, rm, rp; otherwise to nearest."""
+    out = value.astype(np.float32)
+    if mode not in _DIRECTED:
+        return out
+    exact = value.astype(np.longdouble) if value.dtype.kind in "iu" else value
+    back = out.astype(exact.dtype)
+    wrong = {
+        "rz": np.abs(back) > np.abs(exact),
+        "rm": back > exact,
+        "rp": back < exact,
+    }[mode]
+    toward = {"rz": 0.0, "rm": -np.inf, "rp": np.inf}[mode]
+    return np.where(wrong, np.nextafter(out, np.float32(toward)), out)
+
+
 def _general(ctx: Context, function, count: int):
     kind = ctx.type
+    if mode := next((x for x in _DIRECTED if ctx.has(x)), ""):
+        nearest = function
+
+        def function(*sources):
+            return round_f32(nearest(*(s.astype(np.float64) for s in sources)), mode)
+
     sources = [reader(ctx, o, kind) for o in ctx.operands[1 : 1 + count]]
     write = writer(ctx, ctx.operands[0], kind)
     saturate = ctx.has("sat")
@@ -91,14 +116,14 @@ def _general(ctx: Context, function, count: int):
 
 def _plain(ctx: Context) -> bool:
     """f32 and f64 without modifiers that need more than a ufunc."""
-    if ctx.has("rz", "rm", "rp", "rna"):
+    if ctx.has(*_DIRECTED) and ctx.type != "f32":
         raise UnknownInstructionError(f"rounding mode of {'.'.join(ctx.ins.opcode)}")
-    return ctx.type in ("f32", "f64") and not ctx.has("ftz", "sat")
+    return ctx.type in ("f32", "f64") and not ctx.has("ftz", "sat", *_DIRECTED)
 
 
 @decoder("add.f", "sub.f", "mul.f")
 def _arithmetic(ctx: Context):
-    ctx.only("rn", "ftz", "sat")
+    ctx.only("rn", "ftz", "sat", *_DIRECTED)
     ufunc = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[ctx.ins.opcode[0]]
     if _plain(ctx):
         kind = ctx.type
@@ -110,7 +135,7 @@ def _arithmetic(ctx: Context):
 
 @decoder("fma.f", "mad.f")
 def _fma(ctx: Context):
-    ctx.only("rn", "ftz", "sat", "relu")
+    ctx.only("rn", "ftz", "sat", "relu", *_DIRECTED)
     if _plain(ctx) and ctx.type == "f32":
         d = ctx.dst(ctx.operands[0], "f32")
         a, b, c = (ctx.src(o, "f32") for o in ctx.operands[1:4])
@@ -127,11 +152,13 @@ def _fma(ctx: Context):
         return run
 
     def function(a, b, c):
-        if a.dtype == np.float64:
+        if ctx.type == "f64":
             return np.array(
                 (a.astype(np.longdouble) * b + c).astype(np.float64)
             )  # 64-bit mantissa: a close fma
-        value = (a.astype(np.float64) * b + c).astype(np.float32)
+        value = a.astype(np.float64) * b + c
+        if not ctx.has(*_DIRECTED):
+            value = value.astype(np.float32)
         return np.maximum(value, 0) if ctx.has("relu") else value
 
     return _general(ctx, function, 3)
@@ -139,14 +166,14 @@ def _fma(ctx: Context):
 
 @decoder("div.f")
 def _div(ctx: Context):
-    ctx.only("rn", "full", "approx", "ftz")
+    ctx.only("rn", "full", "approx", "ftz", *_DIRECTED)
     _plain(ctx)
     return _general(ctx, np.divide, 2)
 
 
 def _unary(function):
     def decode(ctx: Context):
-        ctx.only("rn", "approx", "ftz")
+        ctx.only("rn", "approx", "ftz", *_DIRECTED)
         _plain(ctx)
         return _general(ctx, function, 1)
 
