@@ -6,7 +6,7 @@ import numpy as np
 
 from .decode import DTYPES, FLOATS, Context, assign, decoder
 from .errors import UnknownInstructionError
-from .floating import f32_to_bf16, flush, round_f32
+from .floating import bf16_to_f32, f32_to_bf16, flush, round_f32
 
 _INT_ROUND = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 _KNOWN = {"rn", "rz", "rna", "rm", "rp", "ftz", "sat", "satfinite", "relu", *_INT_ROUND}

@@ -37,15 +37,8 @@ def decoder(*names: str):
 def load_decoders() -> None:
     """Import the modules that register decoders; here, because they import this one."""
     for name in (
-        "integer",
-        "bits",
-        "compare",
-        "floating",
-        "convert",
-        "loadstore",
-        "warp",
-        "matrix",
-        "wgmma",
+        *("integer", "bits", "compare", "floating", "convert", "loadstore", "atomics", "copies"),
+        *("warp", "matrix", "wgmma"),
     ):
         importlib.import_module(f".{name}", __package__)
 

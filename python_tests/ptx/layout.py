@@ -11,6 +11,8 @@ from .memory import LOCAL_WINDOW, SHARED_BASE, GlobalMemory, LocalMemory, Shared
 from .parser import TYPE_BYTES, Function, Instruction, Module
 from .races import Order
 
+_SPACES = ("global", "shared", "local", "param", "const")
+
 
 @dataclass
 class Options:
@@ -31,9 +33,12 @@ class Frame:
     return_to: np.ndarray | None = None
 
 
-def _access_bytes(ins: Instruction) -> int:
-    """Smallest piece of memory an instruction may touch, 16 if none."""
+def _access_bytes(ins: Instruction, space: str) -> int:
+    """Smallest piece of a memory space an instruction may touch, 16 if none."""
     name = ins.opcode[0]
+    spaces = {part.split("::")[0] for part in ins.opcode} & {*_SPACES}
+    if spaces and space not in spaces:
+        return 16
     if name in ("ld", "st", "atom", "red", "ldu"):
         return TYPE_BYTES.get(next(t for t in reversed(ins.opcode) if t in TYPE_BYTES), 1)
     if name == "cp":
@@ -70,11 +75,14 @@ class Layout:
         self.entry = module.functions[kernel]
         self.order = Order(self.warps)
         self.functions = self._reachable()
-        pieces = [_access_bytes(i) for f in self.functions for i in f.instructions]
-        granule = min([16, *pieces])
+        instructions = [i for f in self.functions for i in f.instructions]
+        granule, shared_granule = (
+            min([16, *(_access_bytes(i, space) for i in instructions)])
+            for space in ("global", "shared")
+        )
         self.globals = GlobalMemory(granule, self.order, self.options.cross_block)
         self._keep: list = []  # arrays behind module variables
-        self._allocate(dynamic_shared, granule)
+        self._allocate(dynamic_shared, shared_granule)
         self._constants: dict = {}
         self._special_registers()
 

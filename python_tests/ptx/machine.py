@@ -24,6 +24,7 @@ from .errors import (
 )
 from .layout import Layout, Options
 from .parser import Instruction, Module
+from .wgmma import WgmmaState
 
 Operation = Callable[[object], None]
 
@@ -53,8 +54,10 @@ class Machine(Layout, Control):
         self.waiting = np.zeros(T, bool)
         self.barrier_of = np.full(T, -1)
         self.async_groups = None  # set by cp.async
-        self.wgmma = None  # set by wgmma
         self.reset_hooks: list[Callable[[], None]] = []
+        instructions = [i for f in self.functions for i in f.instructions]
+        used = any(i.opcode[0] == "wgmma" for i in instructions)
+        self.wgmma = WgmmaState(self) if used else None
         self.linear_block = 0
         self._decode_all()
 
@@ -100,7 +103,7 @@ class Machine(Layout, Control):
         if decoder is None:
             raise UnknownInstructionError(f"unknown instruction {'.'.join(ins.opcode)}")
         operation = self._checked(context, decoder(context), checked)
-        if self.wgmma is not None or "wgmma" in ins.opcode:
+        if self.wgmma is not None:
             operation = self.wgmma.guard(context, operation)
         if not ins.guard:
             return operation

@@ -31,7 +31,7 @@ def whole_warps(ctx: Context, m) -> np.ndarray:
     return np.flatnonzero(rows.any(1))
 
 
-def _rows(ctx: Context, operand) -> np.ndarray:
+def register_rows(ctx: Context, operand) -> np.ndarray:
     """Indices into the 32-bit register file of a vector operand."""
     names = operand if isinstance(operand, list) else [operand]
     places = [ctx.machine.register_index[ctx.function.name, n] for n in names]
@@ -47,7 +47,7 @@ def _ldmatrix(ctx: Context):
         raise UnknownInstructionError(".".join(ctx.ins.opcode))
     count, trans = int(next(m for m in ctx.mods if m in ("x1", "x2", "x4"))[1:]), ctx.has("trans")
     registers, where = ctx.operands if load else reversed(ctx.operands)
-    rows, address = _rows(ctx, registers), ctx.address(where)
+    rows, address = register_rows(ctx, registers), ctx.address(where)
     file, shared, everyone = ctx.machine.files[32], ctx.machine.shared, ctx.machine.all
     # Lane l supplies the address of row l % 8 of matrix l // 8 and holds (l // 4, 2 (l % 4)).
     suppliers = 8 * count > _LANE
@@ -152,11 +152,11 @@ def _mma(ctx: Context):
         raise UnknownInstructionError(".".join(ctx.ins.opcode))
     to, a_kind, b_kind, c_kind = ctx.mods[-4:]
     per_word = _ELEMENTS[a_kind]
-    d_rows, a_rows, b_rows = (_rows(ctx, o) for o in ctx.operands[:3])
+    d_rows, a_rows, b_rows = (register_rows(ctx, o) for o in ctx.operands[:3])
     zero = not isinstance(ctx.operands[3], list) or not ctx.register(ctx.operands[3][0])
     if zero:
         constants = [ctx.src(o, c_kind) for o in ctx.operands[3]]
-    c_rows = None if zero else _rows(ctx, ctx.operands[3])
+    c_rows = None if zero else register_rows(ctx, ctx.operands[3])
     file = ctx.machine.files[32]
     ar, ac = a_layout(k, per_word)
     br, bc = b_layout(k, per_word)

@@ -29,7 +29,7 @@ GUARD = 1 << 20
 WRITING, READING = 1, 2  # pending asynchronous operations on shared memory
 
 
-def _granules(offset: np.ndarray, size: int, shift: int, threads: np.ndarray):
+def granules_of(offset: np.ndarray, size: int, shift: int, threads: np.ndarray):
     """Granules of accesses of `size` bytes, and the thread of each."""
     start, count = offset >> shift, size >> shift
     if count <= 1:  # also the bytes of a partial cp.async, which are smaller than a granule
@@ -70,7 +70,7 @@ class Region:
         self.tracker: Tracker | None = None
         self.owner: np.ndarray | None = None
         self.reads: list[tuple[int, np.ndarray, np.ndarray]] = []
-        self.permanent = False  # belongs to the module, not to one launch
+        self.initial: np.ndarray | None = None  # of a module variable
 
     def view(self, width: int) -> np.ndarray:
         if width not in self._views:
@@ -114,12 +114,15 @@ class GlobalMemory:
     def new(self, name: str, data: np.ndarray) -> Region:
         """A module variable; the array must stay alive as long as this memory."""
         region = self.map(name, self.reserve(data.size), data.ctypes.data, data.size)
-        region.permanent = True
+        region.initial = data.copy()
         return region
 
     def unmap_arguments(self) -> None:
-        """Forget all but the module's own variables, which were mapped before the first launch."""
-        kept = [r for r in self.regions if r.permanent]
+        """Forget all but the module's own variables, which get their initial values again."""
+        kept = [r for r in self.regions if r.initial is not None]
+        for region in kept:
+            region.view(1)[region.skew : region.skew + region.size] = region.initial
+            region.owner = region.tracker = None
         self.regions, self.starts = kept, [r.start for r in kept]
         self._next = max([GLOBAL_BASE, *(r.end for r in kept)])
 
@@ -160,7 +163,7 @@ class GlobalMemory:
         out: list = []
         for region, chosen, offset in parts:
             who = threads if chosen is None else threads[chosen]
-            self._track(region, offset, width * count, who, "read")
+            self.track(region, offset, width * count, who, "read")
             view, index = region.view(width), offset >> (width.bit_length() - 1)
             values = [view[index + j] if j else view[index] for j in range(count)]
             if chosen is None:
@@ -175,14 +178,14 @@ class GlobalMemory:
         size = width * len(values)
         for region, chosen, offset in self.locate(address, size, threads):
             who = threads if chosen is None else threads[chosen]
-            self._track(region, offset, size, who, "write")
+            self.track(region, offset, size, who, "write")
             view, index = region.view(width), offset >> (width.bit_length() - 1)
             for j, value in enumerate(values):
                 mine = value if chosen is None else value[chosen]
                 view[index + j] = mine
                 _lost(view[index + j], mine, who, "global")
 
-    def _track(
+    def track(
         self, region: Region, offset: np.ndarray, size: int, who: np.ndarray, kind: str
     ) -> None:
         """Order within the block, and plain writes of other blocks."""
@@ -190,7 +193,7 @@ class GlobalMemory:
             if self.order.warps > 1:
                 region.reads.append((self.order.epoch, offset, who, size))
             return
-        g, threads = _granules(offset, size, self.shift, who)
+        g, threads = granules_of(offset, size, self.shift, who)
         if region.owner is None:
             count = (region.size + region.skew >> self.shift) + 1
             region.owner = np.zeros(count, np.int32)
@@ -213,7 +216,7 @@ class GlobalMemory:
         # Reads are only listed until the block first writes the region: most are never written.
         for epoch, past, reader, width in region.reads:
             if epoch == self.order.epoch:
-                region.tracker.read(*_granules(past, width, self.shift, reader))
+                region.tracker.read(*granules_of(past, width, self.shift, reader))
         region.reads.clear()
         getattr(region.tracker, kind)(g, threads)
 
@@ -274,7 +277,7 @@ class SharedMemory:
                 )
 
     def check_read(self, offset: np.ndarray, size: int, threads: np.ndarray) -> None:
-        g, who = _granules(offset, size, self.shift, threads)
+        g, who = granules_of(offset, size, self.shift, threads)
         self.check_read_granules(g, who)
 
     def check_read_granules(self, g: np.ndarray, who: np.ndarray) -> None:
@@ -296,7 +299,7 @@ class SharedMemory:
     def check_write(
         self, offset: np.ndarray, size: int, threads: np.ndarray, kind: str = "write"
     ) -> tuple[np.ndarray, np.ndarray]:
-        g, who = _granules(offset, size, self.shift, threads)
+        g, who = granules_of(offset, size, self.shift, threads)
         self._not_pending(g, who, WRITING | READING, "a write")
         self.known[g] = True
         self.unfenced[g] = True

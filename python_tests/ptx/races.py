@@ -52,9 +52,9 @@ class Tracker:
     def __init__(self, granules: int, order: Order, name: str) -> None:
         self.order, self.name = order, name
         warps = order.warps
-        self.writer = np.zeros(granules, np.int64)
-        self.write_clock = np.zeros(granules, np.int64)
-        self.read_clock = np.zeros((granules, warps), np.int64)
+        self.writer = np.zeros(granules, np.int8)
+        self.write_clock = np.zeros(granules, np.int32)
+        self.read_clock = np.zeros((granules, warps), np.int32)
         self.atomic_clock: np.ndarray | None = None
 
     def _fail(self, bad: np.ndarray, threads: np.ndarray, what: str) -> None:

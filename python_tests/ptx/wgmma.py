@@ -11,7 +11,7 @@ import numpy as np
 from . import dataflow
 from .decode import Context, decoder
 from .errors import MisalignedError, UnknownInstructionError, WgmmaError
-from .matrix import _rows, a_layout, to_float, whole_warps
+from .matrix import a_layout, register_rows, to_float, whole_warps
 from .memory import READING, SHARED_BASE
 
 _BYTES = {"f16": 2, "bf16": 2, "tf32": 4}
@@ -134,17 +134,10 @@ class WgmmaState:
                 shared.begin(granules, READING)
 
 
-def _state(ctx: Context) -> WgmmaState:
-    machine = ctx.machine
-    if machine.wgmma is None:
-        machine.wgmma = WgmmaState(machine)
-    return machine.wgmma
-
-
 @decoder("wgmma")
 @decoder("wgmma.f")
 def _wgmma(ctx: Context):
-    state = _state(ctx)
+    state: WgmmaState = ctx.machine.wgmma
     if ctx.has("mma_async"):
         return _mma_async(ctx, state)
     if ctx.has("fence"):
@@ -189,9 +182,9 @@ def _mma_async(ctx: Context, state: WgmmaState):
     width = _BYTES[a_kind]
     file, shared = ctx.machine.files[32], ctx.machine.shared
     ops = ctx.operands
-    d_rows = _rows(ctx, ops[0])
+    d_rows = register_rows(ctx, ops[0])
     from_registers = isinstance(ops[1], list)
-    a_rows = _rows(ctx, ops[1]) if from_registers else None
+    a_rows = register_rows(ctx, ops[1]) if from_registers else None
     a_desc = None if from_registers else ctx.src(ops[1], "b64")
     b_desc = ctx.src(ops[2], "b64")
     literal = ops[3] in ("0", "1")
