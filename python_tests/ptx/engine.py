@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,8 @@ def run_ptx(
     options = options or Options()
     module = _modules.get(ptx_text)
     if module is None:
+        if len(_modules) > 64:
+            _modules.clear()
         module = _modules[ptx_text] = parse(ptx_text)
     function = module.functions.get(kernel_name)
     if function is None or not function.is_entry:
@@ -254,3 +257,35 @@ def launch(
         block_order=block_order,
     )
     return compiled
+
+
+@contextlib.contextmanager
+def intercept(target: int = 80, **more: Any) -> Iterator[list]:
+    """Within it, every `kernel[grid](...)` of a @triton.jit function runs here instead of on a GPU.
+
+    Yields the list of compiled kernels launched. more goes to `launch`.
+    """
+    from triton.runtime.jit import JITFunction
+
+    launches: list = []
+
+    def run(self, *args: Any, grid: Any, warmup: bool = False, **named: Any):
+        compiled = launch(
+            self,
+            grid,
+            args,
+            named,
+            named.pop("num_warps", 4),
+            named.pop("num_stages", 3),
+            target,
+            **more,
+        )
+        launches.append(compiled)
+        return compiled
+
+    original = JITFunction.run
+    JITFunction.run = run
+    try:
+        yield launches
+    finally:
+        JITFunction.run = original
