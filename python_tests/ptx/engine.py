@@ -23,6 +23,13 @@ _machines: dict[tuple, Machine] = {}
 _compiled: dict[tuple, Any] = {}
 
 
+def _remember(cache: dict, key: Any, value: Any) -> None:
+    """Keep the newest few: a machine holds the registers of a whole block."""
+    while len(cache) >= 16:
+        del cache[next(iter(cache))]
+    cache[key] = value
+
+
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
     """First byte and size of the memory a strided view can touch."""
     if tensor.numel() == 0:
@@ -131,9 +138,8 @@ def run_ptx(
     options = options or Options()
     module = _modules.get(ptx_text)
     if module is None:
-        if len(_modules) > 64:
-            _modules.clear()
-        module = _modules[ptx_text] = parse(ptx_text)
+        module = parse(ptx_text)
+        _remember(_modules, ptx_text, module)
     function = module.functions.get(kernel_name)
     if function is None or not function.is_entry:
         raise PtxError(f"no kernel {kernel_name!r}; there are {sorted(module.functions)}")
@@ -142,9 +148,7 @@ def run_ptx(
     machine = _machines.get(key)
     if machine is None:
         machine = Machine(module, kernel_name, block, shared_bytes, options)
-        if len(_machines) > 64:
-            _machines.clear()
-        _machines[key] = machine
+        _remember(_machines, key, machine)
     params = function.params
     if len(args) > len(params):
         raise PtxError(f"{kernel_name} takes {len(params)} arguments, got {len(args)}")
@@ -270,16 +274,8 @@ def intercept(target: int = 80, **more: Any) -> Iterator[list]:
     launches: list = []
 
     def run(self, *args: Any, grid: Any, warmup: bool = False, **named: Any):
-        compiled = launch(
-            self,
-            grid,
-            args,
-            named,
-            named.pop("num_warps", 4),
-            named.pop("num_stages", 3),
-            target,
-            **more,
-        )
+        sizes = named.pop("num_warps", 4), named.pop("num_stages", 3)
+        compiled = launch(self, grid, args, named, *sizes, target, **more)
         launches.append(compiled)
         return compiled
 

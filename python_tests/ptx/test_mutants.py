@@ -87,9 +87,9 @@ def test_mutants_are_seeded_and_small():
 )
 def test_most_mutants_are_caught(make, target, least):
     text, check = make(target)
-    report = mutate.survivors(text, check, mutate.mutants(text, seed=0, per_kind=3))
+    report = mutate.survivors(text, check, mutate.mutants(text, seed=0, per_kind=2))
     print(f"\n{make.__name__} sm_{target}: {report}")
-    assert len(report.caught) > 20
+    assert len(report.caught) > 12
     assert report.share >= least
 
 

@@ -35,7 +35,7 @@ def compile_cuda(folder: Path, *flags: str) -> str:
 
 @pytest.fixture(scope="module")
 def ptx(tmp_path_factory) -> str:
-    return compile_cuda(tmp_path_factory.mktemp("nvcc"))
+    return compile_cuda(tmp_path_factory.mktemp("nvcc"), "-DWITH_CUB")
 
 
 @pytest.fixture(scope="module")

@@ -253,6 +253,31 @@ def test_two_stages_in_one_kernel(target, dtype, precision, num_warps):
     torch.testing.assert_close(z.double()[~near], want[~near], atol=2e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "transpose_a", "transpose_b"),
+    [
+        (torch.bfloat16, False, True),
+        (torch.bfloat16, True, False),
+        (torch.float32, False, True),
+    ],
+)
+@pytest.mark.parametrize("shape", [(64, 16, 16), (64, 32, 32), (128, 128, 64)])
+def test_wgmma_layouts(dtype, transpose_a, transpose_b, shape):
+    """Rows of 32, 64 and 128 bytes, either operand contiguous in either dimension."""
+    M, N, K = shape
+    a, b = torch.randint(-4, 5, (M, K)).to(dtype), torch.randint(-4, 5, (K, N)).to(dtype)
+    out = torch.empty(M, N)
+    compiled = launch(
+        kernels.dot_of_transposed,
+        (1,),
+        (a.T.contiguous() if transpose_a else a, b.T.contiguous() if transpose_b else b, out),
+        {"M": M, "N": N, "K": K, "TA": transpose_a, "TB": transpose_b},
+        target=90,
+    )
+    assert "wgmma.mma_async" in compiled.asm["ptx"]
+    assert torch.equal(out, a.float() @ b.float())
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int8])
 def test_other_matrix_types(dtype):
     a = torch.randint(-9, 9, (32, 64)).to(dtype)

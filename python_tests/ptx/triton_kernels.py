@@ -190,3 +190,22 @@ def small_dot(a, b, c, B: tl.constexpr, K: tl.constexpr):
     x = tl.load(a + i[:, None] * K + k[None, :])
     y = tl.load(b + k[:, None] * B + i[None, :])
     tl.store(c + i[:, None] * B + i[None, :], tl.dot(x, y))
+
+
+@triton.jit
+def dot_of_transposed(
+    a, b, c, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, TA: tl.constexpr, TB: tl.constexpr
+):
+    """c = a b from operands stored either way: all majors and swizzles of shared memory."""
+    m = tl.arange(0, M)
+    n = tl.arange(0, N)
+    k = tl.arange(0, K)
+    if TA:
+        x = tl.trans(tl.load(a + k[:, None] * M + m[None, :]))
+    else:
+        x = tl.load(a + m[:, None] * K + k[None, :])
+    if TB:
+        y = tl.trans(tl.load(b + n[:, None] * K + k[None, :]))
+    else:
+        y = tl.load(b + k[:, None] * N + n[None, :])
+    tl.store(c + m[:, None] * N + n[None, :], tl.dot(x, y))
