@@ -41,7 +41,7 @@ Plan make_plan(int64_t batch, int64_t p, int64_t m, int64_t steps, int64_t packi
         if (few || (in_l2 && m * 20 <= p * 9)) return rows;
         if (!in_l2 && m * 14 < p && batch * m * steps < 3 * p * packings) return rows;
     } else {
-        if (few && m * 32 < p) return {Path::columns, panel, p};
+        if (few && m * 16 <= p) return {Path::columns, panel, p};
         if (few || batch * steps < (in_l2 ? 14 : 6) * packings) return dense;
         if (in_l2 && m * 20 <= p * 9) return rows;
     }
@@ -64,7 +64,7 @@ void encode_dense(const T* wx, int64_t rows, int64_t p, const Steps<T>& s, TopMC
             for (int64_t j = r * out.m; j < (r + 1) * out.m; ++j) z[r * p + idx[j]] = v[j];
         const Matrix<const T> sk = s[k - 1];
         if (rows <= kFew && sk.col_stride == 1)
-            kernels.product(z, p, rows, sk.data, p, p, p, wx, u);
+            few_product<T>(z, p, rows, sk, wx, u);
         else
             addmm<T>(row_major(u, rows, p), row_major(wx, rows, p), row_major<const T>(z, rows, p),
                      sk.transposed());
@@ -107,20 +107,20 @@ Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, int64_t m, int64_t sta
 
     torch::stable::parallel_for(0, batch, 16, [&](int64_t begin, int64_t end) {
         const int64_t most = std::min(plan.rows, end - begin);
-        const Buffer<char> workspace(encode_workspace<T>(p, m));
-        const Buffer<T> wx(most * p);
-        const bool second = (plan.path == Path::panels && stages > 2) || plan.path == Path::dense;
-        const Buffer<T> u(second ? most * p : 0);
-        const Buffer<T> packed(plan.path == Path::panels ? p * plan.width : 0);
-        const Buffer<T> z(plan.path == Path::dense ? most * p : 0);
-        if (plan.path == Path::dense) std::fill_n(z.get(), most * p, T(0));
+        Blocks blocks;
+        void* const workspace = blocks.take<char>(encode_workspace<T>(p, m));
+        T* const wx = blocks.take<T>(most * p);
+        const bool panels = plan.path == Path::panels, dense = plan.path == Path::dense;
+        T* const u = blocks.take<T>((panels && stages > 2) || dense ? most * p : 0);
+        T* const packed = blocks.take<T>(panels ? p * plan.width : 0);
+        T* const z = blocks.take<T>(dense ? most * p : 0);
+        if (dense) std::fill_n(z, most * p, T(0));
         for (int64_t b = begin; b < end; b += most) {
             const int64_t rows = std::min(most, end - b);
             if (few)
-                kernels.product(xm.data + b * xm.row_stride, xm.row_stride, rows, wm.data,
-                                wm.row_stride, p, xm.cols, nullptr, wx.get());
+                few_product<T>(xm.data + b * xm.row_stride, xm.row_stride, rows, wm, nullptr, wx);
             else
-                mm<T>(row_major(wx.get(), rows, p), xm.range(b, b + rows), wm.transposed());
+                mm<T>(row_major(wx, rows, p), xm.range(b, b + rows), wm.transposed());
             TopMCodes<T> out = codes;
             out.values += b * m;
             out.indices += b * m;
@@ -129,17 +129,16 @@ Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, int64_t m, int64_t sta
             const StepMatrices<T> sm = steps ? steps->matrices() : StepMatrices<T>{};
             switch (plan.path) {
                 case Path::rows:
-                    kernels.rows(wx.get(), rows, p, sm, out, workspace.get());
+                    kernels.rows(wx, rows, p, sm, out, workspace);
                     break;
                 case Path::columns:
-                    kernels.columns(wx.get(), rows, p, sm, out, workspace.get());
+                    kernels.columns(wx, rows, p, sm, out, workspace);
                     break;
                 case Path::panels:
-                    kernels.panels(wx.get(), rows, p, sm, plan.width, out, u.get(), packed.get(),
-                                   workspace.get());
+                    kernels.panels(wx, rows, p, sm, plan.width, out, u, packed, workspace);
                     break;
                 case Path::dense:
-                    encode_dense(wx.get(), rows, p, *steps, out, z.get(), u.get(), workspace.get());
+                    encode_dense(wx, rows, p, *steps, out, z, u, workspace);
                     break;
             }
         }

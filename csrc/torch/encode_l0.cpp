@@ -65,7 +65,7 @@ void add_dense(Panel<T>& panel, const T* wx, int64_t rows, int64_t p, Matrix<con
     T* product = n == rows ? u : panel.product.get();
     const Matrix<const T> z = row_major<const T>(panel.z.get(), n, p);
     if (n <= kFew && s.col_stride == 1)
-        encode_kernels<T>().product(z.data, p, n, s.data, p, p, p, nullptr, product);
+        few_product<T>(z.data, p, n, s, nullptr, product);
     else
         mm<T>(row_major(product, n, p), z, s.transposed());
     for (int64_t d = 0; d < n; ++d) {
@@ -150,8 +150,7 @@ std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, std::optional<Tensor> s,
             };
             T* wx = u_of(0);
             if (few)
-                encode_kernels<T>().product(xm.data + b * xm.row_stride, xm.row_stride, rows,
-                                            wm.data, wm.row_stride, p, xm.cols, nullptr, wx);
+                few_product<T>(xm.data + b * xm.row_stride, xm.row_stride, rows, wm, nullptr, wx);
             else
                 mm<T>(row_major(wx, rows, p), xm.range(b, b + rows), wm.transposed());
             for (int64_t k = 0; k + 1 < stages; ++k)
