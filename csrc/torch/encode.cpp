@@ -3,8 +3,8 @@
 #include <optional>
 #include <tuple>
 
+#include "torch/product.h"
 #include "torch/screen.h"
-#include "torch/steps.h"
 
 namespace deepl0::torch_ops {
 
@@ -103,7 +103,7 @@ Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, int64_t m, int64_t sta
         kept > 0 ? codes_of(values, indices, saved_values, saved_indices, batch * m)
                  : codes_of(values, indices, values, indices, 0);
     const auto& kernels = encode_kernels<T>();
-    const bool few = batch <= kFew && xm.col_stride == 1 && wm.col_stride == 1;
+    const RowProduct<T> product(xm, wm);
 
     torch::stable::parallel_for(0, batch, 16, [&](int64_t begin, int64_t end) {
         const int64_t most = std::min(plan.rows, end - begin);
@@ -117,10 +117,7 @@ Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, int64_t m, int64_t sta
         if (dense) std::fill_n(z, most * p, T(0));
         for (int64_t b = begin; b < end; b += most) {
             const int64_t rows = std::min(most, end - b);
-            if (few)
-                few_product<T>(xm.data + b * xm.row_stride, xm.row_stride, rows, wm, nullptr, wx);
-            else
-                mm<T>(row_major(wx, rows, p), xm.range(b, b + rows), wm.transposed());
+            product(b, b + rows, wx);
             TopMCodes<T> out = codes;
             out.values += b * m;
             out.indices += b * m;

@@ -9,8 +9,8 @@
 #include <tuple>
 
 #include "core/unit_lists.h"
+#include "torch/product.h"
 #include "torch/stage_thresholds.h"
-#include "torch/steps.h"
 
 namespace deepl0::torch_ops {
 namespace {
@@ -137,7 +137,7 @@ std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, std::optional<Tensor> s,
     if (s && stages > 1) steps.emplace(*s, p, plan.by_rows);
     T* out = static_cast<T*>(z.mutable_data_ptr());
     T* kept = save ? static_cast<T*>(saved.mutable_data_ptr()) : nullptr;
-    const bool few = batch <= kFew && xm.col_stride == 1 && wm.col_stride == 1;
+    const RowProduct<T> product(xm, wm);
 
     torch::stable::parallel_for(0, batch, 16, [&](int64_t begin, int64_t end) {
         const int64_t most = std::min(plan.rows, end - begin);
@@ -149,10 +149,7 @@ std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, std::optional<Tensor> s,
                 return k == 0 ? panel.wx.get() : panel.u.get();
             };
             T* wx = u_of(0);
-            if (few)
-                few_product<T>(xm.data + b * xm.row_stride, xm.row_stride, rows, wm, nullptr, wx);
-            else
-                mm<T>(row_major(wx, rows, p), xm.range(b, b + rows), wm.transposed());
+            product(b, b + rows, wx);
             for (int64_t k = 0; k + 1 < stages; ++k)
                 step(plan, h, k, panel, u_of(k), wx, rows, p, *steps, u_of(k + 1));
             h.apply(stages - 1, u_of(stages - 1), rows, p, out + b * p);
