@@ -25,10 +25,12 @@ struct Plan {
     int64_t width;  // of the column panels of S'
 };
 
-/// steps: products with S per row; packings: of S'. Measured on one core with 2 MiB of L2, float32:
-/// the gather-sum costs 0.014 m us a row at p = 512 and 0.065 m at p = 2048 (panels), the dense
-/// product 2.6 and 42 us, so they meet at m = 0.45 p (L2) and 0.35 p (panels). A transposed copy of
-/// S costs 0.05 ms and 1.3 ms, which 14 and 6 rows repay; few rows read S as it is.
+/// steps: products with S per row; packings: of S'. Measured on one core of an Intel with 2 MiB of
+/// L2, float32: the gather-sum costs 0.014 m us a row at p = 512 and 0.065 m at p = 2048 (panels),
+/// the dense product 2.6 and 42 us, so they meet at m = 0.45 p (L2) and 0.35 p (panels). A
+/// transposed copy of S costs 0.05 ms and 1.3 ms, which 14 and 6 rows repay; few rows read S as it
+/// is. On a Zen 5 with 1 MiB the same choices are the best or within 15 % of it, but that the BLAS
+/// is slow there (product_pays), so that the sums win up to 0.75 p.
 template <class T>
 Plan make_plan(int64_t batch, int64_t p, int64_t m, int64_t steps, int64_t packings,
                bool s_by_columns) {
@@ -36,14 +38,14 @@ Plan make_plan(int64_t batch, int64_t p, int64_t m, int64_t steps, int64_t packi
     const Plan rows{Path::rows, panel, p}, dense{Path::dense, panel, p};
     if (steps == 0 || m == 0) return rows;
     const bool in_l2 = p * p * size * 3 <= l2 * 2;
-    const bool few = batch <= kFew;
+    const bool few = batch <= kFew, sparse = m * 20 <= p * (product_pays() ? 15 : 9);
     if (s_by_columns) {
-        if (few || (in_l2 && m * 20 <= p * 9)) return rows;
-        if (!in_l2 && m * 14 < p && batch * m * steps < 3 * p * packings) return rows;
+        if (few || (in_l2 && sparse)) return rows;
+        if (!in_l2 && m * 14 < p && batch * m * steps <= 4 * p * packings) return rows;
     } else {
         if (few && m * 16 <= p) return {Path::columns, panel, p};
         if (few || batch * steps < (in_l2 ? 14 : 6) * packings) return dense;
-        if (in_l2 && m * 20 <= p * 9) return rows;
+        if (in_l2 && sparse) return rows;
     }
     if (in_l2 || m * 3 > p) return dense;
     const int64_t width = std::clamp<int64_t>(l2 / 4 / (p * size) / 16 * 16, 16, 256);

@@ -29,7 +29,7 @@ Plan make_plan(int64_t batch, int64_t p, int64_t steps, bool s_by_columns) {
     const int64_t size = sizeof(T), l2 = l2_bytes();
     const bool in_l2 = p * p * size * 3 <= l2 * 2;
     const bool enough = batch * steps >= (in_l2 ? 14 : 6);
-    if (in_l2 && (enough || s_by_columns))
+    if ((in_l2 && (enough || s_by_columns)) || (batch <= kFew && s_by_columns))
         return {true, false, p * 3 / 10, p, panel_rows(p, size, 256)};
     if (!in_l2 && enough) {
         const int64_t width = std::clamp<int64_t>(l2 / 4 / (p * size) / 16 * 16, 16, 256);
