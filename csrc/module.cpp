@@ -34,7 +34,8 @@ py::dict build_info() {
     info["isa_compiled"] = compiled;
     info["isa_supported"] = supported;
     info["isa_active"] = deepl0::isa_name(deepl0::active_isa());
-    info["amx_bfloat16"] = deepl0::screen_has_bfloat16();
+    info["amx_bfloat16"] = deepl0::screen_has(deepl0::ScreenKind::bfloat16_tiles);
+    info["avx512_bfloat16"] = deepl0::screen_has(deepl0::ScreenKind::bfloat16_vectors);
     info["cuda"] = false;
     info["cuda_archs"] = py::list();
     info["torch_abi_target"] = DEEPL0_STRING(DEEPL0_TORCH_TARGET);

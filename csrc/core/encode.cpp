@@ -150,41 +150,40 @@ static void panels_impl(T* wx, int64_t rows, int64_t p, StepMatrices<T> s, int64
     }
 }
 
-/// <x, w_i> for N rows of w.
-template <int N, class T>
-DEEPL0_INLINE void dot_rows(const T* x, const T* w, int64_t ldw, int64_t n, T* dots) {
+/// <x, w>, n terms. Four sums hide the latency of the fma.
+template <class T>
+DEEPL0_INLINE T dot(const T* x, const T* w, int64_t n) {
     using V = typename Vector<T>::type;
     constexpr int64_t W = kVectorBytes / int64_t(sizeof(T));
-    V acc[N] = {};
-    int64_t c = 0;
-    for (; c + W <= n; c += W) {
-        const V xv = *reinterpret_cast<const V*>(x + c);
-        for (int i = 0; i < N; ++i)
-            acc[i] = fused(xv, V(*reinterpret_cast<const V*>(w + i * ldw + c)), acc[i]);
+    const auto at = [](const T* p) { return V(*reinterpret_cast<const V*>(p)); };
+    V a = {}, b = {}, c = {}, d = {};
+    const T* const end = x + n;
+    for (const T* const last = x + n / (4 * W) * (4 * W); x < last; x += 4 * W, w += 4 * W) {
+        a = fused(at(x), at(w), a);
+        b = fused(at(x + W), at(w + W), b);
+        c = fused(at(x + 2 * W), at(w + 2 * W), c);
+        d = fused(at(x + 3 * W), at(w + 3 * W), d);
     }
-    for (int i = 0; i < N; ++i) {
-        dots[i] = sum_of_lanes<T, kVectorBytes>(acc[i]);
-        for (int64_t t = c; t < n; ++t) dots[i] = fused(x[t], w[i * ldw + t], dots[i]);
-    }
+    for (; x + W <= end; x += W, w += W) a = fused(at(x), at(w), a);
+    T sum = sum_of_lanes<T, kVectorBytes>((a + b) + (c + d));
+    for (; x < end; ++x, ++w) sum = fused(*x, *w, sum);
+    return sum;
 }
 
+/// One row of w at a time is one stream for the prefetchers: twice as fast from L2 as several
+/// abreast.
 template <class T>
 static void product_impl(const T* x, int64_t ldx, int64_t rows, const T* w, int64_t ldw,
-                         int64_t units, int64_t n, const T* base, T* out) {
-    constexpr int kRows = 8;
-    T dots[kRows];
-    for (int64_t i = 0; i < units; i += kRows) {
-        const int64_t left = units - i < kRows ? units - i : kRows;
+                         int64_t units, int64_t n, const T* base, T* out, int64_t ldo) {
+    if (rows == 1) {
+        for (int64_t i = 0; i < units; ++i, w += ldw)
+            out[i] = base ? base[i] + dot(x, w, n) : dot(x, w, n);
+        return;
+    }
+    for (int64_t i = 0; i < units; ++i, w += ldw) {
         for (int64_t r = 0; r < rows; ++r) {
-            if (left == kRows) {
-                dot_rows<kRows>(x + r * ldx, w + i * ldw, ldw, n, dots);
-            } else {
-                for (int64_t l = 0; l < left; ++l)
-                    dot_rows<1>(x + r * ldx, w + (i + l) * ldw, ldw, n, dots + l);
-            }
-            const int64_t at = r * units + i;
-            for (int64_t l = 0; l < left; ++l)
-                out[at + l] = base ? base[at + l] + dots[l] : dots[l];
+            const T sum = dot(x + r * ldx, w, n);
+            out[r * ldo + i] = base ? base[r * ldo + i] + sum : sum;
         }
     }
 }

@@ -61,9 +61,10 @@ struct EncodeKernels {
     void (*transpose)(const T* s, int64_t rows, int64_t cols, int64_t begin, int64_t end, T* out);
 
     /// out[r, i] = base[r, i] + <x[r, :], w[i, :]>, r < rows, i < units, n terms each; base may be
-    /// null. For few rows: one pass over w, at the speed of the memory that holds it.
+    /// null, its rows have the stride of out. For few rows: one pass over w, at the speed of the
+    /// memory that holds it.
     void (*product)(const T* x, int64_t ldx, int64_t rows, const T* w, int64_t ldw, int64_t units,
-                    int64_t n, const T* base, T* out);
+                    int64_t n, const T* base, T* out, int64_t ldo);
 };
 
 /// The kernels of the ISA level in force (see active_isa).

@@ -123,33 +123,28 @@ DEEPL0_INLINE void gather_sum(T* u, const T* base, const T* rows, int64_t ld, co
     }
 }
 
+/// N rows of gather_columns.
+template <int N, class T>
+DEEPL0_INLINE void gather_rows(T* u, const T* base, const T* s, int64_t ld, const T* v,
+                               const int64_t* idx, int64_t m) {
+    T sum[N];
+    for (int r = 0; r < N; ++r) sum[r] = base ? base[r] : T(0);
+    for (int64_t j = 0; j < m; ++j)
+#pragma GCC unroll 8
+        for (int r = 0; r < N; ++r) sum[r] = fused(v[j], s[r * ld + idx[j]], sum[r]);
+    for (int r = 0; r < N; ++r) u[r] = sum[r];
+}
+
 /// The same with the matrix transposed: u[i] = base[i] + sum_j v[j] * s[i * ld + idx[j]], i in [0,
-/// n); base may be null. Four rows at a time hide the latency of the scattered loads.
+/// n); base may be null. Eight rows at a time keep enough scattered loads in flight; hardware
+/// gathers and prefetching gained nothing.
 template <class T>
 DEEPL0_INLINE void gather_columns(T* u, const T* base, const T* s, int64_t ld, const T* v,
                                   const int64_t* idx, int64_t m, int64_t n) {
-    const auto at = [&](int64_t i) { return base ? base[i] : T(0); };
+    const auto at = [&](int64_t i) { return base ? base + i : nullptr; };
     int64_t i = 0;
-    for (; i + 4 <= n; i += 4) {
-        const T *a = s + i * ld, *b = a + ld, *c = b + ld, *d = c + ld;
-        T ua = at(i), ub = at(i + 1), uc = at(i + 2), ud = at(i + 3);
-        for (int64_t j = 0; j < m; ++j) {
-            const int64_t k = idx[j];
-            ua = fused(v[j], a[k], ua);
-            ub = fused(v[j], b[k], ub);
-            uc = fused(v[j], c[k], uc);
-            ud = fused(v[j], d[k], ud);
-        }
-        u[i] = ua;
-        u[i + 1] = ub;
-        u[i + 2] = uc;
-        u[i + 3] = ud;
-    }
-    for (; i < n; ++i) {
-        T sum = at(i);
-        for (int64_t j = 0; j < m; ++j) sum = fused(v[j], s[i * ld + idx[j]], sum);
-        u[i] = sum;
-    }
+    for (; i + 8 <= n; i += 8) gather_rows<8>(u + i, at(i), s + i * ld, ld, v, idx, m);
+    for (; i < n; ++i) gather_rows<1>(u + i, at(i), s + i * ld, ld, v, idx, m);
 }
 
 }  // namespace deepl0::DEEPL0_ISA

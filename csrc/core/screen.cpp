@@ -6,7 +6,7 @@
 #include <unistd.h>
 #endif
 
-#include "screen_amx.h"
+#include "screen_bf16.h"
 #include "select.h"
 
 namespace deepl0 {
@@ -220,7 +220,7 @@ struct Packed {
 
 void screen_pack(ScreenKind kind, const float* w, int64_t ldw, int64_t p, int64_t n, int64_t begin,
                  int64_t end, void* packed) {
-    const bool bf16 = kind == ScreenKind::bfloat16;
+    const bool bf16 = kind != ScreenKind::float32;
     const Packed out(packed, bf16, p, n);
     for (int64_t g = begin / kScreenGroup; g * kScreenGroup < end; ++g) {
         const int64_t first_unit = g * kScreenGroup, units = smaller(kScreenGroup, p - first_unit);
@@ -232,7 +232,7 @@ void screen_pack(ScreenKind kind, const float* w, int64_t ldw, int64_t p, int64_
         }
         const float* rows = w + first_unit * ldw;
         float squares[kScreenGroup] = {}, lost[kScreenGroup] = {};
-#if DEEPL0_HAS_AMX
+#if DEEPL0_HAS_BF16
         if (bf16)
             pack_units(rows, ldw, units, n, static_cast<uint16_t*>(out.group(g)), squares, lost);
 #endif
@@ -264,10 +264,10 @@ struct Layout {
     int64_t capacity;            // candidates of a row
     int64_t stride;              // between the rows of candidates
     int64_t scratch, row_bytes;  // of int32, of a packed row
-    bool bf16;
+    bool bf16, tiles;
 
     Layout(ScreenKind kind, int64_t rows, int64_t p, int64_t n, int64_t m)
-        : bf16(kind == ScreenKind::bfloat16) {
+        : bf16(kind != ScreenKind::float32), tiles(kind == ScreenKind::bfloat16_tiles) {
         panel = smaller(round_up(larger(rows, 1), 32), 512);
         const int64_t units = round_up(larger(p, 1), kScreenGroup);
         tile = smaller(units, larger(1024, round_up(4 * m, kScreenGroup)));
@@ -630,10 +630,11 @@ DEEPL0_INLINE const void* packed_rows(const Panel& s, int64_t row) {
 /// u[32, 32] (rows of stride ld) = the rows [row, row + 32) times group g.
 DEEPL0_INLINE void approximate(const Panel& s, int64_t n, int64_t row, int64_t g, float* u,
                                int64_t ld) {
-#if DEEPL0_HAS_AMX
+#if DEEPL0_HAS_BF16
     if (s.layout.bf16) {
-        amx_block(static_cast<const uint16_t*>(packed_rows(s, row)),
-                  static_cast<const uint16_t*>(s.w.group(g)), (n + 31) / 32, u, ld);
+        const auto block = s.layout.tiles ? amx_block : vector_block;
+        block(static_cast<const uint16_t*>(packed_rows(s, row)),
+              static_cast<const uint16_t*>(s.w.group(g)), (n + 31) / 32, u, ld);
         return;
     }
 #endif
@@ -649,7 +650,7 @@ DEEPL0_INLINE void prepare_rows(Panel& s, const ScreenProblem& q, int64_t begin,
         const int64_t some = larger(0, smaller(kSome, rows - r));
         const float* x = q.x + (begin + r) * q.ldx;
         char* to = s.x + r * s.layout.row_bytes;
-#if DEEPL0_HAS_AMX
+#if DEEPL0_HAS_BF16
         if (s.layout.bf16)
             pack_rows(x, q.ldx, some, q.n, reinterpret_cast<uint16_t*>(to), squares, lost);
 #endif
@@ -778,8 +779,8 @@ void screen_top_m(const ScreenProblem& q, int64_t begin, int64_t end, void* work
                   ScreenCounts* counts) {
     Panel s(q, end - begin, workspace);
     if (q.m <= 0) return;
-#if DEEPL0_HAS_AMX
-    if (s.layout.bf16) amx_begin();
+#if DEEPL0_HAS_BF16
+    if (s.layout.tiles) amx_begin();
 #endif
     for (int64_t r0 = begin; r0 < end; r0 += s.layout.panel) {
         const int64_t rows = smaller(s.layout.panel, end - r0);
@@ -797,8 +798,8 @@ void screen_top_m(const ScreenProblem& q, int64_t begin, int64_t end, void* work
         }
         if (s.full_rows) compute_full_rows(s, q, r0);
     }
-#if DEEPL0_HAS_AMX
-    if (s.layout.bf16) amx_end();
+#if DEEPL0_HAS_BF16
+    if (s.layout.tiles) amx_end();
 #endif
     if (counts) {
         counts->rescored += s.counts.rescored;
@@ -813,15 +814,15 @@ void screen_bounds(const ScreenProblem& q, int64_t begin, int64_t end, void* wor
         s.full_rows = 0;
         prepare_rows(s, q, r, 1);
         alignas(64) float block[32 * 32];
-#if DEEPL0_HAS_AMX
-        if (s.layout.bf16) amx_begin();
+#if DEEPL0_HAS_BF16
+        if (s.layout.tiles) amx_begin();
 #endif
         for (int64_t g = 0; g < s.w.groups; ++g) {
             approximate(s, q.n, 0, g, block, 32);
             for (int64_t i = 0; i < smaller(32, q.p - g * 32); ++i) u[g * 32 + i] = block[i];
         }
-#if DEEPL0_HAS_AMX
-        if (s.layout.bf16) amx_end();
+#if DEEPL0_HAS_BF16
+        if (s.layout.tiles) amx_end();
 #endif
         alignas(64) float lanes[kLanes];
         for (int64_t i = 0; i < q.p; ++i) {
@@ -842,13 +843,18 @@ DEEPL0_DECLARE_LEVELS(screen_bounds)
 namespace {
 
 #if DEEPL0_X86 && defined(__linux__)
+/// vdpbf16ps in the CPU. That the vector registers are enabled goes with level avx512.
+bool cpu_has_vectors() {
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 5 & 1);
+}
+
 /// amx-bf16 and amx-tile in the CPU, tile state enabled by the kernel and granted to this process.
 bool ask_for_tiles() {
     unsigned eax, ebx, ecx, edx;
     if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx >> 27 & 1)) return false;  // osxsave
     if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
-    if ((edx >> 22 & 1) == 0 || (edx >> 24 & 1) == 0) return false;
-    if (!__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) || !(eax >> 5 & 1)) return false;
+    if ((edx >> 22 & 1) == 0 || (edx >> 24 & 1) == 0 || !cpu_has_vectors()) return false;
     unsigned low, high;
     asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     if ((low >> 17 & 3) != 3) return false;
@@ -856,19 +862,28 @@ bool ask_for_tiles() {
     return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 #else
+bool cpu_has_vectors() { return false; }
 bool ask_for_tiles() { return false; }
 #endif
 
 }  // namespace
 
-bool screen_has_bfloat16() {
+bool screen_has(ScreenKind kind) {
+    if (kind == ScreenKind::float32) return true;
     if (active_isa() != Isa::avx512) return false;
-    static const bool granted = ask_for_tiles();
-    return granted;
+    static const bool vectors = cpu_has_vectors(), tiles = ask_for_tiles();
+    return kind == ScreenKind::bfloat16_tiles ? tiles : vectors;
+}
+
+bool screen_is_fast(ScreenKind kind) {
+#if DEEPL0_X86
+    if (kind == ScreenKind::bfloat16_vectors && !__builtin_cpu_is("amd")) return false;
+#endif
+    return screen_has(kind);
 }
 
 int64_t screen_packed_bytes(ScreenKind kind, int64_t p, int64_t n) {
-    return scalar::Packed::bytes(kind == ScreenKind::bfloat16, p, n);
+    return scalar::Packed::bytes(kind != ScreenKind::float32, p, n);
 }
 
 void screen_pack(ScreenKind kind, const float* w, int64_t ldw, int64_t p, int64_t n, int64_t begin,

@@ -1,11 +1,12 @@
 // One encoder stage by screening: the m entries of largest |u|, u = W x, without ever holding u.
 //
-// Every u_i is first approximated, by bf16 products on AMX tiles or by float32 products in vector
-// registers. A rigorous bound |u_i - approximation| <= e_i then tells which few entries can be
-// among the m largest; these are computed again by one float32 dot product of fixed order, and the
-// result is selected from those values by the contract of top_m.h. A code therefore depends on its
-// row of x and on W only: not on the batch, the tiling, the number of threads or the kind of
-// approximation. Levels avx2 and avx512 agree bit for bit. See docs/screening.md.
+// Every u_i is first approximated, by bf16 products on AMX tiles or in vector registers, or by
+// float32 products in vector registers. A rigorous bound |u_i - approximation| <= e_i then tells
+// which few entries can be among the m largest; these are computed again by one float32 dot product
+// of fixed order, and the result is selected from those values by the contract of top_m.h. A code
+// therefore depends on its row of x and on W only: not on the batch, the tiling, the number of
+// threads or the kind of approximation. Levels avx2 and avx512 agree bit for bit. See
+// docs/screening.md.
 //
 // The units are visited tile by tile under a running lower bound of the m-th largest |u| of each
 // row. Rows that the bound cannot decide (not finite, huge, or too many candidates) are computed in
@@ -17,16 +18,20 @@
 
 namespace deepl0 {
 
-enum class ScreenKind : int { float32, bfloat16 };
+enum class ScreenKind : int { float32, bfloat16_vectors, bfloat16_tiles };
 
-/// Whether ScreenKind::bfloat16 can run: level avx512 in force, AMX in the CPU and granted by the
-/// operating system (asked for at the first call).
-bool screen_has_bfloat16();
+/// Whether a kind can run: those of bfloat16 where level avx512 is in force, with avx512_bf16 or
+/// AMX in the CPU, AMX also granted by the operating system (asked for at the first call).
+bool screen_has(ScreenKind kind);
+
+/// Whether it is known to be faster than float32. bfloat16_vectors: on AMD's processors, which
+/// issue vdpbf16ps as often as an fma (measured on Zen 5); of others nothing was measured.
+bool screen_is_fast(ScreenKind kind);
 
 /// Units are packed in groups of this many.
 constexpr int64_t kScreenGroup = 32;
 
-/// Bytes of packed W: 2 p n for bfloat16, 4 p n for float32, 8 p for either, all rounded up.
+/// Bytes of packed W: 2 p n for bfloat16, 4 p n for float32, 8 p for any, all rounded up.
 int64_t screen_packed_bytes(ScreenKind kind, int64_t p, int64_t n);
 
 /// Packs the units [begin, end) of W [p, n], rows of stride ldw. begin must be a multiple of

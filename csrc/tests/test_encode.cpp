@@ -300,14 +300,15 @@ void test_transpose(const char* isa) {
 template <class T>
 void test_product(const char* isa) {
     std::mt19937_64 rng(17);
-    for (int64_t n : {0, 1, 7, 16, 31, 64, 129}) {
+    for (int64_t n : {0, 1, 7, 16, 31, 64, 83, 129}) {
         for (int64_t units : {1, 7, 8, 9, 24, 37}) {
             for (int pad = 0; pad < 3; ++pad) {
                 for (bool whole : {true, false}) {
                     const int64_t rows = 1 + int64_t(rng() % 4), ldx = n + pad, ldw = n + 2 * pad;
+                    const int64_t ldo = units + pad;
                     // The last row ends with its last entry: nothing beyond may be read.
                     Exact<T> x((rows - 1) * ldx + n), w((units - 1) * ldw + n);
-                    Exact<T> base(rows * units), out(rows * units);
+                    Exact<T> base((rows - 1) * ldo + units), out((rows - 1) * ldo + units);
                     const auto fill = [&](Exact<T>& t) {
                         for (int64_t i = 0; i < t.n; ++i)
                             t[i] = T(whole ? integer(rng, 9) : draw(rng, 0, 0, 0));
@@ -315,11 +316,11 @@ void test_product(const char* isa) {
                     for (auto* t : {&x, &w, &base}) fill(*t);
                     const bool based = rng() % 2;
                     encode_kernels<T>().product(x.get(), ldx, rows, w.get(), ldw, units, n,
-                                                based ? base.get() : nullptr, out.get());
+                                                based ? base.get() : nullptr, out.get(), ldo);
                     bool good = true;
                     for (int64_t r = 0; r < rows; ++r) {
                         for (int64_t i = 0; i < units; ++i) {
-                            double sum = based ? double(base[r * units + i]) : 0;
+                            double sum = based ? double(base[r * ldo + i]) : 0;
                             double magnitude = std::fabs(sum);
                             for (int64_t k = 0; k < n; ++k) {
                                 const double t = double(x[r * ldx + k]) * double(w[i * ldw + k]);
@@ -328,7 +329,7 @@ void test_product(const char* isa) {
                             }
                             const double bound =
                                 whole ? 0 : double(n + 2) * 2 * unit_roundoff<T>() * magnitude;
-                            good = good && near(double(out[r * units + i]), sum, bound);
+                            good = good && near(double(out[r * ldo + i]), sum, bound);
                         }
                     }
                     CHECK(good, "%s product f%d rows=%ld units=%ld n=%ld pad=%d", isa,

@@ -56,7 +56,7 @@ struct Data {
     float& W(int64_t i, int64_t k) { return w[size_t(i * ldw + k)]; }
 };
 
-const char* const kKinds[] = {"float32", "bfloat16"};
+const char* const kKinds[] = {"float32", "bfloat16 vectors", "bfloat16 tiles"};
 
 struct Result {
     std::vector<float> values;
@@ -191,8 +191,11 @@ Data inverted(int64_t p, int64_t m, int64_t rivals) {
 }
 
 std::vector<ScreenKind> kinds() {
-    if (screen_has_bfloat16()) return {ScreenKind::float32, ScreenKind::bfloat16};
-    return {ScreenKind::float32};
+    std::vector<ScreenKind> found;
+    for (ScreenKind kind :
+         {ScreenKind::float32, ScreenKind::bfloat16_vectors, ScreenKind::bfloat16_tiles})
+        if (screen_has(kind)) found.push_back(kind);
+    return found;
 }
 
 void test_supports(const char* isa, bool fused) {
@@ -228,7 +231,7 @@ void test_supports(const char* isa, bool fused) {
         for (ScreenKind kind : kinds()) {
             const Result got = screen(data, kind, 1);
             CHECK(equal(got, oracle(data, fused)), "%s, %s, inverted", isa, kKinds[int(kind)]);
-            if (kind == ScreenKind::bfloat16)
+            if (kind != ScreenKind::float32)
                 CHECK(got.counts.full_rows == (rivals == 80 ? 0 : data.rows), "%s: %d full rows",
                       isa, int(got.counts.full_rows));
         }
@@ -274,7 +277,7 @@ void test_bound(const char* isa, bool fused, ScreenKind kind) {
             if (what == 0)
                 for (int64_t k = 0; k < n; ++k) d.X(0, k) = d.W(0, k);
             const double worst = worst_of_bound(isa, d, fused, kind, 100 + what);
-            if (what == 0 && kind == ScreenKind::bfloat16)
+            if (what == 0 && kind != ScreenKind::float32)
                 CHECK(worst > 0.8, "%s, n %d: the bound is far from sharp: %g", isa, int(n), worst);
         }
     }
@@ -289,12 +292,13 @@ int main() {
         test_supports(isa, fused);
         for (ScreenKind kind : kinds()) test_bound(isa, fused, kind);
         // A bound ten times too small does harm, and these tests would see it.
-        if (screen_has_bfloat16()) {
+        for (ScreenKind kind : kinds()) {
+            if (kind == ScreenKind::float32) continue;
             const Data d = inverted(1280, 5, 80);
-            CHECK(!equal(screen(d, ScreenKind::bfloat16, 1, 0.1f), oracle(d, fused)),
-                  "mutation not caught");
+            CHECK(!equal(screen(d, kind, 1, 0.1f), oracle(d, fused)), "mutation not caught");
         }
     });
-    if (!screen_has_bfloat16()) std::printf("bfloat16 screening is not tested: no AMX\n");
+    for (ScreenKind kind : {ScreenKind::bfloat16_vectors, ScreenKind::bfloat16_tiles})
+        if (!screen_has(kind)) std::printf("%s: not tested, not in this CPU\n", kKinds[int(kind)]);
     return report("screen");
 }

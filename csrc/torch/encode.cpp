@@ -3,8 +3,8 @@
 #include <optional>
 #include <tuple>
 
+#include "torch/product.h"
 #include "torch/screen.h"
-#include "torch/steps.h"
 
 namespace deepl0::torch_ops {
 
@@ -25,10 +25,12 @@ struct Plan {
     int64_t width;  // of the column panels of S'
 };
 
-/// steps: products with S per row; packings: of S'. Measured on one core with 2 MiB of L2, float32:
-/// the gather-sum costs 0.014 m us a row at p = 512 and 0.065 m at p = 2048 (panels), the dense
-/// product 2.6 and 42 us, so they meet at m = 0.45 p (L2) and 0.35 p (panels). A transposed copy of
-/// S costs 0.05 ms and 1.3 ms, which 14 and 6 rows repay; few rows read S as it is.
+/// steps: products with S per row; packings: of S'. Measured on one core of an Intel with 2 MiB of
+/// L2, float32: the gather-sum costs 0.014 m us a row at p = 512 and 0.065 m at p = 2048 (panels),
+/// the dense product 2.6 and 42 us, so they meet at m = 0.45 p (L2) and 0.35 p (panels). A
+/// transposed copy of S costs 0.05 ms and 1.3 ms, which 14 and 6 rows repay; few rows read S as it
+/// is. On a Zen 5 with 1 MiB the same choices are the best or within 15 % of it, but that the BLAS
+/// is slow there (product_pays), so that the sums win up to 0.75 p.
 template <class T>
 Plan make_plan(int64_t batch, int64_t p, int64_t m, int64_t steps, int64_t packings,
                bool s_by_columns) {
@@ -36,14 +38,14 @@ Plan make_plan(int64_t batch, int64_t p, int64_t m, int64_t steps, int64_t packi
     const Plan rows{Path::rows, panel, p}, dense{Path::dense, panel, p};
     if (steps == 0 || m == 0) return rows;
     const bool in_l2 = p * p * size * 3 <= l2 * 2;
-    const bool few = batch <= kFew;
+    const bool few = batch <= kFew, sparse = m * 20 <= p * (product_pays() ? 15 : 9);
     if (s_by_columns) {
-        if (few || (in_l2 && m * 20 <= p * 9)) return rows;
-        if (!in_l2 && m * 14 < p && batch * m * steps < 3 * p * packings) return rows;
+        if (few || (in_l2 && sparse)) return rows;
+        if (!in_l2 && m * 14 < p && batch * m * steps <= 4 * p * packings) return rows;
     } else {
-        if (few && m * 32 < p) return {Path::columns, panel, p};
+        if (few && m * 16 <= p) return {Path::columns, panel, p};
         if (few || batch * steps < (in_l2 ? 14 : 6) * packings) return dense;
-        if (in_l2 && m * 20 <= p * 9) return rows;
+        if (in_l2 && sparse) return rows;
     }
     if (in_l2 || m * 3 > p) return dense;
     const int64_t width = std::clamp<int64_t>(l2 / 4 / (p * size) / 16 * 16, 16, 256);
@@ -64,7 +66,7 @@ void encode_dense(const T* wx, int64_t rows, int64_t p, const Steps<T>& s, TopMC
             for (int64_t j = r * out.m; j < (r + 1) * out.m; ++j) z[r * p + idx[j]] = v[j];
         const Matrix<const T> sk = s[k - 1];
         if (rows <= kFew && sk.col_stride == 1)
-            kernels.product(z, p, rows, sk.data, p, p, p, wx, u);
+            few_product<T>(z, p, rows, sk, wx, u);
         else
             addmm<T>(row_major(u, rows, p), row_major(wx, rows, p), row_major<const T>(z, rows, p),
                      sk.transposed());
@@ -103,24 +105,21 @@ Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, int64_t m, int64_t sta
         kept > 0 ? codes_of(values, indices, saved_values, saved_indices, batch * m)
                  : codes_of(values, indices, values, indices, 0);
     const auto& kernels = encode_kernels<T>();
-    const bool few = batch <= kFew && xm.col_stride == 1 && wm.col_stride == 1;
+    const RowProduct<T> product(xm, wm);
 
     torch::stable::parallel_for(0, batch, 16, [&](int64_t begin, int64_t end) {
         const int64_t most = std::min(plan.rows, end - begin);
-        const Buffer<char> workspace(encode_workspace<T>(p, m));
-        const Buffer<T> wx(most * p);
-        const bool second = (plan.path == Path::panels && stages > 2) || plan.path == Path::dense;
-        const Buffer<T> u(second ? most * p : 0);
-        const Buffer<T> packed(plan.path == Path::panels ? p * plan.width : 0);
-        const Buffer<T> z(plan.path == Path::dense ? most * p : 0);
-        if (plan.path == Path::dense) std::fill_n(z.get(), most * p, T(0));
+        Blocks blocks;
+        void* const workspace = blocks.take<char>(encode_workspace<T>(p, m));
+        T* const wx = blocks.take<T>(most * p);
+        const bool panels = plan.path == Path::panels, dense = plan.path == Path::dense;
+        T* const u = blocks.take<T>((panels && stages > 2) || dense ? most * p : 0);
+        T* const packed = blocks.take<T>(panels ? p * plan.width : 0);
+        T* const z = blocks.take<T>(dense ? most * p : 0);
+        if (dense) std::fill_n(z, most * p, T(0));
         for (int64_t b = begin; b < end; b += most) {
             const int64_t rows = std::min(most, end - b);
-            if (few)
-                kernels.product(xm.data + b * xm.row_stride, xm.row_stride, rows, wm.data,
-                                wm.row_stride, p, xm.cols, nullptr, wx.get());
-            else
-                mm<T>(row_major(wx.get(), rows, p), xm.range(b, b + rows), wm.transposed());
+            product(b, b + rows, wx);
             TopMCodes<T> out = codes;
             out.values += b * m;
             out.indices += b * m;
@@ -129,17 +128,16 @@ Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, int64_t m, int64_t sta
             const StepMatrices<T> sm = steps ? steps->matrices() : StepMatrices<T>{};
             switch (plan.path) {
                 case Path::rows:
-                    kernels.rows(wx.get(), rows, p, sm, out, workspace.get());
+                    kernels.rows(wx, rows, p, sm, out, workspace);
                     break;
                 case Path::columns:
-                    kernels.columns(wx.get(), rows, p, sm, out, workspace.get());
+                    kernels.columns(wx, rows, p, sm, out, workspace);
                     break;
                 case Path::panels:
-                    kernels.panels(wx.get(), rows, p, sm, plan.width, out, u.get(), packed.get(),
-                                   workspace.get());
+                    kernels.panels(wx, rows, p, sm, plan.width, out, u, packed, workspace);
                     break;
                 case Path::dense:
-                    encode_dense(wx.get(), rows, p, *steps, out, z.get(), u.get(), workspace.get());
+                    encode_dense(wx, rows, p, *steps, out, z, u, workspace);
                     break;
             }
         }

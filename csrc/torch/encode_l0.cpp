@@ -9,8 +9,8 @@
 #include <tuple>
 
 #include "core/unit_lists.h"
+#include "torch/product.h"
 #include "torch/stage_thresholds.h"
-#include "torch/steps.h"
 
 namespace deepl0::torch_ops {
 namespace {
@@ -29,7 +29,7 @@ Plan make_plan(int64_t batch, int64_t p, int64_t steps, bool s_by_columns) {
     const int64_t size = sizeof(T), l2 = l2_bytes();
     const bool in_l2 = p * p * size * 3 <= l2 * 2;
     const bool enough = batch * steps >= (in_l2 ? 14 : 6);
-    if (in_l2 && (enough || s_by_columns))
+    if ((in_l2 && (enough || s_by_columns)) || (batch <= kFew && s_by_columns))
         return {true, false, p * 3 / 10, p, panel_rows(p, size, 256)};
     if (!in_l2 && enough) {
         const int64_t width = std::clamp<int64_t>(l2 / 4 / (p * size) / 16 * 16, 16, 256);
@@ -65,7 +65,7 @@ void add_dense(Panel<T>& panel, const T* wx, int64_t rows, int64_t p, Matrix<con
     T* product = n == rows ? u : panel.product.get();
     const Matrix<const T> z = row_major<const T>(panel.z.get(), n, p);
     if (n <= kFew && s.col_stride == 1)
-        encode_kernels<T>().product(z.data, p, n, s.data, p, p, p, nullptr, product);
+        few_product<T>(z.data, p, n, s, nullptr, product);
     else
         mm<T>(row_major(product, n, p), z, s.transposed());
     for (int64_t d = 0; d < n; ++d) {
@@ -137,7 +137,7 @@ std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, std::optional<Tensor> s,
     if (s && stages > 1) steps.emplace(*s, p, plan.by_rows);
     T* out = static_cast<T*>(z.mutable_data_ptr());
     T* kept = save ? static_cast<T*>(saved.mutable_data_ptr()) : nullptr;
-    const bool few = batch <= kFew && xm.col_stride == 1 && wm.col_stride == 1;
+    const RowProduct<T> product(xm, wm);
 
     torch::stable::parallel_for(0, batch, 16, [&](int64_t begin, int64_t end) {
         const int64_t most = std::min(plan.rows, end - begin);
@@ -149,11 +149,7 @@ std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, std::optional<Tensor> s,
                 return k == 0 ? panel.wx.get() : panel.u.get();
             };
             T* wx = u_of(0);
-            if (few)
-                encode_kernels<T>().product(xm.data + b * xm.row_stride, xm.row_stride, rows,
-                                            wm.data, wm.row_stride, p, xm.cols, nullptr, wx);
-            else
-                mm<T>(row_major(wx, rows, p), xm.range(b, b + rows), wm.transposed());
+            product(b, b + rows, wx);
             for (int64_t k = 0; k + 1 < stages; ++k)
                 step(plan, h, k, panel, u_of(k), wx, rows, p, *steps, u_of(k + 1));
             h.apply(stages - 1, u_of(stages - 1), rows, p, out + b * p);

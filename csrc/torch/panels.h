@@ -98,6 +98,41 @@ class Buffer {
     std::unique_ptr<T, Free> data_;
 };
 
+/// The blocks of one task: the first ones from a store on the stack, which for a batch of one is
+/// faster than the allocator. Uninitialised, aligned to cache lines.
+class Blocks {
+  public:
+    template <class T>
+    T* take(int64_t n) {
+        const size_t bytes = (size_t(n) * sizeof(T) + 63) / 64 * 64;
+        if (bytes > sizeof store_ - used_) {
+            large_.emplace_back(int64_t(bytes));
+            return reinterpret_cast<T*>(large_.back().get());
+        }
+        void* block = store_ + used_;
+        used_ += bytes;
+        return static_cast<T*>(block);
+    }
+
+  private:
+    alignas(64) char store_[size_t(48) << 10];
+    size_t used_ = 0;
+    std::vector<Buffer<char>> large_;
+};
+
+/// out = base + x w' for few rows of x (and of base, which may be null), w row-major, out [rows,
+/// units]; by several threads where w is worth it. An entry does not depend on their number.
+template <class T>
+void few_product(const T* x, int64_t ldx, int64_t rows, Matrix<const T> w, const T* base, T* out) {
+    constexpr int64_t kTask = int64_t(1) << 20;  // bytes
+    const int64_t grain = std::max<int64_t>(16, kTask / (int64_t(sizeof(T)) * (w.cols + 1)));
+    torch::stable::parallel_for(0, w.rows, grain, [&](int64_t begin, int64_t end) {
+        encode_kernels<T>().product(x, ldx, rows, w.data + begin * w.row_stride, w.row_stride,
+                                    end - begin, w.cols, base ? base + begin : nullptr, out + begin,
+                                    w.rows);
+    });
+}
+
 /// out = s' of a plain s [rows, cols].
 template <class T>
 void transpose_matrix(const T* s, int64_t rows, int64_t cols, T* out) {

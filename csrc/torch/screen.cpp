@@ -26,18 +26,21 @@ int screen_wish() {
 /// Above this share of candidates they cost more than what was screened away.
 bool few_enough(int64_t p, int64_t m) { return p >= 12 * m; }
 
-/// Below 32 rows packing W in bf16 costs more than it saves.
-bool bfloat16_pays(int64_t batch, int64_t p, int64_t m) {
+/// The best kind for the task. bfloat16 must pay: below 32 rows packing W costs more than it saves.
+ScreenKind kind_for(int64_t batch, int64_t p, int64_t m) {
     const int wish = screen_wish();
-    if (wish == 0 || !screen_has_bfloat16()) return false;
-    return wish == 1 || (batch >= 32 && few_enough(p, m));
+    if (wish != 0 && (wish == 1 || (batch >= 32 && few_enough(p, m)))) {
+        for (const ScreenKind kind : {ScreenKind::bfloat16_tiles, ScreenKind::bfloat16_vectors})
+            if (wish == 1 ? screen_has(kind) : screen_is_fast(kind)) return kind;
+    }
+    return ScreenKind::float32;
 }
 
 }  // namespace
 
 bool screens(int64_t batch, int64_t p, int64_t m) {
     constexpr int64_t kLarge = 4096;
-    return bfloat16_pays(batch, p, m) || (p >= kLarge && few_enough(p, m));
+    return kind_for(batch, p, m) != ScreenKind::float32 || (p >= kLarge && few_enough(p, m));
 }
 
 std::tuple<Tensor, Tensor> screen_top_m(Tensor x, Tensor W, int64_t m) {
@@ -54,9 +57,9 @@ std::tuple<Tensor, Tensor> screen_top_m(Tensor x, Tensor W, int64_t m) {
     Tensor indices = fresh({batch, m}, ScalarType::Long);
     if (batch == 0 || m == 0) return {values, indices};
 
-    const ScreenKind kind = bfloat16_pays(batch, p, m) ? ScreenKind::bfloat16 : ScreenKind::float32;
+    const ScreenKind kind = kind_for(batch, p, m);
     // For a few rows the dot products are as fast as any tile, and nothing is packed.
-    const bool pack = kind == ScreenKind::bfloat16 || batch > 64;
+    const bool pack = kind != ScreenKind::float32 || batch > 64;
     const Buffer<char> packed(pack ? screen_packed_bytes(kind, p, n) : 0);
     constexpr int64_t kGroups = 16;  // of units per task
     const int64_t groups = pack ? (p + kScreenGroup - 1) / kScreenGroup : 0;

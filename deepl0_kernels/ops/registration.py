@@ -27,12 +27,13 @@ def define(name: str, schema: str, fake: Callable) -> None:
     torch.library.register_fake(f"deepl0::{name}", fake, lib=_library)
 
 
-def serve(name: str, reference: Callable, low: Sequence[int] | None = ()) -> None:
+def serve(name: str, reference: Callable, low: Sequence[int] | None = ()) -> Callable:
     """Register with :func:`deepl0_kernels.backends.implementation`, and the autocast rule.
 
     Under autocast the tensor arguments at the positions ``low`` are cast to the autocast dtype
     (they feed matrix products), the others to float32, so thresholds and selection are float32.
-    With ``low=None`` nothing is cast: an operator that only moves values.
+    With ``low=None`` nothing is cast: an operator that only moves values. Returns the native
+    implementation.
     """
     operator = getattr(torch.ops.deepl0, name).default
     if low is not None:
@@ -56,6 +57,7 @@ def serve(name: str, reference: Callable, low: Sequence[int] | None = ()) -> Non
 
     backends = ("cpu", "triton") if name in triton_kernels.OPERATORS else ("cpu",)
     register(name, reference=reference_with_autocast, **dict.fromkeys(backends, native))
+    return native
 
 
 def serve_by_triton(device: str) -> torch.library.Library:

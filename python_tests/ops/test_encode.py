@@ -380,3 +380,16 @@ def test_sparse_code():
         dk.encode_top_m(x[None], W, S, 4).to_csr()
     leaves, spec = torch.utils._pytree.tree_flatten(code)
     assert same_bits(torch.utils._pytree.tree_unflatten(leaves, spec).values, code.values)
+
+
+def test_what_the_kernel_would_not_refuse_is_refused():
+    """On plain CPU tensors the kernel checks first; these it would take, or never see."""
+    x, W = torch.randn(3, 4), torch.randn(5, 4)
+    with pytest.raises(ValueError, match="W must be on the device of x"):
+        dk.encode_top_m(x, W.to("meta"), None, 2, num_stages=1)
+    with pytest.raises(TypeError, match="m must be an integer, got True"):
+        dk.encode_top_m(x, W, None, True, num_stages=1)
+    with pytest.raises(ValueError, match="theta must be on"):
+        dk.encode_l0(x, W, None, torch.ones(5, device="meta"), num_stages=1)
+    with pytest.raises(ValueError, match="num_stages must be >= 1, got 0"):
+        dk.encode_top_m(x, W, None, 2, num_stages=0)

@@ -1,24 +1,27 @@
-// bf16 products on AMX tiles for screen.cpp, and the packing of their operands. For files that are
-// compiled once per ISA level; empty but at level avx512 on Linux.
+// bf16 products for screen.cpp, on AMX tiles or in vector registers (vdpbf16ps), and the packing of
+// their operands. For files that are compiled once per ISA level; empty but at level avx512 on
+// Linux.
 //
-// Operands are rounded to nearest even, subnormals to zero, as the tiles would take them. An A tile
+// Operands are rounded to nearest even, subnormals to zero, as both would take them. An A tile
 // holds 16 rows of x by 32 terms; a B tile the same 32 terms of 16 units, as 16 rows of pairs of
-// terms. All tiles are contiguous kilobytes, those of one row block one after the other.
+// terms, each of which is a vector operand. All tiles are contiguous kilobytes, those of one row
+// block one after the other.
 #pragma once
 
 #include "simd.h"
 
 #if DEEPL0_X86 && DEEPL0_ISA_LEVEL == 2 && defined(__linux__)
-#define DEEPL0_HAS_AMX 1
+#define DEEPL0_HAS_BF16 1
 #else
-#define DEEPL0_HAS_AMX 0
+#define DEEPL0_HAS_BF16 0
 #endif
 
-#if DEEPL0_HAS_AMX
+#if DEEPL0_HAS_BF16
 namespace deepl0 {
 namespace DEEPL0_ISA {
 
-#define DEEPL0_AMX __attribute__((noinline, target("amx-tile,amx-bf16,avx512bf16")))
+#define DEEPL0_AMX __attribute__((noinline, target("amx-tile,amx-bf16")))
+#define DEEPL0_BF16 __attribute__((noinline, target("avx512bf16")))
 
 /// Eight tiles of 16 rows by 64 bytes, for the calling thread until amx_end.
 DEEPL0_AMX static void amx_begin() {
@@ -63,6 +66,35 @@ DEEPL0_AMX static void amx_block(const uint16_t* x, const uint16_t* w, int64_t s
     _tile_stored(3, u + 16 * ld + 16, ld * 4);
 }
 
+/// The same in vector registers: 8 rows at a time, two vectors of units.
+DEEPL0_BF16 static void vector_block(const uint16_t* x, const uint16_t* w, int64_t steps, float* u,
+                                     int64_t ld) {
+    constexpr int kRows = 8, kPairs = 16;
+    for (int64_t r = 0; r < 32; r += kRows) {
+        const uint16_t* const xr = x + r / 16 * steps * 512 + r % 16 * 32;
+        F32 acc[kRows][2];
+        for (int a = 0; a < kRows; ++a) acc[a][0] = acc[a][1] = zero();
+        for (int64_t k = 0; k < steps; ++k) {
+            for (int i = 0; i < kPairs; ++i) {
+                const auto w0 = (__m512bh)_mm512_load_si512(w + k * 1024 + i * 32);
+                const auto w1 = (__m512bh)_mm512_load_si512(w + k * 1024 + i * 32 + 512);
+#pragma GCC unroll 8
+                for (int a = 0; a < kRows; ++a) {
+                    int32_t pair;
+                    memcpy(&pair, xr + k * 512 + a * 32 + i * 2, sizeof pair);
+                    const auto xv = (__m512bh)_mm512_set1_epi32(pair);
+                    acc[a][0] = _mm512_dpbf16_ps(acc[a][0], w0, xv);
+                    acc[a][1] = _mm512_dpbf16_ps(acc[a][1], w1, xv);
+                }
+            }
+        }
+        for (int a = 0; a < kRows; ++a) {
+            store(u + (r + a) * ld, acc[a][0]);
+            store(u + (r + a) * ld + 16, acc[a][1]);
+        }
+    }
+}
+
 /// The 16 pairs of terms of x[0..n), n <= 32, rounded; adds to the squares of what was and of what
 /// the rounding took.
 #define DEEPL0_ROUND_TERMS(pairs, x, left, whole, error)                              \
@@ -81,8 +113,8 @@ DEEPL0_AMX static void amx_block(const uint16_t* x, const uint16_t* w, int64_t s
 
 /// 16 rows of x, those beyond `rows` zero, to A tiles; sums of squares of the rows and of their
 /// rounding errors.
-DEEPL0_AMX static void pack_rows(const float* x, int64_t ldx, int64_t rows, int64_t n,
-                                 uint16_t* tiles, float* whole, float* error) {
+DEEPL0_BF16 static void pack_rows(const float* x, int64_t ldx, int64_t rows, int64_t n,
+                                  uint16_t* tiles, float* whole, float* error) {
     const int64_t steps = (n + 31) / 32;
     for (int64_t r = 0; r < 16; ++r) {
         F32 squares = zero(), lost = zero();
@@ -128,8 +160,8 @@ DEEPL0_INLINE void transpose_lanes(__m512i (&v)[16]) {
 }
 
 /// A group of 32 units, those beyond `units` zero, to B tiles, likewise.
-DEEPL0_AMX static void pack_units(const float* w, int64_t ldw, int64_t units, int64_t n,
-                                  uint16_t* tiles, float* whole, float* error) {
+DEEPL0_BF16 static void pack_units(const float* w, int64_t ldw, int64_t units, int64_t n,
+                                   uint16_t* tiles, float* whole, float* error) {
     const int64_t steps = (n + 31) / 32;
     for (int64_t half = 0; half < 2; ++half) {
         F32 squares[16], lost[16];
@@ -156,6 +188,7 @@ DEEPL0_AMX static void pack_units(const float* w, int64_t ldw, int64_t units, in
 
 #undef DEEPL0_ROUND_TERMS
 #undef DEEPL0_AMX
+#undef DEEPL0_BF16
 
 }  // namespace DEEPL0_ISA
 }  // namespace deepl0

@@ -1,0 +1,30 @@
+// out = x W' in float32 by our own kernel, for processors on which the BLAS does not use their
+// vectors: tiles of a few rows by two vectors of units, over a packed W. Every entry is one chain
+// of fma in ascending order of the terms (at level scalar each product is rounded), so it does not
+// depend on the number of rows or threads.
+#pragma once
+
+#include <cstdint>
+
+namespace deepl0 {
+
+/// Units are packed in groups of this many.
+constexpr int64_t kProductGroup = 32;
+
+/// Whether it is known to beat the BLAS: level avx512 on an AMD processor, where MKL stays with
+/// AVX2 (2.5 times slower, measured on Zen 5).
+bool product_pays();
+
+/// Floats of packed W [p, n].
+int64_t product_packed_size(int64_t p, int64_t n);
+
+/// Packs the groups of units [begin, end) of W [p, n], rows of stride ldw. Disjoint ranges may run
+/// concurrently.
+void product_pack(const float* w, int64_t ldw, int64_t p, int64_t n, int64_t begin, int64_t end,
+                  float* packed);
+
+/// out [rows, p] (stride ldo) from x [rows, n] (stride ldx) and packed W. 2 rows p n flops.
+void product_rows(const float* x, int64_t ldx, int64_t rows, const float* packed, int64_t p,
+                  int64_t n, float* out, int64_t ldo);
+
+}  // namespace deepl0
