@@ -1,8 +1,8 @@
 """The machine: registers, control flow, barriers. One block at a time, all its threads at once.
 
 Every thread has a program counter; the threads at the first one in reverse postorder run next, so
-that diverged threads meet again at the first point they share. An operation gets a mask: True when all threads of the
-block take part (the usual case, which costs nothing), else an array of booleans.
+that diverged threads meet again at the first point they share. An operation gets a mask: True when
+all threads of the block take part (the usual case, which costs nothing), else an array of booleans.
 """
 
 from __future__ import annotations
