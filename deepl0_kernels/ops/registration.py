@@ -70,7 +70,7 @@ def serve_by_triton(device: str) -> torch.library.Library:
     library = torch.library.Library("deepl0", "IMPL")
     for name in triton_kernels.OPERATORS:
         launcher = triton_kernels.launcher(name)
-        library.impl(name, launcher, device.upper(), allow_override=True)
+        library.impl(name, launcher, "Meta" if device == "meta" else device.upper(), allow_override=True)
     serve_device(device, "triton")
     return library
 
