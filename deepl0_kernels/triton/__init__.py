@@ -12,6 +12,7 @@ from collections.abc import Callable
 # Module -> the operators of torch.ops.deepl0 that it serves, under their names.
 _MODULES = {
     "thresholds": ("threshold", "threshold_backward"),
+    "decode": ("decode", "decode_backward"),
 }
 OPERATORS = {name: module for module, names in _MODULES.items() for name in names}
 

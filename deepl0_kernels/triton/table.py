@@ -38,6 +38,12 @@ _ANY = 1 << 62
 TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     "threshold": ((64, Config(32, 64)), (_ANY, Config(4, 512))),
     "threshold_backward": ((64, Config(32, 64)), (_ANY, Config(16, 128))),
+    # By n: the columns of D and of its gradient. "combine": depth is the length of a chunk.
+    "decode": ((64, Config(32, 64)), (128, Config(16, 128)), (_ANY, Config(8, 256))),
+    "decode_backward": ((64, Config(32, 64)), (_ANY, Config(16, 128))),
+    "combine": ((64, Config(16, 64, 256)), (_ANY, Config(8, 256, 256))),
+    # By m.
+    "outer": ((_ANY, Config(8, 128, 4096)),),
 }
 
 
