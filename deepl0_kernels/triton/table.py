@@ -1,7 +1,8 @@
 """The decision table: which tile, how many warps and pipeline stages, by operator, size and device.
 
 Nothing is tuned on first use. Every entry is compiled ahead of time for every device class it
-serves by the tests; docs/gpu.md lists what that costs in registers and shared memory.
+serves by the tests; docs/gpu-kernels.md lists what that costs in registers and shared memory, and
+docs/gpu.md what the cost model predicts. ``deepl0 tune`` measures instead (tuned.py).
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import functools
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
+from . import tuned
 
 
 class Config(NamedTuple):
@@ -47,9 +51,23 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
 }
 
 
-def config(kernel: str, p: int) -> Config:
-    """The entry of ``kernel`` for rows of length ``p``."""
-    return next(entry for largest, entry in TABLE[kernel] if p <= largest)
+def config(kernel: str, p: int, like: Tensor | None = None) -> Config:
+    """The entry of ``kernel`` for rows of length ``p``, or what ``deepl0 tune`` measured to be
+    faster for tensors like ``like``."""
+    measured = None if like is None else tuned.lookup(kernel, p, like)
+    return measured or next(entry for largest, entry in TABLE[kernel] if p <= largest)
+
+
+def candidates(kernel: str, p: int) -> tuple[Config, ...]:
+    """What ``deepl0 tune`` may choose from: the entry, and it with half and twice the rows and
+    warps, and other pipelines where there is a loop. All give correct results."""
+    c = config(kernel, p)
+    return tuple(
+        Config(rows, c.columns, c.depth, warps, stages)
+        for rows in dict.fromkeys((c.rows, max(1, c.rows // 2), 2 * c.rows))
+        for warps in dict.fromkeys((c.warps, max(1, c.warps // 2), min(16, 2 * c.warps)))
+        for stages in dict.fromkeys((c.stages, *((2, 3) if c.depth else ())))
+    )
 
 
 @functools.cache
@@ -57,9 +75,19 @@ def device_class(device: torch.device) -> str:
     """The class of the table that ``device`` belongs to; what is not a GPU counts as sm80."""
     if device.type != "cuda":
         return "sm80"
+    name = torch.cuda.get_device_name(device)
     if torch.version.hip:
-        name = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
-        return name if name in SHARED_BYTES else "gfx942"
+        architecture = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+        return _supported(architecture if architecture in SHARED_BYTES else None, name)
     major, minor = torch.cuda.get_device_capability(device)
     known = [c for c in SHARED_BYTES if c.startswith("sm") and int(c[2:]) <= 10 * major + minor]
-    return max(known, key=lambda c: int(c[2:]), default="sm80")
+    return _supported(max(known, key=lambda c: int(c[2:]), default=None), name)
+
+
+def _supported(found: str | None, device: str) -> str:
+    if found is None:
+        raise RuntimeError(
+            f"the Triton kernels serve {', '.join(SHARED_BYTES)} and what is newer, not {device}; "
+            "dk.use_backend('reference') serves every device"
+        )
+    return found

@@ -3,7 +3,7 @@
 They stand in one JSON file: ``DEEPL0_TUNED``, else ``deepl0-kernels/tuned.json`` in
 ``XDG_CACHE_HOME`` (``~/.cache``). It is read once; a file that cannot be understood is ignored with
 a warning. A key names the device, the version of triton, the kernel, the size and the dtype, so
-that a result never serves what it was not measured on.
+that a result never serves what it was not measured on; one that is no candidate is passed over.
 """
 
 from __future__ import annotations
@@ -49,11 +49,15 @@ def lookup(kernel: str, p: int, like: Tensor) -> Config | None:
     found = load()
     if not found or like.device.type != "cuda":
         return None
-    return found.get(key(*_device(like.device), kernel, p, like.dtype))
+    config = found.get(key(*device_and_version(like.device), kernel, p, like.dtype))
+    from .table import candidates
+
+    return config if config in candidates(kernel, p) else None
 
 
 @functools.cache
-def _device(device: torch.device) -> tuple[str, str]:
+def device_and_version(device: torch.device) -> tuple[str, str]:
+    """Name of the device and version of triton: results are valid for both together."""
     import triton
 
     return torch.cuda.get_device_name(device), triton.__version__
@@ -80,19 +84,12 @@ def load() -> Mapping[str, Config]:
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']!r}")
         found = {name: Config(*values) for name, values in content["configs"].items()}
-        if not all(_sound(c) for c in found.values()):
-            raise ValueError("a configuration that is not made of small positive integers")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         warnings.warn(f"{file} is ignored, run 'deepl0 tune' again: {error!r}", stacklevel=2)
         return {}
     return found
-
-
-def _sound(c: Config) -> bool:
-    numbers = all(type(n) is int and 0 <= n <= 1 << 16 for n in c)
-    return numbers and c.rows > 0 and c.warps in (1, 2, 4, 8, 16, 32) and 1 <= c.stages <= 8
 
 
 def store(found: Mapping[str, Config]) -> Path:
