@@ -75,8 +75,12 @@ def measure(
 
 
 def choose(
-    kernels: Iterable[str], sizes: Iterable[int], dtypes: Iterable[torch.dtype], batch: int,
-    device: str, measure: Callable[..., float] = measure,
+    kernels: Iterable[str],
+    sizes: Iterable[int],
+    dtypes: Iterable[torch.dtype],
+    batch: int,
+    device: str,
+    measure: Callable[..., float] = measure,
 ) -> Iterable[Choice]:
     """The fastest candidate for every kernel, size and dtype, one by one as they are measured.
 

@@ -27,7 +27,7 @@ from .recording import recording
 
 
 class Target(NamedTuple):
-    """An architecture, the class of the decision table that serves it, and its limits per SM (CU)."""
+    """An architecture, the class of the table that serves it, and its limits per SM (CU)."""
 
     triton: GPUTarget
     device_class: str
@@ -104,7 +104,7 @@ def launches(
 
 
 def specialise(job: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str, Any]]:
-    """Source and options of ``job``, as a call of the kernel on a device of that kind would make."""
+    """Source and options of ``job``, as a call on a device of that kind would make them."""
     backend = make_backend(target)
     kernel = job.kernel
     keywords = {**job.constants, "num_warps": job.config.warps, "num_stages": job.config.stages}

@@ -25,13 +25,14 @@ INTRODUCTION = f"""# GPU kernels as compiled
 Written by `python -m python_tests.triton.aot_table --write` with triton {triton.__version__}; the
 tests compile the same and compare. Nothing here was run on a GPU.
 
-A line is a file of operators, a kernel they launch, and a configuration of the decision table (`deepl0_kernels/triton/table.py`):
-rows x columns x depth of the tile, warps, pipeline stages. A cell holds, over all dtypes and
-specialisations that the operators launch for that target: registers a thread (AMD: vector registers
-a lane), shared memory of a block, resident warps over those of the SM or CU as far as registers,
-shared memory and block size decide it, spills if there are any, and the matrix instructions in the
-machine code. An empty cell: that configuration does not serve that target. float32 products use the
-matrix unit only after `torch.set_float32_matmul_precision("high")` (tf32); on AMD also without.
+A line is a file of operators, a kernel they launch, and a configuration of the decision table
+(`deepl0_kernels/triton/table.py`): rows x columns x depth of the tile, warps, pipeline stages.
+A cell holds, over all dtypes and specialisations that the operators launch for that target, the
+worst: registers a thread (AMD: vector registers a lane); shared memory of a block; resident warps
+over those of the SM or CU, as far as registers, shared memory and block size decide it; spills, if
+there are any; and the matrix instructions in the machine code. Empty: that configuration does not
+serve that target. float32 products use the matrix unit only after
+`torch.set_float32_matmul_precision("high")` (tf32); on AMD also without.
 
 """
 

@@ -1,4 +1,4 @@
-"""The launchers never wait for the device, so that CUDA graphs can hold them and streams overlap."""
+"""The launchers never wait for the device: CUDA graphs can hold them, and streams overlap."""
 
 from __future__ import annotations
 
