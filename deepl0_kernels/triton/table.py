@@ -39,16 +39,44 @@ SHARED_BYTES = {
 
 # Kernel -> (largest p, entry), in order of p; the last entry serves every p beyond.
 _ANY = 1 << 62
+# A row in registers: 16 or 32 entries per thread; up to 1024 in one warp, whose reductions are
+# shuffles. The last entry is the segment of a longer row.
+_ROW = (
+    (16, Config(32, 16, warps=1)),
+    (32, Config(16, 32, warps=1)),
+    (64, Config(8, 64, warps=1)),
+    (128, Config(4, 128, warps=1)),
+    (256, Config(2, 256, warps=1)),
+    (512, Config(1, 512, warps=1)),
+    (1024, Config(1, 1024, warps=1)),
+    (2048, Config(1, 2048, warps=4)),
+    (4096, Config(1, 4096, warps=8)),
+    (_ANY, Config(1, 8192, warps=16)),
+)
 TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     "threshold": ((64, Config(32, 64)), (_ANY, Config(4, 512))),
     "threshold_backward": ((64, Config(32, 64)), (_ANY, Config(16, 128))),
+<<<<<<< HEAD
     # By n: the columns of D and of its gradient. "combine": depth is the length of a chunk.
     "decode": ((64, Config(32, 64)), (128, Config(16, 128)), (_ANY, Config(8, 256))),
     "decode_backward": ((64, Config(32, 64)), (_ANY, Config(16, 128))),
     "combine": ((64, Config(16, 64, 256)), (_ANY, Config(8, 256, 256))),
     # By m.
     "outer": ((_ANY, Config(8, 128, 4096)),),
+=======
+    "top_m": _ROW,
+    "keep_top_m": _ROW,
+    # depth: indices read per step.
+    "unpool": ((64, Config(32, 64, 32)), (512, Config(4, 512, 32)), (_ANY, Config(1, 4096, 512))),
+    "apply_mask": ((64, Config(32, 64)), (512, Config(4, 512)), (_ANY, Config(1, 2048))),
+    "radix_count": ((_ANY, Config(1, 4096, warps=8)),),
+    "radix_emit": ((_ANY, Config(1, 4096, warps=8)),),
+>>>>>>> trb
 }
+
+# A batch of fewer long rows is split further, so that twice the multiprocessors of a large GPU
+# (132 on H100, 148 on B200) have work.
+FEW_PROGRAMS = 288
 
 
 def config(kernel: str, p: int, like: Tensor | None = None) -> Config:
