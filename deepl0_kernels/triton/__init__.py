@@ -12,11 +12,8 @@ from collections.abc import Callable
 # Module -> the operators of torch.ops.deepl0 that it serves, under their names.
 _MODULES = {
     "thresholds": ("threshold", "threshold_backward"),
-<<<<<<< HEAD
     "decode": ("decode", "decode_backward"),
-=======
     "top_m": ("top_m", "keep_top_m", "unpool", "apply_mask"),
->>>>>>> trb
 }
 OPERATORS = {name: module for module, names in _MODULES.items() for name in names}
 

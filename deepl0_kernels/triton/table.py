@@ -56,14 +56,12 @@ _ROW = (
 TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     "threshold": ((64, Config(32, 64)), (_ANY, Config(4, 512))),
     "threshold_backward": ((64, Config(32, 64)), (_ANY, Config(16, 128))),
-<<<<<<< HEAD
     # By n: the columns of D and of its gradient. "combine": depth is the length of a chunk.
     "decode": ((64, Config(32, 64)), (128, Config(16, 128)), (_ANY, Config(8, 256))),
     "decode_backward": ((64, Config(32, 64)), (_ANY, Config(16, 128))),
     "combine": ((64, Config(16, 64, 256)), (_ANY, Config(8, 256, 256))),
     # By m.
     "outer": ((_ANY, Config(8, 128, 4096)),),
-=======
     "top_m": _ROW,
     "keep_top_m": _ROW,
     # depth: indices read per step.
@@ -71,7 +69,6 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     "apply_mask": ((64, Config(32, 64)), (512, Config(4, 512)), (_ANY, Config(1, 2048))),
     "radix_count": ((_ANY, Config(1, 4096, warps=8)),),
     "radix_emit": ((_ANY, Config(1, 4096, warps=8)),),
->>>>>>> trb
 }
 
 # A batch of fewer long rows is split further, so that twice the multiprocessors of a large GPU
