@@ -88,9 +88,9 @@ def radix_count_kernel(
     first, end = segment_bounds(segment, segments, p)
     u_ptr += row * u_stride
     counts = tl.zeros((_BINS,), tl.int32)
-    for start in range(first, end, COLUMNS):
+    for start in range(first.to(tl.int32), end.to(tl.int32), COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        inside = columns < end
+        inside = columns < end.to(tl.int32)
         key = magnitude_key(tl.load(u_ptr + columns, mask=inside, other=0.0))
         agrees = inside & ((key >> SHIFT >> WIDTH) == prefix)
         counts += tl.histogram((key >> SHIFT) & ((1 << WIDTH) - 1), _BINS, mask=agrees)
@@ -118,8 +118,15 @@ def radix_emit_kernel(
     rank = tl.sum(tl.where(s < segment, above, 0), axis=0) + tl.minimum(ties_before, left)
 
     first, end = segment_bounds(segment, segments, p)
+    end = end.to(tl.int32)  # within a row offsets are 32 bits
     u_ptr += row * u_stride
-    for start in range(first, end, COLUMNS):
+    if DENSE:
+        first_out_ptr += row * p
+        second_out_ptr += row * tl.cdiv(p, 8)
+    else:
+        first_out_ptr += row * m
+        second_out_ptr += row * m
+    for start in range(first.to(tl.int32), end, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
         inside = columns < end
         u = tl.load(u_ptr + columns, mask=inside, other=0.0)
@@ -130,15 +137,13 @@ def radix_emit_kernel(
             keep = keep & ((key > cut) | (ties_before + tl.cumsum(tie, axis=0) <= left))
             ties_before += tl.sum(tie, axis=0)
         if DENSE:
-            out = tl.where(keep, u, tl.zeros_like(u))
-            tl.store(first_out_ptr + row * p + columns, out, mask=inside)
+            tl.store(first_out_ptr + columns, tl.where(keep, u, tl.zeros_like(u)), mask=inside)
             bytes_ = start // 8 + tl.arange(0, COLUMNS // 8)
             bits = pack_bits(keep[None, :]).reshape(COLUMNS // 8)
-            at = row * tl.cdiv(p, 8) + bytes_
-            tl.store(second_out_ptr + at, bits, mask=bytes_ < tl.cdiv(end, 8))
+            tl.store(second_out_ptr + bytes_, bits, mask=bytes_ < tl.cdiv(end, 8))
         else:
             kept = keep.to(tl.int32)
-            at = row * m + rank + tl.cumsum(kept, axis=0) - 1
+            at = rank + tl.cumsum(kept, axis=0) - 1
             tl.store(first_out_ptr + at, u, mask=keep)
             tl.store(second_out_ptr + at, columns.to(tl.int64), mask=keep)
             rank += tl.sum(kept, axis=0)

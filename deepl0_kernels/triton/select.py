@@ -48,7 +48,7 @@ def _bracket(keys, m):
         # A row that is mostly zeros would halve down to 1: it is asked at once.
         halved = tl.where(low == 0, 1, low + ((high - low) >> 1))
         trial = tl.where(reached >= m, tl.minimum(halved, high), down)
-        count = tl.sum((keys >= trial[:, None]).to(tl.int32), axis=1)
+        count = keys.shape[1] + tl.sum((keys - trial[:, None]) >> 31, axis=1)
         enough = count >= m
         low = tl.where(enough, trial, low)
         reached = tl.where(enough, count, reached)

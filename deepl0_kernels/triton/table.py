@@ -39,7 +39,7 @@ SHARED_BYTES = {
 
 # Kernel -> (largest p, entry), in order of p; the last entry serves every p beyond.
 _ANY = 1 << 62
-# A row in registers: 16 or 32 entries per thread; up to 1024 in one warp, whose reductions are
+# A row in registers: 16 entries per thread; up to 512 in one warp, whose reductions are
 # shuffles. The last entry is the segment of a longer row.
 _ROW = (
     (16, Config(32, 16, warps=1)),
@@ -48,7 +48,7 @@ _ROW = (
     (128, Config(4, 128, warps=1)),
     (256, Config(2, 256, warps=1)),
     (512, Config(1, 512, warps=1)),
-    (1024, Config(1, 1024, warps=1)),
+    (1024, Config(1, 1024, warps=2)),
     (2048, Config(1, 2048, warps=4)),
     (4096, Config(1, 4096, warps=8)),
     (_ANY, Config(1, 8192, warps=16)),
@@ -68,7 +68,7 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     "unpool": ((64, Config(32, 64, 32)), (512, Config(4, 512, 32)), (_ANY, Config(1, 4096, 512))),
     "apply_mask": ((64, Config(32, 64)), (512, Config(4, 512)), (_ANY, Config(1, 2048))),
     "radix_count": ((_ANY, Config(1, 4096, warps=8)),),
-    "radix_emit": ((_ANY, Config(1, 4096, warps=8)),),
+    "radix_emit": ((_ANY, Config(1, 2048, warps=8)),),
 }
 
 # A batch of fewer long rows is split further, so that twice the multiprocessors of a large GPU

@@ -38,23 +38,25 @@ def top_m_fwd_kernel(
         segment = pid % segments
         rows = pid // segments * ROWS + tl.arange(0, ROWS)
         first, end = segment_bounds(segment, segments, p)
-        inside = (rows[:, None] < n) & (columns < end - first)[None, :]
+        length = (end - first).to(tl.int32)
         out = (rows * segments + segment) * m
     else:
         rows = pid * ROWS + tl.arange(0, ROWS)
         first = 0
-        inside = (rows[:, None] < n) & (columns < p)[None, :]
+        length = p
         out = rows * m
-    u = tl.load(u_ptr + rows[:, None] * u_stride + first + columns[None, :], mask=inside, other=0.0)
+    inside = (rows < n)[:, None] & (columns < length)[None, :]
+    at = (rows * u_stride + first)[:, None] + columns[None, :]
+    u = tl.load(u_ptr + at, mask=inside, other=0.0)
     keep = keep_mask(tl.where(inside, magnitude_key(u), -1), m) & inside
-    at = out[:, None] + tl.cumsum(keep.to(tl.int32), axis=1) - 1
-    tl.store(values_ptr + at, u, mask=keep)
+    rank = tl.cumsum(keep.to(tl.int32), axis=1) - 1
+    tl.store(values_ptr + out[:, None] + rank, u, mask=keep)
     if HAS_SOURCE:
-        at_source = rows[:, None] * p + first + columns[None, :]
-        index = tl.load(source_ptr + at_source, mask=keep, other=0)
+        at = (rows * p + first)[:, None] + columns[None, :]
+        index = tl.load(source_ptr + at, mask=keep, other=0)
     else:
         index = tl.broadcast_to((first + columns).to(tl.int64)[None, :], (ROWS, COLUMNS))
-    tl.store(indices_ptr + at, index, mask=keep)
+    tl.store(indices_ptr + out[:, None] + rank, index, mask=keep)
 
 
 @triton.jit
