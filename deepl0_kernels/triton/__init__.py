@@ -12,6 +12,8 @@ from collections.abc import Callable
 # Module -> the operators of torch.ops.deepl0 that it serves, under their names.
 _MODULES = {
     "thresholds": ("threshold", "threshold_backward"),
+    "stage": ("threshold_stage", "top_m_stage"),
+    "encode": ("encode_l0", "encode_top_m"),
 }
 OPERATORS = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -33,17 +33,47 @@ SHARED_BYTES = {
     "gfx950": 160 << 10,
 }
 
+# Matrix units without tf32: they multiply float32 as it is.
+WITHOUT_TF32 = ("gfx942", "gfx950")
+
 # Kernel -> (largest p, entry), in order of p; the last entry serves every p beyond.
 _ANY = 1 << 62
 TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     "threshold": ((64, Config(32, 64)), (_ANY, Config(4, 512))),
     "threshold_backward": ((64, Config(32, 64)), (_ANY, Config(16, 128))),
+    "threshold_stage": ((_ANY, Config(64, 64, 32, 4, 2)),),
+    "top_m_stage": (
+        (128, Config(64, 0, 32, 4, 2)),
+        (256, Config(64, 0, 16, 8, 2)),
+        (512, Config(32, 0, 16, 8, 2)),
+        (_ANY, Config(16, 0, 8, 8, 2)),
+    ),
+    "encode_l0": (
+        (128, Config(64, 0, 32, 4, 2)),
+        (256, Config(64, 0, 16, 8, 2)),
+        (512, Config(32, 0, 16, 8, 2)),
+        (_ANY, Config(16, 0, 8, 8, 2)),
+    ),
+    "encode_top_m": (
+        (128, Config(64, 0, 32, 4, 2)),
+        (256, Config(64, 0, 16, 8, 2)),
+        (512, Config(32, 0, 16, 8, 2)),
+        (_ANY, Config(16, 0, 8, 8, 2)),
+    ),
 }
 
 
 def config(kernel: str, p: int) -> Config:
     """The entry of ``kernel`` for rows of length ``p``."""
     return next(entry for largest, entry in TABLE[kernel] if p <= largest)
+
+
+@functools.cache
+def resident_programs(device: torch.device) -> int:
+    """Programs of a kernel that loops over its tiles: as many as the device is likely to hold."""
+    if device.type != "cuda":
+        return 264
+    return 2 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @functools.cache
