@@ -34,11 +34,11 @@ FUSED_P = 1024
 @triton.jit
 def stage_product(
     k, x_ptr, x_rows, x_inside, x_step, w_ptr, w_columns, w_step, n,
-    z_ptr, z_rows, s_ptr, s_columns, s_step, p, real, wx_ptr, tile_at, several,
+    z_ptr, z_rows, s_ptr, s_columns, s_step, p, real,
     X_PRECISION: tl.constexpr, Z_PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """The pre-activation u_k [ROWS, COLUMNS]: x W', kept in the scratch, or x W' + z S'.
+    """x W' in the first stage (k = 0), z S' in the others.
 
     Loops of no step instead of branches: a tile that crosses a branch is held in two layouts.
     """
@@ -46,13 +46,10 @@ def stage_product(
         tl.zeros((ROWS, COLUMNS), tl.float32), x_ptr, x_rows, x_inside, x_step,
         w_ptr, w_columns, real, w_step, tl.where(k == 0, n, 0), DEPTH, X_PRECISION,
     )  # fmt: skip
-    if several & (k == 0):
-        tl.store(wx_ptr + tile_at, u)
-    u = add_product(
+    return add_product(
         u, z_ptr, z_rows, z_rows >= 0, 1, s_ptr, s_columns, real, s_step, tl.where(k == 0, 0, p),
         DEPTH, Z_PRECISION,
     )  # fmt: skip
-    return u + tl.load(wx_ptr + tile_at, mask=(tile_at >= 0) & (k > 0), other=0.0)
 
 
 @triton.jit
@@ -90,24 +87,22 @@ def encode_top_m_fwd_kernel(
     r = tl.arange(0, ROWS)
     columns = tl.arange(0, COLUMNS)
     real = columns < p
-    w_columns = columns * w_row
-    s_columns = columns * s_row
     tile_at = r[:, None] * COLUMNS + columns[None, :]
-    z_rows = r * COLUMNS
+    # Tiles of the scratch: x W', u of the later stages, z.
     wx_ptr = scratch_ptr + tl.program_id(0).to(tl.int64) * (3 * ROWS * COLUMNS)
-    u_ptr = wx_ptr + ROWS * COLUMNS
-    z_ptr = u_ptr + ROWS * COLUMNS
+    z_ptr = wx_ptr + 2 * ROWS * COLUMNS
     for tile in range(tl.program_id(0), tl.cdiv(batch, ROWS), tl.num_programs(0)):
         first_row = tl.cast(tile, tl.int64) * ROWS
         inside = first_row + r < batch
         for k in range(stages):
             u = stage_product(
                 k, x_ptr + first_row * x_row, r * x_row, inside, x_step,
-                w_ptr, w_columns, w_step, n,
-                z_ptr, z_rows, s_ptr + tl.cast(k - 1, tl.int64) * s_stage, s_columns, s_step, p,
-                real, wx_ptr, tile_at, stages > 1,
+                w_ptr, columns * w_row, w_step, n, z_ptr, r * COLUMNS,
+                s_ptr + tl.cast(k - 1, tl.int64) * s_stage, columns * s_row, s_step, p, real,
                 X_PRECISION, Z_PRECISION, ROWS, COLUMNS, DEPTH,
             )  # fmt: skip
+            u += tl.load(wx_ptr + tile_at, mask=(tile_at >= 0) & (k > 0), other=0.0)
+            u_ptr = wx_ptr + tl.where(k == 0, 0, ROWS * COLUMNS)
             tl.store(u_ptr + tile_at, u)
             t, end = selection(tl.where(real[None, :], magnitude_key(u), -1), columns, m)
             tl.debug_barrier()  # u is written; z is read, now it may be overwritten
@@ -124,7 +119,7 @@ def encode_top_m_fwd_kernel(
                     saved_values_ptr + at_m, saved_indices_ptr + at_m, m,
                     True, SAVE, ROWS, COLUMNS, SLICE,
                 )  # fmt: skip
-            tl.debug_barrier()  # z is written, u is read
+            tl.debug_barrier()  # z is written; u is read, now it may be overwritten
 
 
 @triton.jit
@@ -134,44 +129,47 @@ def encode_l0_fwd_kernel(
     theta_stage, theta_step,
     KIND: tl.constexpr, RAMP: tl.constexpr, SAVE: tl.constexpr,
     X_PRECISION: tl.constexpr, Z_PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
     r = tl.arange(0, ROWS)
     columns = tl.arange(0, COLUMNS)
     real = columns < p
-    w_columns = columns * w_row
-    s_columns = columns * s_row
-    tile_at = r[:, None] * COLUMNS + columns[None, :]
-    z_rows = r * COLUMNS
-    at = r[:, None] * p + columns[None, :]
-    wx_ptr = scratch_ptr + tl.program_id(0).to(tl.int64) * (2 * ROWS * COLUMNS)
-    z_ptr = wx_ptr + ROWS * COLUMNS
+    # Tiles of the scratch: x W', z S' of the later stages, z.
+    wx_ptr = scratch_ptr + tl.program_id(0).to(tl.int64) * (3 * ROWS * COLUMNS)
+    z_ptr = wx_ptr + 2 * ROWS * COLUMNS
     for tile in range(tl.program_id(0), tl.cdiv(batch, ROWS), tl.num_programs(0)):
         first_row = tl.cast(tile, tl.int64) * ROWS
-        inside = first_row + r < batch
-        here = inside[:, None] & real[None, :]
+        inside = (first_row + r < batch)[:, None]
         for k in range(stages):
-            u = stage_product(
-                k, x_ptr + first_row * x_row, r * x_row, inside, x_step,
-                w_ptr, w_columns, w_step, n,
-                z_ptr, z_rows, s_ptr + tl.cast(k - 1, tl.int64) * s_stage, s_columns, s_step, p,
-                real, wx_ptr, tile_at, stages > 1,
+            product = stage_product(
+                k, x_ptr + first_row * x_row, r * x_row, first_row + r < batch, x_step,
+                w_ptr, columns * w_row, w_step, n, z_ptr, r * COLUMNS,
+                s_ptr + tl.cast(k - 1, tl.int64) * s_stage, columns * s_row, s_step, p, real,
                 X_PRECISION, Z_PRECISION, ROWS, COLUMNS, DEPTH,
             )  # fmt: skip
-            if SAVE:
-                saved = (tl.cast(k, tl.int64) * batch + first_row) * p
-                tl.store(saved_ptr + saved + at, u, mask=here)
-            theta = tl.load(
-                theta_ptr + k * theta_stage + columns * theta_step, mask=real, other=1.0
-            )
-            z = apply_threshold(u, theta[None, :], sigma, KIND, RAMP)
-            if k + 1 < stages:
-                tl.debug_barrier()  # every thread has read z; now it may be overwritten
-                tl.store(z_ptr + tile_at, z)
-                tl.debug_barrier()
-            else:
-                out = z.to(out_ptr.dtype.element_ty)
-                tl.store(out_ptr + first_row * p + at, out, mask=here)
+            u_ptr = wx_ptr + tl.where(k == 0, 0, ROWS * COLUMNS)
+            tl.store(u_ptr + r[:, None] * COLUMNS + columns[None, :], product)
+            tl.debug_barrier()  # u is written; z is read, now it may be overwritten
+            for first in range(0, p, SLICE):
+                some = first + tl.arange(0, SLICE)
+                here = (some < p)[None, :]
+                tile_at = r[:, None] * COLUMNS + some[None, :]
+                at = first_row * p + r[:, None] * p + some[None, :]
+                u = tl.load(u_ptr + tile_at)
+                u += tl.load(wx_ptr + tile_at, mask=(tile_at >= 0) & (k > 0), other=0.0)
+                if SAVE:
+                    saved = saved_ptr + tl.cast(k, tl.int64) * batch * p
+                    tl.store(saved + at, u, mask=inside & here)
+                theta = tl.load(
+                    theta_ptr + k * theta_stage + some * theta_step, mask=some < p, other=1.0
+                )
+                z = apply_threshold(u, theta[None, :], sigma, KIND, RAMP)
+                if k + 1 == stages:
+                    out = z.to(out_ptr.dtype.element_ty)
+                    tl.store(out_ptr + at, out, mask=inside & here)
+                else:
+                    tl.store(z_ptr + tile_at, z)
+            tl.debug_barrier()  # z is written; u is read, now it may be overwritten
 
 
 def encode_l0(
@@ -193,7 +191,7 @@ def encode_l0(
         _encode_l0_by_stages(x, W, S, theta, sigma, kind, z, saved, num_stages)
         return z, saved
     c = config("encode_l0", p)
-    grid, scratch = _programs(x, p, c, 2 if num_stages > 1 else 0)
+    grid, scratch = _programs(x, p, c)
     s, strides = _matrices(x, S)
     launch(
         encode_l0_fwd_kernel, grid, x, W, s, theta, scratch, z, saved,
@@ -201,7 +199,7 @@ def encode_l0(
         p if theta.dim() == 2 else 0, min(theta.dim(), 1),
         config=c, KIND=kind, RAMP=sigma > 0, SAVE=save,
         X_PRECISION=precision(x.dtype, W), Z_PRECISION=precision(torch.float32, s),
-        ROWS=c.rows, COLUMNS=_columns(p), DEPTH=c.depth,
+        ROWS=c.rows, COLUMNS=_columns(p), DEPTH=c.depth, SLICE=min(64, _columns(p)),
     )  # fmt: skip
     return z, saved
 
@@ -223,7 +221,7 @@ def encode_top_m(
     if m == 0:
         return values, indices, saved_values, saved_indices
     c = config("encode_top_m", p)
-    grid, scratch = _programs(x, p, c, 3)
+    grid, scratch = _programs(x, p, c)
     s, strides = _matrices(x, S)
     launch(
         encode_top_m_fwd_kernel, grid, x, W, s, scratch,
@@ -262,10 +260,10 @@ def _columns(p: int) -> int:
     return max(16, power_of_two(p))
 
 
-def _programs(x: Tensor, p: int, c: Config, tiles: int) -> tuple[tuple[int], Tensor]:
-    """The grid, and the programs' scratch: ``tiles`` of [ROWS, COLUMNS]."""
+def _programs(x: Tensor, p: int, c: Config) -> tuple[tuple[int], Tensor]:
+    """The grid, and the programs' scratch: three tiles each."""
     programs = min(ceil_div(x.shape[0], c.rows), resident_programs(x.device))
-    size = programs * tiles * c.rows * _columns(p)
+    size = 3 * programs * c.rows * _columns(p)
     return (programs,), torch.empty(size, dtype=torch.float32, device=x.device)
 
 

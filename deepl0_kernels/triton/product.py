@@ -47,15 +47,17 @@ def precision(a: torch.dtype, b: Tensor) -> str:
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """acc + a b."""
     if PRECISION == "half":
-        return tl.dot(a, b, acc)
-    if PRECISION == "tf32x2":
+        acc = tl.dot(a, b, acc)
+    elif PRECISION == "tf32x2":
         b = b.to(tl.float32)
         high = (a.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
         high = tl.where(a == a, high, a)
         low = tl.where(tl.abs(high) < float("inf"), a - high, 0.0)
         acc = tl.dot(low, b, acc, input_precision="tf32")
-        return tl.dot(high, b, acc, input_precision="tf32")
-    return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision=PRECISION)
+        acc = tl.dot(high, b, acc, input_precision="tf32")
+    else:
+        acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision=PRECISION)
+    return acc
 
 
 @triton.jit
