@@ -14,6 +14,8 @@ _MODULES = {
     "thresholds": ("threshold", "threshold_backward"),
     "decode": ("decode", "decode_backward"),
     "top_m": ("top_m", "keep_top_m", "unpool", "apply_mask"),
+    "stage": ("threshold_stage", "top_m_stage"),
+    "encode": ("encode_l0", "encode_top_m"),
 }
 OPERATORS = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -78,3 +78,32 @@ def keep_mask(keys, m):
         rank = tl.cumsum(tie.to(tl.int32), axis=1)
         keep = keep & ((rank <= left[:, None]) | (keys > bound[:, None]))
     return keep
+
+
+@triton.jit
+def selection(keys, columns, m):
+    """What is kept of each row, as two numbers: keys above ``t``, and those equal to it in the
+    columns below ``end``. Cheaper in registers than a mask over the tile, and the same in any
+    layout of it: see :func:`selected`."""
+    t = cut(keys, m)
+    left = m - tl.sum((keys > t[:, None]).to(tl.int32), axis=1)
+    end = tl.full((keys.shape[0],), keys.shape[1], tl.int32)
+    ties = tl.sum((keys == t[:, None]).to(tl.int32), axis=1)
+    if tl.max(ties - left, axis=0) > 0:
+        # The end by bisection: as many of the columns below it tie as are left.
+        low = tl.zeros((keys.shape[0],), tl.int32)
+        width = keys.shape[1] // 2
+        while width > 0:
+            trial = low + width
+            tie = (keys == t[:, None]) & (columns[None, :] < trial[:, None])
+            low = tl.where(tl.sum(tie.to(tl.int32), axis=1) < left, trial, low)
+            width = width // 2
+        end = low + tl.where(left > 0, 1, 0)
+    return t, end
+
+
+@triton.jit
+def selected(keys, columns, t, end):
+    """The mask of :func:`selection` on any part of the columns."""
+    t, end = t[:, None], end[:, None]
+    return (keys > t) | ((keys == t) & (columns[None, :] < end))

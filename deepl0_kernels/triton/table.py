@@ -37,6 +37,9 @@ SHARED_BYTES = {
     "gfx950": 160 << 10,
 }
 
+# Matrix units without tf32: they multiply float32 as it is.
+WITHOUT_TF32 = ("gfx942", "gfx950")
+
 # Kernel -> (largest p, entry), in order of p; the last entry serves every p beyond.
 _ANY = 1 << 62
 # A row in registers: 16 entries per thread; up to 512 in one warp, whose reductions are
@@ -69,6 +72,25 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     "apply_mask": ((64, Config(32, 64)), (512, Config(4, 512)), (_ANY, Config(1, 2048))),
     "radix_count": ((_ANY, Config(1, 4096, warps=8)),),
     "radix_emit": ((_ANY, Config(1, 2048, warps=8)),),
+    "threshold_stage": ((_ANY, Config(64, 64, 32, 4, 2)),),
+    "top_m_stage": (
+        (128, Config(64, 0, 32, 4, 2)),
+        (256, Config(64, 0, 16, 8, 2)),
+        (512, Config(32, 0, 16, 8, 2)),
+        (_ANY, Config(16, 0, 8, 8, 2)),
+    ),
+    "encode_l0": (
+        (128, Config(64, 0, 32, 4, 2)),
+        (256, Config(64, 0, 16, 8, 2)),
+        (512, Config(32, 0, 16, 8, 2)),
+        (_ANY, Config(16, 0, 8, 8, 2)),
+    ),
+    "encode_top_m": (
+        (128, Config(64, 0, 32, 4, 2)),
+        (256, Config(64, 0, 16, 8, 2)),
+        (512, Config(32, 0, 16, 8, 2)),
+        (_ANY, Config(16, 0, 8, 8, 2)),
+    ),
 }
 
 # A batch of fewer long rows is split further, so that twice the multiprocessors of a large GPU
@@ -93,6 +115,14 @@ def candidates(kernel: str, p: int) -> tuple[Config, ...]:
         for warps in dict.fromkeys((c.warps, max(1, c.warps // 2), min(16, 2 * c.warps)))
         for stages in dict.fromkeys((c.stages, *((2, 3) if c.depth else ())))
     )
+
+
+@functools.cache
+def resident_programs(device: torch.device) -> int:
+    """Programs of a kernel that loops over its tiles: as many as the device is likely to hold."""
+    if device.type != "cuda":
+        return 264
+    return 2 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @functools.cache
