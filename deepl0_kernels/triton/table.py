@@ -33,6 +33,9 @@ SHARED_BYTES = {
     "gfx950": 160 << 10,
 }
 
+# Matrix units without tf32: they multiply float32 as it is.
+WITHOUT_TF32 = ("gfx942", "gfx950")
+
 # Kernel -> (largest p, entry), in order of p; the last entry serves every p beyond.
 _ANY = 1 << 62
 TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
@@ -43,7 +46,12 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     "decode_backward": ((64, Config(32, 64)), (_ANY, Config(16, 128))),
     "combine": ((64, Config(16, 64, 256)), (_ANY, Config(8, 256, 256))),
     # By m.
+    "encode_large_backward": ((32, Config(32, 32, warps=2)), (_ANY, Config(64, 64))),
     "outer": ((_ANY, Config(8, 128, 4096)),),
+    # By n, the depth of the product.
+    "encode_large": ((_ANY, Config(64, 128, 32, 8, 2)),),
+    # By the length of a row of candidates: as many rows as fill the tile.
+    "encode_large_select": ((_ANY, Config(1, 4096, warps=8)),),
 }
 
 
