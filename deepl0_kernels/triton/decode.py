@@ -78,11 +78,9 @@ def with_contiguous_atoms(D: Tensor, gathers: int) -> Tensor:
     return D.t().contiguous().t()
 
 
-def decode(values: Tensor, indices: Tensor, D: Tensor) -> Tensor:
-    """Serves ``deepl0::decode``: values, indices [B, m], D [n, p] of any strides."""
-    values, indices = values.contiguous(), indices.contiguous()
+def gather_sum(values: Tensor, indices: Tensor, D: Tensor, out: Tensor) -> None:
+    """out[b, :] = sum_j values[b, j] D[:, indices[b, j]]: contiguous but for D [n, p]."""
     (rows, m), (n, p) = values.shape, D.shape
-    out = values.new_empty((rows, n))
     D = with_contiguous_atoms(D, rows * m)
     c = config("decode", n)
     launch(
@@ -90,6 +88,12 @@ def decode(values: Tensor, indices: Tensor, D: Tensor) -> Tensor:
         values, indices, D, out, rows, n, p, m, *D.stride(),
         config=c, ROWS=c.rows, COLUMNS=c.columns,
     )  # fmt: skip
+
+
+def decode(values: Tensor, indices: Tensor, D: Tensor) -> Tensor:
+    """Serves ``deepl0::decode``: values, indices [B, m], D [n, p] of any strides."""
+    out = values.new_empty((values.shape[0], D.shape[0]))
+    gather_sum(values.contiguous(), indices.contiguous(), D, out)
     return out
 
 

@@ -64,6 +64,7 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     "decode_backward": ((64, Config(32, 64)), (_ANY, Config(16, 128))),
     "combine": ((64, Config(16, 64, 256)), (_ANY, Config(8, 256, 256))),
     # By m.
+    "encode_large_backward": ((32, Config(32, 32, warps=2)), (_ANY, Config(64, 64))),
     "outer": ((_ANY, Config(8, 128, 4096)),),
     "top_m": _ROW,
     "keep_top_m": _ROW,
@@ -91,6 +92,10 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
         (512, Config(32, 0, 16, 8, 2)),
         (_ANY, Config(16, 0, 8, 8, 2)),
     ),
+    # By n, the depth of the product.
+    "encode_large": ((_ANY, Config(64, 128, 32, 8, 2)),),
+    # By the length of a row of candidates: as many rows as fill the tile.
+    "encode_large_select": ((_ANY, Config(1, 4096, warps=8)),),
 }
 
 # A batch of fewer long rows is split further, so that twice the multiprocessors of a large GPU

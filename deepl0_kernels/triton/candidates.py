@@ -1,0 +1,69 @@
+"""Buffers of candidates: per row and part of the columns, the entries that may still be selected.
+
+A buffer has CAPACITY places, filled in the order of the columns. Its state is how many are in use
+and the row's threshold: the m-th largest key among all columns the part has seen, or -1 before it
+has seen m. A later entry equal to the threshold loses against m earlier ones, so only larger keys
+enter: exact, ties to the lowest index.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .select import keep_mask, magnitude_key
+
+
+@triton.jit
+def load_candidates(value_ptr, index_ptr, state_ptr, buffers, live, place, CAPACITY: tl.constexpr):
+    """Keys, values and indices in the places ``place`` of ``buffers``; a place not in use has
+    key -1."""
+    count = tl.load(state_ptr + buffers * 2, mask=live, other=0)
+    used = place < count
+    at = buffers * CAPACITY + place
+    value = tl.load(value_ptr + at, mask=used, other=0.0)
+    index = tl.load(index_ptr + at, mask=used, other=0)
+    return tl.where(used, magnitude_key(value), -1), value, index
+
+
+@triton.jit
+def compact(value_ptr, index_ptr, state_ptr, buffers, live, m, CAPACITY: tl.constexpr):
+    """Keep the m best of each of the ``buffers`` [ROWS], and set the thresholds."""
+    places = tl.arange(0, CAPACITY)[None, :]
+    key, value, index = load_candidates(
+        value_ptr, index_ptr, state_ptr, buffers[:, None], live[:, None], places, CAPACITY
+    )
+    keep = keep_mask(key, m)
+    kept = keep.to(tl.int32)
+    size = tl.sum(kept, axis=1)
+    threshold = tl.min(tl.where(keep, key, 0x7FFFFFFF), axis=1)
+    to = buffers[:, None] * CAPACITY + tl.cumsum(kept, axis=1) - 1
+    tl.debug_barrier()  # every place is read before it is written
+    tl.store(value_ptr + to, value, mask=keep)
+    tl.store(index_ptr + to, index, mask=keep)
+    tl.store(state_ptr + buffers * 2, size, mask=live)
+    tl.store(state_ptr + buffers * 2 + 1, tl.where(size < m, -1, threshold), mask=live)
+    tl.debug_barrier()
+
+
+@triton.jit
+def append(
+    u, columns, inside, value_ptr, index_ptr, state_ptr, buffers, live, m, CAPACITY: tl.constexpr
+):
+    """Let the entries u [ROWS, COLUMNS] above the rows' thresholds enter the ``buffers`` [ROWS],
+    which are cut down to their m best first if one of them would overflow."""
+    count = tl.load(state_ptr + buffers * 2, mask=live, other=0)
+    threshold = tl.load(state_ptr + buffers * 2 + 1, mask=live, other=0x7FFFFFFF)
+    key = tl.where(inside[None, :], magnitude_key(u), -1)
+    arriving = tl.sum((key > threshold[:, None]).to(tl.int32), axis=1)
+    if tl.max(count + arriving, axis=0) > CAPACITY:
+        compact(value_ptr, index_ptr, state_ptr, buffers, live, m, CAPACITY)
+        count = tl.load(state_ptr + buffers * 2, mask=live, other=0)
+        threshold = tl.load(state_ptr + buffers * 2 + 1, mask=live, other=0x7FFFFFFF)
+    enters = key > threshold[:, None]
+    entering = enters.to(tl.int32)
+    to = buffers[:, None] * CAPACITY + count[:, None] + tl.cumsum(entering, axis=1) - 1
+    tl.store(value_ptr + to, u, mask=enters)
+    tl.store(index_ptr + to, tl.broadcast_to(columns[None, :], u.shape), mask=enters)
+    tl.debug_barrier()  # the state is read before it is written
+    tl.store(state_ptr + buffers * 2, count + tl.sum(entering, axis=1), mask=live)

@@ -1,0 +1,195 @@
+"""The M-sparse encoder for long codes (p beyond 1024): no [B, p] is ever written.
+
+Stage kernel, z_{k+1} = top_m(x W' + z_k S'): a program owns ROWS rows and a part of the columns. It
+loops over tiles [ROWS, COLUMNS] of pre-activations (a product over n on the matrix units; from the
+second stage on, plus the gather-sum of m rows of S' per row), and appends what exceeds the row's
+running threshold to the row's buffer of candidates (candidates.py). When a buffer would overflow,
+it is cut down to its m best, which raises the threshold: after c columns a column enters with
+probability m / c at most in random order, so the selection costs some compares an element. Few
+rows are spread over several parts. Selection kernel: the m best of the row's buffers, exactly.
+
+Per stage 2 B p n flops and, after the first, 2 B p m; bytes from L2 per tile: (ROWS + COLUMNS) n
+elements, and ROWS COLUMNS m of S'. DRAM: W (and S') once per wave of programs, if L2 does not hold
+them. Memory: 8 CAPACITY bytes per row and part, for at most PROGRAMS ROWS rows and parts, that is
+64 MB at m <= 128 whatever B and p; at most p / 4 candidates a row.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .candidates import append, load_candidates
+from .decode import with_contiguous_atoms
+from .encode_dense import encode_top_m as encode_dense
+from .encode_dense import sparse_pays
+from .launch import ceil_div, launch, power_of_two
+from .product import add_product, precision
+from .select import keep_mask, magnitude_key
+from .sparse_grad import encode_top_m_backward
+from .table import config
+
+__all__ = ["encode_top_m", "encode_top_m_backward"]
+
+# Programs of a launch of the stage kernel: several for every multiprocessor of today's GPUs.
+PROGRAMS = 512
+
+
+@triton.jit
+def add_gather_sum(
+    acc, value_ptr, index_ptr, rows, live, m, s_ptr, s_column, s_index, columns, inside
+):
+    """acc [ROWS, COLUMNS] + sum_j z[row, j] S[columns, index[row, j]], in ascending j."""
+    for j in range(0, m):
+        index = tl.load(index_ptr + rows * m + j, mask=live, other=0)
+        z = tl.load(value_ptr + rows * m + j, mask=live, other=0.0)
+        s = tl.load(
+            s_ptr + index[:, None] * s_index + columns[None, :] * s_column,
+            mask=live[:, None] & inside[None, :], other=0.0,
+        )  # fmt: skip
+        acc += z[:, None] * s.to(tl.float32)
+    return acc
+
+
+@triton.jit
+def encode_large_fwd_kernel(
+    x_ptr, w_ptr, z_value_ptr, z_index_ptr, s_ptr, tile_ptr, value_ptr, index_ptr, state_ptr,
+    rows, n, p, m, part, parts, x_row, x_step, w_row, w_step, s_column, s_index,
+    GATHER: tl.constexpr, PRECISION: tl.constexpr, CAPACITY: tl.constexpr, SUB: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    local = tl.arange(0, ROWS)
+    r = tl.program_id(0).to(tl.int64) * ROWS + local
+    live = r < rows
+    # From here on everything of the program's own: offsets fit in 32 bits.
+    program = tl.program_id(0).to(tl.int64) * parts + tl.program_id(1)
+    tile_ptr += program * (ROWS * COLUMNS)
+    value_ptr += program * (ROWS * CAPACITY)
+    index_ptr += program * (ROWS * CAPACITY)
+    state_ptr += program * (ROWS * 2)
+    threshold = tl.where(live, -1, 0x7FFFFFFF)
+    tl.store(state_ptr + local * 2, tl.zeros((ROWS,), tl.int32))
+    tl.store(state_ptr + local * 2 + 1, threshold)
+    tl.debug_barrier()
+    first = tl.program_id(1) * part
+    for begin in range(first, min(first + part, p), COLUMNS):
+        columns = begin + tl.arange(0, COLUMNS)
+        inside = columns < p
+        u = add_product(
+            tl.zeros((ROWS, COLUMNS), tl.float32), x_ptr, r * x_row, live, x_step,
+            w_ptr, columns.to(tl.int64) * w_row, inside, w_step, n, DEPTH, PRECISION,
+        )  # fmt: skip
+        if GATHER:
+            u = add_gather_sum(
+                u, z_value_ptr, z_index_ptr, r, live, m, s_ptr, s_column, s_index,
+                columns.to(tl.int64), inside,
+            )  # fmt: skip
+        enters = inside[None, :] & (magnitude_key(u) > threshold[:, None])
+        if tl.max(tl.max(enters.to(tl.int32), axis=1), axis=0) > 0:
+            # Through the scratch tile, so that a few rows at a time take few registers.
+            at = tl.arange(0, COLUMNS)[None, :]
+            tl.store(tile_ptr + local[:, None] * COLUMNS + at, u)
+            tl.debug_barrier()
+            for sub in range(0, ROWS, SUB):
+                some = sub + tl.arange(0, SUB)
+                append(
+                    tl.load(tile_ptr + some[:, None] * COLUMNS + at), columns, inside,
+                    value_ptr, index_ptr, state_ptr, some,
+                    tl.program_id(0).to(tl.int64) * ROWS + some < rows, m, CAPACITY,
+                )  # fmt: skip
+            tl.debug_barrier()
+            threshold = tl.load(state_ptr + local * 2 + 1)
+
+
+@triton.jit
+def encode_large_select_kernel(
+    value_ptr, index_ptr, state_ptr, out_value_ptr, out_index_ptr, rows, m, parts,
+    CAPACITY: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, PLACES: tl.constexpr,
+):  # fmt: skip
+    """The m best of the buffers of a row; BLOCK rows shared a program of the stage kernel."""
+    r = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    live = r < rows
+    place = tl.arange(0, PLACES)[None, :]
+    buffers = (r // BLOCK * parts + place // CAPACITY) * BLOCK + r % BLOCK
+    key, value, index = load_candidates(
+        value_ptr, index_ptr, state_ptr, buffers, live, place % CAPACITY, CAPACITY
+    )
+    keep = keep_mask(key, m)
+    to = r * m + tl.cumsum(keep.to(tl.int32), axis=1) - 1
+    tl.store(out_value_ptr + to, value.to(out_value_ptr.dtype.element_ty), mask=keep)
+    tl.store(out_index_ptr + to, index.to(tl.int64), mask=keep)
+
+
+def stage(
+    x: Tensor, W: Tensor, z: tuple[Tensor, Tensor] | None, S: Tensor | None,
+    values: Tensor, indices: Tensor,
+) -> None:  # fmt: skip
+    """values, indices [B, m] = top_m(x W' + z S'), z as values and indices [B, m]."""
+    (batch, n), p, m = x.shape, W.shape[0], values.shape[1]
+    c = config("encode_large", n)
+    capacity = power_of_two(m + c.columns)
+    places = config("encode_large_select", capacity).columns
+    parts, blocks = 1, ceil_div(batch, c.rows)
+    # A part is several times its buffer, or the selection kernel would be left with the work.
+    while (
+        2 * parts * blocks <= PROGRAMS
+        and 8 * parts * capacity <= p
+        and 2 * parts * capacity <= places
+    ):
+        parts *= 2
+    blocks = min(blocks, max(1, PROGRAMS // parts))
+    block = blocks * c.rows
+    tile = torch.empty(block, parts, c.columns, dtype=torch.float32, device=x.device)
+    value = torch.empty(block, parts, capacity, dtype=torch.float32, device=x.device)
+    index = torch.empty(block, parts, capacity, dtype=torch.int32, device=x.device)
+    state = torch.empty(block, parts, 2, dtype=torch.int32, device=x.device)
+    part = c.columns * ceil_div(ceil_div(p, c.columns), parts)
+    for first in range(0, batch, block):
+        rows = slice(first, min(batch, first + block))
+        count = rows.stop - first
+        code = (z[0][rows], z[1][rows]) if z else (None, None)
+        launch(
+            encode_large_fwd_kernel, (ceil_div(count, c.rows), parts),
+            x[rows], W, *code, S, tile, value, index, state,
+            count, n, p, m, part, parts, *x.stride(), *W.stride(),
+            *((0, 0) if S is None else S.stride()),
+            config=c, GATHER=S is not None, PRECISION=precision(x.dtype, W), CAPACITY=capacity,
+            SUB=min(16, places // capacity),
+            ROWS=c.rows, COLUMNS=c.columns, DEPTH=c.depth,
+        )  # fmt: skip
+        length = parts * capacity
+        select = config("encode_large_select", length)
+        together = places // length
+        launch(
+            encode_large_select_kernel, (ceil_div(count, together),),
+            value, index, state, values[rows], indices[rows], count, m, parts,
+            config=select, CAPACITY=capacity, BLOCK=c.rows, ROWS=together, PLACES=length,
+        )  # fmt: skip
+
+
+def encode_top_m(
+    x: Tensor, W: Tensor, S: Tensor | None, m: int, num_stages: int, save: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``reference.encode_top_m``: values and indices of z_K, and of the stages before if saved."""
+    if not sparse_pays(W.shape[0], m):
+        return encode_dense(x, W, S, m, num_stages, save)
+    batch = x.shape[0]
+    values, indices = x.new_empty((batch, m)), x.new_empty((batch, m), dtype=torch.int64)
+    before = x.new_empty((num_stages - 1, batch, m), dtype=torch.float32)
+    before_at = x.new_empty((num_stages - 1, batch, m), dtype=torch.int64)
+    if m > 0:
+        z, step = None, None
+        for k in range(num_stages):
+            if k > 0:
+                assert S is not None
+                if k == 1 or S.dim() == 3:
+                    step = with_contiguous_atoms(S[k - 1] if S.dim() == 3 else S, batch * m)
+                z = before[k - 1], before_at[k - 1]
+            last = k == num_stages - 1
+            out = (values, indices) if last else (before[k], before_at[k])
+            stage(x, W, z, step, *out)
+    if not save:
+        before, before_at = (t.new_empty((0, batch, m)) for t in (before, before_at))
+    return values, indices, before, before_at
