@@ -9,6 +9,8 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 
+from . import tuned
+
 # Module -> the operators of torch.ops.deepl0 that it serves, under their names.
 _MODULES = {
     "thresholds": ("threshold", "threshold_backward"),
@@ -30,6 +32,7 @@ def launcher(operator: str) -> Callable:
 
     def launch(*args):
         module = importlib.import_module(f"{__name__}.{OPERATORS[operator]}")
-        return getattr(module, operator)(*args)
+        with tuned.serving(args[0]):
+            return getattr(module, operator)(*args)
 
     return launch

@@ -11,7 +11,6 @@ import functools
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from . import tuned
 
@@ -103,22 +102,25 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
 FEW_PROGRAMS = 288
 
 
-def config(kernel: str, p: int, like: Tensor | None = None) -> Config:
-    """The entry of ``kernel`` for rows of length ``p``, or what ``deepl0 tune`` measured to be
-    faster for tensors like ``like``."""
-    measured = None if like is None else tuned.lookup(kernel, p, like)
-    return measured or next(entry for largest, entry in TABLE[kernel] if p <= largest)
+def config(kernel: str, p: int) -> Config:
+    """The configuration of ``kernel`` for rows of length ``p``: what ``deepl0 tune`` measured for
+    the device and dtype being served, else the table's entry."""
+    return tuned.lookup(kernel, p) or entry(kernel, p)
+
+
+def entry(kernel: str, p: int) -> Config:
+    return next(c for largest, c in TABLE[kernel] if p <= largest)
 
 
 def candidates(kernel: str, p: int) -> tuple[Config, ...]:
     """What ``deepl0 tune`` may choose from: the entry, and it with half and twice the rows and
-    warps, and other pipelines where there is a loop. All give correct results."""
-    c = config(kernel, p)
+    warps, and other depths of the pipeline where there is one. All give correct results."""
+    c = entry(kernel, p)
     return tuple(
         Config(rows, c.columns, c.depth, warps, stages)
         for rows in dict.fromkeys((c.rows, max(1, c.rows // 2), 2 * c.rows))
         for warps in dict.fromkeys((c.warps, max(1, c.warps // 2), min(16, 2 * c.warps)))
-        for stages in dict.fromkeys((c.stages, *((2, 3) if c.depth else ())))
+        for stages in dict.fromkeys((c.stages, *((2, 3) if c.stages > 1 else ())))
     )
 
 

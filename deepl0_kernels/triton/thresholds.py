@@ -96,7 +96,7 @@ def threshold(u: Tensor, theta: Tensor, sigma: float, kind: str) -> Tensor:
     u, theta = u.contiguous(), theta.contiguous()
     n, p = _rows(u)
     out = torch.empty_like(u)
-    c = config("threshold", p, u)
+    c = config("threshold", p)
     launch(
         threshold_fwd_kernel, (ceil_div(n, c.rows), ceil_div(p, c.columns)),
         u, theta, out, n, p, theta.dim(), sigma,
@@ -112,7 +112,7 @@ def threshold_backward(
     grad_out, u, theta = grad_out.contiguous(), u.contiguous(), theta.contiguous()
     n, p = _rows(u)
     grad_u = torch.empty_like(u)
-    c = config("threshold_backward", p, u)
+    c = config("threshold_backward", p)
     chunk = c.rows * max(1, ceil_div(n, c.rows * _CHUNKS))
     chunks = ceil_div(n, chunk)
     partial = torch.empty(chunks, p, dtype=torch.float32, device=u.device)

@@ -14,7 +14,7 @@ import deepl0_kernels as dk
 from . import table, tuned
 from .table import Config
 
-_N = 256  # length of a signal
+_N, _M = 256, 32  # length of a signal, nonzeros of a code
 
 
 class Choice(NamedTuple):
@@ -28,24 +28,91 @@ class Choice(NamedTuple):
     config: Config
 
 
-def _leaf(*shape: int, dtype: torch.dtype, device: str) -> torch.Tensor:
-    return (torch.randn(shape, device=device) / math.sqrt(shape[-1])).to(dtype).requires_grad_()
+class _Tensors(NamedTuple):
+    """Random leaves of one dtype on one device."""
+
+    dtype: torch.dtype
+    device: str
+
+    def __call__(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        values = torch.randn(shape, device=self.device) / math.sqrt(shape[-1])
+        return values.to(dtype or self.dtype).requires_grad_()
+
+    def theta(self, p: int) -> torch.Tensor:
+        return torch.full((p,), 0.01, device=self.device).requires_grad_()
+
+    def code(self, batch: int, p: int) -> dk.SparseCode:
+        m = min(_M, p)
+        indices = torch.arange(batch * m, device=self.device).view(batch, m) % p
+        return dk.SparseCode(self(batch, m), indices, p)
 
 
-def _forward_and_backward(out: torch.Tensor, *inputs: torch.Tensor) -> None:
+def _backward(out: torch.Tensor, *inputs: torch.Tensor) -> None:
     torch.autograd.grad(out, inputs, torch.ones_like(out))
 
 
-def _helu(batch: int, p: int, dtype: torch.dtype, device: str) -> Callable[[], object]:
-    u, theta = _leaf(batch, p, dtype=dtype, device=device), torch.full((p,), 0.01, device=device)
-    theta.requires_grad_()
-    return lambda: _forward_and_backward(dk.helu(u, theta, 0.2), u, theta)
+def _helu(batch, p, dtype, device):
+    t = _Tensors(dtype, device)
+    u, theta = t(batch, p), t.theta(p)
+    return lambda: _backward(dk.helu(u, theta, 0.2), u, theta)
 
 
-# Kernel -> the operator's call whose time is compared, made from (batch, p, dtype, device).
-WORKLOADS: dict[str, Callable[[int, int, torch.dtype, str], Callable[[], object]]] = {
-    "threshold": _helu,
-    "threshold_backward": _helu,
+def _select(operator):
+    def make(batch, p, dtype, device):
+        u = _Tensors(dtype, device)(batch, p).detach()
+        return lambda: operator(u, min(_M, p))
+
+    return make
+
+
+def _stage(operator):
+    def make(batch, p, dtype, device):
+        t = _Tensors(dtype, device)
+        operands = [m.detach() for m in (t(batch, _N), t(p, _N), t(batch, p), t(p, p))]
+        last = min(_M, p) if operator is dk.top_m_stage else t.theta(p).detach()
+        return lambda: operator(*operands, last)
+
+    return make
+
+
+def _encode(operator, stages):
+    def make(batch, p, dtype, device):
+        t = _Tensors(dtype, device)
+        x, W = t(batch, _N).detach(), t(p, _N).detach()
+        S = t(p, p).detach() if stages > 1 else None
+        last = min(_M, p) if operator is dk.encode_top_m else t.theta(p).detach()
+        return lambda: operator(x, W, S, last, num_stages=stages)
+
+    return make
+
+
+def _large(batch, n, dtype, device):
+    t = _Tensors(dtype, device)
+    x, W = t(batch, n).detach(), t(16384, n).detach()
+    return lambda: dk.encode_top_m(x, W, None, _M, num_stages=1)
+
+
+def _decode(batch, n, dtype, device):
+    t = _Tensors(dtype, device)
+    code, D = t.code(batch, 4096), t(4096, n).t()
+    return lambda: _backward(dk.decode(code, D), code.values, D)
+
+
+# Kernel -> the operator's call whose time is compared, made from (batch, size, dtype, device), and
+# the sizes where the table's is not p but the length n of a signal.
+WORKLOADS: dict[str, tuple[Callable[..., Callable[[], object]], tuple[int, ...]]] = {
+    "threshold": (_helu, ()),
+    "threshold_backward": (_helu, ()),
+    "top_m": (_select(dk.top_m), ()),
+    "keep_top_m": (_select(dk.keep_top_m), ()),
+    "threshold_stage": (_stage(dk.threshold_stage), ()),
+    "top_m_stage": (_stage(dk.top_m_stage), ()),
+    "encode_l0": (_encode(dk.encode_l0, 2), ()),
+    "encode_top_m": (_encode(dk.encode_top_m, 2), ()),
+    "encode_large": (_large, (_N,)),
+    "decode": (_decode, (_N,)),
+    "decode_backward": (_decode, (_N,)),
+    "combine": (_decode, (_N,)),
 }
 
 
@@ -55,7 +122,7 @@ def measure(
     """Median microseconds of the kernel's workload on a GPU; inf if ``config`` does not fit it."""
     from triton.runtime.errors import OutOfResources
 
-    call = WORKLOADS[kernel](batch, p, dtype, device)
+    call = WORKLOADS[kernel][0](batch, p, dtype, device)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     times = []
     with tuned.force(kernel, config):
@@ -88,7 +155,7 @@ def choose(
     """  # fmt: skip
     sizes, dtypes = tuple(sizes), tuple(dtypes)
     for kernel in kernels:
-        for p in sizes:
+        for p in WORKLOADS[kernel][1] or sizes:
             for dtype in dtypes:
                 first, *others = table.candidates(kernel, p)
                 default = best = measure(kernel, first, batch, p, dtype, device)

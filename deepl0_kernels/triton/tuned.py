@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _FORMAT = 1
 _forced: dict[str, Config] = {}
+_served = threading.local()
 
 
 def path() -> Path:
@@ -42,14 +44,26 @@ def key(device: str, triton: str, kernel: str, p: int, dtype: torch.dtype) -> st
     return f"{device} | triton {triton} | {kernel} | p <= {bucket} | {str(dtype).split('.')[-1]}"
 
 
-def lookup(kernel: str, p: int, like: Tensor) -> Config | None:
-    """The measured configuration for rows of length ``p`` on ``like``'s device, if there is one."""
+@contextmanager
+def serving(tensor: Tensor) -> Iterator[None]:
+    """Within the block configurations are looked up for ``tensor``'s device and dtype."""
+    before = getattr(_served, "key", None)
+    _served.key = tensor.device, tensor.dtype
+    try:
+        yield
+    finally:
+        _served.key = before
+
+
+def lookup(kernel: str, p: int) -> Config | None:
+    """The measured configuration for rows of length ``p`` where :func:`serving` is, if any."""
     if kernel in _forced:
         return _forced[kernel]
-    found = load()
-    if not found or like.device.type != "cuda":
+    served: tuple[torch.device, torch.dtype] | None = getattr(_served, "key", None)
+    if served is None or served[0].type != "cuda" or not load():
         return None
-    config = found.get(key(*device_and_version(like.device), kernel, p, like.dtype))
+    device, dtype = served
+    config = load().get(key(*device_and_version(device), kernel, p, dtype))
     from .table import candidates
 
     return config if config in candidates(kernel, p) else None

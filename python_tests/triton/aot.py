@@ -132,8 +132,9 @@ def _build(same: Sequence[tuple[Launch, ASTSource, dict[str, Any]]], name: str) 
     job, source, options = same[0]
     compiled = triton.compile(source, target=target.triton, options=options)
     ttir = compiled.asm["ttir"]
+    needs_matrix = any(_on_matrix_unit(line) for line in ttir.splitlines())
     if target.is_cuda:
-        registers, spills, code = _cubin(compiled, "tt.dot" in ttir)
+        registers, spills, code = _cubin(compiled, disassemble=needs_matrix)
     else:
         registers, spills, code = _amdgcn(compiled)
     shared = compiled.metadata.shared
@@ -146,7 +147,7 @@ def _build(same: Sequence[tuple[Launch, ASTSource, dict[str, Any]]], name: str) 
         job.kernel.__name__, job.config, registers, shared, spills,
         occupancy(target, job.config.warps, registers, shared),
         "+".join(n for n, pattern in _MATRIX.items() if re.search(pattern, code)),
-        any(_on_matrix_unit(line) for line in ttir.splitlines()),
+        needs_matrix,
         tuple(sorted(wide)), "tt.atomic_rmw fadd" in ttir,
     )  # fmt: skip
 

@@ -7,12 +7,13 @@ and for any device class, and reading a value, which on a GPU is a synchronisati
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from deepl0_kernels import triton as floor
 from deepl0_kernels.backends import _NATIVE
 from deepl0_kernels.ops import registration
 from deepl0_kernels.triton import launch, table
@@ -25,18 +26,26 @@ _FLOATING_ATOMICS = ("index_add", "scatter_add", "scatter_reduce", "index_put", 
 def recording(device_class: str = "sm80") -> Iterator[list[Launch]]:
     """Inside, launches on meta tensors are collected as if the device were of ``device_class``."""
     jobs: list[Launch] = []
-    before = launch.run, table.device_class
+    before = launch.run, table.device_class, floor.launcher
+    floor.launcher = lambda name: _guarded(before[2](name))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Overriding a previously registered kernel")
         library = registration.serve_by_triton("meta")
     launch.run, table.device_class = jobs.append, lambda device: device_class
     try:
-        with Capturable():
-            yield jobs
+        yield jobs
     finally:
-        launch.run, table.device_class = before
+        launch.run, table.device_class, floor.launcher = before
         library._destroy()
         del _NATIVE["meta"]
+
+
+def _guarded(launcher: Callable) -> Callable:
+    def guarded(*args):
+        with Capturable():
+            return launcher(*args)
+
+    return guarded
 
 
 class Capturable(TorchDispatchMode):
@@ -45,9 +54,13 @@ class Capturable(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags):
-            raise AssertionError(f"{func} waits for the device")
         tensors = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if torch.is_tensor(t)]
+        dynamic = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
+        # Indexing is dynamic by a mask only, not by integers.
+        if dynamic and not (
+            func is torch.ops.aten.index.Tensor and all(t.dtype != torch.bool for t in tensors)
+        ):
+            raise AssertionError(f"{func} waits for the device")
         target = kwargs.get("device")
         devices = {t.device.type for t in tensors}
         if target is not None:

@@ -3,17 +3,14 @@ unit where it should and keeps its offsets in 64 bits."""
 
 from __future__ import annotations
 
-import ast
-from pathlib import Path
-
 import pytest
 import torch
 
-from deepl0_kernels import triton as floor
 from deepl0_kernels.triton import _MODULES, table
 from deepl0_kernels.triton.launch import Launch
 
 from .conftest import INTERPRETED
+from .test_cost import kernels_in_the_sources
 
 if INTERPRETED:
     pytest.skip("triton either interprets or compiles in one process", allow_module_level=True)
@@ -80,14 +77,7 @@ def test_the_committed_table_has_what_is_shipped():
 
 def test_every_kernel_and_entry_of_the_table_is_reached():
     jobs = [j for t in aot.TARGETS for m in _MODULES for j in aot.launches(t, m)]
-    kernels = set()
-    for path in Path(floor.__file__).parent.glob("*.py"):
-        kernels |= {
-            node.name
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel")
-        }
-    assert {j.kernel.__name__ for j in jobs} == kernels
+    assert {j.kernel.__name__ for j in jobs} == kernels_in_the_sources()
     used = {j.config for j in jobs}
     unused = {(k, c) for k, entries in table.TABLE.items() for _, c in entries if c not in used}
     assert not unused

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import deepl0_kernels as dk
-from deepl0_kernels.triton import _MODULES
+from deepl0_kernels.triton import _MODULES, OPERATORS
 
 from .problems import PROBLEMS
 from .recording import Capturable, recording
@@ -37,6 +37,30 @@ def test_launchers_are_capturable(module, device_class):
 def test_what_a_graph_cannot_hold_is_refused(operation):
     with Capturable(), pytest.raises((AssertionError, RuntimeError, NotImplementedError)):
         operation(torch.empty(3, device="meta"))
+
+
+def test_a_launcher_that_waits_is_found(monkeypatch):
+    from deepl0_kernels.triton import thresholds
+
+    sound = thresholds.threshold
+
+    def waits(u, theta, sigma, kind):
+        (theta <= 0).nonzero()
+        return sound(u, theta, sigma, kind)
+
+    monkeypatch.setattr(thresholds, "threshold", waits)
+    with recording(), pytest.raises(AssertionError, match="waits for the device"):
+        dk.helu(torch.empty(2, 3, device="meta"), 0.5)
+
+
+def test_what_is_served_is_differentiated():
+    """A forward on the GPU whose backward has no kernel there would fail in training."""
+    missing = {
+        f"{name}_backward"
+        for name in OPERATORS
+        if hasattr(torch.ops.deepl0, f"{name}_backward") and f"{name}_backward" not in OPERATORS
+    }
+    assert not missing
 
 
 def test_recording_leaves_no_trace():

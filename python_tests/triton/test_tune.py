@@ -9,9 +9,12 @@ import warnings
 import pytest
 import torch
 
+import deepl0_kernels as dk
 from deepl0_kernels import cli
 from deepl0_kernels.triton import table, tune, tuned
 from deepl0_kernels.triton.table import Config
+
+from .recording import recording
 
 NAME = ("Some GPU", "3.8.0")
 
@@ -27,10 +30,15 @@ def file(tmp_path, monkeypatch):
 
 
 class OnGpu:
-    """What ``table.config`` looks at of a tensor on a GPU."""
+    """What is looked at of a tensor on a GPU."""
 
     device = torch.device("cuda", 0)
     dtype = torch.float32
+
+
+def on_gpu(p, kernel="threshold"):
+    with tuned.serving(OnGpu()):
+        return table.config(kernel, p)
 
 
 def choose(times, kernel="threshold", p=512):
@@ -46,11 +54,12 @@ def test_the_fastest_candidate_is_stored_and_served(file):
     (choice,) = choose({default: 10.0, fast: 5.0})
     assert (choice.config, choice.default, choice.best) == (fast, 10.0, 5.0)
     assert tuned.store(tune.results([choice], OnGpu.device)) == file
-    assert table.config("threshold", 512, OnGpu()) == fast
-    assert table.config("threshold", 300, OnGpu()) == fast  # the same bucket
-    assert table.config("threshold", 513, OnGpu()) == default
+    assert on_gpu(512) == fast
+    assert on_gpu(300) == fast  # the same bucket
+    assert on_gpu(513) == default
     assert table.config("threshold", 512) == default
-    assert table.config("threshold", 512, torch.empty(1)) == default
+    with tuned.serving(torch.empty(1)):
+        assert table.config("threshold", 512) == default
     assert list(file.parent.iterdir()) == [file]
 
 
@@ -63,11 +72,11 @@ def test_results_of_other_devices_versions_and_kernels_are_kept_apart(file, monk
     default, fast, faster, *_ = table.candidates("threshold", 512)
     tuned.store(tune.results(choose({fast: 1.0}), OnGpu.device))
     monkeypatch.setattr(tuned, "device_and_version", lambda device: ("Another GPU", "3.8.0"))
-    assert table.config("threshold", 512, OnGpu()) == default
+    assert on_gpu(512) == default
     tuned.store(tune.results(choose({faster: 1.0}), OnGpu.device))
-    assert table.config("threshold", 512, OnGpu()) == faster
+    assert on_gpu(512) == faster
     monkeypatch.setattr(tuned, "device_and_version", lambda device: NAME)
-    assert table.config("threshold", 512, OnGpu()) == fast
+    assert on_gpu(512) == fast
     assert len(json.loads(file.read_text())["configs"]) == 2
 
 
@@ -81,10 +90,10 @@ def test_a_malformed_file_is_ignored_with_a_warning_and_replaced(file, content):
     file.parent.mkdir()
     file.write_text(content, encoding="latin-1")
     with pytest.warns(UserWarning, match="deepl0 tune"):
-        assert table.config("threshold", 512, OnGpu()) == table.config("threshold", 512)
+        assert on_gpu(512) == table.config("threshold", 512)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        table.config("threshold", 512, OnGpu())  # once is enough
+        on_gpu(512)  # once is enough
         tuned.store({"key": Config(1, 2)})
         assert tuned.load() == {"key": Config(1, 2)}
 
@@ -92,7 +101,7 @@ def test_a_malformed_file_is_ignored_with_a_warning_and_replaced(file, content):
 def test_what_is_no_candidate_is_passed_over():
     key = tuned.key(*NAME, "threshold", 512, torch.float32)
     tuned.store({key: Config(3, "x", -1)})
-    assert table.config("threshold", 512, OnGpu()) == table.config("threshold", 512)
+    assert on_gpu(512) == table.config("threshold", 512)
 
 
 def test_a_write_that_fails_leaves_the_file(file, monkeypatch):
@@ -120,12 +129,28 @@ def test_the_place_of_the_file(monkeypatch, tmp_path):
 
 def test_forced_configurations_end_with_the_block():
     with tuned.force("threshold", Config(1, 2)):
-        assert table.config("threshold", 512, torch.empty(1)) == Config(1, 2)
-    assert table.config("threshold", 512, torch.empty(1)) == table.config("threshold", 512)
+        assert table.config("threshold", 512) == Config(1, 2)
+    assert table.config("threshold", 512) == table.entry("threshold", 512)
 
 
-def test_every_kernel_of_the_table_has_a_workload():
-    assert set(tune.WORKLOADS) == set(table.TABLE)
+def test_the_launchers_say_whom_they_serve(monkeypatch):
+    seen = []
+    monkeypatch.setattr(tuned, "lookup", lambda kernel, p: seen.append(tuned._served.key))
+    with recording():
+        dk.helu(torch.empty(2, 3, dtype=torch.bfloat16, device="meta"), 0.5)
+    assert seen == [(torch.device("meta"), torch.bfloat16)]
+    assert tuned._served.key is None
+
+
+@pytest.mark.parametrize("kernel", tune.WORKLOADS)
+def test_workloads_launch_their_kernel(kernel, monkeypatch):
+    """On tensors without data: the forced configuration arrives in the launches."""
+    make, sizes = tune.WORKLOADS[kernel]
+    for p in sizes or (128, 512):
+        *_, candidate = table.candidates(kernel, p)
+        with recording() as jobs, tuned.force(kernel, candidate):
+            make(64, p, torch.bfloat16, "meta")()
+        assert candidate in [job.config for job in jobs]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
