@@ -60,15 +60,15 @@ def _next_digit(histogram_ptr, left, segments, SEGMENTS: tl.constexpr):
 
 @triton.jit
 def radix_count_kernel(
-    u_ptr, counts_in_ptr, counts_out_ptr, state_in_ptr, state_out_ptr, above_ptr,
+    u_ptr, counts_in_ptr, counts_out_ptr, state_in_ptr, state_out_ptr, above_in_ptr, above_out_ptr,
     p, m, u_stride, segments,
     FIRST: tl.constexpr, SHIFT: tl.constexpr, WIDTH: tl.constexpr,
     SEGMENTS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Histogram [256] of one digit, of the entries of one segment that agree with the prefix.
 
-    state: (prefix of the cut, entries above every key of that prefix) per row. above: the latter
-    per segment, added to by the program of the segment only.
+    state: (prefix of the cut, number of entries above every key of that prefix) per row; above:
+    that number per segment. Every launch reads one copy and writes the next.
     """
     pid = tl.program_id(0).to(tl.int64)
     row = pid // segments
@@ -84,7 +84,7 @@ def radix_count_kernel(
             tl.store(state_out_ptr + 2 * row, prefix)
             tl.store(state_out_ptr + 2 * row + 1, taken + tl.sum(above, axis=0))
         own = tl.sum(tl.where(tl.arange(0, SEGMENTS) == segment, above, 0), axis=0)
-        tl.store(above_ptr + pid, tl.load(above_ptr + pid) + own)
+        tl.store(above_out_ptr + pid, tl.load(above_in_ptr + pid) + own)
     first, end = segment_bounds(segment, segments, p)
     u_ptr += row * u_stride
     counts = tl.zeros((_BINS,), tl.int32)
@@ -161,11 +161,12 @@ def select_by_radix(u: Tensor, m: int, first_out: Tensor, second_out: Tensor) ->
     digits = ((23, 8), (15, 8), (7, 8), (0, 7)) if u.dtype == torch.float32 else ((7, 8), (0, 7))
     counts = torch.empty(2, n * segments * _BINS.value, dtype=torch.int32, device=u.device)
     state = torch.zeros(len(digits), n, 2, dtype=torch.int32, device=u.device)
-    above = torch.zeros(n, segments, dtype=torch.int32, device=u.device)
+    above = torch.zeros(len(digits), n, segments, dtype=torch.int32, device=u.device)
     for i, (shift, width) in enumerate(digits):
         launch(
             radix_count_kernel, (n * segments,),
-            u, counts[1 - i % 2], counts[i % 2], state[max(i - 1, 0)], state[i], above,
+            u, counts[1 - i % 2], counts[i % 2], state[max(i - 1, 0)], state[i],
+            above[max(i - 1, 0)], above[i],
             p, m, u.stride(0), segments,
             config=c, FIRST=i == 0, SHIFT=shift, WIDTH=width,
             SEGMENTS=power_of_two(segments), COLUMNS=c.columns,
@@ -173,7 +174,7 @@ def select_by_radix(u: Tensor, m: int, first_out: Tensor, second_out: Tensor) ->
     c = config("radix_emit", p)
     launch(
         radix_emit_kernel, (n * segments,),
-        u, counts[(len(digits) - 1) % 2], state[-1], above, first_out, second_out,
+        u, counts[(len(digits) - 1) % 2], state[-1], above[-1], first_out, second_out,
         p, m, u.stride(0), segments,
         config=c, DENSE=second_out.dtype == torch.uint8, WIDTH=digits[-1][1],
         SEGMENTS=power_of_two(segments), COLUMNS=c.columns,

@@ -97,6 +97,32 @@ def successors(function: Function, ranges: list[tuple[int, int]]) -> list[list[i
     return out
 
 
+def ranks(function: Function, ranges: list[tuple[int, int]]) -> list[int]:
+    """In which order diverged threads wait for each other: reverse postorder, exits of a loop last.
+
+    Not the order of the text: a compiler may lay the end of a loop out before its beginning.
+    """
+    after = successors(function, ranges)
+    postorder: list[int] = []
+    seen = set()
+    for root in range(len(ranges)):
+        if root in seen:
+            continue
+        seen.add(root)
+        path = [(root, iter(sorted(after[root], reverse=True)))]
+        while path:
+            block, rest = path[-1]
+            following = next((n for n in rest if n not in seen), None)
+            if following is None:
+                postorder.append(block)
+                path.pop()
+            else:
+                seen.add(following)
+                path.append((following, iter(sorted(after[following], reverse=True))))
+    order = {block: len(ranges) - 1 - i for i, block in enumerate(postorder)}
+    return [order[i] for i in range(len(ranges))]
+
+
 def maybe_undefined(function: Function) -> set[str]:
     """Registers with a read that some path reaches before any unconditional write.
 
