@@ -54,12 +54,14 @@ def stage_product(
 
 @triton.jit
 def store_selection(
-    u_ptr, z_ptr, t, end, row_inside, p, values_ptr, indices_ptr, m, dense, sparse,
+    u_ptr, z_ptr, bounds_ptr, row_inside, p, values_ptr, indices_ptr, m, dense, sparse,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
-    """The selection ``t, end`` of u [ROWS, COLUMNS], slice by slice: if ``dense`` in place, as the
-    code z of the next product; if ``sparse`` as values and ascending indices [ROWS, m]."""
+    """The selection of u [ROWS, COLUMNS] by its bounds, slice by slice: if ``dense`` in place, as
+    the code z of the next product; if ``sparse`` as values and ascending indices [ROWS, m]."""
     r = tl.arange(0, ROWS)
+    t = tl.load(bounds_ptr + r)
+    end = tl.load(bounds_ptr + ROWS + r)
     rank = tl.zeros((ROWS,), tl.int32)
     for first in range(0, p, SLICE):
         columns = first + tl.arange(0, SLICE)
@@ -79,7 +81,8 @@ def store_selection(
 
 @triton.jit
 def encode_top_m_fwd_kernel(
-    x_ptr, w_ptr, s_ptr, scratch_ptr, values_ptr, indices_ptr, saved_values_ptr, saved_indices_ptr,
+    x_ptr, w_ptr, s_ptr, scratch_ptr, bounds_ptr,
+    values_ptr, indices_ptr, saved_values_ptr, saved_indices_ptr,
     batch, n, p, m, stages, x_row, x_step, w_row, w_step, s_stage, s_row, s_step,
     SAVE: tl.constexpr, X_PRECISION: tl.constexpr, Z_PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, SLICE: tl.constexpr,
@@ -91,6 +94,7 @@ def encode_top_m_fwd_kernel(
     # Tiles of the scratch: x W', u of the later stages, z.
     wx_ptr = scratch_ptr + tl.program_id(0).to(tl.int64) * (3 * ROWS * COLUMNS)
     z_ptr = wx_ptr + 2 * ROWS * COLUMNS
+    bounds_ptr += tl.program_id(0) * (2 * ROWS)
     for tile in range(tl.program_id(0), tl.cdiv(batch, ROWS), tl.num_programs(0)):
         first_row = tl.cast(tile, tl.int64) * ROWS
         inside = first_row + r < batch
@@ -105,17 +109,20 @@ def encode_top_m_fwd_kernel(
             u_ptr = wx_ptr + tl.where(k == 0, 0, ROWS * COLUMNS)
             tl.store(u_ptr + tile_at, u)
             t, end = selection(tl.where(real[None, :], magnitude_key(u), -1), columns, m)
+            # By way of memory: in registers they would be computed once for each layout.
+            tl.store(bounds_ptr + r, t)
+            tl.store(bounds_ptr + ROWS + r, end)
             tl.debug_barrier()  # u is written; z is read, now it may be overwritten
             if k + 1 == stages:
                 at_m = first_row * m
                 store_selection(
-                    u_ptr, z_ptr, t, end, inside, p, values_ptr + at_m, indices_ptr + at_m, m,
+                    u_ptr, z_ptr, bounds_ptr, inside, p, values_ptr + at_m, indices_ptr + at_m, m,
                     False, True, ROWS, COLUMNS, SLICE,
                 )  # fmt: skip
             else:
                 at_m = (tl.cast(k, tl.int64) * batch + first_row) * m
                 store_selection(
-                    u_ptr, z_ptr, t, end, inside, p,
+                    u_ptr, z_ptr, bounds_ptr, inside, p,
                     saved_values_ptr + at_m, saved_indices_ptr + at_m, m,
                     True, SAVE, ROWS, COLUMNS, SLICE,
                 )  # fmt: skip
@@ -222,9 +229,10 @@ def encode_top_m(
         return values, indices, saved_values, saved_indices
     c = config("encode_top_m", p)
     grid, scratch = _programs(x, p, c)
+    bounds = torch.empty(grid[0] * 2 * c.rows, dtype=torch.int32, device=x.device)
     s, strides = _matrices(x, S)
     launch(
-        encode_top_m_fwd_kernel, grid, x, W, s, scratch,
+        encode_top_m_fwd_kernel, grid, x, W, s, scratch, bounds,
         values, indices, saved_values, saved_indices,
         batch, n, p, m, num_stages, *x.stride(), *W.stride(), *strides,
         config=c, SAVE=save and num_stages > 1,
