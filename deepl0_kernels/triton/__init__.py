@@ -14,6 +14,7 @@ _MODULES = {
     "thresholds": ("threshold", "threshold_backward"),
     "stage": ("threshold_stage", "top_m_stage"),
     "encode": ("encode_l0", "encode_top_m"),
+    "encode_backward": ("encode_l0_backward", "encode_top_m_backward"),
 }
 OPERATORS = {name: module for module, names in _MODULES.items() for name in names}
 

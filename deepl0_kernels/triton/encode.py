@@ -199,14 +199,15 @@ def encode_l0(
         return z, saved
     c = config("encode_l0", p)
     grid, scratch = _programs(x, p, c)
-    s, strides = _matrices(x, S)
+    W = within_32_bits(W)
+    s, strides = matrix_and_strides(x, None if S is None else within_32_bits(S))
     launch(
         encode_l0_fwd_kernel, grid, x, W, s, theta, scratch, z, saved,
         batch, n, p, num_stages, sigma, *x.stride(), *W.stride(), *strides,
         p if theta.dim() == 2 else 0, min(theta.dim(), 1),
         config=c, KIND=kind, RAMP=sigma > 0, SAVE=save,
         X_PRECISION=precision(x.dtype, W), Z_PRECISION=precision(torch.float32, s),
-        ROWS=c.rows, COLUMNS=_columns(p), DEPTH=c.depth, SLICE=min(64, _columns(p)),
+        ROWS=c.rows, COLUMNS=padded(p), DEPTH=c.depth, SLICE=min(64, padded(p)),
     )  # fmt: skip
     return z, saved
 
@@ -230,14 +231,15 @@ def encode_top_m(
     c = config("encode_top_m", p)
     grid, scratch = _programs(x, p, c)
     bounds = torch.empty(grid[0] * 2 * c.rows, dtype=torch.int32, device=x.device)
-    s, strides = _matrices(x, S)
+    W = within_32_bits(W)
+    s, strides = matrix_and_strides(x, None if S is None else within_32_bits(S))
     launch(
         encode_top_m_fwd_kernel, grid, x, W, s, scratch, bounds,
         values, indices, saved_values, saved_indices,
         batch, n, p, m, num_stages, *x.stride(), *W.stride(), *strides,
         config=c, SAVE=save and num_stages > 1,
         X_PRECISION=precision(x.dtype, W), Z_PRECISION=precision(torch.float32, s),
-        ROWS=c.rows, COLUMNS=_columns(p), DEPTH=c.depth, SLICE=min(64, _columns(p)),
+        ROWS=c.rows, COLUMNS=padded(p), DEPTH=c.depth, SLICE=min(64, padded(p)),
     )  # fmt: skip
     return values, indices, saved_values, saved_indices
 
@@ -250,32 +252,38 @@ def _encode_l0_by_stages(x, W, S, theta, sigma, kind, z, saved, num_stages) -> N
         wx = torch.empty(z.shape, dtype=torch.float32, device=x.device)
     h: dict = dict(sigma=sigma, kind=kind)
     out = z if num_stages == 1 else torch.empty_like(wx)
-    threshold_tiles(out, wx, x=x, W=W, theta=_stage(theta, 0, 2), **h)
+    threshold_tiles(out, wx, x=x, W=W, theta=of_stage(theta, 0, 2), **h)
     for k in range(1, num_stages):
         code, out = out, z if k + 1 == num_stages else torch.empty_like(out)
         threshold_tiles(
-            out, saved[k] if save else None, wx=wx, z=code, S=_stage(S, k - 1),
-            theta=_stage(theta, k, 2), **h,
+            out, saved[k] if save else None, wx=wx, z=code, S=of_stage(S, k - 1),
+            theta=of_stage(theta, k, 2), **h,
         )  # fmt: skip
 
 
-def _stage(t: Tensor, k: int, dim: int = 3) -> Tensor:
+def of_stage(t: Tensor, k: int, dim: int = 3) -> Tensor:
     """What stage k uses of a tensor shared by the stages or, with ``dim`` dimensions, one each."""
     return t[k] if t.dim() == dim else t
 
 
-def _columns(p: int) -> int:
+def padded(p: int) -> int:
     return max(16, power_of_two(p))
 
 
 def _programs(x: Tensor, p: int, c: Config) -> tuple[tuple[int], Tensor]:
     """The grid, and the programs' scratch: three tiles each."""
     programs = min(ceil_div(x.shape[0], c.rows), resident_programs(x.device))
-    size = 3 * programs * c.rows * _columns(p)
+    size = 3 * programs * c.rows * padded(p)
     return (programs,), torch.empty(size, dtype=torch.float32, device=x.device)
 
 
-def _matrices(x: Tensor, S: Tensor | None) -> tuple[Tensor, tuple[int, int, int]]:
+def within_32_bits(t: Tensor) -> Tensor:
+    """A small matrix whose offsets within a stage fit 32 bits; copied in the odd case."""
+    reach = sum((n - 1) * stride for n, stride in zip(t.shape[-2:], t.stride()[-2:], strict=True))
+    return t if reach < 1 << 31 else t.contiguous()
+
+
+def matrix_and_strides(x: Tensor, S: Tensor | None) -> tuple[Tensor, tuple[int, int, int]]:
     """S and its strides (stage, row, column); with a single stage nothing is read."""
     if S is None:
         return x, (0, 0, 0)
