@@ -54,12 +54,14 @@ def stage_product(
 
 @triton.jit
 def store_selection(
-    u_ptr, z_ptr, t, end, row_inside, p, values_ptr, indices_ptr, m, dense, sparse,
+    u_ptr, z_ptr, bounds_ptr, row_inside, p, values_ptr, indices_ptr, m, dense, sparse,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
-    """The selection ``t, end`` of u [ROWS, COLUMNS], slice by slice: if ``dense`` in place, as the
-    code z of the next product; if ``sparse`` as values and ascending indices [ROWS, m]."""
+    """The selection of u [ROWS, COLUMNS] by its bounds, slice by slice: if ``dense`` in place, as
+    the code z of the next product; if ``sparse`` as values and ascending indices [ROWS, m]."""
     r = tl.arange(0, ROWS)
+    t = tl.load(bounds_ptr + r)
+    end = tl.load(bounds_ptr + ROWS + r)
     rank = tl.zeros((ROWS,), tl.int32)
     for first in range(0, p, SLICE):
         columns = first + tl.arange(0, SLICE)
@@ -79,7 +81,8 @@ def store_selection(
 
 @triton.jit
 def encode_top_m_fwd_kernel(
-    x_ptr, w_ptr, s_ptr, scratch_ptr, values_ptr, indices_ptr, saved_values_ptr, saved_indices_ptr,
+    x_ptr, w_ptr, s_ptr, scratch_ptr, bounds_ptr,
+    values_ptr, indices_ptr, saved_values_ptr, saved_indices_ptr,
     batch, n, p, m, stages, x_row, x_step, w_row, w_step, s_stage, s_row, s_step,
     SAVE: tl.constexpr, X_PRECISION: tl.constexpr, Z_PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, SLICE: tl.constexpr,
@@ -91,6 +94,7 @@ def encode_top_m_fwd_kernel(
     # Tiles of the scratch: x W', u of the later stages, z.
     wx_ptr = scratch_ptr + tl.program_id(0).to(tl.int64) * (3 * ROWS * COLUMNS)
     z_ptr = wx_ptr + 2 * ROWS * COLUMNS
+    bounds_ptr += tl.program_id(0) * (2 * ROWS)
     for tile in range(tl.program_id(0), tl.cdiv(batch, ROWS), tl.num_programs(0)):
         first_row = tl.cast(tile, tl.int64) * ROWS
         inside = first_row + r < batch
@@ -105,17 +109,20 @@ def encode_top_m_fwd_kernel(
             u_ptr = wx_ptr + tl.where(k == 0, 0, ROWS * COLUMNS)
             tl.store(u_ptr + tile_at, u)
             t, end = selection(tl.where(real[None, :], magnitude_key(u), -1), columns, m)
+            # By way of memory: in registers they would be computed once for each layout.
+            tl.store(bounds_ptr + r, t)
+            tl.store(bounds_ptr + ROWS + r, end)
             tl.debug_barrier()  # u is written; z is read, now it may be overwritten
             if k + 1 == stages:
                 at_m = first_row * m
                 store_selection(
-                    u_ptr, z_ptr, t, end, inside, p, values_ptr + at_m, indices_ptr + at_m, m,
+                    u_ptr, z_ptr, bounds_ptr, inside, p, values_ptr + at_m, indices_ptr + at_m, m,
                     False, True, ROWS, COLUMNS, SLICE,
                 )  # fmt: skip
             else:
                 at_m = (tl.cast(k, tl.int64) * batch + first_row) * m
                 store_selection(
-                    u_ptr, z_ptr, t, end, inside, p,
+                    u_ptr, z_ptr, bounds_ptr, inside, p,
                     saved_values_ptr + at_m, saved_indices_ptr + at_m, m,
                     True, SAVE, ROWS, COLUMNS, SLICE,
                 )  # fmt: skip
@@ -192,14 +199,15 @@ def encode_l0(
         return z, saved
     c = config("encode_l0", p)
     grid, scratch = _programs(x, p, c)
-    s, strides = _matrices(x, S)
+    W = within_32_bits(W)
+    s, strides = matrix_and_strides(x, None if S is None else within_32_bits(S))
     launch(
         encode_l0_fwd_kernel, grid, x, W, s, theta, scratch, z, saved,
         batch, n, p, num_stages, sigma, *x.stride(), *W.stride(), *strides,
         p if theta.dim() == 2 else 0, min(theta.dim(), 1),
         config=c, KIND=kind, RAMP=sigma > 0, SAVE=save,
         X_PRECISION=precision(x.dtype, W), Z_PRECISION=precision(torch.float32, s),
-        ROWS=c.rows, COLUMNS=_columns(p), DEPTH=c.depth, SLICE=min(64, _columns(p)),
+        ROWS=c.rows, COLUMNS=padded(p), DEPTH=c.depth, SLICE=min(64, padded(p)),
     )  # fmt: skip
     return z, saved
 
@@ -222,14 +230,16 @@ def encode_top_m(
         return values, indices, saved_values, saved_indices
     c = config("encode_top_m", p)
     grid, scratch = _programs(x, p, c)
-    s, strides = _matrices(x, S)
+    bounds = torch.empty(grid[0] * 2 * c.rows, dtype=torch.int32, device=x.device)
+    W = within_32_bits(W)
+    s, strides = matrix_and_strides(x, None if S is None else within_32_bits(S))
     launch(
-        encode_top_m_fwd_kernel, grid, x, W, s, scratch,
+        encode_top_m_fwd_kernel, grid, x, W, s, scratch, bounds,
         values, indices, saved_values, saved_indices,
         batch, n, p, m, num_stages, *x.stride(), *W.stride(), *strides,
         config=c, SAVE=save and num_stages > 1,
         X_PRECISION=precision(x.dtype, W), Z_PRECISION=precision(torch.float32, s),
-        ROWS=c.rows, COLUMNS=_columns(p), DEPTH=c.depth, SLICE=min(64, _columns(p)),
+        ROWS=c.rows, COLUMNS=padded(p), DEPTH=c.depth, SLICE=min(64, padded(p)),
     )  # fmt: skip
     return values, indices, saved_values, saved_indices
 
@@ -242,32 +252,38 @@ def _encode_l0_by_stages(x, W, S, theta, sigma, kind, z, saved, num_stages) -> N
         wx = torch.empty(z.shape, dtype=torch.float32, device=x.device)
     h: dict = dict(sigma=sigma, kind=kind)
     out = z if num_stages == 1 else torch.empty_like(wx)
-    threshold_tiles(out, wx, x=x, W=W, theta=_stage(theta, 0, 2), **h)
+    threshold_tiles(out, wx, x=x, W=W, theta=of_stage(theta, 0, 2), **h)
     for k in range(1, num_stages):
         code, out = out, z if k + 1 == num_stages else torch.empty_like(out)
         threshold_tiles(
-            out, saved[k] if save else None, wx=wx, z=code, S=_stage(S, k - 1),
-            theta=_stage(theta, k, 2), **h,
+            out, saved[k] if save else None, wx=wx, z=code, S=of_stage(S, k - 1),
+            theta=of_stage(theta, k, 2), **h,
         )  # fmt: skip
 
 
-def _stage(t: Tensor, k: int, dim: int = 3) -> Tensor:
+def of_stage(t: Tensor, k: int, dim: int = 3) -> Tensor:
     """What stage k uses of a tensor shared by the stages or, with ``dim`` dimensions, one each."""
     return t[k] if t.dim() == dim else t
 
 
-def _columns(p: int) -> int:
+def padded(p: int) -> int:
     return max(16, power_of_two(p))
 
 
 def _programs(x: Tensor, p: int, c: Config) -> tuple[tuple[int], Tensor]:
     """The grid, and the programs' scratch: three tiles each."""
     programs = min(ceil_div(x.shape[0], c.rows), resident_programs(x.device))
-    size = 3 * programs * c.rows * _columns(p)
+    size = 3 * programs * c.rows * padded(p)
     return (programs,), torch.empty(size, dtype=torch.float32, device=x.device)
 
 
-def _matrices(x: Tensor, S: Tensor | None) -> tuple[Tensor, tuple[int, int, int]]:
+def within_32_bits(t: Tensor) -> Tensor:
+    """A small matrix whose offsets within a stage fit 32 bits; copied in the odd case."""
+    reach = sum((n - 1) * stride for n, stride in zip(t.shape[-2:], t.stride()[-2:], strict=True))
+    return t if reach < 1 << 31 else t.contiguous()
+
+
+def matrix_and_strides(x: Tensor, S: Tensor | None) -> tuple[Tensor, tuple[int, int, int]]:
     """S and its strides (stage, row, column); with a single stage nothing is read."""
     if S is None:
         return x, (0, 0, 0)
