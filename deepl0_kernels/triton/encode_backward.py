@@ -265,5 +265,3 @@ def encode_top_m_backward(
     if S is not None and S.stride(-2) == 1 and S.stride(-1) == p and p > 1:
         grad_s = grad_s.mT.contiguous().mT  # laid out like S
     return out.x, out.W.to(low), grad_s
-
-

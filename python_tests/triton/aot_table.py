@@ -14,9 +14,10 @@ from pathlib import Path
 
 import triton
 
-from deepl0_kernels.triton import _MODULES, table
+from deepl0_kernels.triton import table
 
 from . import aot
+from .problems import PROBLEMS
 
 PATH = Path(__file__).parents[2] / "docs" / "gpu-kernels.md"
 
@@ -76,12 +77,12 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"replace {PATH.name}")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
-    tasks = [(target, module) for module in _MODULES for target in aot.TARGETS]
+    tasks = [(target, module) for module in PROBLEMS for target in aot.TARGETS]
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         results = dict(zip(tasks, pool.map(compiled, *zip(*tasks, strict=True)), strict=True))
     head = "| operators | kernel | tile, warps, stages | " + " | ".join(aot.TARGETS) + " |"
     body = [head, "|---" * (3 + len(aot.TARGETS)) + "|"]
-    for module in _MODULES:
+    for module in PROBLEMS:
         body += lines(module, {t: results[t, module] for t in aot.TARGETS})
     page = INTRODUCTION + "\n".join(body) + "\n"
     if options.write:

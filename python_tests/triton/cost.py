@@ -257,6 +257,29 @@ def _outer(a):
                 a.size("out_ptr"))  # fmt: skip
 
 
+def _encode_top_m_bwd(a):
+    """Dense tiles of du and z: written as zeros before, supports marked, the product's operand."""
+    rows, columns, later = a.programs * a.ROWS, padded(a.p), a.stages - 1
+    dense = 4.0 * a.rows * a.p
+    weights = a.size("s_ptr") if later else 0.0
+    tiles = a.programs * later * a.p * a.p * a.bytes("s_ptr")
+    codes = a.rows * a.m * ((a.bytes("grad_ptr") + 8.0) + later * 12.0)
+    moved = codes + dense * (1 + later * 5)
+    return Cost(codes + dense * (2 * later + 1) + weights, tiles + moved,
+                product(rows, columns, later * a.p, a.PRECISION), tiles, weights)  # fmt: skip
+
+
+def _encode_l0_bwd(a):
+    dense = float(a.rows) * a.p
+    moved = dense * (a.bytes("above_ptr") + (12.0 if a.FIRST else 20.0))
+    if a.FIRST:
+        return Cost(moved, moved, {"fp32": 12.0 * dense})
+    tiles = a.programs * a.p * (a.ROWS * 4.0 + a.COLUMNS * a.bytes("s_ptr"))
+    weights = a.size("s_ptr")
+    work = plus(product(a.rows, a.p, a.p, a.PRECISION), {"fp32": 20.0 * dense})
+    return Cost(moved + weights, moved + tiles, work, tiles, weights)
+
+
 FORMULAS: dict[str, Callable[[Any], Cost]] = {
     "threshold_fwd_kernel": _threshold_fwd,
     "threshold_bwd_kernel": _threshold_bwd,
@@ -273,6 +296,8 @@ FORMULAS: dict[str, Callable[[Any], Cost]] = {
     "encode_large_fwd_kernel": _encode_large_fwd,
     "encode_large_select_kernel": _encode_large_select,
     "encode_large_bwd_kernel": _encode_large_bwd,
+    "encode_top_m_bwd_kernel": _encode_top_m_bwd,
+    "encode_l0_bwd_kernel": _encode_l0_bwd,
     "decode_fwd_kernel": _decode_fwd,
     "decode_bwd_kernel": _decode_bwd,
     "combine_chunks_kernel": _chunks,
@@ -315,4 +340,9 @@ def predict(cost: Cost, programs: int, slots: int, device: Device) -> Prediction
 def torch_cost(name: str, tensors: list[torch.Tensor]) -> Cost:
     """One of PyTorch's own operations: its tensors once; a sort reads and writes them in passes."""
     moved = float(sum(t.numel() * t.element_size() for t in tensors))
-    return Cost(moved * (6 if "sort" in name else 1), moved, {})
+    work = {}
+    if name.rstrip("_") in ("mm", "addmm", "bmm", "baddbmm"):
+        a, b = [t for t in tensors if t.dim() >= 2][-3:-1]
+        unit = {torch.float32: "fp32"}.get(a.dtype, "half")
+        work = {unit: 2.0 * a.numel() * b.shape[-1]}
+    return Cost(moved * (6 if "sort" in name else 1), moved, work)

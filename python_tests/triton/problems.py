@@ -76,7 +76,7 @@ def stage(batch: int, n: int, p: int, m: int, quick: bool = False, strided: bool
 
 def encoders(
     batch: int, n: int, p: int, m: int, stages: int = 2, quick: bool = False, tied: bool = True,
-    l0: bool = True,
+    l0: bool = True, train: bool = True,
 ):  # fmt: skip
     """Both encoders: inference, and training with and without a gradient in x."""
 
@@ -86,7 +86,8 @@ def encoders(
         if stages > 1:
             S = leaf(*(() if tied else (stages - 1,)), p, p, dtype=dtype)
         leaves = (W,) if S is None else (W, S)
-        for x in (leaf(batch, n, dtype=dtype), torch.empty(batch, n, dtype=dtype, device="meta")):
+        data = torch.empty(batch, n, dtype=dtype, device="meta")
+        for x in (leaf(batch, n, dtype=dtype), data) if train else ():
             needed = (x, *leaves) if x.requires_grad else leaves
             backward(dk.encode_top_m(x, W, S, m, num_stages=stages).values, *needed)
             if l0:
@@ -94,9 +95,9 @@ def encoders(
                     z = dk.encode_l0(x, W, S, theta, num_stages=stages, sigma=sigma)
                     backward(z, *needed, theta)
         with torch.no_grad():
-            dk.encode_top_m(x, W, S, m, num_stages=stages)
+            dk.encode_top_m(data, W, S, m, num_stages=stages)
             if l0:
-                dk.encode_l0(x, W, S, leaf(p), num_stages=stages)
+                dk.encode_l0(data, W, S, leaf(p), num_stages=stages)
 
     kind = "tied" if tied else "untied"
     return Problem(f"encoders [{batch}, {n}] p={p} m={m} K={stages} {kind}", call, quick)
@@ -134,9 +135,13 @@ PROBLEMS: dict[str, tuple[Problem, ...]] = {
         encoders(4096, 256, 512, 32, quick=True), encoders(4096, 256, 128, 32),
         encoders(4096, 256, 256, 32), encoders(7, 100, 77, 9), encoders(4096, 256, 1024, 32),
         encoders(4096, 256, 128, 32, stages=3, tied=False), encoders(4096, 256, 512, 32, stages=1),
-        encoders(4096, 256, 16384, 32, stages=1, l0=False),
-        encoders(4096, 256, 16384, 32, l0=False), encoders(64, 256, 131072, 64, 1, l0=False),
-        encoders(1 << 20, 256, 4096, 64),
+        encoders(1 << 22, 256, 1024, 64, train=False),
+    ),
+    "encode, long codes": (
+        encoders(4096, 256, 16384, 32, stages=1, l0=False, quick=True),
+        encoders(4096, 256, 4096, 512), encoders(4096, 256, 16384, 32, l0=False),
+        encoders(64, 256, 131072, 64, 1, l0=False), encoders(5, 100, 2001, 30),
+        encoders(1 << 16, 256, 1 << 20, 64, 1, l0=False),
     ),
     "decode": (
         decode(4096, 256, 512, 32, quick=True), decode(4096, 256, 16384, 32, atoms=True),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deepl0_kernels.triton import _MODULES, table
+from deepl0_kernels.triton import table
 from deepl0_kernels.triton.launch import Launch
 
 from .conftest import INTERPRETED
@@ -16,6 +16,7 @@ if INTERPRETED:
     pytest.skip("triton either interprets or compiles in one process", allow_module_level=True)
 
 from . import aot, aot_table, unsound_kernels
+from .problems import PROBLEMS
 
 # Kernel, target -> bytes a thread that may spill.
 SPILLS = {
@@ -42,7 +43,7 @@ def faults(builds: list[aot.Build], target: str) -> list[str]:
 
 
 @pytest.mark.parametrize("target", ["sm80", "sm90", "gfx942"])
-@pytest.mark.parametrize("module", _MODULES)
+@pytest.mark.parametrize("module", PROBLEMS)
 def test_main_configurations(module, target):
     jobs = aot.launches(target, module, (torch.float32, torch.bfloat16), quick=True)
     builds = aot.build_all(jobs, target)
@@ -52,7 +53,7 @@ def test_main_configurations(module, target):
 
 @pytest.mark.aot
 @pytest.mark.parametrize("target", aot.TARGETS)
-@pytest.mark.parametrize("module", _MODULES)
+@pytest.mark.parametrize("module", PROBLEMS)
 def test_everything(module, target):
     builds = aot.build_all(aot.launches(target, module), target)
     assert not faults(builds, target)
@@ -68,7 +69,7 @@ def test_the_committed_table_has_what_is_shipped():
     shipped = {
         (module, job.kernel.__name__, aot_table.tile(job.config), target)
         for target in aot.TARGETS
-        for module in _MODULES
+        for module in PROBLEMS
         for job in aot.launches(target, module)
     }
     page = {(*name, target) for name, row in aot_table.committed().items() for target in row}
@@ -76,7 +77,7 @@ def test_the_committed_table_has_what_is_shipped():
 
 
 def test_every_kernel_and_entry_of_the_table_is_reached():
-    jobs = [j for t in aot.TARGETS for m in _MODULES for j in aot.launches(t, m)]
+    jobs = [j for t in aot.TARGETS for m in PROBLEMS for j in aot.launches(t, m)]
     assert {j.kernel.__name__ for j in jobs} == kernels_in_the_sources()
     used = {j.config for j in jobs}
     unused = {(k, c) for k, entries in table.TABLE.items() for _, c in entries if c not in used}

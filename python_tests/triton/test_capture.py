@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import deepl0_kernels as dk
-from deepl0_kernels.triton import _MODULES, OPERATORS
+from deepl0_kernels.triton import OPERATORS
 
 from .problems import PROBLEMS
 from .recording import Capturable, recording
 
 
 @pytest.mark.parametrize("device_class", ["sm80", "sm90", "gfx942"])
-@pytest.mark.parametrize("module", _MODULES)
+@pytest.mark.parametrize("module", PROBLEMS)
 def test_launchers_are_capturable(module, device_class):
     for problem in PROBLEMS[module]:
         with recording(device_class) as jobs:
