@@ -22,7 +22,7 @@ from deepl0_kernels.triton import table
 from deepl0_kernels.triton.launch import Launch
 
 from . import offsets
-from .problems import PROBLEMS
+from .problems import PROBLEMS, Problem
 from .recording import recording
 
 
@@ -54,8 +54,6 @@ TARGETS = {
     "gfx950": Target(GPUTarget("hip", "gfx950", 64), "gfx950", 32, 32, 160 << 10, 131072, 0),
 }
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
 # Matrix instruction -> how it is spelled in the machine code.
 _MATRIX = {
     "HMMA": r"\bHMMA\.",
@@ -83,26 +81,52 @@ class Build(NamedTuple):
     atomics: bool  # floating-point atomics
 
 
-def launches(
-    target: str, module: str, dtypes: Sequence[torch.dtype] = DTYPES, quick: bool = False
-) -> list[Launch]:
-    """What the operators of ``module`` launch on ``target``; float32 also with tf32 products."""
-    with recording(TARGETS[target].device_class) as jobs:
+# The targets on which also the rarer variants are compiled.
+THOROUGH = ("sm80", "sm90", "gfx942")
+
+
+def launches(target: str, module: str, quick: torch.dtype | None = None) -> list[Launch]:
+    """What the operators of ``module`` launch on ``target``; with ``quick``, in that dtype only and
+    by the problems marked quick."""
+    jobs: list[Launch] = []
+    with recording(TARGETS[target].device_class) as recorded:
         for problem in PROBLEMS[module]:
             if quick and not problem.quick:
                 continue
-            for dtype in dtypes:
-                # The kernels of float16 are those of bfloat16 but for the conversions.
-                if dtype != torch.float16 or problem.quick:
-                    problem.call(dtype)
-            if torch.float32 in dtypes:
-                before = torch.get_float32_matmul_precision()
-                torch.set_float32_matmul_precision("high")
-                try:
-                    problem.call(torch.float32)
-                finally:
-                    torch.set_float32_matmul_precision(before)
-    return jobs
+            for dtype in (quick,) if quick else (torch.float32, torch.bfloat16):
+                problem.call(dtype)
+            if not quick and (problem.quick or target in THOROUGH):
+                _with_tf32(problem)
+            # Kernels of float16 are those of bfloat16 but for the conversions.
+            if not quick and problem.quick and target in THOROUGH:
+                problem.call(torch.float16)
+            # Thousands of launches of a large batch are alike: one of each kind is kept.
+            jobs += {_kind(job): job for job in recorded}.values()
+            recorded.clear()
+    return jobs if target in THOROUGH else list({_main_kind(job): job for job in jobs}.values())
+
+
+def _with_tf32(problem: Problem) -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        problem.call(torch.float32)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _kind(job: Launch) -> tuple:
+    args = (
+        (a.dtype, a.storage_offset() % 16) if isinstance(a, torch.Tensor) else a for a in job.args
+    )
+    return job.kernel.__name__, job.config, job.grid, *args, *job.constants.values()
+
+
+def _main_kind(job: Launch) -> tuple:
+    """Kernel, configuration, dtypes and modes of products, without the rarer variants."""
+    dtypes = (a.dtype for a in job.args if isinstance(a, torch.Tensor))
+    modes = (value for name, value in job.constants.items() if "PRECISION" in name)
+    return job.kernel.__name__, job.config, *dtypes, *modes
 
 
 def specialise(job: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str, Any]]:

@@ -47,10 +47,13 @@ def soft(batch: int, p: int):
     return Problem(f"soft [{batch}, {p}]", call, False)
 
 
-def top_m(batch: int, p: int, m: int, quick: bool = False):
+def top_m(batch: int, p: int, m: int, quick: bool = False, train: bool = True):
     def call(dtype):
         u = leaf(batch, p, dtype=dtype)
         values, indices = dk.top_m(u, m)
+        if not train:
+            dk.keep_top_m(u, m)
+            return
         backward(values, u)
         v = leaf(batch, m, dtype=dtype)
         backward(dk.unpool(v, indices, p), v)
@@ -91,12 +94,13 @@ def encoders(
             needed = (x, *leaves) if x.requires_grad else leaves
             backward(dk.encode_top_m(x, W, S, m, num_stages=stages).values, *needed)
             if l0:
-                for sigma, theta in ((0.0, leaf(p)), (0.2, leaf(*(() if tied else (stages, p))))):
+                ramps = [(0.0, leaf(p)), (0.2, leaf(*(() if tied else (stages, p))))]
+                for sigma, theta in ramps if quick else ramps[1:]:
                     z = dk.encode_l0(x, W, S, theta, num_stages=stages, sigma=sigma)
                     backward(z, *needed, theta)
         with torch.no_grad():
             dk.encode_top_m(data, W, S, m, num_stages=stages)
-            if l0:
+            if l0 and (quick or not train):
                 dk.encode_l0(data, W, S, leaf(p), num_stages=stages)
 
     kind = "tied" if tied else "untied"
@@ -122,7 +126,7 @@ PROBLEMS: dict[str, tuple[Problem, ...]] = {
     ),
     "top_m": (
         top_m(4096, 512, 32, quick=True), top_m(7, 33, 5), top_m(5, 1, 1), top_m(1, 100, 10),
-        *(top_m(4096, p, 10) for p in (16, 32, 64, 128, 256, 1024, 2048, 4096, 8192)),
+        *(top_m(4096, p, 10, train=False) for p in (16, 32, 64, 128, 256, 1024, 2048, 4096, 8192)),
         top_m(4096, 16384, 32, quick=True), top_m(8, 131072, 64), top_m(3, 100003, 64),
         top_m(4096, 1 << 20, 64), top_m(4096, 16384, 4096), top_m(1, 131072, 4096),
     ),

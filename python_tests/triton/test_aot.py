@@ -18,6 +18,8 @@ if INTERPRETED:
 from . import aot, aot_table, unsound_kernels
 from .problems import PROBLEMS
 
+QUICK = {"sm80": torch.float32, "sm90": torch.bfloat16, "gfx942": torch.bfloat16}
+
 # Kernel, target -> bytes a thread that may spill.
 SPILLS = {
     # One register, stored once and loaded once a program: ptxas aims at 8 blocks on the SM.
@@ -42,11 +44,10 @@ def faults(builds: list[aot.Build], target: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("target", ["sm80", "sm90", "gfx942"])
+@pytest.mark.parametrize("target", QUICK)
 @pytest.mark.parametrize("module", PROBLEMS)
 def test_main_configurations(module, target):
-    jobs = aot.launches(target, module, (torch.float32, torch.bfloat16), quick=True)
-    builds = aot.build_all(jobs, target)
+    builds = aot.build_all(aot.launches(target, module, QUICK[target]), target)
     assert builds
     assert not faults(builds, target)
 
