@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .encode import FUSED_P, matrix_and_strides, of_stage, padded, within_32_bits
 from .launch import ceil_div, launch
-from .product import add_product, precision
+from .product import add_product, depth, precision
 from .table import config
 from .thresholds import apply_threshold, threshold_derivatives
 
@@ -135,11 +135,15 @@ def encode_l0_bwd_kernel(
 
 
 class _Gradients(NamedTuple):
-    """The gradients of the matrices, summed in float32 over the chunks of the batch."""
+    """The gradients, those of the matrices summed in float32 over the chunks of the batch.
+
+    Where S is a transposed view, ``S`` holds the gradient of S', so that it is laid out like S.
+    """
 
     x: Tensor
     W: Tensor
     S: Tensor
+    transposed: bool
     need_x: bool
 
     def add(self, rows: slice, x: Tensor, W: Tensor, total: Tensor, du: Tensor, z: Tensor) -> None:
@@ -148,19 +152,24 @@ class _Gradients(NamedTuple):
         self.W.addmm_(total.t(), x[rows].float())
         if self.need_x:
             self.x[rows] = total @ W.float()
+        if self.transposed:
+            du, z = z, du
         if self.S.dim() == 3:
             self.S.baddbmm_(du.transpose(1, 2), z)
         elif self.S.dim() == 2:
             self.S.addmm_(du.flatten(0, 1).t(), z.flatten(0, 1))
 
 
-def _gradients(x: Tensor, W: Tensor, S: Tensor | None, need_x: bool) -> _Gradients:
+def _gradients(
+    x: Tensor, W: Tensor, S: Tensor | None, need_x: bool, keep_layout: bool = False
+) -> _Gradients:
     p = W.shape[0]
     empty = torch.empty(0, dtype=torch.float32, device=x.device)
     return _Gradients(
         x.new_empty(x.shape) if need_x else x.new_empty(0),
         torch.zeros_like(W, dtype=torch.float32, memory_format=torch.contiguous_format),
-        empty if S is None else empty.new_zeros((*S.shape[:-2], p, p)),
+        empty if S is None else empty.new_zeros(S.shape),
+        keep_layout and S is not None and S.stride(-2) == 1 and S.stride(-1) == p and p > 1,
         need_x,
     )
 
@@ -241,7 +250,7 @@ def encode_top_m_backward(
             grad_values, indices, saved_values, saved_indices, x, W, S, need_x
         )
     codes = [t.contiguous() for t in (grad_values, indices, saved_values, saved_indices)]
-    out = _gradients(x, W, S, need_x)
+    out = _gradients(x, W, S, need_x, keep_layout=True)
     if m == 0 and need_x:
         out.x.zero_()
     s, strides = matrix_and_strides(x, None if S is None else within_32_bits(S))
@@ -262,6 +271,4 @@ def encode_top_m_backward(
         out.add(rows, x, W, du[0], du[1:], z)
     low = x.dtype
     grad_s = out.S.to(low)
-    if S is not None and S.stride(-2) == 1 and S.stride(-1) == p and p > 1:
-        grad_s = grad_s.mT.contiguous().mT  # laid out like S
-    return out.x, out.W.to(low), grad_s
+    return out.x, out.W.to(low), grad_s.mT if out.transposed else grad_s

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import ceil_div, launch, power_of_two
-from .product import add_product, precision
+from .product import add_product, depth, precision
 from .select import keep_mask, magnitude_key
 from .table import config
 from .thresholds import apply_threshold
@@ -125,7 +125,7 @@ def threshold_tiles(
         WITH_Z=z is not None, SAVE=u is not None, OUT=out is not None,
         X_PRECISION="" if W is None else precision(given.dtype, W),
         Z_PRECISION="" if S is None or z is None else precision(z.dtype, S),
-        ROWS=c.rows, COLUMNS=c.columns, DEPTH=c.depth,
+        ROWS=c.rows, COLUMNS=c.columns, DEPTH=depth(c, given),
     )  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def top_m_stage(x: Tensor, W: Tensor, z: Tensor, S: Tensor, m: int) -> tuple[Ten
         top_m_stage_fwd_kernel, (ceil_div(batch, c.rows),), x, W, z, S, out, mask,
         batch, n, p, m, *x.stride(), *W.stride(), *z.stride(), *S.stride(),
         config=c, PRECISION=precision(x.dtype, W),
-        ROWS=c.rows, COLUMNS=max(16, power_of_two(p)), DEPTH=c.depth,
+        ROWS=c.rows, COLUMNS=max(16, power_of_two(p)), DEPTH=depth(c, x),
     )  # fmt: skip
     return out, mask
 
