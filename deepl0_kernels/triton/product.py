@@ -43,6 +43,12 @@ def precision(a: torch.dtype, b: Tensor) -> str:
     return "tf32" if tf32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
 
 
+def depth(c: table.Config, *operands: Tensor) -> int:
+    """The depth of a step: a matrix unit takes no less than 16 of a half type."""
+    half = any(t.element_size() < 4 for t in operands)
+    return max(c.depth, 16) if half else c.depth
+
+
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """acc + a b."""
