@@ -27,11 +27,11 @@ def load_candidates(value_ptr, index_ptr, state_ptr, buffers, live, place, CAPAC
 
 
 @triton.jit
-def compact(value_ptr, index_ptr, state_ptr, buffers, live, m, CAPACITY: tl.constexpr):
+def compact(value_ptr, index_ptr, state_ptr, buffers, m, CAPACITY: tl.constexpr):
     """Keep the m best of each of the ``buffers`` [ROWS], and set the thresholds."""
     places = tl.arange(0, CAPACITY)[None, :]
     key, value, index = load_candidates(
-        value_ptr, index_ptr, state_ptr, buffers[:, None], live[:, None], places, CAPACITY
+        value_ptr, index_ptr, state_ptr, buffers[:, None], True, places, CAPACITY
     )
     keep = keep_mask(key, m)
     kept = keep.to(tl.int32)
@@ -41,29 +41,20 @@ def compact(value_ptr, index_ptr, state_ptr, buffers, live, m, CAPACITY: tl.cons
     tl.debug_barrier()  # every place is read before it is written
     tl.store(value_ptr + to, value, mask=keep)
     tl.store(index_ptr + to, index, mask=keep)
-    tl.store(state_ptr + buffers * 2, size, mask=live)
-    tl.store(state_ptr + buffers * 2 + 1, tl.where(size < m, -1, threshold), mask=live)
-    tl.debug_barrier()
+    tl.store(state_ptr + buffers * 2, size)
+    # Rows beyond the batch have size 0 and keep the threshold that nothing exceeds.
+    tl.store(state_ptr + buffers * 2 + 1, threshold, mask=size == m)
 
 
 @triton.jit
-def append(
-    u, columns, inside, value_ptr, index_ptr, state_ptr, buffers, live, m, CAPACITY: tl.constexpr
-):
-    """Let the entries u [ROWS, COLUMNS] above the rows' thresholds enter the ``buffers`` [ROWS],
-    which are cut down to their m best first if one of them would overflow."""
-    count = tl.load(state_ptr + buffers * 2, mask=live, other=0)
-    threshold = tl.load(state_ptr + buffers * 2 + 1, mask=live, other=0x7FFFFFFF)
-    key = tl.where(inside[None, :], magnitude_key(u), -1)
-    arriving = tl.sum((key > threshold[:, None]).to(tl.int32), axis=1)
-    if tl.max(count + arriving, axis=0) > CAPACITY:
-        compact(value_ptr, index_ptr, state_ptr, buffers, live, m, CAPACITY)
-        count = tl.load(state_ptr + buffers * 2, mask=live, other=0)
-        threshold = tl.load(state_ptr + buffers * 2 + 1, mask=live, other=0x7FFFFFFF)
-    enters = key > threshold[:, None]
-    entering = enters.to(tl.int32)
-    to = buffers[:, None] * CAPACITY + count[:, None] + tl.cumsum(entering, axis=1) - 1
+def append(u, columns, inside, value_ptr, index_ptr, state_ptr, buffers, CAPACITY: tl.constexpr):
+    """The entries u [ROWS, COLUMNS] above the rows' thresholds enter the ``buffers`` [ROWS]."""
+    count = tl.load(state_ptr + buffers * 2)
+    threshold = tl.load(state_ptr + buffers * 2 + 1)
+    enters = inside[None, :] & (magnitude_key(u) > threshold[:, None])
+    place = count[:, None] + tl.cumsum(enters.to(tl.int32), axis=1)
+    to = buffers[:, None] * CAPACITY + place - 1
     tl.store(value_ptr + to, u, mask=enters)
     tl.store(index_ptr + to, tl.broadcast_to(columns[None, :], u.shape), mask=enters)
     tl.debug_barrier()  # the state is read before it is written
-    tl.store(state_ptr + buffers * 2, count + tl.sum(entering, axis=1), mask=live)
+    tl.store(state_ptr + buffers * 2, tl.max(place, axis=1))

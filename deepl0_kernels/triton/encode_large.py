@@ -4,14 +4,15 @@ Stage kernel, z_{k+1} = top_m(x W' + z_k S'): a program owns ROWS rows and a par
 loops over tiles [ROWS, COLUMNS] of pre-activations (a product over n on the matrix units; from the
 second stage on, plus the gather-sum of m rows of S' per row), and appends what exceeds the row's
 running threshold to the row's buffer of candidates (candidates.py). When a buffer would overflow,
-it is cut down to its m best, which raises the threshold: after c columns a column enters with
-probability m / c at most in random order, so the selection costs some compares an element. Few
-rows are spread over several parts. Selection kernel: the m best of the row's buffers, exactly.
+it is cut down to its m best, which raises the threshold: in random order column c enters with
+probability about m / c, so of most tiles little or nothing is appended. Few rows are spread over
+several parts. Selection kernel: the m best of the row's buffers, exactly.
 
 Per stage 2 B p n flops and, after the first, 2 B p m; bytes from L2 per tile: (ROWS + COLUMNS) n
 elements, and ROWS COLUMNS m of S'. DRAM: W (and S') once per wave of programs, if L2 does not hold
-them. Memory: 8 CAPACITY bytes per row and part, for at most PROGRAMS ROWS rows and parts, that is
-64 MB at m <= 128 whatever B and p; at most p / 4 candidates a row.
+them. Memory: 8 CAPACITY bytes of candidates and 4 COLUMNS of scratch per row and part, for at most
+PROGRAMS ROWS of them at a time: 80 MB at m <= 128, whatever B and p, and at most p / 4 candidates
+a row.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .candidates import append, load_candidates
+from .candidates import append, compact, load_candidates
 from .decode import with_contiguous_atoms
 from .encode_dense import encode_top_m as encode_dense
 from .encode_dense import sparse_pays
@@ -57,8 +58,8 @@ def add_gather_sum(
 def encode_large_fwd_kernel(
     x_ptr, w_ptr, z_value_ptr, z_index_ptr, s_ptr, tile_ptr, value_ptr, index_ptr, state_ptr,
     rows, n, p, m, part, parts, x_row, x_step, w_row, w_step, s_column, s_index,
-    GATHER: tl.constexpr, PRECISION: tl.constexpr, CAPACITY: tl.constexpr, SUB: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    GATHER: tl.constexpr, PRECISION: tl.constexpr, CAPACITY: tl.constexpr, COMPACT: tl.constexpr,
+    APPEND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     local = tl.arange(0, ROWS)
     r = tl.program_id(0).to(tl.int64) * ROWS + local
@@ -87,17 +88,23 @@ def encode_large_fwd_kernel(
                 columns.to(tl.int64), inside,
             )  # fmt: skip
         enters = inside[None, :] & (magnitude_key(u) > threshold[:, None])
-        if tl.max(tl.max(enters.to(tl.int32), axis=1), axis=0) > 0:
-            # Through the scratch tile, so that a few rows at a time take few registers.
+        arriving = tl.sum(enters.to(tl.int32), axis=1)
+        if tl.max(arriving, axis=0) > 0:
+            # The tile goes through a scratch, so that less of it is in registers at a time.
             at = tl.arange(0, COLUMNS)[None, :]
             tl.store(tile_ptr + local[:, None] * COLUMNS + at, u)
+            count = tl.load(state_ptr + local * 2)
             tl.debug_barrier()
-            for sub in range(0, ROWS, SUB):
-                some = sub + tl.arange(0, SUB)
+            if tl.max(count + arriving, axis=0) > CAPACITY:
+                for sub in range(0, ROWS, COMPACT):
+                    some = sub + tl.arange(0, COMPACT)
+                    compact(value_ptr, index_ptr, state_ptr, some, m, CAPACITY)
+                tl.debug_barrier()
+            for sub in range(0, ROWS, APPEND):
+                some = sub + tl.arange(0, APPEND)
                 append(
                     tl.load(tile_ptr + some[:, None] * COLUMNS + at), columns, inside,
-                    value_ptr, index_ptr, state_ptr, some,
-                    tl.program_id(0).to(tl.int64) * ROWS + some < rows, m, CAPACITY,
+                    value_ptr, index_ptr, state_ptr, some, CAPACITY,
                 )  # fmt: skip
             tl.debug_barrier()
             threshold = tl.load(state_ptr + local * 2 + 1)
@@ -128,7 +135,8 @@ def stage(
 ) -> None:  # fmt: skip
     """values, indices [B, m] = top_m(x W' + z S'), z as values and indices [B, m]."""
     (batch, n), p, m = x.shape, W.shape[0], values.shape[1]
-    c = config("encode_large", n)
+    mode = precision(x.dtype, W)
+    c = config(f"encode_large_{mode}", n)
     capacity = power_of_two(m + c.columns)
     places = config("encode_large_select", capacity).columns
     parts, blocks = 1, ceil_div(batch, c.rows)
@@ -155,8 +163,8 @@ def stage(
             x[rows], W, *code, S, tile, value, index, state,
             count, n, p, m, part, parts, *x.stride(), *W.stride(),
             *((0, 0) if S is None else S.stride()),
-            config=c, GATHER=S is not None, PRECISION=precision(x.dtype, W), CAPACITY=capacity,
-            SUB=min(16, places // capacity),
+            config=c, GATHER=S is not None, PRECISION=mode, CAPACITY=capacity,
+            COMPACT=min(c.rows, 2048 // capacity), APPEND=c.rows // 2,
             ROWS=c.rows, COLUMNS=c.columns, DEPTH=c.depth,
         )  # fmt: skip
         length = parts * capacity
@@ -179,7 +187,7 @@ def encode_top_m(
     values, indices = x.new_empty((batch, m)), x.new_empty((batch, m), dtype=torch.int64)
     before = x.new_empty((num_stages - 1, batch, m), dtype=torch.float32)
     before_at = x.new_empty((num_stages - 1, batch, m), dtype=torch.int64)
-    if m > 0:
+    if batch * m > 0:
         z, step = None, None
         for k in range(num_stages):
             if k > 0:

@@ -100,6 +100,10 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     ),
     # By n, the depth of the product.
     "encode_large": ((_ANY, Config(64, 128, 32, 8, 2)),),
+    # By n, the depth of the product, for each of its modes (product.py).
+    "encode_large_half": ((_ANY, Config(64, 128, 64, 8, 3)),),
+    "encode_large_tf32": ((_ANY, Config(64, 128, 32, 8, 3)),),
+    "encode_large_ieee": ((_ANY, Config(64, 128, 16, 8, 2)),),
     # By the length of a row of candidates: as many rows as fill the tile.
     "encode_large_select": ((_ANY, Config(1, 4096, warps=8)),),
 }

@@ -177,6 +177,7 @@ def scatter_entries(
             value = tl.load(value_ptr + here, mask=mask, other=0.0)
             target = out[:, None] + index
             old = tl.load(target, mask=mask, other=0.0)
+            tl.debug_barrier()  # threads may hold copies of an element: all read before one writes
             tl.store(target, old + c[:, None] * value, mask=mask)
         tl.debug_barrier()
 
@@ -209,8 +210,10 @@ def outer_kernel(
             mask = (c0 + j < c1)[:, None] & (k < p)[None, :]
             chunk = tl.load(partial_ptr + (c0 + j)[:, None] * p + k[None, :], mask=mask, other=0.0)
             target = out[:, None] + k[None, :]
-            tl.store(target, tl.load(target, mask=mask, other=0.0) + chunk, mask=mask)
-    tl.debug_barrier()
+            old = tl.load(target, mask=mask, other=0.0)
+            tl.debug_barrier()
+            tl.store(target, old + chunk, mask=mask)
+        tl.debug_barrier()
     scatter_entries(out, live, first, head, row_ptr, coefficient_ptr, index_ptr, value_ptr, m, M)
     scatter_entries(out, live, tail, last, row_ptr, coefficient_ptr, index_ptr, value_ptr, m, M)
 
