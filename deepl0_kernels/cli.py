@@ -96,7 +96,7 @@ def _app():
         device = torch.device("cuda", torch.cuda.current_device())
         chosen = []
         for choice in tuning.choose(
-            tuning.WORKLOADS, p or [128, 256, 512, 2048], [known[n] for n in names], batch, "cuda"
+            tuning.tunable(), p or [128, 256, 512, 2048], [known[n] for n in names], batch, "cuda"
         ):
             typer.echo(
                 f"{choice.kernel} p={choice.p} {choice.dtype}: {choice.default:.1f} us, "

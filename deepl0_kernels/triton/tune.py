@@ -98,8 +98,9 @@ def _decode(batch, n, dtype, device):
     return lambda: _backward(dk.decode(code, D), code.values, D)
 
 
-# Kernel -> the operator's call whose time is compared, made from (batch, size, dtype, device), and
-# the sizes where the table's is not p but the length n of a signal.
+# Kernel (without the mode of its product) -> the operator's call whose time is compared, made from (batch, size, dtype, device), and
+# the sizes where the table's is not p but the length n of a signal. What is not listed here takes
+# little of any call's time.
 WORKLOADS: dict[str, tuple[Callable[..., Callable[[], object]], tuple[int, ...]]] = {
     "threshold": (_helu, ()),
     "threshold_backward": (_helu, ()),
@@ -116,13 +117,51 @@ WORKLOADS: dict[str, tuple[Callable[..., Callable[[], object]], tuple[int, ...]]
 }
 
 
+# Mode of a kernel's product, at the end of its name in the table -> dtypes of the operands.
+_MODES = {
+    "half": (torch.bfloat16, torch.float16),
+    "tf32x2": (torch.bfloat16, torch.float16),
+    "tf32": (torch.float32,),
+    "ieee": (torch.float32,),
+}
+
+
+def split(kernel: str) -> tuple[str, str]:
+    """Kernel and mode of a name in the table."""
+    name, _, mode = kernel.rpartition("_")
+    return (name, mode) if mode in _MODES else (kernel, "")
+
+
+def tunable() -> tuple[str, ...]:
+    """The kernels of the table that have a workload."""
+    return tuple(k for k in table.TABLE if split(k)[0] in WORKLOADS)
+
+
+def workload(kernel: str, batch: int, p: int, dtype: torch.dtype, device: str):
+    """A call that launches ``kernel``, in the mode that its name asks for."""
+    name, mode = split(kernel)
+    call = WORKLOADS[name][0](batch, p, dtype, device)
+    if mode != "tf32":
+        return call
+
+    def with_tf32():
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            return call()
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return with_tf32
+
+
 def measure(
     kernel: str, config: Config, batch: int, p: int, dtype: torch.dtype, device: str
 ) -> float:
     """Median microseconds of the kernel's workload on a GPU; inf if ``config`` does not fit it."""
     from triton.runtime.errors import OutOfResources
 
-    call = WORKLOADS[kernel][0](batch, p, dtype, device)
+    call = workload(kernel, batch, p, dtype, device)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     times = []
     with tuned.force(kernel, config):
@@ -155,8 +194,9 @@ def choose(
     """  # fmt: skip
     sizes, dtypes = tuple(sizes), tuple(dtypes)
     for kernel in kernels:
-        for p in WORKLOADS[kernel][1] or sizes:
-            for dtype in dtypes:
+        name, mode = split(kernel)
+        for p in WORKLOADS[name][1] or sizes:
+            for dtype in (d for d in dtypes if not mode or d in _MODES[mode]):
                 first, *others = table.candidates(kernel, p)
                 default = best = measure(kernel, first, batch, p, dtype, device)
                 config = first

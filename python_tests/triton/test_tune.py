@@ -118,6 +118,10 @@ def test_a_write_that_fails_leaves_the_file(file, monkeypatch):
     assert list(file.parent.iterdir()) == [file]
 
 
+def test_every_workload_is_of_a_kernel_in_the_table():
+    assert {tune.split(k)[0] for k in tune.tunable()} == set(tune.WORKLOADS)
+
+
 def test_the_place_of_the_file(monkeypatch, tmp_path):
     monkeypatch.delenv("DEEPL0_TUNED")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -142,14 +146,15 @@ def test_the_launchers_say_whom_they_serve(monkeypatch):
     assert tuned._served.key is None
 
 
-@pytest.mark.parametrize("kernel", tune.WORKLOADS)
+@pytest.mark.parametrize("kernel", tune.tunable())
 def test_workloads_launch_their_kernel(kernel, monkeypatch):
     """On tensors without data: the forced configuration arrives in the launches."""
-    make, sizes = tune.WORKLOADS[kernel]
-    for p in sizes or (128, 512):
+    name, mode = tune.split(kernel)
+    dtype = tune._MODES[mode][0] if mode else torch.bfloat16
+    for p in tune.WORKLOADS[name][1] or (128, 512):
         *_, candidate = table.candidates(kernel, p)
         with recording() as jobs, tuned.force(kernel, candidate):
-            make(64, p, torch.bfloat16, "meta")()
+            tune.workload(kernel, 64, p, dtype, "meta")()
         assert candidate in [job.config for job in jobs]
 
 
