@@ -98,9 +98,9 @@ def _decode(batch, n, dtype, device):
     return lambda: _backward(dk.decode(code, D), code.values, D)
 
 
-# Kernel (without the mode of its product) -> the operator's call whose time is compared, made from (batch, size, dtype, device), and
-# the sizes where the table's is not p but the length n of a signal. What is not listed here takes
-# little of any call's time.
+# Kernel (without the mode of its product) -> the operator's call whose time is compared, made from
+# (batch, size, dtype, device), and the sizes where the table's is not p but the length n of a
+# signal. What is not listed here takes little of any call's time.
 WORKLOADS: dict[str, tuple[Callable[..., Callable[[], object]], tuple[int, ...]]] = {
     "threshold": (_helu, ()),
     "threshold_backward": (_helu, ()),
