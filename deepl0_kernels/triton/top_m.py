@@ -115,14 +115,16 @@ def unpool_fwd_kernel(
         value = tl.load(values_ptr + at, mask=here, other=0.0)
         tl.store(out_ptr + rows[:, None] * p + index, value, mask=here)
         if PACK:
-            # The entries of one byte are neighbours in the list: each writes the whole byte.
+            # The entries of one byte are neighbours in the list: the first writes the byte.
+            before = tl.load(indices_ptr + at - 1, mask=here & (k > 0)[None, :], other=-8)
             byte = tl.zeros((ROWS, DEPTH), tl.int32)
-            for d in tl.static_range(-7, 8):
-                near = here & (k + d >= 0)[None, :] & (k + d < m)[None, :]
+            for d in tl.static_range(8):
+                near = here & (k + d < m)[None, :]
                 other = tl.load(indices_ptr + at + d, mask=near, other=-8)
                 bit = (1 << (other & 7)).to(tl.int32)
                 byte |= tl.where(other >> 3 == index >> 3, bit, 0)
-            tl.store(mask_ptr + rows[:, None] * row_bytes + (index >> 3), byte.to(tl.uint8), here)
+            writes = here & (before >> 3 != index >> 3)
+            tl.store(mask_ptr + rows[:, None] * row_bytes + (index >> 3), byte.to(tl.uint8), writes)
 
 
 @triton.jit
