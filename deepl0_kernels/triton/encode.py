@@ -25,7 +25,7 @@ from .launch import ceil_div, launch, power_of_two
 from .product import add_product, depth, precision
 from .select import magnitude_key, selected, selection
 from .stage import threshold_tiles
-from .table import Config, config, resident_programs
+from .table import Config, resident_programs, whole_rows
 from .thresholds import apply_threshold
 
 # The longest rows of a program; beyond, registers and shared memory no longer hold them.
@@ -198,16 +198,18 @@ def encode_l0(
     if p > FUSED_P:
         _encode_l0_by_stages(x, W, S, theta, sigma, kind, z, saved, num_stages)
         return z, saved
-    c = config("encode_l0", p)
-    grid, scratch = _programs(x, p, c)
     W = within_32_bits(W)
     s, strides = matrix_and_strides(x, None if S is None else within_32_bits(S))
+    mode = precision(torch.float32, s)
+    c = whole_rows(mode, p)
+    x = within_32_bits(x, c.rows)
+    grid, scratch = _programs(x, p, c)
     launch(
         encode_l0_fwd_kernel, grid, x, W, s, theta, scratch, z, saved,
         batch, n, p, num_stages, sigma, *x.stride(), *W.stride(), *strides,
         p if theta.dim() == 2 else 0, min(theta.dim(), 1),
         config=c, KIND=kind, RAMP=sigma > 0, SAVE=save,
-        X_PRECISION=precision(x.dtype, W), Z_PRECISION=precision(torch.float32, s),
+        X_PRECISION=precision(x.dtype, W), Z_PRECISION=mode,
         ROWS=c.rows, COLUMNS=padded(p), DEPTH=depth(c, x), SLICE=min(64, padded(p)),
     )  # fmt: skip
     return z, saved
@@ -231,17 +233,19 @@ def encode_top_m(
     saved_indices = x.new_empty(before, dtype=torch.int64)
     if m == 0:
         return values, indices, saved_values, saved_indices
-    c = config("encode_top_m", p)
-    grid, scratch = _programs(x, p, c)
-    bounds = torch.empty(grid[0] * 2 * c.rows, dtype=torch.int32, device=x.device)
     W = within_32_bits(W)
     s, strides = matrix_and_strides(x, None if S is None else within_32_bits(S))
+    mode = precision(torch.float32, s)
+    c = whole_rows(mode, p)
+    x = within_32_bits(x, c.rows)
+    grid, scratch = _programs(x, p, c)
+    bounds = torch.empty(grid[0] * 2 * c.rows, dtype=torch.int32, device=x.device)
     launch(
         encode_top_m_fwd_kernel, grid, x, W, s, scratch, bounds,
         values, indices, saved_values, saved_indices,
         batch, n, p, m, num_stages, *x.stride(), *W.stride(), *strides,
         config=c, SAVE=save and num_stages > 1,
-        X_PRECISION=precision(x.dtype, W), Z_PRECISION=precision(torch.float32, s),
+        X_PRECISION=precision(x.dtype, W), Z_PRECISION=mode,
         ROWS=c.rows, COLUMNS=padded(p), DEPTH=depth(c, x), SLICE=min(64, padded(p)),
     )  # fmt: skip
     return values, indices, saved_values, saved_indices
@@ -280,9 +284,10 @@ def _programs(x: Tensor, p: int, c: Config) -> tuple[tuple[int], Tensor]:
     return (programs,), torch.empty(size, dtype=torch.float32, device=x.device)
 
 
-def within_32_bits(t: Tensor) -> Tensor:
-    """A small matrix whose offsets within a stage fit 32 bits; copied in the odd case."""
-    reach = sum((n - 1) * stride for n, stride in zip(t.shape[-2:], t.stride()[-2:], strict=True))
+def within_32_bits(t: Tensor, rows: int | None = None) -> Tensor:
+    """``t`` if offsets within ``rows`` rows (all) of a matrix fit 32 bits; else, oddly, a copy."""
+    extent = (t.shape[-2] if rows is None else rows, t.shape[-1])
+    reach = sum(n * abs(stride) for n, stride in zip(extent, t.stride()[-2:], strict=True))
     return t if reach < 1 << 31 else t.contiguous()
 
 

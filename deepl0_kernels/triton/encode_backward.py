@@ -25,8 +25,8 @@ from torch import Tensor
 
 from .encode import FUSED_P, matrix_and_strides, of_stage, padded, within_32_bits
 from .launch import ceil_div, launch
-from .product import add_product, depth, precision
-from .table import config
+from .product import add_product, precision
+from .table import config, whole_rows
 from .thresholds import apply_threshold, threshold_derivatives
 
 # Bytes of du, z and their sum that a chunk of the batch may take.
@@ -195,7 +195,7 @@ def encode_l0_backward(
     stages, batch, p = saved.shape
     grad_z, saved, theta = grad_z.contiguous(), saved.contiguous(), theta.contiguous()
     out = _gradients(x, W, S, need_x)
-    s, (s_stage, s_row, s_step) = matrix_and_strides(x, S)
+    s, (_, s_row, s_step) = matrix_and_strides(x, S)
     c = config("encode_l0_backward", p)
     # Summed over the rows of a tile here, over the tiles and stages in float64 below.
     partial = torch.empty(
@@ -255,7 +255,7 @@ def encode_top_m_backward(
         out.x.zero_()
     s, strides = matrix_and_strides(x, None if S is None else within_32_bits(S))
     mode = precision(torch.float32, s)
-    c = config("encode_top_m_backward", p)
+    c = whole_rows(mode, p)
     chunks = _chunks(batch, p, 2 * stages - 1, c.rows) if m else []
     for rows in chunks:
         count = rows.stop - rows.start

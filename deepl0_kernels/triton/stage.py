@@ -19,7 +19,7 @@ from torch import Tensor
 from .launch import ceil_div, launch, power_of_two
 from .product import add_product, depth, precision
 from .select import keep_mask, magnitude_key
-from .table import config
+from .table import config, whole_rows
 from .thresholds import apply_threshold
 
 # The longest rows that a program of top_m_stage owns whole.
@@ -153,11 +153,12 @@ def top_m_stage(x: Tensor, W: Tensor, z: Tensor, S: Tensor, m: int) -> tuple[Ten
         return kept.to(x.dtype), mask
     out = x.new_empty((batch, p))
     mask = x.new_empty((batch, ceil_div(p, 8)), dtype=torch.uint8)
-    c = config("top_m_stage", p)
+    mode = precision(x.dtype, W)
+    c = whole_rows(mode, p)
     launch(
         top_m_stage_fwd_kernel, (ceil_div(batch, c.rows),), x, W, z, S, out, mask,
         batch, n, p, m, *x.stride(), *W.stride(), *z.stride(), *S.stride(),
-        config=c, PRECISION=precision(x.dtype, W),
+        config=c, PRECISION=mode,
         ROWS=c.rows, COLUMNS=max(16, power_of_two(p)), DEPTH=depth(c, x),
     )  # fmt: skip
     return out, mask

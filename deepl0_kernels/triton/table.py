@@ -37,7 +37,29 @@ SHARED_BYTES = {
 }
 
 # Matrix units without tf32: they multiply float32 as it is.
-WITHOUT_TF32 = ("gfx942", "gfx950")
+WITHOUT_TF32 = ("gfx950",)
+
+_ANY = 1 << 62
+# Kernels whose programs own whole rows (columns: all of them), by the mode of their products
+# (product.py). As many rows as the registers hold, since each tile of rows reads S from L2 once.
+_WHOLE_ROWS = {
+    "tf32": (
+        (256, Config(64, 0, 16, 8, 2)),
+        (512, Config(32, 0, 16, 8, 2)),
+        (_ANY, Config(16, 0, 16, 8, 1)),
+    ),
+    "half": (
+        (128, Config(64, 0, 16, 8, 2)),
+        (512, Config(32, 0, 16, 8, 2)),
+        (_ANY, Config(16, 0, 16, 8, 1)),
+    ),
+    # Float32 multiply-adds take their operands through registers: no room to prefetch long rows.
+    "ieee": (
+        (256, Config(64, 0, 8, 8, 2)),
+        (512, Config(32, 0, 16, 8, 1)),
+        (_ANY, Config(16, 0, 16, 8, 1)),
+    ),
+}
 
 # Kernel -> (largest p, entry), in order of p; the last entry serves every p beyond.
 _ANY = 1 << 62
@@ -73,18 +95,6 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     "radix_count": ((_ANY, Config(1, 4096, warps=8)),),
     "radix_emit": ((_ANY, Config(1, 2048, warps=8)),),
     "threshold_stage": ((_ANY, Config(64, 64, 32, 4, 2)),),
-    "top_m_stage": (
-        (128, Config(64, 0, 16, 8, 2)),
-        (256, Config(64, 0, 16, 8, 2)),
-        (512, Config(32, 0, 16, 8, 2)),
-        (_ANY, Config(16, 0, 8, 8, 2)),
-    ),
-    "encode_l0": (
-        (128, Config(64, 0, 16, 8, 2)),
-        (256, Config(64, 0, 16, 8, 2)),
-        (512, Config(32, 0, 16, 8, 2)),
-        (_ANY, Config(16, 0, 8, 8, 2)),
-    ),
     "encode_l0_backward": ((_ANY, Config(64, 64, 32, 4, 2)),),
     "encode_top_m_backward": (
         (128, Config(64, 0, 16, 8, 2)),
@@ -109,6 +119,12 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
 # A batch of fewer long rows is split further, so that twice the multiprocessors of a large GPU
 # (132 on H100, 148 on B200) have work.
 FEW_PROGRAMS = 288
+
+
+def whole_rows(mode: str, p: int) -> Config:
+    """The entry of the kernels whose programs own whole rows of length ``p``."""
+    mode = "half" if mode == "tf32x2" else mode
+    return next(entry for largest, entry in _WHOLE_ROWS[mode] if p <= largest)
 
 
 def config(kernel: str, p: int) -> Config:

@@ -1,8 +1,8 @@
 """A functional PTX interpreter: executes what Triton and nvcc emit on CPU memory, and checks it.
 
-    engine.launch(kernel, grid, args, constants, num_warps, num_stages, target=80)   # Triton
-    engine.run_ptx(text, name, grid, block_threads, args, shared_bytes)              # any PTX
-    with engine.intercept(target=90): kernel[grid](...)                              # unchanged code
+    engine.launch(kernel, grid, args, constants, num_warps, num_stages, target=80)
+    engine.run_ptx(text, name, grid, block_threads, args, shared_bytes)
+    with engine.intercept(target=90): kernel[grid](...)  # unchanged code
     mutate.survivors(text, run_and_check, mutate.mutants(text))
 
 It raises (errors.py) on accesses out of bounds or misaligned, races between warps, divergent

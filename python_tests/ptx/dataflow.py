@@ -56,9 +56,22 @@ def roles(ins: Instruction, known: dict[str, str]) -> tuple[list[str], list[str]
         else:
             writes += _registers(operands[0], known)
             operands = operands[1:]
+    if name == "prmt":
+        operands = _permuted(operands)
     for operand in operands:
         reads += _registers(operand, known)
     return reads, writes
+
+
+def _permuted(operands: list) -> list:
+    """Without the register of which an immediate selector of prmt takes no byte: it may hold
+    anything."""
+    a, b, selector = operands
+    try:
+        nibbles = [int(str(selector).rstrip("U"), 0) >> 4 * i & 7 for i in range(4)]
+    except ValueError:
+        return operands
+    return [a] * any(n < 4 for n in nibbles) + [b] * any(n >= 4 for n in nibbles)
 
 
 def blocks(function: Function) -> list[tuple[int, int]]:

@@ -296,7 +296,7 @@ def test_compile_without_recompilation(engine, device):
     def function(x, W, S, theta):
         code = dk.encode_top_m(x, W, S, 5)
         z = dk.encode_l0(x, W, S, theta, sigma=0.3)
-        z = dk.threshold_stage(x, W, z, S, theta) + dk.top_m_stage(x, W, z, S, 4)
+        z = dk.threshold_stage(x, W, z, S, theta, 0.1) + dk.top_m_stage(x, W, z, S, 4)
         return z + code.to_dense()
 
     torch._dynamo.reset()

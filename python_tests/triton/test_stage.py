@@ -131,3 +131,25 @@ def test_two_runs_give_the_same_bits(engine, device):
     args = on(device, *problem(30, 20, 60)[:2], torch.randn(30, 60), torch.randn(60, 60))
     first, second = (torch.ops.deepl0.top_m_stage(*args, 9)[0] for _ in range(2))
     assert torch.equal(as_bits(first), as_bits(second))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tf32_only_where_it_is_allowed(engine, device, dtype):
+    """float32 is rounded to 11 bits only if PyTorch's switch says so; half types are exact in it."""
+    if engine == "interpreter":
+        pytest.skip("the interpreter multiplies in float32")
+    x, W, z, S = (torch.randn(s).to(dtype) for s in ((5, 40), (33, 40), (5, 33), (33, 33)))
+    u, bound = pre_activation(x, W, z, S)
+    previous = torch.get_float32_matmul_precision()
+    args = (*on(device, x, W, z, S, torch.tensor(1.0)), 0.0, True)
+    try:
+        torch.set_float32_matmul_precision("high")
+        error = (torch.ops.deepl0.threshold_stage(*args)[1].cpu().double() - u).abs()
+    finally:
+        torch.set_float32_matmul_precision(previous)
+    allowed = 2.0**-9 if dtype == torch.float32 else 2.0**-20
+    magnitude = x.double().abs() @ W.double().abs().t() + z.double().abs() @ S.double().abs().t()
+    assert (error <= allowed * magnitude).all()
+    assert (error > bound).any() == (dtype == torch.float32)
+    error = (torch.ops.deepl0.threshold_stage(*args)[1].cpu().double() - u).abs()
+    assert (error <= bound).all()
