@@ -39,28 +39,6 @@ SHARED_BYTES = {
 # Matrix units without tf32: they multiply float32 as it is.
 WITHOUT_TF32 = ("gfx950",)
 
-_ANY = 1 << 62
-# Kernels whose programs own whole rows (columns: all of them), by the mode of their products
-# (product.py). As many rows as the registers hold, since each tile of rows reads S from L2 once.
-_WHOLE_ROWS = {
-    "tf32": (
-        (256, Config(64, 0, 16, 8, 2)),
-        (512, Config(32, 0, 16, 8, 2)),
-        (_ANY, Config(16, 0, 16, 8, 1)),
-    ),
-    "half": (
-        (128, Config(64, 0, 16, 8, 2)),
-        (512, Config(32, 0, 16, 8, 2)),
-        (_ANY, Config(16, 0, 16, 8, 1)),
-    ),
-    # Float32 multiply-adds take their operands through registers: no room to prefetch long rows.
-    "ieee": (
-        (256, Config(64, 0, 8, 8, 2)),
-        (512, Config(32, 0, 16, 8, 1)),
-        (_ANY, Config(16, 0, 16, 8, 1)),
-    ),
-}
-
 # Kernel -> (largest p, entry), in order of p; the last entry serves every p beyond.
 _ANY = 1 << 62
 # A row in registers: 16 entries per thread; up to 512 in one warp, whose reductions are
@@ -96,17 +74,23 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     "radix_emit": ((_ANY, Config(1, 2048, warps=8)),),
     "threshold_stage": ((_ANY, Config(64, 64, 32, 4, 2)),),
     "encode_l0_backward": ((_ANY, Config(64, 64, 32, 4, 2)),),
-    "encode_top_m_backward": (
-        (128, Config(64, 0, 16, 8, 2)),
+    # Programs own whole rows (columns: all of them); by the mode of their products (product.py). As
+    # many rows as the registers hold, since each tile of rows reads S from L2 once.
+    "whole_rows_tf32": (
         (256, Config(64, 0, 16, 8, 2)),
         (512, Config(32, 0, 16, 8, 2)),
-        (_ANY, Config(16, 0, 8, 8, 2)),
+        (_ANY, Config(16, 0, 16, 8, 1)),
     ),
-    "encode_top_m": (
+    "whole_rows_half": (
         (128, Config(64, 0, 16, 8, 2)),
-        (256, Config(64, 0, 16, 8, 2)),
         (512, Config(32, 0, 16, 8, 2)),
-        (_ANY, Config(16, 0, 8, 8, 2)),
+        (_ANY, Config(16, 0, 16, 8, 1)),
+    ),
+    # Float32 multiply-adds take their operands through registers: no room to prefetch long rows.
+    "whole_rows_ieee": (
+        (256, Config(64, 0, 8, 8, 2)),
+        (512, Config(32, 0, 16, 8, 1)),
+        (_ANY, Config(16, 0, 16, 8, 1)),
     ),
     # By n, the depth of the product, for each of its modes (product.py).
     "encode_large_half": ((_ANY, Config(64, 128, 64, 8, 3)),),
@@ -121,16 +105,15 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
 FEW_PROGRAMS = 288
 
 
-def whole_rows(mode: str, p: int) -> Config:
-    """The entry of the kernels whose programs own whole rows of length ``p``."""
-    mode = "half" if mode == "tf32x2" else mode
-    return next(entry for largest, entry in _WHOLE_ROWS[mode] if p <= largest)
-
-
 def config(kernel: str, p: int) -> Config:
     """The configuration of ``kernel`` for rows of length ``p``: what ``deepl0 tune`` measured for
     the device and dtype being served, else the table's entry."""
     return tuned.lookup(kernel, p) or entry(kernel, p)
+
+
+def whole_rows(mode: str, p: int) -> Config:
+    """The configuration of the kernels whose programs own whole rows of length ``p``."""
+    return config(f"whole_rows_{'half' if mode == 'tf32x2' else mode}", p)
 
 
 def entry(kernel: str, p: int) -> Config:

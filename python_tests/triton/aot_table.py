@@ -80,15 +80,20 @@ def main() -> None:
     tasks = [(target, module) for module in PROBLEMS for target in aot.TARGETS]
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         results = dict(zip(tasks, pool.map(compiled, *zip(*tasks, strict=True)), strict=True))
+    text = page(results)
+    if options.write:
+        PATH.write_text(text)
+    else:
+        sys.stdout.write(text)
+
+
+def page(results: Mapping[tuple[str, str], Mapping[aot.Key, object]]) -> str:
+    """The file, from the cells of every target and module."""
     head = "| operators | kernel | tile, warps, stages | " + " | ".join(aot.TARGETS) + " |"
     body = [head, "|---" * (3 + len(aot.TARGETS)) + "|"]
     for module in PROBLEMS:
         body += lines(module, {t: results[t, module] for t in aot.TARGETS})
-    page = INTRODUCTION + "\n".join(body) + "\n"
-    if options.write:
-        PATH.write_text(page)
-    else:
-        sys.stdout.write(page)
+    return INTRODUCTION + "\n".join(body) + "\n"
 
 
 if __name__ == "__main__":
