@@ -41,7 +41,7 @@ WITHOUT_TF32 = ("gfx950",)
 
 # Kernel -> (largest p, entry), in order of p; the last entry serves every p beyond.
 _ANY = 1 << 62
-# A row in registers: 16 entries per thread; up to 512 in one warp, whose reductions are
+# A row in registers: 8 or 16 entries per thread; up to 512 in one warp, whose reductions are
 # shuffles. The last entry is the segment of a longer row.
 _ROW = (
     (16, Config(32, 16, warps=1)),
@@ -51,7 +51,7 @@ _ROW = (
     (256, Config(2, 256, warps=1)),
     (512, Config(1, 512, warps=1)),
     (1024, Config(1, 1024, warps=2)),
-    (2048, Config(1, 2048, warps=4)),
+    (2048, Config(1, 2048, warps=8)),
     (4096, Config(1, 4096, warps=8)),
     (_ANY, Config(1, 8192, warps=16)),
 )

@@ -117,6 +117,19 @@ def test_the_oracle_that_shares_no_code(engine, device):
         assert indices.tolist() == [top_m_by_sorting(row, 11) for row in u.tolist()]
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nans_of_every_payload_are_equal(engine, device, dtype):
+    u = hostile((2, 40), dtype, 0, "normal")
+    inf = as_bits(torch.tensor([torch.inf], dtype=dtype)).item()
+    as_bits(u)[:, 5:35:3] = inf + torch.tensor(
+        [1, 5, 2, 9, 3, 8, 4, 7, 6, 10], dtype=as_bits(u).dtype
+    )
+    as_bits(u)[:, 6] = inf
+    for m in (3, 10, 11):
+        check(u, m, device)
+    assert torch.ops.deepl0.top_m(u.to(device), 3)[1][0].tolist() == [5, 8, 11]
+
+
 def test_leading_dimensions_and_empty_tensors(engine, device):
     check(hostile((2, 3, 4, 40), torch.float32, 0, "ties"), 7, device)
     check(hostile((40,), torch.bfloat16, 0, "ties"), 7, device)
@@ -151,7 +164,8 @@ def test_strides(engine, device, p, sizes):
 
 def test_unpool_takes_indices_in_any_order_and_drops_what_is_out_of_range(engine, device):
     for p in (50, 5000):
-        indices = torch.stack([torch.randperm(p)[:33] for _ in range(5)])
+        # Column 0 is nobody's, so that what leaks into the next row shows.
+        indices = torch.stack([1 + torch.randperm(p - 1)[:33] for _ in range(5)])
         values = torch.randn(5, 33)
         want = torch.zeros(5, p).scatter(-1, indices, values)
         ops = torch.ops.deepl0
