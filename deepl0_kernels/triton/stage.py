@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .launch import ceil_div, launch, power_of_two
 from .product import add_product, depth, precision
-from .select import keep_mask, magnitude_key
+from .select import magnitude_key, selected, selection
 from .table import config, whole_rows
 from .thresholds import apply_threshold
 
@@ -81,7 +81,9 @@ def top_m_stage_fwd_kernel(
         u, z_ptr, rows * z_row, inside, z_step,
         s_ptr, columns.to(tl.int64) * s_row, real, s_step, p, DEPTH, PRECISION,
     )  # fmt: skip
-    keep = keep_mask(tl.where(real[None, :], magnitude_key(u), -1), m)
+    keys = tl.where(real[None, :], magnitude_key(u), -1)
+    t, end = selection(keys, columns, m)
+    keep = selected(keys, columns, t, end)
     out = tl.where(keep, u, 0.0).to(out_ptr.dtype.element_ty)
     here = inside[:, None] & real[None, :]
     tl.store(out_ptr + rows[:, None] * p + columns[None, :], out, mask=here)

@@ -79,7 +79,7 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     "whole_rows_tf32": (
         (256, Config(64, 0, 16, 8, 2)),
         (512, Config(32, 0, 16, 8, 2)),
-        (_ANY, Config(16, 0, 16, 8, 1)),
+        (_ANY, Config(16, 0, 8, 8, 1)),
     ),
     "whole_rows_half": (
         (128, Config(64, 0, 16, 8, 2)),
@@ -90,7 +90,7 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     "whole_rows_ieee": (
         (256, Config(64, 0, 8, 8, 2)),
         (512, Config(32, 0, 16, 8, 1)),
-        (_ANY, Config(16, 0, 16, 8, 1)),
+        (_ANY, Config(16, 0, 8, 8, 1)),
     ),
     # By n, the depth of the product, for each of its modes (product.py).
     "encode_large_half": ((_ANY, Config(64, 128, 64, 8, 3)),),
