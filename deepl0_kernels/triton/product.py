@@ -71,9 +71,8 @@ def add_product(
     acc, a_ptr, a_rows, a_inside, a_step, b_ptr, b_columns, b_inside, b_step, depth,
     DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """acc + A B' over ``depth``: A[r, d] at a_rows[r] + d a_step, B[c, d] at b_columns[c] + d b_step.
-
-    Offsets of rows and columns are int64; rows and columns that are not inside count as zero.
+    """acc + A B' over ``depth``, with A[r, d] at a_rows[r] + d a_step and B[c, d] at
+    b_columns[c] + d b_step; rows and columns that are not inside count as zero.
     """
     steps = tl.arange(0, DEPTH)
     a_at = a_rows[:, None] + (steps * a_step)[None, :]
