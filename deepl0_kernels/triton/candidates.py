@@ -4,6 +4,10 @@ A buffer has CAPACITY places, filled in the order of the columns. Its state is h
 and the row's threshold: the m-th largest key among all columns the part has seen, or -1 before it
 has seen m. A later entry equal to the threshold loses against m earlier ones, so only larger keys
 enter: exact, ties to the lowest index.
+
+Rows of buffers are CAPACITY + 1 places apart, and those of the scratch tile COLUMNS + 1: a thread
+then loads one element at a time, as it will have to store them, and values, masks and addresses
+stay in their threads. Aligned rows would be loaded four by four and then change hands.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ def load_candidates(value_ptr, index_ptr, state_ptr, buffers, live, place, CAPAC
     key -1."""
     count = tl.load(state_ptr + buffers * 2, mask=live, other=0)
     used = place < count
-    at = buffers * CAPACITY + place
+    at = buffers * (CAPACITY + 1) + place
     value = tl.load(value_ptr + at, mask=used, other=0.0)
     index = tl.load(index_ptr + at, mask=used, other=0)
     return tl.where(used, magnitude_key(value), -1), value, index
@@ -37,7 +41,7 @@ def compact(value_ptr, index_ptr, state_ptr, buffers, m, CAPACITY: tl.constexpr)
     kept = keep.to(tl.int32)
     size = tl.sum(kept, axis=1)
     threshold = tl.min(tl.where(keep, key, 0x7FFFFFFF), axis=1)
-    to = buffers[:, None] * CAPACITY + tl.cumsum(kept, axis=1) - 1
+    to = buffers[:, None] * (CAPACITY + 1) + tl.cumsum(kept, axis=1) - 1
     tl.debug_barrier()  # every place is read before it is written
     tl.store(value_ptr + to, value, mask=keep)
     tl.store(index_ptr + to, index, mask=keep)
@@ -47,13 +51,13 @@ def compact(value_ptr, index_ptr, state_ptr, buffers, m, CAPACITY: tl.constexpr)
 
 
 @triton.jit
-def append(u, columns, inside, value_ptr, index_ptr, state_ptr, buffers, CAPACITY: tl.constexpr):
+def append(u, columns, p, value_ptr, index_ptr, state_ptr, buffers, CAPACITY: tl.constexpr):
     """The entries u [ROWS, COLUMNS] above the rows' thresholds enter the ``buffers`` [ROWS]."""
     count = tl.load(state_ptr + buffers * 2)
     threshold = tl.load(state_ptr + buffers * 2 + 1)
-    enters = inside[None, :] & (magnitude_key(u) > threshold[:, None])
+    enters = (columns[None, :] < p) & (magnitude_key(u) > threshold[:, None])
     place = count[:, None] + tl.cumsum(enters.to(tl.int32), axis=1)
-    to = buffers[:, None] * CAPACITY + place - 1
+    to = buffers[:, None] * (CAPACITY + 1) + place - 1
     tl.store(value_ptr + to, u, mask=enters)
     tl.store(index_ptr + to, tl.broadcast_to(columns[None, :], u.shape), mask=enters)
     tl.debug_barrier()  # the state is read before it is written

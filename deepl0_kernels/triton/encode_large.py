@@ -66,9 +66,9 @@ def encode_large_fwd_kernel(
     live = r < rows
     # From here on everything of the program's own: offsets fit in 32 bits.
     program = tl.program_id(0).to(tl.int64) * parts + tl.program_id(1)
-    tile_ptr += program * (ROWS * COLUMNS)
-    value_ptr += program * (ROWS * CAPACITY)
-    index_ptr += program * (ROWS * CAPACITY)
+    tile_ptr += program * (ROWS * (COLUMNS + 1))
+    value_ptr += program * (ROWS * (CAPACITY + 1))
+    index_ptr += program * (ROWS * (CAPACITY + 1))
     state_ptr += program * (ROWS * 2)
     threshold = tl.where(live, -1, 0x7FFFFFFF)
     tl.store(state_ptr + local * 2, tl.zeros((ROWS,), tl.int32))
@@ -87,12 +87,12 @@ def encode_large_fwd_kernel(
                 u, z_value_ptr, z_index_ptr, r, live, m, s_ptr, s_column, s_index,
                 columns.to(tl.int64), inside,
             )  # fmt: skip
-        enters = inside[None, :] & (magnitude_key(u) > threshold[:, None])
+        enters = (columns[None, :] < p) & (magnitude_key(u) > threshold[:, None])
         arriving = tl.sum(enters.to(tl.int32), axis=1)
         if tl.max(arriving, axis=0) > 0:
             # The tile goes through a scratch, so that less of it is in registers at a time.
             at = tl.arange(0, COLUMNS)[None, :]
-            tl.store(tile_ptr + local[:, None] * COLUMNS + at, u)
+            tl.store(tile_ptr + local[:, None] * (COLUMNS + 1) + at, u)
             count = tl.load(state_ptr + local * 2)
             tl.debug_barrier()
             if tl.max(count + arriving, axis=0) > CAPACITY:
@@ -103,7 +103,7 @@ def encode_large_fwd_kernel(
             for sub in range(0, ROWS, APPEND):
                 some = sub + tl.arange(0, APPEND)
                 append(
-                    tl.load(tile_ptr + some[:, None] * COLUMNS + at), columns, inside,
+                    tl.load(tile_ptr + some[:, None] * (COLUMNS + 1) + at), columns, p,
                     value_ptr, index_ptr, state_ptr, some, CAPACITY,
                 )  # fmt: skip
             tl.debug_barrier()
@@ -149,9 +149,9 @@ def stage(
         parts *= 2
     blocks = min(blocks, max(1, PROGRAMS // parts))
     block = blocks * c.rows
-    tile = torch.empty(block, parts, c.columns, dtype=torch.float32, device=x.device)
-    value = torch.empty(block, parts, capacity, dtype=torch.float32, device=x.device)
-    index = torch.empty(block, parts, capacity, dtype=torch.int32, device=x.device)
+    tile = torch.empty(block, parts, c.columns + 1, dtype=torch.float32, device=x.device)
+    value = torch.empty(block, parts, capacity + 1, dtype=torch.float32, device=x.device)
+    index = torch.empty(block, parts, capacity + 1, dtype=torch.int32, device=x.device)
     state = torch.empty(block, parts, 2, dtype=torch.int32, device=x.device)
     part = c.columns * ceil_div(ceil_div(p, c.columns), parts)
     for first in range(0, batch, block):
@@ -164,7 +164,7 @@ def stage(
             count, n, p, m, part, parts, *x.stride(), *W.stride(),
             *((0, 0) if S is None else S.stride()),
             config=c, GATHER=S is not None, PRECISION=mode, CAPACITY=capacity,
-            COMPACT=min(c.rows, 2048 // capacity), APPEND=c.rows // 2,
+            COMPACT=min(c.rows, 1024 // capacity), APPEND=c.rows // 2,
             ROWS=c.rows, COLUMNS=c.columns, DEPTH=c.depth,
         )  # fmt: skip
         length = parts * capacity

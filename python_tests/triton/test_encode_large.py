@@ -238,7 +238,7 @@ def test_memory_is_not_batch_times_p(monkeypatch, stages):
     dense = 4 * batch * p
     matrix = 4 * p * p if stages > 1 else 0  # a transposed copy of S, its gradient
     codes = 8 * stages * batch * m
-    buffers = 4 * encode_large.PROGRAMS * 64 * CAPACITY
+    buffers = 4 * encode_large.PROGRAMS * 64 * (CAPACITY + 1)
     with Largest() as forward:
         code = encode_large.encode_top_m(x, W, S, m, stages, save=True)
     assert max(forward.sizes) <= max(matrix, codes, buffers)
