@@ -66,11 +66,8 @@ class NinjaBuild(build_ext):
             command += ["-j", jobs]
         print("deepl0: building", target.name, "for", ", ".join(ISA_FLAGS), flush=True)
         if cuda:
-            print(
-                f"deepl0: CUDA kernels by {cuda.toolkit.nvcc} (release {cuda.toolkit.release()}) for",
-                cuda.describe(),
-                flush=True,
-            )
+            by = f"{cuda.toolkit.nvcc} (release {cuda.toolkit.release()})"
+            print(f"deepl0: CUDA kernels by {by} for {cuda.describe()}", flush=True)
         else:
             print("deepl0: without CUDA kernels; the build is for CPU", flush=True)
         subprocess.run(command, check=True)

@@ -38,7 +38,12 @@ struct Configuration {
 Run run = nullptr;
 std::string error_text;
 cudaError_t error = cudaSuccess;
-std::map<const void*, std::string> kernels;
+/// Filled while other files are initialised.
+std::map<const void*, std::string>& kernels() {
+    static std::map<const void*, std::string> all;
+    return all;
+}
+
 std::map<const void*, int> allowed;
 std::vector<Range> ranges;
 std::vector<Configuration> configurations;
@@ -47,7 +52,7 @@ int multiprocessors = 132, shared_bytes = 232448;
 cudaError_t launch(const void* kernel, dim3 grid, dim3 block, void** arguments, size_t shared) {
     const auto at = allowed.find(kernel);
     const uint64_t most = at == allowed.end() ? 48 << 10 : at->second;
-    const Launch job{kernels.at(kernel).c_str(),
+    const Launch job{kernels().at(kernel).c_str(),
                      {grid.x, grid.y, grid.z},
                      {block.x, block.y, block.z},
                      shared,
@@ -90,7 +95,7 @@ EXPORT void __cudaUnregisterFatBinary(void**) {}
 
 EXPORT void __cudaRegisterFunction(void**, const char* host, char*, const char* name, int, uint3*,
                                    uint3*, dim3*, dim3*, int*) {
-    kernels[host] = name;
+    kernels()[host] = name;
 }
 
 EXPORT unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared,

@@ -82,10 +82,14 @@ def compile_all(folder: Path) -> None:
     for source in [*host, CSRC / "tests/cuda_emulator.cpp"]:
         objects.append(f"{source.parent.name}_{source.stem}.o")
         run(
-            "c++", "-std=c++17", "-O0", "-fPIC", "-fvisibility=hidden", "-DDEEPL0_CUDA_EMULATED",
+            "c++", "-std=c++17", "-O0", "-fPIC", "-fvisibility=hidden", "-ffunction-sections",
+            "-DDEEPL0_CUDA_EMULATED",
             "-DTORCH_TARGET_VERSION=0x020d000000000000", "-DDEEPL0_ISA=scalar", f"-I{CSRC}",
             "-isystem", torch_root / "include", "-isystem", tools.include,
             "-c", source, "-o", objects[-1],
         )  # fmt: skip
-    run("c++", "-shared", *objects, f"-L{torch_root / 'lib'}", "-ltorch_cpu", "-lc10",
-        "-o", "emulated.so")  # fmt: skip
+    # What the bindings share with the CPU kernels, and nothing here calls, is left out.
+    run(
+        "c++", "-shared", "-Wl,--gc-sections", *objects, f"-L{torch_root / 'lib'}", "-ltorch_cpu",
+        "-lc10", "-o", "emulated.so",
+    )  # fmt: skip

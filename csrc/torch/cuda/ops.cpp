@@ -2,7 +2,11 @@
 
 namespace ops = deepl0::torch_ops::on_cuda;
 
+#ifdef DEEPL0_CUDA_EMULATED
+STABLE_TORCH_LIBRARY(deepl0_emulated, m) {
+#else
 STABLE_TORCH_LIBRARY(deepl0_cuda, m) {
+#endif
     m.def("top_m(Tensor u, int m) -> (Tensor, Tensor)");
     m.def("keep_top_m(Tensor u, int m) -> (Tensor, Tensor)");
     m.def("unpool(Tensor values, Tensor indices, int size) -> Tensor");
@@ -19,7 +23,7 @@ STABLE_TORCH_LIBRARY(deepl0_cuda, m) {
 }
 
 #ifdef DEEPL0_CUDA_EMULATED
-STABLE_TORCH_LIBRARY_IMPL(deepl0_cuda, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(deepl0_emulated, CPU, m) {
 #else
 STABLE_TORCH_LIBRARY_IMPL(deepl0_cuda, CUDA, m) {
 #endif
