@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,13 @@ _ALIGNMENT = 4096
 _modules: dict[str, Module] = {}
 _machines: dict[tuple, Machine] = {}
 _compiled: dict[tuple, Any] = {}
+
+
+def _remember(cache: dict, key: Any, value: Any) -> None:
+    """Keep the newest few: a machine holds the registers of a whole block."""
+    while len(cache) >= 16:
+        del cache[next(iter(cache))]
+    cache[key] = value
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
@@ -130,7 +138,8 @@ def run_ptx(
     options = options or Options()
     module = _modules.get(ptx_text)
     if module is None:
-        module = _modules[ptx_text] = parse(ptx_text)
+        module = parse(ptx_text)
+        _remember(_modules, ptx_text, module)
     function = module.functions.get(kernel_name)
     if function is None or not function.is_entry:
         raise PtxError(f"no kernel {kernel_name!r}; there are {sorted(module.functions)}")
@@ -139,9 +148,7 @@ def run_ptx(
     machine = _machines.get(key)
     if machine is None:
         machine = Machine(module, kernel_name, block, shared_bytes, options)
-        if len(_machines) > 64:
-            _machines.clear()
-        _machines[key] = machine
+        _remember(_machines, key, machine)
     params = function.params
     if len(args) > len(params):
         raise PtxError(f"{kernel_name} takes {len(params)} arguments, got {len(args)}")
@@ -254,3 +261,27 @@ def launch(
         block_order=block_order,
     )
     return compiled
+
+
+@contextlib.contextmanager
+def intercept(target: int = 80, **more: Any) -> Iterator[list]:
+    """Within it, every `kernel[grid](...)` of a @triton.jit function runs here instead of on a GPU.
+
+    Yields the list of compiled kernels launched. more goes to `launch`.
+    """
+    from triton.runtime.jit import JITFunction
+
+    launches: list = []
+
+    def run(self, *args: Any, grid: Any, warmup: bool = False, **named: Any):
+        sizes = named.pop("num_warps", 4), named.pop("num_stages", 3)
+        compiled = launch(self, grid, args, named, *sizes, target, **more)
+        launches.append(compiled)
+        return compiled
+
+    original = JITFunction.run
+    JITFunction.run = run
+    try:
+        yield launches
+    finally:
+        JITFunction.run = original

@@ -71,30 +71,28 @@ def _addc(ctx: Context):
     return _carry(ctx, ctx.ins.opcode[0] == "subc", reads=True)
 
 
-def _carry(ctx: Context, subtract: bool, reads: bool):
-    """add.cc, addc and their kin: the carry flag is one more row of the machine."""
-    kind = "u64" if ctx.type.endswith("64") else "u32"
-    flag = ctx.machine.__dict__.setdefault("carry", np.zeros(ctx.threads, bool))
-    writes = ctx.has("cc")
+def _carry(ctx: Context, subtract: bool, reads: bool, product=None):
+    """add.cc, addc and their kin: the carry flag is one more row of the machine.
 
-    def function(a, b):
+    With `product` the first two sources are multiplied first, as in mad.lo.cc and madc.hi.
+    """
+    kind = "u64" if ctx.type.endswith("64") else "u32"
+    flag, writes = ctx.machine.carry, ctx.has("cc")
+    d = ctx.dst(ctx.operands[0], kind)
+    sources = [ctx.src(o, kind) for o in ctx.operands[1:]]
+
+    def run(m) -> None:
+        a, b = sources if product is None else (product(*sources[:2]), sources[2])
         c = flag.astype(a.dtype) if reads else a.dtype.type(0)
         if subtract:
             result = a - b - c
             out = (a < b) | ((a == b) & (c != 0))
         else:
             result = a + b + c
-            out = (result < a) | ((result == a) & (c != 0) & (b != 0))
-        return result, out
-
-    d = ctx.dst(ctx.operands[0], kind)
-    a, b = (ctx.src(o, kind) for o in ctx.operands[1:3])
-
-    def run(m) -> None:
-        result, out = function(a, b)
-        assign(d, result, m)
+            out = (result < a) | ((result == a) & (c != 0))
         if writes:
             assign(flag, out, m)
+        assign(d, result, m)
 
     return run
 
@@ -111,9 +109,14 @@ def _high(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return high.view(a.dtype)
 
 
-@decoder("mul", "mad")
+@decoder("mul", "mad", "madc")
 def _mul(ctx: Context):
     kind, ops = ctx.type, ctx.operands
+    if ctx.has("cc") or ctx.ins.opcode[0] == "madc":
+        if kind[0] == "s" and ctx.has("hi"):
+            raise UnknownInstructionError(f"signed {'.'.join(ctx.ins.opcode)}")
+        product = _high if ctx.has("hi") else np.multiply
+        return _carry(ctx, False, ctx.ins.opcode[0] == "madc", product)
     ctx.only("lo", "hi", "wide")
     third = ctx.ins.opcode[0] == "mad"
     out = _WIDE[kind] if ctx.has("wide") else kind

@@ -53,6 +53,7 @@ class Machine(Layout, Control):
         self.alive = np.zeros(T, bool)
         self.waiting = np.zeros(T, bool)
         self.barrier_of = np.full(T, -1)
+        self.carry = np.zeros(T, bool)  # of add.cc and its kin
         self.async_groups = None  # set by cp.async
         self.reset_hooks: list[Callable[[], None]] = []
         instructions = [i for f in self.functions for i in f.instructions]

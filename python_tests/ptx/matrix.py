@@ -144,10 +144,30 @@ def _accumulator_layout() -> tuple[np.ndarray, np.ndarray]:
 _ELEMENTS = {"tf32": 1, "f16": 2, "bf16": 2, "s8": 4, "u8": 4}
 
 
+def _mma_f64(ctx: Context):
+    """m8n8k4: one element of A and of B in a lane, two of C."""
+    d, a, b, c = ([ctx.row(n).view(np.float64) for n in vector] for vector in ctx.operands)
+    row, k = _LANE // 4, _LANE % 4
+
+    def run(m) -> None:
+        for warp in whole_warps(ctx, m):
+            lanes = slice(32 * warp, 32 * warp + 32)
+            left, right = np.empty((8, 4)), np.empty((4, 8))
+            left[row, k], right[k, row] = a[0][lanes], b[0][lanes]
+            product = left @ right
+            values = [c[i][lanes] + product[row, 2 * k + i] for i in range(2)]
+            for i in range(2):
+                d[i][lanes] = values[i]
+
+    return run
+
+
 @decoder("mma", "mma.f")
 def _mma(ctx: Context):
     shape = next(m for m in ctx.mods if m[0] == "m" and m[1].isdigit())
     k = int(shape.split("k")[1])
+    if shape == "m8n8k4" and ctx.type == "f64":
+        return _mma_f64(ctx)
     if not shape.startswith("m16n8k") or ctx.has("sp", "block_scale"):
         raise UnknownInstructionError(".".join(ctx.ins.opcode))
     to, a_kind, b_kind, c_kind = ctx.mods[-4:]

@@ -24,7 +24,7 @@ SHARED_WINDOW = 0x0100_0000_0000
 LOCAL_WINDOW = 0x0200_0000_0000
 WINDOW_BYTES = 1 << 24
 GLOBAL_BASE = 0x7F00_0000_0000
-GUARD = 1 << 20
+GUARD = 1 << 36  # more than any offset a 32-bit index can make
 
 WRITING, READING = 1, 2  # pending asynchronous operations on shared memory
 

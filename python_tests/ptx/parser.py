@@ -307,6 +307,9 @@ def _body(reader: _Reader, function: Function) -> None:
             line = reader.line
             statement = reader.until(";").strip()
             _statement(statement, line, source, function, scope)
+    for ins in function.instructions:
+        if ins.opcode[0] == "bra":  # labels may come after the branch
+            ins.operands[0] = ins.scope.resolve(ins.operands[0])
 
 
 def _statement(text: str, line: int, source: str, function: Function, scope: Scope) -> None:
