@@ -33,14 +33,18 @@ def _emulator():
 
 @pytest.fixture
 def emulator(_emulator) -> Iterator:
-    """The engine with nothing recorded, no mutant, and the larger device."""
+    """The engine with nothing recorded, no mutant, and the larger device. New tensors are filled
+    with NaN, so that what a kernel forgets to write is not there by chance."""
     from .emulator import BIG
 
     _emulator.launches.clear()
     _emulator.set_device(*BIG)
+    torch.use_deterministic_algorithms(True, warn_only=True)
     yield _emulator
+    torch.use_deterministic_algorithms(False)
     _emulator.mutate = lambda kernel, text: text
     _emulator.block_order = None
+    _emulator.options = type(_emulator.options)()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from python_tests.ptx.engine import run_ptx
+from python_tests.ptx.layout import Options
 
 from . import build
 
@@ -62,10 +63,11 @@ class Emulator:
         self.parameters = {}
         for text in built.ptx.values():
             for name, parameters in kernels_of(text).items():
-                self.ptx[name], self.parameters[name] = text, parameters
+                self.ptx[name], self.parameters[name] = module_of(text, name), parameters
         self.launches: list[Launch] = []
         self.mutate: Callable[[str, str], str] = lambda kernel, text: text
         self.block_order: Callable[[int], list[int]] | None = None
+        self.options = Options()
         self.error = b""
         self._run = RUN(self._launch)  # as long as the library may call it
         self.library.emulator_set_run(self._run)
@@ -103,7 +105,7 @@ class Emulator:
         ]
         run_ptx(
             self.mutate(name, self.ptx[name]), name, tuple(job.grid), tuple(job.block), arguments,
-            job.shared_bytes, block_order=self.block_order,
+            job.shared_bytes, block_order=self.block_order, options=self.options,
         )  # fmt: skip
 
 
@@ -129,6 +131,18 @@ def kernels_of(ptx: str) -> dict[str, list[int]]:
         match.group(1): [sizes[n] for n in re.findall(r"\.param \.[ubsf](\d+)", match.group(2))]
         for match in re.finditer(r"\.entry (\w+)\((.*?)\)", ptx, re.DOTALL)
     }
+
+
+def module_of(ptx: str, kernel: str) -> str:
+    """The module with that kernel alone: parsing all of them for one would take seconds."""
+    parts = re.split(r"(?=^(?:\.weak |\.visible )?\.entry )", ptx, flags=re.MULTILINE)
+    kept = [parts[0]]
+    for part in parts[1:]:
+        body, end, between = part.partition("\n}\n")
+        if f".entry {kernel}(" in body[:400]:
+            kept.append(body + end)
+        kept.append(between)
+    return "\n".join(kept)
 
 
 def static_shared(ptx: str, kernel: str) -> int:

@@ -10,20 +10,20 @@ import torch
 from deepl0_kernels import reference
 from python_tests.oracle import as_bits, hostile
 from python_tests.ptx import mutate
+from python_tests.ptx.layout import Options
 
 from . import emulator as engine
 from .test_sparse import code
 
-# A dropped barrier can go unnoticed only where another one still orders the accesses; every kind
-# below is tried at `per_kind` places of every kernel.
-KINDS = ("drop barrier", "drop guard", "negate guard", "shuffle mask", "shuffle distance",
-         "compare", "compare constant", "select", "arithmetic", "stride", "vote")  # fmt: skip
-PER_KIND = 2
+# Tried in every kernel, at a place that the problem reaches. (Constants of comparisons are left out:
+# most of them are bounds of unrolled loops, where one more or less changes speed only.)
+KINDS = ("drop barrier", "drop guard", "negate guard", "shuffle distance", "compare", "select",
+         "arithmetic", "vote")  # fmt: skip
 
 
 def select(p: int, dtype=torch.float32):
     def problem(ops) -> bool:
-        for style, m in (("few_special", p // 5), ("ties", p // 3), ("normal", p - 2)):
+        for style, m in (("few_special", p // 5), ("ties", p // 3)):
             u = hostile((2, p), dtype, 7, style)
             at = reference.top_m(u, m)[1]
             values, indices = ops.top_m(u, m)
@@ -33,7 +33,7 @@ def select(p: int, dtype=torch.float32):
             )
             chosen = torch.zeros(u.shape, dtype=torch.bool).scatter(1, at, True)
             right = right and torch.equal(as_bits(kept), as_bits(u) * chosen)
-            if not right or not torch.equal(mask, reference.pack_mask(chosen)):
+            if not right or not torch.equal(mask, reference.keep_top_m(u, m)[1]):
                 return False
         return True
 
@@ -44,7 +44,7 @@ def gather(p: int, m: int):
     def problem(ops) -> bool:
         wx, St = (hostile(s, torch.float32, 3, "ties") for s in ((2, p), (p, p)))
         values, indices = code(2, p, m)
-        values = (4 * values).round()
+        values = (values.abs() > 1.6).float()  # small sums: many ties
         want = reference.top_m(wx + reference.unpool(values, indices, p) @ St, m)
         got = ops.gather_top_m(wx, values, indices, St)
         return torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
@@ -53,7 +53,7 @@ def gather(p: int, m: int):
 
 
 def lists(ops) -> bool:
-    batch, units, m, n = 150, 300, 3, 133
+    batch, units, m, n = 110, 300, 3, 133
     c, indices = code(batch, units, m)
     indices = indices // 7 * 7  # some lists long, most empty
     start, unit, entry = ops.group(indices, units)
@@ -67,7 +67,7 @@ def lists(ops) -> bool:
 
 
 def sums(ops) -> bool:
-    batch, p, m = 40, 45, 35
+    batch, p, m = 12, 41, 35
     du, upper = code(batch, p, m)
     z, lower = code(batch, p, m)
     S = torch.randn(p, p)
@@ -87,7 +87,7 @@ def sums(ops) -> bool:
 
 PROBLEMS = {
     "top_m_warp_kernel": select(150),
-    "top_m_block_kernel": select(1201, torch.bfloat16),
+    "top_m_block_kernel": select(1101, torch.bfloat16),
     "gather_top_m_warp_kernel": gather(120, 35),
     "gather_top_m_block_kernel": gather(1030, 300),
     "sort_count_kernel": lists,
@@ -106,15 +106,15 @@ mutate.KINDS.setdefault(
 )
 
 
-def mutants_of(text: str, kernel: str, seed: int) -> list[mutate.Mutant]:
-    """Mutants of one kernel's body, in the text of the whole module."""
-    begin = text.index(f".entry {kernel}(")
-    end = text.find("\n}\n", begin)
-    found = mutate.mutants(text[begin:end], seed, KINDS, PER_KIND)
-    return [
-        mutate.Mutant(m.kind, m.line, m.before, m.after, text[:begin] + m.text + text[end:])
-        for m in found
-    ]
+def reaches(problem, ops, run, text: str, line: int) -> bool:
+    """Whether the problem executes the line of the text: it then stops at a trap there."""
+    lines = text.split("\n")
+    run("\n".join([*lines[: line - 1], "\ttrap;", *lines[line - 1 :]]))
+    try:
+        problem(ops)
+    except RuntimeError as error:
+        return "Trap" in str(error)
+    return False
 
 
 @pytest.mark.parametrize("kernel", PROBLEMS)
@@ -127,23 +127,32 @@ def test_mutants_are_noticed(ops, emulator, kernel):
             used[name] = text
         return text
 
+    def run(text: str) -> None:
+        torch.manual_seed(5)
+        emulator.mutate = lambda ran, whole: text if ran == name else whole
+
     torch.manual_seed(5)
     emulator.mutate = record
     assert problem(ops)
     assert used, f"{kernel} does not run"
+    emulator.options = Options(max_steps=200_000)  # a mutant may not end
+    name, text = max(used.items(), key=lambda item: len(item[1]))
     missed, tried = [], 0
-    name, text = max(used.items(), key=lambda item: len(engine.body_of(item[1], item[0])))
-    for mutant in mutants_of(text, name, 11):
-        torch.manual_seed(5)
-        emulator.mutate = lambda ran, whole, m=mutant: m.text if ran == name else whole
-        tried += 1
-        try:
-            noticed = not problem(ops)
-        except RuntimeError as error:
-            noticed = re.search(r"CUDA: \w+_kernel: ", str(error)) is not None
-        if not noticed:
-            missed.append(str(mutant))
-    assert tried >= 6
+    for kind in KINDS:
+        for mutant in mutate.mutants(text, 11, [kind], per_kind=8)[::-1]:
+            run(mutant.text)
+            try:
+                noticed = not problem(ops)
+            except RuntimeError as error:
+                noticed = re.search(r"CUDA: \w+_kernel: ", str(error)) is not None
+            if not noticed and not reaches(problem, ops, run, text, mutant.line):
+                continue
+            tried += 1
+            if not noticed:
+                missed.append(str(mutant))
+            break
     print(f"{kernel}: {tried - len(missed)} of {tried} noticed", *missed, sep="\n  ")
-    # What is left changes nothing: a guard that is true for all, a bound that is never reached.
-    assert len(missed) <= tried // 5, "\n".join(missed)
+    # What is left changes nothing here: a bound that is never met, a guard that is true for all.
+    assert tried >= 2
+    assert len(missed) <= (1 if tried < 6 else 2), "\n".join(missed)
+    assert not [m for m in missed if m.startswith(("drop barrier", "vote"))]
