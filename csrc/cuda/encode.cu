@@ -5,10 +5,15 @@
 namespace deepl0::cuda {
 
 constexpr int kWarpsPerBlock = 4;
+
+/// Blocks a multiprocessor should hold. Left to itself the compiler spills a register or two for a
+/// rounder number.
+constexpr int blocks_for(int items) { return items <= 8 ? 7 : items == 16 ? 5 : 3; }
+
 constexpr int kStaged = 256;  // entries of z that a block holds at a time
 
 template <class S, int ITEMS>
-__global__ void __launch_bounds__(32 * kWarpsPerBlock)
+__global__ void __launch_bounds__(32 * kWarpsPerBlock, blocks_for(ITEMS))
     gather_top_m_warp_kernel(const float* wx, int64_t wx_stride, const float* values,
                              const int64_t* indices, const typename S::Bits* st, int64_t st_stride,
                              int64_t rows, int p, int m, float* out_values, int64_t* out_indices) {

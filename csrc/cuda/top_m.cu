@@ -55,6 +55,33 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
     }
 }
 
+/// to[0..size) = from[0..size) by the whole block, 16 bytes at a time where `from` is aligned; four
+/// loads of a thread are in flight. `to` is aligned.
+template <class Bits>
+__device__ void copy_row(Bits* to, const Bits* from, int size) {
+    constexpr int V = 16 / sizeof(Bits), kTogether = 4;
+    const int threads = int(blockDim.x);
+    int done = 0;
+    if (rows_aligned<Bits, V>(from, 0)) {
+        const int packs = size / V;
+        auto* to_packs = reinterpret_cast<Pack<Bits, V>*>(to);
+        const auto* from_packs = reinterpret_cast<const Pack<Bits, V>*>(from);
+        int i = int(threadIdx.x);
+        for (; i + (kTogether - 1) * threads < packs; i += kTogether * threads) {
+            Pack<Bits, V> pack[kTogether];
+#pragma unroll
+            for (int k = 0; k < kTogether; ++k) pack[k] = from_packs[i + k * threads];
+#pragma unroll
+            for (int k = 0; k < kTogether; ++k) to_packs[i + k * threads] = pack[k];
+        }
+#pragma unroll 1
+        for (; i < packs; i += threads) to_packs[i] = from_packs[i];
+        done = packs * V;
+    }
+#pragma unroll 4
+    for (int i = done + int(threadIdx.x); i < size; i += threads) to[i] = from[i];
+}
+
 /// A block a segment of a row (or a row of one segment), which stands in shared memory or is read
 /// again for every pass. Segment s of the row has entries [s * segment, (s + 1) * segment) and
 /// writes min(m, its entries) results from s * m on; results of a row: out_stride. `map` translates
@@ -68,23 +95,13 @@ __global__ void __launch_bounds__(1024)
     extern __shared__ uint4 memory[];
     const int64_t row = blockIdx.x / segments;
     const int number = int(blockIdx.x % segments), begin = number * segment;
-    const int size = min(segment, p - begin), threads = int(blockDim.x);
+    const int size = min(segment, p - begin);
     const Bits* from = u + row * u_stride + begin;
     const KeyOf<Bits> key_of{nan};
     const Bits* at = from;
     if constexpr (SHARED) {
-        constexpr int V = 16 / sizeof(Bits);
         auto* copy = reinterpret_cast<Bits*>(memory);
-        int done = 0;
-        if (rows_aligned<Bits, V>(from, 0)) {
-            done = size / V * V;
-#pragma unroll 4
-            for (int i = int(threadIdx.x) * V; i < done; i += threads * V)
-                *reinterpret_cast<Pack<Bits, V>*>(copy + i) =
-                    *reinterpret_cast<const Pack<Bits, V>*>(from + i);
-        }
-#pragma unroll 4
-        for (int i = done + int(threadIdx.x); i < size; i += threads) copy[i] = from[i];
+        copy_row(copy, from, size);
         __syncthreads();
         at = copy;
     }

@@ -17,6 +17,9 @@ constexpr int kAhead = 8;         // rows of x it has in flight
 constexpr int kOuterTile = 4096;  // columns of a block of outer
 constexpr int kOuterWarps = 4;
 
+// The second launch bound of a kernel here gives the compiler room: left to itself it spills a
+// register or two for a rounder number of blocks a multiprocessor.
+
 // ----------------------------------------------------------------------------------------- sort
 
 /// Where a pass reads: the indices themselves in the first, in order; then what a pass has written.
@@ -153,7 +156,7 @@ __global__ void __launch_bounds__(256)
 /// The sums of a chunk of positions, 128 columns a warp. A list inside the chunk goes to out; one
 /// that began before, to the chunk's first partial row; one that goes on after, to the second.
 template <class X>
-__global__ void __launch_bounds__(32 * kWarpsPerBlock)
+__global__ void __launch_bounds__(32 * kWarpsPerBlock, 6)
     combine_kernel(const int32_t* start, const int32_t* unit, const int32_t* entry, const float* c,
                    int entries, int batch, int m, const typename X::Bits* x, int64_t x_stride,
                    int n, int tiles, float* out, float* partial) {
@@ -241,7 +244,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
 /// A block a unit and kOuterTile columns. Each warp adds up a part of the list in a row of its own
 /// in shared memory (the indices of a sparse row are distinct, so lanes do not meet); then the rows
 /// of the warps are added in order.
-__global__ void __launch_bounds__(32 * kOuterWarps)
+__global__ void __launch_bounds__(32 * kOuterWarps, 8)
     outer_kernel(const int32_t* start, const int32_t* entry, const float* c, int m,
                  const int64_t* indices, const float* values, int64_t columns, int width, int tiles,
                  bool accumulate, float* out) {
@@ -297,7 +300,7 @@ __global__ void __launch_bounds__(32 * kOuterWarps)
 
 /// A warp a row and 32 entries of its lower support.
 template <class S>
-__global__ void __launch_bounds__(32 * kWarpsPerBlock)
+__global__ void __launch_bounds__(32 * kWarpsPerBlock, 10)
     product_on_support_kernel(const int64_t* upper, const float* c, const int64_t* lower,
                               int64_t rows, int m, int tiles, const typename S::Bits* s,
                               int64_t row_stride, int64_t col_stride, int64_t units, float* out) {

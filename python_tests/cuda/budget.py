@@ -5,10 +5,10 @@ Run as a module it writes the table of docs/gpu-cuda.md.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 from . import build
@@ -53,16 +53,29 @@ def variant(mangled: str) -> str:
     return ", ".join(out)
 
 
-def usage(ptx: Path, arch: str) -> list[Usage]:
-    """What ptxas says of every kernel of a file of PTX."""
-    tools = build.toolkit()
-    assert tools is not None
-    done = subprocess.run(
-        [tools.root / "bin" / "ptxas", f"-arch=sm_{arch}", "-v", "-o", "/dev/null", ptx],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+def report(source: str, arch: str) -> str:
+    """What ptxas says of the kernels of a file, compiled as a build does; kept beside the PTX."""
+    folder = build.build().library.parent
+    kept = folder / f"{source}.sm_{arch}.txt"
+    if not kept.exists():
+        tools = build.toolkit()
+        assert tools is not None
+        done = subprocess.run(
+            [tools.nvcc, "-std=c++17", "-O3", f"-gencode=arch=compute_{arch},code=sm_{arch}",
+             "-Xptxas", "-v", "-cubin", f"-I{build.CSRC}", build.CSRC / "cuda" / f"{source}.cu",
+             "-o", os.devnull],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        part = kept.with_suffix(f".{os.getpid()}")
+        part.write_text(done.stdout + done.stderr)
+        part.replace(kept)
+    return kept.read_text()
+
+
+def usage(source: str, arch: str) -> list[Usage]:
+    """Registers and memory of every kernel of a file."""
     found = []
-    for part in (done.stdout + done.stderr).split("Compiling entry function '")[1:]:
+    for part in report(source, arch).split("Compiling entry function '")[1:]:
 
         def number(pattern: str, part: str = part) -> int:
             match = re.search(rf"(\d+) {pattern}", part)
@@ -80,8 +93,7 @@ def usage(ptx: Path, arch: str) -> list[Usage]:
 
 
 def all_usage(arch: str = build.ARCH) -> list[Usage]:
-    folder = build.build().library.parent
-    return [u for name in build.SOURCES for u in usage(folder / f"{name}.ptx", arch)]
+    return [u for source in build.SOURCES for u in usage(source, arch)]
 
 
 def table(found: list[Usage]) -> str:
