@@ -37,7 +37,7 @@ def compact(value_ptr, index_ptr, state_ptr, buffers, m, CAPACITY: tl.constexpr)
     key, value, index = load_candidates(
         value_ptr, index_ptr, state_ptr, buffers[:, None], True, places, CAPACITY
     )
-    keep = keep_mask(key, m)
+    keep = keep_mask(key, m) & (key >= 0)  # a buffer may hold fewer than m
     kept = keep.to(tl.int32)
     size = tl.sum(kept, axis=1)
     threshold = tl.min(tl.where(keep, key, 0x7FFFFFFF), axis=1)

@@ -37,6 +37,9 @@ __all__ = ["encode_top_m", "encode_top_m_backward"]
 # Programs of a launch of the stage kernel: several for every multiprocessor of today's GPUs.
 PROGRAMS = 512
 
+# The largest key, of NaN: the threshold of rows beyond the batch.
+NOTHING = tl.constexpr(0x7F800001)
+
 
 @triton.jit
 def add_gather_sum(
@@ -70,7 +73,7 @@ def encode_large_fwd_kernel(
     value_ptr += program * (ROWS * (CAPACITY + 1))
     index_ptr += program * (ROWS * (CAPACITY + 1))
     state_ptr += program * (ROWS * 2)
-    threshold = tl.where(live, -1, 0x7FFFFFFF)
+    threshold = tl.where(live, -1, NOTHING)
     tl.store(state_ptr + local * 2, tl.zeros((ROWS,), tl.int32))
     tl.store(state_ptr + local * 2 + 1, threshold)
     tl.debug_barrier()
@@ -87,8 +90,9 @@ def encode_large_fwd_kernel(
                 u, z_value_ptr, z_index_ptr, r, live, m, s_ptr, s_column, s_index,
                 columns.to(tl.int64), inside,
             )  # fmt: skip
-        enters = (columns[None, :] < p) & (magnitude_key(u) > threshold[:, None])
-        arriving = tl.sum(enters.to(tl.int32), axis=1)
+        key = tl.where(columns[None, :] < p, magnitude_key(u), -1)
+        # The sign of the difference counts; thresholds are at most NOTHING, so it cannot overflow.
+        arriving = -tl.sum((threshold[:, None] - key) >> 31, axis=1)
         if tl.max(arriving, axis=0) > 0:
             # The tile goes through a scratch, so that less of it is in registers at a time.
             at = tl.arange(0, COLUMNS)[None, :]
@@ -123,7 +127,7 @@ def encode_large_select_kernel(
     key, value, index = load_candidates(
         value_ptr, index_ptr, state_ptr, buffers, live, place % CAPACITY, CAPACITY
     )
-    keep = keep_mask(key, m)
+    keep = keep_mask(key, m) & live
     to = r * m + tl.cumsum(keep.to(tl.int32), axis=1) - 1
     tl.store(out_value_ptr + to, value.to(out_value_ptr.dtype.element_ty), mask=keep)
     tl.store(out_index_ptr + to, index.to(tl.int64), mask=keep)
