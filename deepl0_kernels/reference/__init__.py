@@ -2,8 +2,8 @@
 
 The functions have the signatures of the registered operators ``torch.ops.deepl0.*``, run on any
 device, in any floating dtype (float64 included), and are differentiable, twice, by PyTorch's own
-autograd (but for iht_* and fista, whose result is a constant). They are the oracle of every test and the
-``"reference"`` backend.
+autograd (but for iht_* and fista, whose result is a constant). They are the oracle of every test
+and the ``"reference"`` backend.
 """
 
 from .decode import decode
