@@ -165,7 +165,9 @@ class use_backend:  # noqa: N801 - used like a function
         if name is not None and name not in NAMES:
             raise ValueError(f"name must be one of {NAMES} or None, got {name!r}")
         if name not in (None, *available()):
-            raise ValueError(f"backend {name!r} is not in this build; it has {available()}")
+            missing = {"triton": ": triton is not installed", "cuda": ": built without nvcc"}
+            why = missing.get(name, "")
+            raise ValueError(f"backend {name!r} is not in this build{why}; it has {available()}")
         self._previous = _forced
         _forced = name
 

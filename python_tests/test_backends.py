@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
@@ -83,9 +85,14 @@ def test_unknown_names(name):
         dk.use_backend(name)
 
 
-def test_backends_that_are_not_in_the_build():
-    with pytest.raises(ValueError, match=r"backend 'triton' is not in this build; it has"):
-        dk.use_backend("triton")
+@pytest.mark.parametrize(
+    ("name", "why"), [("triton", "triton is not installed"), ("cuda", "built without nvcc")]
+)
+def test_backends_that_are_not_in_the_build(monkeypatch, name, why):
+    module = importlib.import_module("deepl0_kernels.backends")
+    monkeypatch.setattr(module, "_NATIVE", {"cpu": ("cpu",)})
+    with pytest.raises(ValueError, match=f"backend '{name}' is not in this build: {why}; it has"):
+        dk.use_backend(name)
 
 
 def test_compiled_graphs_follow_the_override():
