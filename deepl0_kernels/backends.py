@@ -166,7 +166,7 @@ class use_backend:  # noqa: N801 - used like a function
             raise ValueError(f"name must be one of {NAMES} or None, got {name!r}")
         if name not in (None, *available()):
             missing = {"triton": ": triton is not installed", "cuda": ": built without nvcc"}
-            why = missing.get(name, "")
+            why = missing.get(str(name), "")
             raise ValueError(f"backend {name!r} is not in this build{why}; it has {available()}")
         self._previous = _forced
         _forced = name

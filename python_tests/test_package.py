@@ -31,7 +31,6 @@ def test_the_extension_is_there_and_says_what_it_is():
     assert info["isa_active"] in info["isa_supported"]
     assert set(info["isa_supported"]) <= set(info["isa_compiled"])
     assert info["cuda"] == bool(info["cuda_archs"])
-    assert info["cuda_archs"] == []
     assert info["compiler"]
 
 
