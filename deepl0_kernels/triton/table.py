@@ -64,7 +64,7 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     "combine": ((64, Config(16, 64, 256)), (_ANY, Config(8, 256, 256))),
     # By m.
     "encode_large_backward": ((32, Config(32, 32, warps=2)), (_ANY, Config(64, 64))),
-    "outer": ((_ANY, Config(8, 128, 4096)),),
+    "outer": ((_ANY, Config(4, 128, 4096)),),
     "top_m": _ROW,
     "keep_top_m": _ROW,
     # depth: indices read per step.
@@ -92,7 +92,6 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
         (512, Config(32, 0, 16, 8, 1)),
         (_ANY, Config(16, 0, 8, 8, 1)),
     ),
-    "outer": ((_ANY, Config(4, 128, 4096)),),
     # By n, the depth of the product, for each of its modes (product.py).
     "encode_large_half": ((_ANY, Config(64, 128, 64, 8, 3)),),
     "encode_large_tf32": ((_ANY, Config(64, 128, 32, 8, 3)),),
