@@ -85,18 +85,19 @@ def selection(keys, columns, m):
     """What is kept of each row, as two numbers: keys above ``t``, and those equal to it in the
     columns below ``end``. Cheaper in registers than a mask over the tile, and the same in any
     layout of it: see :func:`selected`."""
-    t = cut(keys, m)
-    left = m - tl.sum((keys > t[:, None]).to(tl.int32), axis=1)
+    t, reached, above = _bracket(keys, m)
     end = tl.full((keys.shape[0],), keys.shape[1], tl.int32)
-    ties = tl.sum((keys == t[:, None]).to(tl.int32), axis=1)
-    if tl.max(ties - left, axis=0) > 0:
-        # The end by bisection: as many of the columns below it tie as are left.
+    if tl.max(reached, axis=0) > m:
+        # The end by bisection: as many of the columns below it tie as are left. Counted in signs:
+        # of sums of comparisons the compiler makes bits of an array in local memory.
+        left = tl.where(reached > m, m - above, keys.shape[1])
         low = tl.zeros((keys.shape[0],), tl.int32)
         width = keys.shape[1] // 2
         while width > 0:
             trial = low + width
-            tie = (keys == t[:, None]) & (columns[None, :] < trial[:, None])
-            low = tl.where(tl.sum(tie.to(tl.int32), axis=1) < left, trial, low)
+            below = (columns[None, :] - trial[:, None]) >> 31
+            count = -tl.sum(tl.where(keys == t[:, None], below, 0), axis=1)
+            low = tl.where(count < left, trial, low)
             width = width // 2
         end = low + tl.where(left > 0, 1, 0)
     return t, end

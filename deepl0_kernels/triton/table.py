@@ -73,23 +73,25 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     "radix_count": ((_ANY, Config(1, 4096, warps=8)),),
     "radix_emit": ((_ANY, Config(1, 2048, warps=8)),),
     "threshold_stage": ((_ANY, Config(64, 64, 32, 4, 2)),),
-    "encode_l0_backward": ((_ANY, Config(64, 64, 32, 4, 2)),),
+    "encode_l0_backward": ((_ANY, Config(64, 64, 32, 8, 2)),),
     # Programs own whole rows (columns: all of them); by the mode of their products (product.py). As
     # many rows as the registers hold, since each tile of rows reads S from L2 once.
     "whole_rows_tf32": (
-        (256, Config(64, 0, 16, 8, 2)),
-        (512, Config(32, 0, 16, 8, 2)),
+        (128, Config(32, 0, 16, 8, 2)),
+        (256, Config(32, 0, 16, 8, 2)),
+        (512, Config(32, 0, 8, 8, 2)),
         (_ANY, Config(16, 0, 8, 8, 1)),
     ),
     "whole_rows_half": (
-        (128, Config(64, 0, 16, 8, 2)),
+        (128, Config(32, 0, 16, 8, 2)),
         (512, Config(32, 0, 16, 8, 2)),
         (_ANY, Config(16, 0, 16, 8, 1)),
     ),
     # Float32 multiply-adds take their operands through registers: no room to prefetch long rows.
     "whole_rows_ieee": (
-        (256, Config(64, 0, 8, 8, 2)),
-        (512, Config(32, 0, 16, 8, 1)),
+        (128, Config(32, 0, 8, 8, 2)),
+        (256, Config(32, 0, 8, 8, 2)),
+        (512, Config(32, 0, 8, 8, 1)),
         (_ANY, Config(16, 0, 8, 8, 1)),
     ),
     # By n, the depth of the product, for each of its modes (product.py).
