@@ -20,7 +20,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import reference
 from .launch import ceil_div, launch, power_of_two
 from .product import add_product, depth, precision
 from .select import magnitude_key, selected, selection
@@ -221,10 +220,8 @@ def encode_top_m(
     """Serves ``deepl0::encode_top_m``."""
     (batch, n), p = x.shape, W.shape[0]
     if p > FUSED_P:
-        try:
-            from . import encode_large
-        except ImportError:  # TODO: delete with the merge of encode_large
-            return reference.encode_top_m(x, W, S, m, num_stages, save)
+        from . import encode_large
+
         return encode_large.encode_top_m(x, W, S, m, num_stages, save)
     before = (num_stages - 1 if save else 0, batch, m)
     values = x.new_empty((batch, m))

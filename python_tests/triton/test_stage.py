@@ -135,7 +135,7 @@ def test_two_runs_give_the_same_bits(engine, device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tf32_only_where_it_is_allowed(engine, device, dtype):
-    """float32 is rounded to 11 bits only if PyTorch's switch says so; half types are exact in it."""
+    """Half types are exact in tf32; float32 is rounded only if PyTorch's switch says so."""
     if engine == "interpreter":
         pytest.skip("the interpreter multiplies in float32")
     x, W, z, S = (torch.randn(s).to(dtype) for s in ((5, 40), (33, 40), (5, 33), (33, 33)))
