@@ -51,14 +51,28 @@ def compact(value_ptr, index_ptr, state_ptr, buffers, m, CAPACITY: tl.constexpr)
 
 
 @triton.jit
-def append(u, columns, p, value_ptr, index_ptr, state_ptr, buffers, CAPACITY: tl.constexpr):
-    """The entries u [ROWS, COLUMNS] above the rows' thresholds enter the ``buffers`` [ROWS]."""
-    count = tl.load(state_ptr + buffers * 2)
-    threshold = tl.load(state_ptr + buffers * 2 + 1)
-    enters = (columns[None, :] < p) & (magnitude_key(u) > threshold[:, None])
-    place = count[:, None] + tl.cumsum(enters.to(tl.int32), axis=1)
-    to = buffers[:, None] * (CAPACITY + 1) + place - 1
-    tl.store(value_ptr + to, u, mask=enters)
-    tl.store(index_ptr + to, tl.broadcast_to(columns[None, :], u.shape), mask=enters)
-    tl.debug_barrier()  # the state is read before it is written
-    tl.store(state_ptr + buffers * 2, tl.max(place, axis=1))
+def admit(
+    u, columns, p, value_ptr, index_ptr, state_ptr, rows, sub, m,
+    CAPACITY: tl.constexpr, COMPACT: tl.constexpr,
+):  # fmt: skip
+    """The entries u [ROWS, COLUMNS] above the thresholds enter the buffers of ``rows``, which are
+    sub, sub + 1, ...; if one would overflow, the buffers are cut down first, COMPACT at a time."""
+    count = tl.load(state_ptr + rows * 2)
+    threshold = tl.load(state_ptr + rows * 2 + 1)
+    key = tl.where((columns < p)[None, :], magnitude_key(u), -1)
+    arriving = -tl.sum((threshold[:, None] - key) >> 31, axis=1)
+    if tl.max(count + arriving, axis=0) > CAPACITY:
+        for first in range(0, u.shape[0], COMPACT):
+            some = sub + first + tl.arange(0, COMPACT)
+            compact(value_ptr, index_ptr, state_ptr, some, m, CAPACITY)
+        tl.debug_barrier()
+        count = tl.load(state_ptr + rows * 2)
+        threshold = tl.load(state_ptr + rows * 2 + 1)
+    if tl.max(arriving, axis=0) > 0:
+        enters = key > threshold[:, None]
+        place = count[:, None] + tl.cumsum(enters.to(tl.int32), axis=1)
+        to = rows[:, None] * (CAPACITY + 1) + place - 1
+        tl.store(value_ptr + to, u, mask=enters)
+        tl.store(index_ptr + to, tl.broadcast_to(columns[None, :], u.shape), mask=enters)
+        tl.debug_barrier()  # the state is read before it is written
+        tl.store(state_ptr + rows * 2, tl.max(place, axis=1))

@@ -1,12 +1,14 @@
 """The M-sparse encoder for long codes (p beyond 1024): no [B, p] is ever written.
 
 Stage kernel, z_{k+1} = top_m(x W' + z_k S'): a program owns ROWS rows and a part of the columns. It
-loops over tiles [ROWS, COLUMNS] of pre-activations (a product over n on the matrix units; from the
-second stage on, plus the gather-sum of m rows of S' per row), and appends what exceeds the row's
-running threshold to the row's buffer of candidates (candidates.py). When a buffer would overflow,
-it is cut down to its m best, which raises the threshold: in random order column c enters with
-probability about m / c, so of most tiles little or nothing is appended. Few rows are spread over
-several parts. Selection kernel: the m best of the row's buffers, exactly.
+loops over tiles [ROWS, COLUMNS] of x W' (a product over n on the matrix units) and lets what exceeds
+the row's running threshold enter the row's buffer of candidates (candidates.py). When a buffer would
+overflow, it is cut down to its m best, which raises the threshold: in random order column c enters
+with probability about m / c, so of most tiles of a first stage little or nothing enters. A tile of
+which something does, and in later stages every tile, goes through a scratch of the program's own in
+L2 and comes back SUB rows at a time, to which the gather-sum of m rows of S' is added there: the
+products keep their registers. Few rows are spread over several parts. Selection kernel: the m best
+of the row's buffers, exactly.
 
 Per stage 2 B p n flops and, after the first, 2 B p m; bytes from L2 per tile: (ROWS + COLUMNS) n
 elements, and ROWS COLUMNS m of S'. DRAM: W (and S') once per wave of programs, if L2 does not hold
@@ -22,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .candidates import append, compact, load_candidates
+from .candidates import admit, load_candidates
 from .decode import with_contiguous_atoms
 from .encode_dense import encode_top_m as encode_dense
 from .encode_dense import sparse_pays
@@ -62,7 +64,7 @@ def encode_large_fwd_kernel(
     x_ptr, w_ptr, z_value_ptr, z_index_ptr, s_ptr, tile_ptr, value_ptr, index_ptr, state_ptr,
     rows, n, p, m, part, parts, x_row, x_step, w_row, w_step, s_column, s_index,
     GATHER: tl.constexpr, PRECISION: tl.constexpr, CAPACITY: tl.constexpr, COMPACT: tl.constexpr,
-    APPEND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    SUB: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     local = tl.arange(0, ROWS)
     r = tl.program_id(0).to(tl.int64) * ROWS + local
@@ -85,30 +87,29 @@ def encode_large_fwd_kernel(
             tl.zeros((ROWS, COLUMNS), tl.float32), x_ptr, r * x_row, live, x_step,
             w_ptr, columns.to(tl.int64) * w_row, inside, w_step, n, DEPTH, PRECISION,
         )  # fmt: skip
-        if GATHER:
-            u = add_gather_sum(
-                u, z_value_ptr, z_index_ptr, r, live, m, s_ptr, s_column, s_index,
-                columns.to(tl.int64), inside,
-            )  # fmt: skip
-        key = tl.where(columns[None, :] < p, magnitude_key(u), -1)
-        # The sign of the difference counts; thresholds are at most NOTHING, so it cannot overflow.
-        arriving = -tl.sum((threshold[:, None] - key) >> 31, axis=1)
-        if tl.max(arriving, axis=0) > 0:
-            # The tile goes through a scratch, so that less of it is in registers at a time.
+        if not GATHER:
+            key = tl.where(columns[None, :] < p, magnitude_key(u), -1)
+            # The sign of the difference counts; thresholds are at most NOTHING: no overflow.
+            arriving = -tl.sum((threshold[:, None] - key) >> 31, axis=1)
+            any_enters = tl.max(arriving, axis=0)
+        else:
+            any_enters = 1
+        if any_enters > 0:
             at = tl.arange(0, COLUMNS)[None, :]
             tl.store(tile_ptr + local[:, None] * (COLUMNS + 1) + at, u)
-            count = tl.load(state_ptr + local * 2)
             tl.debug_barrier()
-            if tl.max(count + arriving, axis=0) > CAPACITY:
-                for sub in range(0, ROWS, COMPACT):
-                    some = sub + tl.arange(0, COMPACT)
-                    compact(value_ptr, index_ptr, state_ptr, some, m, CAPACITY)
-                tl.debug_barrier()
-            for sub in range(0, ROWS, APPEND):
-                some = sub + tl.arange(0, APPEND)
-                append(
-                    tl.load(tile_ptr + some[:, None] * (COLUMNS + 1) + at), columns, p,
-                    value_ptr, index_ptr, state_ptr, some, CAPACITY,
+            for sub in range(0, ROWS, SUB):
+                some = sub + tl.arange(0, SUB)
+                v = tl.load(tile_ptr + some[:, None] * (COLUMNS + 1) + at)
+                if GATHER:
+                    global_rows = tl.program_id(0).to(tl.int64) * ROWS + some
+                    v = add_gather_sum(
+                        v, z_value_ptr, z_index_ptr, global_rows, global_rows < rows, m, s_ptr, s_column, s_index,
+                        columns.to(tl.int64), columns < p,
+                    )  # fmt: skip
+                admit(
+                    v, columns, p, value_ptr, index_ptr, state_ptr, some, sub, m,
+                    CAPACITY, COMPACT,
                 )  # fmt: skip
             tl.debug_barrier()
             threshold = tl.load(state_ptr + local * 2 + 1)
@@ -168,7 +169,7 @@ def stage(
             count, n, p, m, part, parts, *x.stride(), *W.stride(),
             *((0, 0) if S is None else S.stride()),
             config=c, GATHER=S is not None, PRECISION=mode, CAPACITY=capacity,
-            COMPACT=min(c.rows, 1024 // capacity), APPEND=c.rows // 2,
+            COMPACT=min(c.rows // 4, 1024 // capacity), SUB=c.rows // 4,
             ROWS=c.rows, COLUMNS=c.columns, DEPTH=c.depth,
         )  # fmt: skip
         length = parts * capacity

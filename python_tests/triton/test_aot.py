@@ -24,6 +24,10 @@ QUICK = {"sm80": torch.float32, "sm90": torch.bfloat16, "gfx942": torch.bfloat16
 SPILLS = {
     # One register, stored once and loaded once a program: ptxas aims at 8 blocks on the SM.
     ("threshold_bwd_kernel", "sm120"): 8,
+    # Likewise: ptxas aims at 8 blocks, and of the second at 2 blocks of 128 registers a thread.
+    ("combine_kernel", "sm86"): 8,
+    ("combine_kernel", "sm89"): 8,
+    ("encode_large_fwd_kernel", "sm90"): 64,
 }
 
 
