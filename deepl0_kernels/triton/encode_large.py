@@ -1,10 +1,10 @@
 """The M-sparse encoder for long codes (p beyond 1024): no [B, p] is ever written.
 
 Stage kernel, z_{k+1} = top_m(x W' + z_k S'): a program owns ROWS rows and a part of the columns. It
-loops over tiles [ROWS, COLUMNS] of x W' (a product over n on the matrix units) and lets what exceeds
-the row's running threshold enter the row's buffer of candidates (candidates.py). When a buffer would
-overflow, it is cut down to its m best, which raises the threshold: in random order column c enters
-with probability about m / c, so of most tiles of a first stage little or nothing enters. A tile of
+loops over tiles [ROWS, COLUMNS] of x W' (a product over n on the matrix units) and lets what is
+above the row's running threshold enter the row's buffer of candidates (candidates.py). When a
+buffer would overflow, it is cut to its m best, which raises the threshold: in random order column c
+enters with probability about m / c, so of most tiles of a first stage little or nothing enters. A tile of
 which something does, and in later stages every tile, goes through a scratch of the program's own in
 L2 and comes back SUB rows at a time, to which the gather-sum of m rows of S' is added there: the
 products keep their registers. Few rows are spread over several parts. Selection kernel: the m best
@@ -102,9 +102,9 @@ def encode_large_fwd_kernel(
                 some = sub + tl.arange(0, SUB)
                 v = tl.load(tile_ptr + some[:, None] * (COLUMNS + 1) + at)
                 if GATHER:
-                    global_rows = tl.program_id(0).to(tl.int64) * ROWS + some
+                    b = tl.program_id(0).to(tl.int64) * ROWS + some
                     v = add_gather_sum(
-                        v, z_value_ptr, z_index_ptr, global_rows, global_rows < rows, m, s_ptr, s_column, s_index,
+                        v, z_value_ptr, z_index_ptr, b, b < rows, m, s_ptr, s_column, s_index,
                         columns.to(tl.int64), columns < p,
                     )  # fmt: skip
                 admit(
