@@ -4,11 +4,11 @@ Stage kernel, z_{k+1} = top_m(x W' + z_k S'): a program owns ROWS rows and a par
 loops over tiles [ROWS, COLUMNS] of x W' (a product over n on the matrix units) and lets what is
 above the row's running threshold enter the row's buffer of candidates (candidates.py). When a
 buffer would overflow, it is cut to its m best, which raises the threshold: in random order column c
-enters with probability about m / c, so of most tiles of a first stage little or nothing enters. A tile of
-which something does, and in later stages every tile, goes through a scratch of the program's own in
-L2 and comes back SUB rows at a time, to which the gather-sum of m rows of S' is added there: the
-products keep their registers. Few rows are spread over several parts. Selection kernel: the m best
-of the row's buffers, exactly.
+enters with probability about m / c, so of most tiles of a first stage little or nothing enters. A
+tile of which something does, and in later stages every tile, goes through a scratch of the
+program's own in L2 and comes back SUB rows at a time; there the gather-sum of m rows of S' is
+added, which leaves the product its registers. Few rows are spread over several parts. Selection
+kernel: the m best of the row's buffers, exactly.
 
 Per stage 2 B p n flops and, after the first, 2 B p m; bytes from L2 per tile: (ROWS + COLUMNS) n
 elements, and ROWS COLUMNS m of S'. DRAM: W (and S') once per wave of programs, if L2 does not hold
