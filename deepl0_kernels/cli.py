@@ -73,9 +73,10 @@ def _app():
         from .experiments import record, report
         from .experiments import reproduce as experiment
         from .experiments import tables as rendering
+        from .experiments.protocol import Protocol
 
         names = list(experiment.TABLES) if tables == ["all"] else tables
-        protocol = experiment.Protocol()
+        protocol = Protocol()
         if quick:
             protocol = protocol.quickened()
         show = progress and sys.stderr.isatty()
@@ -98,7 +99,7 @@ def _app():
         except KeyboardInterrupt:
             typer.echo(f"interrupted; the same command goes on from what {out} holds", err=True)
             raise typer.Exit(130) from None
-        except (ModuleNotFoundError, OSError, ValueError) as error:
+        except (ModuleNotFoundError, OSError, RuntimeError, ValueError) as error:
             typer.echo(f"deepl0 reproduce: {error}", err=True)
             raise typer.Exit(2) from None
         typer.echo(rendering.text(results))

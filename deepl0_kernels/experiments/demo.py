@@ -27,53 +27,29 @@ import torch
 from torch import Tensor
 
 from .._optional import require
-from ..datasets import mnist_subset, preprocess, random_shifts
 from ..solvers.step import safe_step
 from . import record
 from .metrics import prediction_error, reconstruction_error, support_error
 from .problems import L0Regularized, MSparse, Problem
+from .protocol import ITERATIONS, Protocol, Signals, describe, signals
 from .timing import interleaved_medians, one_thread
-from .training import fit_to_codes
-
-ITERATIONS = (2, 5, 10)
 
 
 @dataclass(frozen=True)
-class Config:
-    """Every choice of the run; stored in its record."""
+class Config(Protocol):
+    """Every choice of the run; stored in its record. What differs from the tables' protocol fits
+    the digits that the package ships, and a minute of training."""
 
     p: int = 128
-    m: int = 32
-    lam: float = 0.5
-    m_sparse_l1_lam: float = 0.1
-    num_stages: int = 2
+    data: str = "subset"
     digits: int = 12_000
     copies: int = 12
-    shift: int = 1
     held_out: int = 2_000
-    min_std: float = 0.1
-    dictionary_epochs: int = 6
-    dictionary_lr: float = 1e-2
     epochs: int = 40
-    batch_size: int = 256
-    m_sparse_lr: float = 1e-2
-    l0_lr: float = 3e-3
-    clip: float = 1.0
-    sigma_factor: float = 0.1
-    sigma_floor: float = 0.05
-    tol: float = 1e-5
-    max_iter: int = 5_000
     timing_batch: int = 512
     timing_seconds: float = 8.0
     seed: int = 0
     quick: bool = False
-
-    def problems(self) -> tuple[Problem, ...]:
-        options: dict[str, Any] = dict(tol=self.tol, max_iter=self.max_iter)
-        return (
-            MSparse(self.m, self.m_sparse_l1_lam, **options),
-            L0Regularized(self.lam, **options),
-        )
 
     def quickened(self) -> Config:
         """A run of seconds that exercises everything; its errors say nothing."""
@@ -113,10 +89,10 @@ def run(config: Config, out: Path, progress: bool = True) -> dict[str, Any]:
     record.write_atomically(out / "table.txt", b"The run has not finished.\n")
     started = time.perf_counter()
     with one_thread():
-        data = _signals(config)
+        data = signals(config, config.seed)
         problems = {
-            problem.key: _problem(problem, config, data, out, progress)
-            for problem in config.problems()
+            key: _problem(config.problem(key), config, data, out, progress)
+            for key in (MSparse.key, L0Regularized.key)
         }
         environment = record.environment()
     holds = all(problem["claim_holds"] for problem in problems.values())
@@ -125,10 +101,7 @@ def run(config: Config, out: Path, progress: bool = True) -> dict[str, Any]:
         "environment": environment,
         "data": {
             "source": "first digits of MNIST's training and test sets, shipped with the package",
-            "training_signals": len(data["train"]),
-            "held_out_signals": len(data["test"]),
-            "discarded_training": data["discarded_train"],
-            "discarded_held_out": data["discarded_test"],
+            **data.counts(),
         },
         "problems": problems,
         "seconds": time.perf_counter() - started,
@@ -190,41 +163,14 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _signals(config: Config) -> dict[str, Any]:
-    digits = mnist_subset()
-    images = digits.x[: config.digits]
-    train, discarded = [], 0
-    for copy in range(config.copies):
-        moved = random_shifts(images, config.shift, config.seed * 1000 + copy) if copy else images
-        patches = preprocess(moved, min_std=config.min_std)
-        train.append(patches.x)
-        discarded += patches.discarded
-    test = preprocess(digits.x_test[: config.held_out], min_std=config.min_std)
-    return {
-        "train": torch.cat(train),
-        "test": test.x,
-        "discarded_train": discarded,
-        "discarded_test": test.discarded,
-    }
-
-
 def _problem(
-    problem: Problem, config: Config, data: dict[str, Any], out: Path, progress: bool
+    problem: Problem, config: Config, data: Signals, out: Path, progress: bool
 ) -> dict[str, Any]:
-    x, test = data["train"], data["test"]
-    m_sparse = isinstance(problem, MSparse)
+    x, test = data.train, data.test
     seconds = {}
 
     clock = time.perf_counter()
-    learned = problem.learn(
-        x,
-        config.p,
-        epochs=config.dictionary_epochs,
-        batch_size=config.batch_size,
-        lr=config.dictionary_lr,
-        seed=config.seed,
-        progress=progress,
-    )
+    learned = config.learn(problem, x, config.p, config.seed, progress)
     D = learned.D
     seconds["dictionary"] = time.perf_counter() - clock
 
@@ -234,19 +180,14 @@ def _problem(
 
     clock = time.perf_counter()
     encoder = problem.encoder(D, config.num_stages)
-    losses = fit_to_codes(
+    losses = config.fit(
         encoder,
         x,
         targets,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        lr=config.m_sparse_lr if m_sparse else config.l0_lr,
-        clip=config.clip,
-        seed=config.seed,
-        sigma_factor=config.sigma_factor,
-        sigma_floor=config.sigma_floor,
-        progress=progress,
-        description=f"{problem.name} encoder",
+        config.encoder_lr(problem),
+        config.seed,
+        progress,
+        f"{problem.name} encoder",
     )
     seconds["training"] = time.perf_counter() - clock
 
@@ -258,8 +199,8 @@ def _problem(
     for k in ITERATIONS:
         methods[f"iterative {k} from l1"] = partial(_from_l1, problem, D, k, mu)
     methods[f"encoder, K = {config.num_stages}"] = encoder
-    if m_sparse:
-        methods["OMP (scikit-learn)"] = _sklearn_omp(D, config.m)
+    if isinstance(problem, MSparse):
+        methods["OMP (scikit-learn)"] = _sklearn_omp(D, problem.m)
 
     clock = time.perf_counter()
     batch = test[: config.timing_batch].contiguous()
@@ -305,13 +246,7 @@ def _problem(
             "mean_iterations": best.iterations.double().mean().item(),
             "objective": best.objective[-1].double().mean().item(),
         },
-        "dictionary": {
-            "loss": list(learned.loss),
-            "squared_norm": learned.squared_norm,
-            "coherence": learned.coherence,
-            "dead_atoms": learned.dead_atoms,
-            "atom_norms": list(learned.atom_norms),
-        },
+        "dictionary": describe(learned),
         "training_loss": losses,
         "seconds": seconds,
         "encoder_error": encoder_error,

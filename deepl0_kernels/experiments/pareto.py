@@ -16,7 +16,8 @@ from . import record
 from .figure import BLUE, GREEN, GREY, RED, save
 from .metrics import prediction_error
 from .problems import MSparse
-from .regression import Protocol, optimal_codes, signals
+from .protocol import Protocol, signals
+from .regression import optimal_codes
 from .timing import interleaved_medians, one_thread
 
 STEPS = {"IHT": "lipschitz", "NIHT": "normalized", "AIHT": "accelerated"}

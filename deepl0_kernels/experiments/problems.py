@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -14,18 +15,72 @@ from ..solvers import DictionaryResult, SolverResult, fista, iht, iht_m, learn_d
 _NEVER = 1e-300
 
 
-@dataclass(frozen=True)
-class MSparse:
+@dataclass(frozen=True, kw_only=True)
+class Problem(ABC):
+    """What a code minimises; ``tol`` and ``max_iter`` say when it counts as optimal."""
+
+    tol: float = 1e-5
+    max_iter: int = 5_000
+
+    key: ClassVar[str]
+    name: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def formula(self) -> str:
+        """The problem in one line."""
+
+    @property
+    @abstractmethod
+    def l1_penalty(self) -> float:
+        """Penalty of the l1 solution that optimal codes start from."""
+
+    @abstractmethod
+    def learn(self, x: Tensor, p: int, **options: Any) -> DictionaryResult:
+        """A dictionary of p atoms for the signals x."""
+
+    @abstractmethod
+    def encoder(self, D: Tensor, num_stages: int = 2, tied: bool = True) -> nn.Module:
+        """The encoder that is ``num_stages`` iterations from zero."""
+
+    @abstractmethod
+    def _descend(self, x: Tensor, D: Tensor, **options: Any) -> SolverResult:
+        """Iterative hard thresholding."""
+
+    def optimal(self, x: Tensor, D: Tensor) -> SolverResult:
+        """l1 first, then hard thresholding from there until it stands still."""
+        return self._descend(x, D, init="l1", tol=self.tol, max_iter=self.max_iter)
+
+    def iterate(
+        self,
+        x: Tensor,
+        D: Tensor,
+        k: int,
+        start: Tensor | None = None,
+        step: str | float = "lipschitz",
+    ) -> Tensor:
+        """The code after k iterations from ``start`` (zero)."""
+        init = "zero" if start is None else start
+        return self._descend(x, D, init=init, step=step, tol=_NEVER, max_iter=k).dense
+
+    def l1(self, x: Tensor, D: Tensor) -> Tensor:
+        options: dict[str, Any] = dict(tol=self.tol, max_iter=self.max_iter, history=False)
+        return fista(x, D, self.l1_penalty, **options).dense
+
+    def lista(self, D: Tensor, num_stages: int = 2) -> nn.Module:
+        return LISTA.from_dictionary(D, self.l1_penalty, num_stages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MSparse(Problem):
     """``min ||x - D a||^2  s.t. ||a||_0 <= m``.
 
-    Optimal codes start from the l1 solution for a penalty so small that it has m nonzeros: at the
-    other problem's lam many have fewer, and the first gradient step would choose the rest.
+    The l1 penalty is so small that its solution has m nonzeros: at the other problem's lam many
+    have fewer, and the first gradient step would choose the rest.
     """
 
     m: int = 32
     l1_lam: float = 0.1
-    tol: float = 1e-5
-    max_iter: int = 5_000
 
     key = "m_sparse"
     name = "M-sparse"
@@ -34,45 +89,25 @@ class MSparse:
     def formula(self) -> str:
         return f"exactly {self.m} nonzeros"
 
+    @property
+    def l1_penalty(self) -> float:
+        return self.l1_lam
+
     def learn(self, x: Tensor, p: int, **options: Any) -> DictionaryResult:
         return learn_dictionary(x, p, m=self.m, **options)
-
-    def l1(self, x: Tensor, D: Tensor) -> Tensor:
-        return fista(x, D, self.l1_lam, tol=self.tol, max_iter=self.max_iter, history=False).dense
-
-    def optimal(self, x: Tensor, D: Tensor) -> SolverResult:
-        """l1 first, then hard thresholding from there until it stands still."""
-        options: dict[str, Any] = dict(tol=self.tol, max_iter=self.max_iter, history=False)
-        return iht_m(x, D, self.m, init="l1", l1_lam=self.l1_lam, **options)
-
-    def iterate(
-        self,
-        x: Tensor,
-        D: Tensor,
-        k: int,
-        start: Tensor | None = None,
-        step: str | float = "lipschitz",
-    ) -> Tensor:
-        """The code after k iterations from ``start`` (zero)."""
-        init: str | Tensor = "zero" if start is None else start
-        return iht_m(
-            x, D, self.m, init=init, step=step, tol=_NEVER, max_iter=k, history=False
-        ).dense
 
     def encoder(self, D: Tensor, num_stages: int = 2, tied: bool = True) -> nn.Module:
         return DeepMSparseEncoder.from_dictionary(D, self.m, num_stages, tied)
 
-    def lista(self, D: Tensor, num_stages: int = 2) -> nn.Module:
-        return LISTA.from_dictionary(D, self.l1_lam, num_stages)
+    def _descend(self, x: Tensor, D: Tensor, **options: Any) -> SolverResult:
+        return iht_m(x, D, self.m, l1_lam=self.l1_lam, history=False, **options)
 
 
-@dataclass(frozen=True)
-class L0Regularized:
+@dataclass(frozen=True, kw_only=True)
+class L0Regularized(Problem):
     """``min 1/2 ||x - D a||^2 + lam ||a||_0``; optimal codes start from l1 at the same lam."""
 
     lam: float = 0.5
-    tol: float = 1e-5
-    max_iter: int = 5_000
 
     key = "l0"
     name = "l0-regularized"
@@ -81,36 +116,15 @@ class L0Regularized:
     def formula(self) -> str:
         return f"1/2 ||x - D a||^2 + {self.lam} ||a||_0"
 
+    @property
+    def l1_penalty(self) -> float:
+        return self.lam
+
     def learn(self, x: Tensor, p: int, **options: Any) -> DictionaryResult:
         return learn_dictionary(x, p, lam=self.lam, **options)
-
-    def l1(self, x: Tensor, D: Tensor) -> Tensor:
-        return fista(x, D, self.lam, tol=self.tol, max_iter=self.max_iter, history=False).dense
-
-    def optimal(self, x: Tensor, D: Tensor) -> SolverResult:
-        """l1 first, then hard thresholding from there until it stands still."""
-        options: dict[str, Any] = dict(tol=self.tol, max_iter=self.max_iter, history=False)
-        return iht(x, D, self.lam, init="l1", **options)
-
-    def iterate(
-        self,
-        x: Tensor,
-        D: Tensor,
-        k: int,
-        start: Tensor | None = None,
-        step: str | float = "lipschitz",
-    ) -> Tensor:
-        """The code after k iterations from ``start`` (zero)."""
-        init: str | Tensor = "zero" if start is None else start
-        return iht(
-            x, D, self.lam, init=init, step=step, tol=_NEVER, max_iter=k, history=False
-        ).dense
 
     def encoder(self, D: Tensor, num_stages: int = 2, tied: bool = True) -> nn.Module:
         return DeepL0Encoder.from_dictionary(D, self.lam, num_stages, tied)
 
-    def lista(self, D: Tensor, num_stages: int = 2) -> nn.Module:
-        return LISTA.from_dictionary(D, self.lam, num_stages)
-
-
-Problem = MSparse | L0Regularized
+    def _descend(self, x: Tensor, D: Tensor, **options: Any) -> SolverResult:
+        return iht(x, D, self.lam, history=False, **options)

@@ -1,7 +1,7 @@
 """Tables 1 to 3: how well encoders and truncated iterations predict optimal codes.
 
 One cell is a problem, a code size p and a seed: its dictionary, the optimal codes of all signals,
-every row of the table, and the row's errors on the test set. Protocol: :class:`Protocol`.
+every row of the table, and the row's errors on the test set.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import io
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,91 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..datasets import mnist, mnist_subset, preprocess, random_shifts
 from ..nn import BaselineEncoder
 from ..solvers.step import safe_step
+from ..version import __version__
 from . import record
 from .metrics import prediction_error, reconstruction_error, support_error
-from .problems import L0Regularized, MSparse, Problem
-from .training import fit_to_codes
-
-ITERATIONS = (2, 5, 10)
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """Every choice of a run; stored beside its tables.
-
-    The dictionary is learned under ``||D||_2 <= 1`` through unrolled iterations, signals have
-    variance 1, thresholds follow eq. 1 (``theta = sqrt(2 lam mu)``), the loss is the squared error
-    a signal, encoders share their weights over the stages (tied) but in the rows that say untied.
-    """
-
-    data: str = "mnist"  # all of MNIST from $DEEPL0_DATA; or "subset", which the package ships
-    digits: int = 60_000
-    held_out: int = 10_000
-    copies: int = 3  # of the training digits, all but the first shifted at random
-    shift: int = 1
-    min_std: float = 0.1
-    m: int = 32
-    lam: float = 0.5
-    m_sparse_l1_lam: float = 0.1
-    tol: float = 1e-5
-    max_iter: int = 5_000
-    dictionary_epochs: int = 6
-    dictionary_lr: float = 1e-2
-    num_stages: int = 2
-    epochs: int = 30
-    batch_size: int = 256
-    m_sparse_lr: float = 1e-2
-    l0_lr: float = 3e-3
-    lista_lr: float = 1e-3
-    baseline_lr: float = 1e-3
-    clip: float = 1.0
-    sigma_factor: float = 0.1
-    sigma_floor: float = 0.05
-
-    def quickened(self) -> Protocol:
-        """A run of a few minutes that exercises everything; its errors say little."""
-        return replace(
-            self,
-            data="subset",
-            digits=6_000,
-            held_out=1_000,
-            copies=1,
-            dictionary_epochs=6,
-            epochs=8,
-        )
-
-    def problem(self, key: str) -> Problem:
-        options: dict[str, Any] = dict(tol=self.tol, max_iter=self.max_iter)
-        if key == MSparse.key:
-            return MSparse(self.m, self.m_sparse_l1_lam, **options)
-        return L0Regularized(self.lam, **options)
-
-
-@dataclass(frozen=True)
-class Signals:
-    """Training and test signals [N, n] of mean 0 and variance 1, and what was left out."""
-
-    train: Tensor
-    test: Tensor
-    discarded_train: int
-    discarded_test: int
-
-
-def signals(protocol: Protocol, seed: int) -> Signals:
-    """The data set of the protocol; ``seed`` moves the shifted copies."""
-    digits = mnist() if protocol.data == "mnist" else mnist_subset()
-    images = digits.x[: protocol.digits]
-    train, discarded = [], 0
-    for copy in range(protocol.copies):
-        moved = random_shifts(images, protocol.shift, seed * 1000 + copy) if copy else images
-        patches = preprocess(moved, min_std=protocol.min_std)
-        train.append(patches.x)
-        discarded += patches.discarded
-    test = preprocess(digits.x_test[: protocol.held_out], min_std=protocol.min_std)
-    return Signals(torch.cat(train), test.x, discarded, test.discarded)
+from .problems import L0Regularized, Problem
+from .protocol import ITERATIONS, Protocol, Signals, describe
 
 
 @dataclass(frozen=True)
@@ -123,17 +45,8 @@ def cell(
 ) -> dict[str, Any]:
     """All rows of one problem, code size and seed."""
     problem = protocol.problem(key)
-    m_sparse = key == MSparse.key
     clock = _Clock()
-    learned = problem.learn(
-        data.train,
-        p,
-        epochs=protocol.dictionary_epochs,
-        batch_size=protocol.batch_size,
-        lr=protocol.dictionary_lr,
-        seed=seed,
-        progress=progress,
-    )
+    learned = protocol.learn(problem, data.train, p, seed, progress)
     D = learned.D
     clock.lap("dictionary")
     targets, _ = optimal_codes(problem, data.train, D, folder)
@@ -165,20 +78,8 @@ def cell(
     def train(name: str, network: nn.Module, lr: float) -> None:
         start = time.perf_counter()
         torch.manual_seed(seed)
-        losses = fit_to_codes(
-            network,
-            data.train,
-            targets,
-            epochs=protocol.epochs,
-            batch_size=protocol.batch_size,
-            lr=lr,
-            clip=protocol.clip,
-            seed=seed,
-            sigma_factor=protocol.sigma_factor,
-            sigma_floor=protocol.sigma_floor,
-            progress=progress,
-            description=f"{problem.name}, p = {p}, seed {seed}: {name}",
-        )
+        description = f"{problem.name}, p = {p}, seed {seed}: {name}"
+        losses = protocol.fit(network, data.train, targets, lr, seed, progress, description)
         seconds = time.perf_counter() - start
         some = slice(0, len(data.test))
         with torch.no_grad():
@@ -190,8 +91,7 @@ def cell(
             raise RuntimeError(f"{name} did not learn: loss {losses[0]:.4g} to {losses[-1]:.4g}")
 
     n = data.train.shape[1]
-    deep_lr = protocol.m_sparse_lr if m_sparse else protocol.l0_lr
-    for name, network, lr in _networks(protocol, problem, D, n, deep_lr):
+    for name, network, lr in _networks(protocol, problem, D, n):
         torch.manual_seed(seed)
         train(name, network(), lr)
     clock.lap("training")
@@ -201,19 +101,8 @@ def cell(
         "seed": seed,
         "rows": [asdict(row) for row in rows],
         "optimal": course,
-        "dictionary": {
-            "loss": list(learned.loss),
-            "squared_norm": learned.squared_norm,
-            "coherence": learned.coherence,
-            "dead_atoms": learned.dead_atoms,
-            "atom_norms": list(learned.atom_norms),
-        },
-        "signals": {
-            "train": len(data.train),
-            "test": len(data.test),
-            "discarded_train": data.discarded_train,
-            "discarded_test": data.discarded_test,
-        },
+        "dictionary": describe(learned),
+        "signals": data.counts(),
         "seconds": clock.laps,
     }
 
@@ -223,9 +112,9 @@ DEEP = "Deep encoder, K = {k}"
 
 
 def _networks(
-    protocol: Protocol, problem: Problem, D: Tensor, n: int, lr: float
+    protocol: Protocol, problem: Problem, D: Tensor, n: int
 ) -> list[tuple[str, Callable[[], nn.Module], float]]:
-    p, K = D.shape[1], protocol.num_stages
+    p, K, lr = D.shape[1], protocol.num_stages, protocol.encoder_lr(problem)
     rows: list[tuple[str, Callable[[], nn.Module], float]] = [
         (BASELINE, lambda: BaselineEncoder(n, p), protocol.baseline_lr),
         (
@@ -252,7 +141,7 @@ def optimal_codes(
 
     The name of the file is a hash of everything that the codes depend on.
     """
-    content = hashlib.sha256(json.dumps(asdict(problem), sort_keys=True).encode())
+    content = hashlib.sha256(json.dumps([__version__, asdict(problem)], sort_keys=True).encode())
     for t in (x, D):
         content.update(repr(tuple(t.shape)).encode())
         content.update(t.contiguous().numpy().tobytes())

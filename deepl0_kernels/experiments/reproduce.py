@@ -18,7 +18,8 @@ from typing import Any
 from .._optional import require
 from . import record
 from .problems import L0Regularized, MSparse
-from .regression import BASELINE, DEEP, Protocol, Signals, cell, signals
+from .protocol import Protocol, signals
+from .regression import BASELINE, DEEP, cell
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-__all__ = ["SIZES", "TABLES", "Protocol", "Signals", "Table", "check", "claims", "means", "run"]

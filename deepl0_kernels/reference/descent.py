@@ -44,7 +44,7 @@ class Loop:
     def run(
         self,
         x: Tensor,
-        start: Tensor,
+        start: Tensor | None,
         advance: Callable[..., Tensor],
         penalty: Callable[[Tensor], Tensor],
         new_state: Callable[[Tensor], dict[str, Tensor]] = lambda a: {},
@@ -52,12 +52,14 @@ class Loop:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """
         Args:
-            x: [B, n]. start: [B, p].
+            x: [B, n]. start: [B, p], None for zero.
             advance: (x, b, a, descent, state) -> next a; may change state's tensors by key.
             penalty: a -> [B], added to the quadratic.
             new_state: a -> per-row tensors that travel with the active set.
             monotone: text of the error for an objective that rises; None where it may.
         """
+        if start is None:
+            start = x.new_zeros(len(x), self.quadratic.D.shape[1])
         parts = [
             self._block(x[i : i + ROWS], start[i : i + ROWS], advance, penalty, new_state, monotone)
             for i in range(0, len(x), ROWS)
@@ -65,7 +67,7 @@ class Loop:
         if not parts:
             empty = x.new_empty(0)
             objective = x.new_empty((1 if self.history else 2, 0))
-            return start, empty.long(), empty.bool(), objective
+            return start.clone(), empty.long(), empty.bool(), objective
         longest = max(part[3].shape[0] for part in parts)
         objective = torch.cat(
             [torch.cat([o, o[-1:].expand(longest - len(o), -1)]) for *_, o in parts], 1

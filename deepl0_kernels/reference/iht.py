@@ -27,7 +27,7 @@ def iht_top_m(
     history: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Values and indices [B, m], iterations and converged [B], objective [T + 1, B]."""
-    start = x.new_zeros(len(x), D.shape[1])
+    start = None
     if values is not None and indices is not None:
         start = unpool(values, indices, D.shape[1])
     a, iterations, converged, objective = Loop(Quadratic(D), tol, max_iter, history).run(
@@ -56,7 +56,7 @@ def iht_l0(
     theta = x.new_tensor((2 * lam * step) ** 0.5)
     return Loop(Quadratic(D), tol, max_iter, history).run(
         x,
-        x.new_zeros(len(x), D.shape[1]) if start is None else start.clone(),
+        start,
         lambda x, b, a, descent, state: threshold(
             torch.add(a, descent, alpha=step), theta, 0.0, "hard"
         ),

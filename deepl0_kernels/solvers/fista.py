@@ -64,9 +64,8 @@ def fista(
         one = a.new_ones(len(a))
         return {"a": a, "descent": torch.zeros_like(a), "t": one, "beta": 0 * one}
 
-    start = rows.new_zeros(len(rows), D.shape[1])
     a, iterations, converged, objective = Loop(quadratic, tol, max_iter, history).run(
-        rows, start, advance, lambda a: lam * a.abs().sum(1), new_state
+        rows, None, advance, lambda a: lam * a.abs().sum(1), new_state
     )
     lead = x.shape[:-1]
     return SolverResult(

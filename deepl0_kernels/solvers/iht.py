@@ -167,8 +167,6 @@ def _normalized(
     """The loop with the step of every row and iteration chosen anew."""
     D = loop.quadratic.D
     safe = steps.safe_step(D)
-    if start is None:
-        start = rows.new_zeros(len(rows), D.shape[1])
 
     def normalized(x, b, a, descent, state):
         # Blumensath and Davies 2010: exact line search on the support, then shrink while the
@@ -224,8 +222,6 @@ def _accelerated(
         one = a.new_ones(len(a))
         return {"a": a, "descent": torch.zeros_like(a), "t": one, "beta": 0 * one}
 
-    if start is None:
-        start = rows.new_zeros(len(rows), quadratic.D.shape[1])
     return loop.run(rows, start, advance, penalty, new_state, monotone=ROSE)
 
 

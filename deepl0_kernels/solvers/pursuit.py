@@ -132,7 +132,7 @@ def _checked(x, D, m, tol, max_iter, share):
 
 def _solve(x, rows, D, m, tol, max_iter, history, advance) -> SolverResult:
     a, iterations, converged, objective = Loop(Quadratic(D), tol, max_iter, history).run(
-        rows, rows.new_zeros(len(rows), D.shape[1]), advance, lambda a: a.new_zeros(len(a))
+        rows, None, advance, lambda a: a.new_zeros(len(a))
     )
     values, indices = top_m(a, m)
     lead = x.shape[:-1]

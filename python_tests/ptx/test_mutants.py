@@ -11,7 +11,7 @@ from .layout import Options
 from .support import require_triton
 
 require_triton()
-kernels = pytest.importorskip("python_tests.ptx.triton_kernels")
+from . import triton_kernels as kernels  # noqa: E402 - it imports triton
 
 # A mutant may loop for ever.
 OPTIONS = Options(max_steps=100_000)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from .engine import run_ptx
 from .errors import AsyncCopyError, OutOfBoundsError, RaceError
@@ -143,7 +144,6 @@ def test_block_votes_with_a_partial_warp(ptx):
 
 
 def test_bf16_and_64_bit_atomics(ptx):
-    torch = pytest.importorskip("torch")
     x = torch.randn(50).bfloat16()
     out, best = torch.zeros(50).bfloat16(), torch.zeros(1, dtype=torch.int64)
     run_ptx(ptx, "halves", 1, 64, [x, out, best, 50])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from .floating import bf16_to_f32, f32_to_bf16
 from .support import apply, execute
@@ -340,7 +341,6 @@ def test_half_precision_conversions():
 
 
 def test_bf16_rounding_matches_torch():
-    torch = pytest.importorskip("torch")
     bits = RNG.integers(0, 2**32, 4096, dtype=np.uint64).astype(np.uint32)
     x = bits.view("f4")
     x = x[~np.isnan(x)].copy()

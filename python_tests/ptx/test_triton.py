@@ -10,7 +10,7 @@ from .errors import OutOfBoundsError
 from .support import require_triton
 
 require_triton()
-kernels = pytest.importorskip("python_tests.ptx.triton_kernels")
+from . import triton_kernels as kernels  # noqa: E402 - it imports triton
 
 both = pytest.mark.parametrize("target", [80, 90])
 

@@ -1,0 +1,148 @@
+"""Every choice of an experiment in one place: data, problems, dictionary, training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..datasets import mnist, mnist_subset, preprocess, random_shifts
+from ..solvers import DictionaryResult
+from .problems import L0Regularized, MSparse, Problem
+from .training import fit_to_codes
+
+# "Iterative k": after how many iterations the solver is stopped.
+ITERATIONS = (2, 5, 10)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The choices; a run stores them beside its results.
+
+    The dictionary is learned under ``||D||_2 <= 1`` through unrolled iterations, signals have
+    variance 1, thresholds follow eq. 1 (``theta = sqrt(2 lam mu)``), the loss is the squared error
+    a signal, encoders share their weights over the stages (tied) but in the rows that say untied.
+    """
+
+    data: str = "mnist"  # all of MNIST from $DEEPL0_DATA; or "subset", which the package ships
+    digits: int = 60_000
+    held_out: int = 10_000
+    copies: int = 3  # of the training digits, all but the first shifted at random
+    shift: int = 1
+    min_std: float = 0.1
+    m: int = 32
+    lam: float = 0.5
+    m_sparse_l1_lam: float = 0.1
+    tol: float = 1e-5
+    max_iter: int = 5_000
+    dictionary_epochs: int = 6
+    dictionary_lr: float = 1e-2
+    num_stages: int = 2
+    epochs: int = 30
+    batch_size: int = 256
+    m_sparse_lr: float = 1e-2
+    l0_lr: float = 3e-3
+    lista_lr: float = 1e-3
+    baseline_lr: float = 1e-3
+    clip: float = 1.0
+    sigma_factor: float = 0.1
+    sigma_floor: float = 0.05
+
+    def quickened(self) -> Protocol:
+        """A run of a few minutes that exercises everything; its errors say little."""
+        return replace(self, data="subset", digits=6_000, held_out=1_000, copies=1, epochs=8)
+
+    def problem(self, key: str) -> Problem:
+        """The problem called ``"m_sparse"`` or ``"l0"``."""
+        options: dict[str, Any] = dict(tol=self.tol, max_iter=self.max_iter)
+        if key == MSparse.key:
+            return MSparse(m=self.m, l1_lam=self.m_sparse_l1_lam, **options)
+        return L0Regularized(lam=self.lam, **options)
+
+    def encoder_lr(self, problem: Problem) -> float:
+        return self.m_sparse_lr if isinstance(problem, MSparse) else self.l0_lr
+
+    def learn(
+        self, problem: Problem, x: Tensor, p: int, seed: int, progress: bool
+    ) -> DictionaryResult:
+        """The dictionary of p atoms."""
+        return problem.learn(
+            x,
+            p,
+            epochs=self.dictionary_epochs,
+            batch_size=self.batch_size,
+            lr=self.dictionary_lr,
+            seed=seed,
+            progress=progress,
+        )
+
+    def fit(
+        self,
+        network: nn.Module,
+        x: Tensor,
+        codes: Tensor,
+        lr: float,
+        seed: int,
+        progress: bool,
+        description: str,
+    ) -> list[float]:
+        """Train ``network`` to predict ``codes``; the loss of each epoch."""
+        return fit_to_codes(
+            network,
+            x,
+            codes,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=lr,
+            clip=self.clip,
+            seed=seed,
+            sigma_factor=self.sigma_factor,
+            sigma_floor=self.sigma_floor,
+            progress=progress,
+            description=description,
+        )
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Training and test signals [N, n] of mean 0 and variance 1, and what was left out."""
+
+    train: Tensor
+    test: Tensor
+    discarded_train: int
+    discarded_test: int
+
+    def counts(self) -> dict[str, int]:
+        return {
+            "training_signals": len(self.train),
+            "held_out_signals": len(self.test),
+            "discarded_training": self.discarded_train,
+            "discarded_held_out": self.discarded_test,
+        }
+
+
+def signals(protocol: Protocol, seed: int) -> Signals:
+    """The data set of the protocol; ``seed`` moves the shifted copies."""
+    digits = mnist() if protocol.data == "mnist" else mnist_subset()
+    images = digits.x[: protocol.digits]
+    train, discarded = [], 0
+    for copy in range(protocol.copies):
+        moved = random_shifts(images, protocol.shift, seed * 1000 + copy) if copy else images
+        patches = preprocess(moved, min_std=protocol.min_std)
+        train.append(patches.x)
+        discarded += patches.discarded
+    test = preprocess(digits.x_test[: protocol.held_out], min_std=protocol.min_std)
+    return Signals(torch.cat(train), test.x, discarded, test.discarded)
+
+
+def describe(learned: DictionaryResult) -> dict[str, Any]:
+    """What a record says of a dictionary."""
+    return {
+        "loss": list(learned.loss),
+        "squared_norm": learned.squared_norm,
+        "coherence": learned.coherence,
+        "dead_atoms": learned.dead_atoms,
+        "atom_norms": list(learned.atom_norms),
+    }
