@@ -393,3 +393,27 @@ def test_what_the_kernel_would_not_refuse_is_refused():
         dk.encode_l0(x, W, None, torch.ones(5, device="meta"), num_stages=1)
     with pytest.raises(ValueError, match="num_stages must be >= 1, got 0"):
         dk.encode_top_m(x, W, None, 2, num_stages=0)
+
+
+@pytest.mark.parametrize("per_stage", [False, True])
+@pytest.mark.parametrize(("p", "m"), [(40, 3), (40, 20), (700, 20)])
+def test_every_entry_of_every_gradient_is_written(p, m, per_stage):
+    """Deterministic mode fills new tensors with NaN; none of it may show."""
+    x, W, S, theta = problem(50, 12, p, stages=2 if per_stage else None)
+
+    def gradients():
+        args = [t.clone().requires_grad_() for t in (x, W, S, theta)]
+        code = dk.encode_top_m(*args[:3], m, num_stages=3)
+        z = dk.encode_l0(*args, num_stages=3, sigma=0.3)
+        found = dk.decode(code, args[1].t()).square().sum() + z.square().sum()
+        return torch.autograd.grad(found, args)
+
+    want = gradients()
+    torch.use_deterministic_algorithms(True)
+    try:
+        got = gradients()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for g, w in zip(got, want, strict=True):
+        assert g.isfinite().all()
+        assert torch.equal(g, w)

@@ -151,3 +151,16 @@ def test_the_pre_activations_are_never_held():
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 1 / 8
+
+
+def test_sums_whose_terms_flush_to_zero():
+    """In bf16 the large units' terms are subnormal and lost; the bound must cover them."""
+    n, m = 256, 10
+    x, W, unit = torch.full((64, n), 2.0**-64), torch.zeros(P, n), torch.arange(P)
+    # One term each, which is kept: up to 2^-124, all but few below the m largest of any tile.
+    W[unit, unit % n] = 2.0**-62 * (1 + unit % 127 / 128) * 2.0 ** (unit % 2)
+    large = torch.arange(7, P, P // m)[:m]
+    W[large] = 2.0**-64  # 256 terms of 2^-128, 2^-120 in all
+    code = one_stage(x, W, m)
+    assert torch.equal(code.indices, large.expand(64, m))
+    assert torch.equal(code.values, torch.full((64, m), 2.0**-120))
