@@ -38,7 +38,8 @@ demo: $(VENV)/demo  ## train the encoders on real digits and race them against t
 test: $(VENV)/test lint cpp-test  ## run the whole suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 	# One process can execute compiled Triton kernels or interpret them, not both.
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) python_tests/triton
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal \
+		python_tests/triton
 
 bench: $(VENV)/test  ## run the benchmark suite and draw its figures
 	$(BIN)/python -m bench

@@ -32,6 +32,7 @@ def pytest_sessionfinish(session):
     path = session.config.getoption("--record")
     if path and _rows:
         records.write(records.Path(path), _rows)
+    _rows.clear()
 
 
 def pytest_generate_tests(metafunc):

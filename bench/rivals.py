@@ -37,5 +37,5 @@ def eager_encode_l0(x: Tensor, W: Tensor, S: Tensor, theta: Tensor, stages: int)
 def eager_iht_m(x: Tensor, D: Tensor, step: float, m: int, iterations: int):
     """Iterative hard thresholding as it is written with dense codes and S = I - step D'D."""
     W = step * D.t()
-    S = torch.eye(D.shape[1]) - W @ D
+    S = torch.eye(D.shape[1], dtype=D.dtype, device=D.device) - W @ D
     return eager_encode_top_m(x, W, S, m, iterations)

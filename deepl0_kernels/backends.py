@@ -125,7 +125,8 @@ class use_backend:  # noqa: N801 - used like a function
         if name is not None and name not in NAMES:
             raise ValueError(f"name must be one of {NAMES} or None, got {name!r}")
         if name not in (None, "reference", *_NATIVE.values()):
-            raise ValueError(f"backend {name!r} is not in this build; it has {available()}")
+            why = ": triton is not installed" if name == "triton" else ""
+            raise ValueError(f"backend {name!r} is not in this build{why}; it has {available()}")
         self._name, self._previous, self._fresh = name, _forced, True
         _forced = name
 

@@ -133,6 +133,43 @@ def _app():
         }
         typer.echo(json.dumps(report, indent=2))
 
+    @app.command()
+    def tune(
+        p: Annotated[list[int] | None, typer.Option(min=1, help="Code size; repeatable.")] = None,
+        batch: Annotated[int, typer.Option(min=1, help="Samples in a call.")] = 4096,
+        dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16, float16.")] = None,
+    ) -> None:
+        """Measure the GPU kernels' configurations on this GPU and keep the fastest.
+
+        The result serves from then on; DEEPL0_TUNED names its file.
+        """
+        import torch
+
+        from . import triton as floor
+
+        if not floor.installed():
+            sys.exit("deepl0 tune: triton is not installed; it comes with the GPU builds of torch")
+        if not torch.cuda.is_available():
+            sys.exit("deepl0 tune: torch sees no GPU here, so there is nothing to measure")
+        from .triton import tune as tuning
+        from .triton import tuned
+
+        known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        names = dtype or ["float32", "bfloat16"]
+        if unknown := set(names) - set(known):
+            raise typer.BadParameter(f"dtype must be one of {tuple(known)}, got {unknown}")
+        device = torch.device("cuda", torch.cuda.current_device())
+        chosen = []
+        for choice in tuning.choose(
+            tuning.tunable(), p or [128, 256, 512, 2048], [known[n] for n in names], batch, "cuda"
+        ):
+            typer.echo(
+                f"{choice.kernel} p={choice.p} {choice.dtype}: {choice.default:.1f} us, "
+                f"best {choice.best:.1f} us with {tuple(choice.config)}"
+            )
+            chosen.append(choice)
+        typer.echo(f"wrote {tuned.store(tuning.results(chosen, device))}")
+
     return app
 
 

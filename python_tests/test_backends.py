@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -23,7 +25,7 @@ def test_default_and_report():
     assert call.reason == "default for the device"
     gpu = {"cuda": "triton"} if floor.installed() else {}
     assert dk.backends()["threshold"] == {"cpu": "cpu", **gpu, "other": "reference"}
-    assert dk.backends()["top_m"].get("cuda", "reference") == "reference"
+    assert dk.backends()["omp"].get("cuda", "reference") == "reference"
     names = {
         "threshold",
         "top_m",
@@ -136,6 +138,43 @@ def test_unknown_names(name):
 def test_backends_that_are_not_in_the_build():
     with pytest.raises(ValueError, match=r"backend 'cuda' is not in this build; it has"):
         dk.use_backend("cuda")
+
+
+def python(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    ).stdout
+
+
+def test_importing_the_package_imports_no_triton():
+    assert python(
+        "import sys, torch\nbefore = 'triton' in sys.modules\nimport deepl0_kernels as dk\n"
+        "dk.top_m(torch.randn(2, 5), 2)\nprint(before or 'triton' not in sys.modules)"
+    ).split() == ["True"]
+
+
+def test_without_triton_everything_else_works():
+    out = python(
+        "import importlib.util as u, sys, torch\n"
+        "find = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'triton' else find(name, *rest)\n"
+        "sys.modules['triton'] = None\n"
+        "import deepl0_kernels as dk\n"
+        "print(dk.backends()['threshold'])\n"
+        "x = torch.randn(4, 8)\n"
+        "code = dk.encode_top_m(x, torch.randn(16, 8), torch.randn(16, 16), 3)\n"
+        "print(dk.decode(code, torch.randn(8, 16)).shape[1], dk.last_call().backend)\n"
+        "print(dk.helu(torch.empty(2, 3, device='meta'), 0.5).shape[1], dk.last_call().backend)\n"
+        "try: dk.use_backend('triton')\n"
+        "except ValueError as error: print(error)\n"
+    )
+    assert out.splitlines() == [
+        "{'cpu': 'cpu', 'other': 'reference'}",
+        "8 cpu",
+        "3 reference",
+        "backend 'triton' is not in this build: triton is not installed; "
+        "it has ('reference', 'cpu')",
+    ]
 
 
 def test_compiled_graphs_follow_the_override():

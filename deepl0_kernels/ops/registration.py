@@ -62,14 +62,15 @@ def serve(name: str, reference: Callable, low: Sequence[int] | None = ()) -> Cal
 
 def serve_by_triton(device: str) -> torch.library.Library:
     """Register the Triton launchers for tensors of the type ``device``: "cuda", which is also what
-    PyTorch calls an AMD GPU, or in tests "cpu", where an interpreter runs the kernels.
+    PyTorch calls an AMD GPU, or in tests "cpu", where an interpreter runs the kernels, and "meta",
+    where launches are recorded.
 
     They serve as long as the result lives.
     """
     library = torch.library.Library("deepl0", "IMPL")
+    key = "Meta" if device == "meta" else device.upper()
     for name in triton_kernels.OPERATORS:
-        launcher = triton_kernels.launcher(name)
-        library.impl(name, launcher, device.upper(), allow_override=True)
+        library.impl(name, triton_kernels.launcher(name), key, allow_override=True)
     serve_device(device, "triton")
     return library
 

@@ -121,7 +121,9 @@ def unpool(values: Tensor, indices: Tensor, size: int) -> Tensor:
 
     Raises:
         ValueError: shapes differ, indices are not int64, or m > size.
-        RuntimeError: an index is out of range, or (cpu backend) occurs twice in a row.
+        RuntimeError: an index is out of range, or (cpu backend) occurs twice in a row. On a GPU
+            nothing waits for the kernel to find out: an index out of range is dropped, and of
+            several values for one position any one is written.
 
     O(size) per row, written once. Source: Wang, Ling, Huang 2016 (max_M unpooling).
     """

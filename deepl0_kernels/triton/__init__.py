@@ -9,9 +9,16 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 
+from . import tuned
+
 # Module -> the operators of torch.ops.deepl0 that it serves, under their names.
 _MODULES = {
     "thresholds": ("threshold", "threshold_backward"),
+    "decode": ("decode", "decode_backward"),
+    "top_m": ("top_m", "keep_top_m", "unpool", "apply_mask"),
+    "stage": ("threshold_stage", "top_m_stage"),
+    "encode": ("encode_l0", "encode_top_m"),
+    "encode_backward": ("encode_l0_backward", "encode_top_m_backward"),
 }
 OPERATORS = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -26,6 +33,7 @@ def launcher(operator: str) -> Callable:
 
     def launch(*args):
         module = importlib.import_module(f"{__name__}.{OPERATORS[operator]}")
-        return getattr(module, operator)(*args)
+        with tuned.serving(args[0]):
+            return getattr(module, operator)(*args)
 
     return launch

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import table
 from .table import Config
 
 
@@ -35,6 +36,7 @@ def run(job: Launch) -> None:
     options = {"num_warps": job.config.warps, "num_stages": job.config.stages}
     device = next(a.device for a in job.args if isinstance(a, Tensor))
     if device.type == "cuda":
+        table.device_class(device)  # refuses by name what the kernels were not compiled for
         with torch.cuda.device(device):  # the current stream of that device
             job.kernel[job.grid](*job.args, **job.constants, **options)
     else:  # triton's interpreter

@@ -56,9 +56,22 @@ def roles(ins: Instruction, known: dict[str, str]) -> tuple[list[str], list[str]
         else:
             writes += _registers(operands[0], known)
             operands = operands[1:]
+    if name == "prmt":
+        operands = _permuted(operands)
     for operand in operands:
         reads += _registers(operand, known)
     return reads, writes
+
+
+def _permuted(operands: list) -> list:
+    """Without the register of which an immediate selector of prmt takes no byte: it may hold
+    anything."""
+    a, b, selector = operands
+    try:
+        nibbles = [int(str(selector).rstrip("U"), 0) >> 4 * i & 7 for i in range(4)]
+    except ValueError:
+        return operands
+    return [a] * any(n < 4 for n in nibbles) + [b] * any(n >= 4 for n in nibbles)
 
 
 def blocks(function: Function) -> list[tuple[int, int]]:
@@ -95,6 +108,32 @@ def successors(function: Function, ranges: list[tuple[int, int]]) -> list[list[i
             following = following if last.guard else []
         out.append(following)
     return out
+
+
+def ranks(function: Function, ranges: list[tuple[int, int]]) -> list[int]:
+    """In which order diverged threads wait for each other: reverse postorder, exits of a loop last.
+
+    Not the order of the text: a compiler may lay the end of a loop out before its beginning.
+    """
+    after = successors(function, ranges)
+    postorder: list[int] = []
+    seen = set()
+    for root in range(len(ranges)):
+        if root in seen:
+            continue
+        seen.add(root)
+        path = [(root, iter(sorted(after[root], reverse=True)))]
+        while path:
+            block, rest = path[-1]
+            following = next((n for n in rest if n not in seen), None)
+            if following is None:
+                postorder.append(block)
+                path.pop()
+            else:
+                seen.add(following)
+                path.append((following, iter(sorted(after[following], reverse=True))))
+    order = {block: len(ranges) - 1 - i for i, block in enumerate(postorder)}
+    return [order[i] for i in range(len(ranges))]
 
 
 def maybe_undefined(function: Function) -> set[str]:

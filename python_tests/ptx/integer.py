@@ -181,8 +181,14 @@ def _rem(ctx: Context):
 
 @decoder("min", "max")
 def _minmax(ctx: Context):
+    ufunc = np.minimum if ctx.ins.opcode[0] == "min" else np.maximum
+    if ctx.has("u16x2", "s16x2"):
+        half = np.dtype("u2" if ctx.has("u16x2") else "i2")
+        return computed(
+            ctx, lambda a, b: ufunc(a.view(half), b.view(half)).view("u4"), ("b32",) * 2, "b32"
+        )
     ctx.only()
-    return binary(ctx, np.minimum if ctx.ins.opcode[0] == "min" else np.maximum)
+    return binary(ctx, ufunc)
 
 
 @decoder("neg", "abs")

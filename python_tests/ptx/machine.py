@@ -1,8 +1,8 @@
 """The machine: registers, control flow, barriers. One block at a time, all its threads at once.
 
-Every thread has a program counter; the threads at the lowest one run next, so that diverged threads
-meet again at the first point they share. An operation gets a mask: True when all threads of the
-block take part (the usual case, which costs nothing), else an array of booleans.
+Every thread has a program counter; the threads at the first one in reverse postorder run next, so
+that diverged threads meet again at the first point they share. An operation gets a mask: True when
+all threads of the block take part (the usual case, which costs nothing), else an array of booleans.
 """
 
 from __future__ import annotations
@@ -66,9 +66,11 @@ class Machine(Layout, Control):
 
     def _decode_all(self) -> None:
         self.blocks: list[Block] = []
+        self.ranks: list[int] = []
         for function in self.functions:
             self.frames[function.name].first = len(self.blocks)
             ranges = dataflow.blocks(function)
+            self.ranks += [len(self.blocks) + r for r in dataflow.ranks(function, ranges)]
             starts = {start: len(self.blocks) + i for i, (start, _) in enumerate(ranges)}
             checked = dataflow.maybe_undefined(function) if self.options.uninitialized else set()
             for number, (start, end) in enumerate(ranges):
@@ -206,6 +208,7 @@ class Machine(Layout, Control):
         self.pcs[:] = start
         current = start if self.real == self.threads else None
         steps, limit, blocks = 0, self.options.max_steps, self.blocks
+        ranks = np.array([*self.ranks, len(blocks)])
         block, i = None, 0
         try:
             while True:
@@ -217,7 +220,8 @@ class Machine(Layout, Control):
                         if self.waiting.any():
                             self._stuck()
                         break
-                    low = int(self.pcs[runnable].min())
+                    pcs = self.pcs[runnable]
+                    low = int(pcs[ranks[pcs].argmin()])
                     m = runnable & (self.pcs == low)
                     block = blocks[low]
                     if m.all():

@@ -1,0 +1,348 @@
+"""The operators on a GPU against torch eager, torch.compile and other top-k kernels.
+
+Times are those of CUDA events, every provider in turn, round by round, three ways: the call with a
+cold L2 (flushed before every call), the call with a warm one, and the call inside a CUDA graph,
+which no launch overhead hides. A provider "copy of the same bytes" moves what the operator must
+move: its time over ours is the share of the copy bandwidth that we reach. Without a GPU everything
+here is skipped; ``problems`` is tested on a CPU with small shapes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import deepl0_kernels as dk
+
+from . import records
+from .conftest import EAGER, OURS, _rows
+from .rivals import eager_encode_l0, eager_encode_top_m, eager_iht_m, eager_keep_top_m, eager_top_m
+
+COPY = "copy of the same bytes"
+COMPILED = "torch.compile"
+N, M = 256, 32
+DTYPES = (torch.float32, torch.bfloat16)
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="torch sees no GPU: nothing is measured"
+)
+
+
+class Problem(NamedTuple):
+    """Providers of one operator on one shape, the check of a result, and the bytes it must move."""
+
+    operator: str
+    shape: str
+    providers: dict[str, Callable[[], object]]
+    check: Callable[[str, object], None]
+    bytes: int
+
+
+def top_m(batch: int, p: int, m: int, dtype: torch.dtype, device: str) -> Problem:
+    u = torch.randn(batch, p, device=device).to(dtype)
+    want = dk.reference.top_m(u, m)[1]
+    providers = {EAGER: lambda: eager_top_m(u, m), OURS: lambda: dk.top_m(u, m)}
+    for package, name in (("quack.topk", "topk"), ("flashinfer", "top_k")):
+        if other := _optional(package, name):
+            providers[package.split(".")[0]] = lambda other=other: _by_magnitude(other, u, m)
+
+    def check(name, out):
+        # Who takes another of several equal magnitudes is excused, ourselves not.
+        kept = u.gather(-1, out[1].long()).abs().sort(-1).values
+        assert torch.equal(kept, u.gather(-1, want).abs().sort(-1).values), name
+        assert name != OURS or torch.equal(out[1], want)
+
+    moved = u.numel() * u.element_size() + batch * m * (u.element_size() + 8)
+    return Problem("top_m", f"B={batch} p={p} m={m} {_name(dtype)}", providers, check, moved)
+
+
+def keep_top_m(batch: int, p: int, m: int, dtype: torch.dtype, device: str) -> Problem:
+    u = torch.randn(batch, p, device=device).to(dtype)
+    want = dk.reference.keep_top_m(u, m)[0]
+    compiled = torch.compile(eager_keep_top_m)
+    providers = {
+        EAGER: lambda: eager_keep_top_m(u, m),
+        COMPILED: lambda: compiled(u, m),
+        OURS: lambda: dk.keep_top_m(u, m),
+    }
+
+    def check(name, out):
+        assert torch.equal(out, want) if name == OURS else ((out != 0).sum(-1) <= m).all(), name
+
+    moved = 2 * u.numel() * u.element_size() + batch * p // 8
+    return Problem("keep_top_m", f"B={batch} p={p} m={m} {_name(dtype)}", providers, check, moved)
+
+
+def helu_training(batch: int, p: int, dtype: torch.dtype, device: str) -> Problem:
+    u = torch.randn(batch, p, device=device).to(dtype).requires_grad_()
+    theta = (torch.rand(p, device=device) + 0.5).requires_grad_()
+    grad = torch.randn_like(u)
+
+    def eager(u, theta, sigma=0.2):
+        a, lo = u.abs(), (1 - sigma) * theta
+        ramp = u.sign() * (a - lo) / sigma
+        return torch.where(a >= theta, u, torch.where(a > lo, ramp, 0.0)).to(u.dtype)
+
+    compiled = torch.compile(eager)
+
+    def step(function):
+        return lambda: torch.autograd.grad(function(u, theta), (u, theta), grad)
+
+    with dk.use_backend("reference"):
+        want = step(lambda u, theta: dk.helu(u, theta, 0.2))()
+
+    def check(name, out):
+        if name == OURS:
+            torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-4)
+
+    providers = {
+        EAGER: step(eager),
+        COMPILED: step(compiled),
+        OURS: step(lambda u, theta: dk.helu(u, theta, 0.2)),
+    }
+    moved = 5 * u.numel() * u.element_size()
+    return Problem(
+        "helu forward + backward", f"B={batch} p={p} {_name(dtype)}", providers, check, moved
+    )
+
+
+def _weights(p: int, dtype: torch.dtype, device: str, dense: bool = True):
+    D = torch.nn.functional.normalize(torch.randn(N, p, device=device), dim=0)
+    step = float(0.99 / torch.linalg.matrix_norm(D, 2) ** 2)
+    W = step * D.t().contiguous()
+    S = (torch.eye(p, device=device) - W @ D).to(dtype) if dense else None
+    return D.to(dtype), W.to(dtype), S, step
+
+
+def _supports(want: torch.Tensor, least: float = 0.9):
+    """Rows with the reference's support; near-ties, which half types have more of, are rare."""
+
+    def check(name, out):
+        same = (out[1].sort(-1).values == want).all(-1).float().mean()
+        assert name != OURS or same >= least, (name, same)
+
+    return check
+
+
+def encode_top_m(
+    batch: int, p: int, stages: int, dtype: torch.dtype, device: str, train: bool = False
+) -> Problem:
+    x = torch.randn(batch, N, device=device).to(dtype)
+    _, W, S, _ = _weights(p, dtype, device, dense=stages > 1)
+    m = min(M, p)
+    want = dk.reference.encode_top_m(x, W, S, m, stages)[1]
+    compiled = torch.compile(eager_encode_top_m)
+    calls = {
+        EAGER: lambda: eager_encode_top_m(x, W, S, m, stages),
+        COMPILED: lambda: compiled(x, W, S, m, stages),
+        OURS: lambda: dk.encode_top_m(x, W, S, m, num_stages=stages),
+    }
+    leaves = [t for t in (W, S) if t is not None]
+    grad = torch.randn(batch, m, device=device).to(dtype)
+
+    def step(call):
+        values, indices, *_ = call()
+        return torch.autograd.grad(values, leaves, grad), indices
+
+    if train:
+        for leaf in leaves:
+            leaf.requires_grad_()
+        calls = {name: lambda call=call: step(call) for name, call in calls.items()}
+    size = x.element_size()
+    moved = size * (x.numel() + sum(t.numel() for t in leaves)) * (2 if train else 1)
+    moved += batch * m * (size + 8) * (stages + 1 if train else 1)
+    operator = "encode_top_m forward + backward" if train else "encode_top_m"
+    shape = f"B={batch} p={p} m={m} K={stages} {_name(dtype)}"
+    return Problem(operator, shape, calls, _supports(want), moved)
+
+
+def encode_l0(batch: int, p: int, stages: int, dtype: torch.dtype, device: str) -> Problem:
+    x = torch.randn(batch, N, device=device).to(dtype)
+    _, W, S, _ = _weights(p, dtype, device)
+    levels = (x[:1000].float() @ W.float().t()).abs().flatten()
+    theta = torch.full((p,), float(levels.kthvalue(int(0.95 * len(levels))).values), device=device)
+    want = dk.reference.encode_l0(x, W, S, theta, stages, 0.0, "helu")[0]
+    compiled = torch.compile(eager_encode_l0)
+    low = theta.to(dtype)
+    providers = {
+        EAGER: lambda: eager_encode_l0(x, W, S, low, stages),
+        COMPILED: lambda: compiled(x, W, S, low, stages),
+        OURS: lambda: dk.encode_l0(x, W, S, theta, num_stages=stages),
+    }
+
+    def check(name, out):
+        assert name != OURS or ((out != 0) != (want != 0)).float().mean() < 1e-2
+
+    moved = x.element_size() * (x.numel() + W.numel() + S.numel() + batch * p)
+    shape = f"B={batch} p={p} active=0.05 K={stages} {_name(dtype)}"
+    return Problem("encode_l0", shape, providers, check, moved)
+
+
+def iht_m(batch: int, p: int, iterations: int, dtype: torch.dtype, device: str) -> Problem:
+    """The dense iteration as a solver writes it, against the encoder with as many stages."""
+    x = torch.randn(batch, N, device=device).to(dtype)
+    D, W, S, step = _weights(p, dtype, device)
+    m = min(M, p)
+    want = dk.reference.encode_top_m(x, W, S, m, iterations)[1]
+    providers = {
+        EAGER: lambda: eager_encode_top_m(x, W, S, m, iterations),
+        "dense IHT": lambda: eager_iht_m(x, D, step, m, iterations),
+        OURS: lambda: dk.encode_top_m(x, W, S, m, num_stages=iterations),
+    }
+    moved = x.element_size() * (x.numel() + W.numel() + S.numel()) + batch * m * 12
+    shape = f"B={batch} p={p} m={m} {_name(dtype)}"
+    # Ten selections in a row: near-ties add up, so fewer rows agree in every index.
+    return Problem(
+        f"iht_m {iterations} iterations", shape, providers, _supports(want, 0.7), moved
+    )  # fmt: skip
+
+
+def decode(batch: int, p: int, dtype: torch.dtype, device: str) -> Problem:
+    D = _weights(p, dtype, device, dense=False)[0].t().contiguous().t()
+    values, indices = dk.reference.top_m(torch.randn(batch, p, device=device).to(dtype), min(M, p))
+    code = dk.SparseCode(values, indices, p)
+    want = dk.reference.decode(values, indices, D)
+
+    def check(name, out):
+        torch.testing.assert_close(out, want, rtol=0.05, atol=0.05 if dtype.itemsize == 2 else 1e-4)
+
+    providers = {
+        EAGER: lambda: code.to_dense() @ D.t(),
+        OURS: lambda: dk.decode(code, D),
+    }
+    moved = values.numel() * (dtype.itemsize + 8) + dtype.itemsize * (D.numel() + batch * N)
+    return Problem("decode", f"B={batch} p={p} {_name(dtype)}", providers, check, moved)
+
+
+CASES: list[Callable[[torch.dtype, str], Problem]] = [
+    *(lambda d, dev, s=s: top_m(*s, d, dev) for s in (
+        (4096, 512, 32), (4096, 4096, 32), (512, 16384, 32), (64, 131072, 64), (1, 131072, 64))),
+    *(lambda d, dev, s=s: keep_top_m(*s, d, dev) for s in (
+        (4096, 512, 32), (65536, 512, 32), (512, 16384, 32))),
+    *(lambda d, dev, s=s: helu_training(*s, d, dev) for s in ((4096, 512), (65536, 512))),
+    *(lambda d, dev, s=s: encode_top_m(*s, d, dev) for s in (
+        *((b, p, 2) for p in (128, 256, 512) for b in (128, 4096, 65536)),
+        (4096, 16384, 1), (512, 131072, 1))),
+    *(lambda d, dev, p=p: encode_top_m(4096, p, 2, d, dev, True) for p in (128, 256, 512)),
+    *(lambda d, dev, p=p: encode_l0(4096, p, 2, d, dev) for p in (128, 256, 512)),
+    lambda d, dev: iht_m(4096, 512, 10, d, dev),
+    *(lambda d, dev, p=p: decode(4096, p, d, dev) for p in (512, 16384, 131072)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_on_the_gpu(case, dtype, request):
+    problem = CASES[case](dtype, "cuda")
+    for name, call in problem.providers.items():
+        problem.check(name, call())
+    assert dk.last_call().backend == "triton"
+    half = torch.empty(problem.bytes // 2, dtype=torch.uint8, device="cuda")
+    other = torch.empty_like(half)
+    providers = problem.providers | {COPY: lambda: other.copy_(half)}
+    budget = request.config.getoption("--seconds")
+    for mode, times in _race(providers, budget).items():
+        _record(f"{problem.operator}, {mode}", problem.shape, times)
+
+
+def _race(providers: dict[str, Callable], budget: float) -> dict[str, dict[str, list[float]]]:
+    """Mode -> provider -> microseconds of the rounds."""
+    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+    graphs = {}
+    for name, call in providers.items():
+        for _ in range(3):
+            call()
+        if graph := _graph(call):
+            graphs[name] = graph.replay
+    found = {}
+    for mode, calls in (("cold L2", providers), ("warm L2", providers), ("graph", graphs)):
+        if OURS not in calls or EAGER not in calls:
+            continue
+        once = sum(_time(call) for call in calls.values())
+        rounds = int(min(400, max(10, budget * 1e6 * len(calls) / once)))
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(rounds):
+            for name, call in calls.items():
+                if mode == "cold L2":
+                    flush.zero_()
+                times[name].append(_time(call))
+        found[mode] = times
+    return found
+
+
+def _time(call: Callable[[], object]) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    return 1e3 * begin.elapsed_time(end)
+
+
+def _graph(call: Callable[[], object]):
+    """The call captured, or None where a provider cannot be (it waits for the device)."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return None
+    return graph
+
+
+def _record(operator: str, shape: str, times: dict[str, list[float]]) -> None:
+    medians = {name: statistics.median(t) for name, t in times.items()}
+    environment = records.environment() | gpu()
+    for name, seen in times.items():
+        low, *_, high = statistics.quantiles(seen, n=5)
+        _rows.append(
+            records.Row(
+                operator, shape, 1, name, round(low, 2), round(medians[name], 2), round(high, 2),
+                len(seen), EAGER, round(medians[EAGER] / medians[name], 3), **environment,
+            )
+        )  # fmt: skip
+
+
+def gpu() -> dict[str, str]:
+    """The columns of the record that tell the GPU: device, driver, class, versions."""
+    import subprocess
+
+    import triton
+
+    from deepl0_kernels.triton.table import device_class
+
+    properties = torch.cuda.get_device_properties(0)
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        driver = "unknown"
+    toolkit = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"HIP {torch.version.hip}"
+    return {
+        "machine": f"{properties.name}, {properties.multi_processor_count} multiprocessors, "
+        f"driver {driver}, {toolkit}, triton {triton.__version__}",
+        "isa": device_class(torch.device("cuda", 0)),
+    }
+
+
+def _by_magnitude(top_k: Callable, u: torch.Tensor, m: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A top-k of the signed values serves |u|; the values are gathered, as ours come with sign."""
+    indices = top_k(u.abs(), m)[1].long()
+    return u.gather(-1, indices), indices
+
+
+def _optional(package: str, name: str) -> Callable | None:
+    try:
+        return getattr(importlib.import_module(package), name)
+    except (ImportError, AttributeError):
+        return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,208 @@
+"""The M-sparse encoder for long codes (p beyond 1024): no [B, p] is ever written.
+
+Stage kernel, z_{k+1} = top_m(x W' + z_k S'): a program owns ROWS rows and a part of the columns. It
+loops over tiles [ROWS, COLUMNS] of x W' (a product over n on the matrix units) and lets what is
+above the row's running threshold enter the row's buffer of candidates (candidates.py). When a
+buffer would overflow, it is cut to its m best, which raises the threshold: in random order column c
+enters with probability about m / c, so of most tiles of a first stage little or nothing enters. A
+tile of which something does, and in later stages every tile, goes through a scratch of the
+program's own in L2 and comes back SUB rows at a time; there the gather-sum of m rows of S' is
+added, which leaves the product its registers. Few rows are spread over several parts. Selection
+kernel: the m best of the row's buffers, exactly.
+
+Per stage 2 B p n flops and, after the first, 2 B p m; bytes from L2 per tile: (ROWS + COLUMNS) n
+elements, and ROWS COLUMNS m of S'. DRAM: W (and S') once per wave of programs, if L2 does not hold
+them. Memory: 8 CAPACITY bytes of candidates and 4 COLUMNS of scratch per row and part, for at most
+PROGRAMS ROWS of them at a time: 80 MB at m <= 128, whatever B and p, and at most p / 4 candidates
+a row.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .candidates import admit, load_candidates
+from .decode import with_contiguous_atoms
+from .encode_dense import encode_top_m as encode_dense
+from .encode_dense import sparse_pays
+from .launch import ceil_div, launch, power_of_two
+from .product import add_product, precision
+from .select import keep_mask, magnitude_key
+from .sparse_grad import encode_top_m_backward
+from .table import config
+
+__all__ = ["encode_top_m", "encode_top_m_backward"]
+
+# Programs of a launch of the stage kernel: several for every multiprocessor of today's GPUs.
+PROGRAMS = 512
+
+# The largest key, of NaN: the threshold of rows beyond the batch.
+NOTHING = tl.constexpr(0x7F800001)
+
+
+@triton.jit
+def add_gather_sum(
+    acc, value_ptr, index_ptr, rows, live, m, s_ptr, s_column, s_index, columns, inside
+):
+    """acc [ROWS, COLUMNS] + sum_j z[row, j] S[columns, index[row, j]], in ascending j."""
+    for j in range(0, m):
+        index = tl.load(index_ptr + rows * m + j, mask=live, other=0)
+        z = tl.load(value_ptr + rows * m + j, mask=live, other=0.0)
+        s = tl.load(
+            s_ptr + index[:, None] * s_index + columns[None, :] * s_column,
+            mask=live[:, None] & inside[None, :], other=0.0,
+        )  # fmt: skip
+        acc += z[:, None] * s.to(tl.float32)
+    return acc
+
+
+@triton.jit
+def encode_large_fwd_kernel(
+    x_ptr, w_ptr, z_value_ptr, z_index_ptr, s_ptr, tile_ptr, value_ptr, index_ptr, state_ptr,
+    rows, n, p, m, part, parts, x_row, x_step, w_row, w_step, s_column, s_index,
+    GATHER: tl.constexpr, PRECISION: tl.constexpr, CAPACITY: tl.constexpr, COMPACT: tl.constexpr,
+    SUB: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    local = tl.arange(0, ROWS)
+    r = tl.program_id(0).to(tl.int64) * ROWS + local
+    live = r < rows
+    # From here on everything of the program's own: offsets fit in 32 bits.
+    program = tl.program_id(0).to(tl.int64) * parts + tl.program_id(1)
+    tile_ptr += program * (ROWS * (COLUMNS + 1))
+    value_ptr += program * (ROWS * (CAPACITY + 1))
+    index_ptr += program * (ROWS * (CAPACITY + 1))
+    state_ptr += program * (ROWS * 2)
+    threshold = tl.where(live, -1, NOTHING)
+    tl.store(state_ptr + local * 2, tl.zeros((ROWS,), tl.int32))
+    tl.store(state_ptr + local * 2 + 1, threshold)
+    tl.debug_barrier()
+    first = tl.program_id(1) * part
+    for begin in range(first, min(first + part, p), COLUMNS):
+        columns = begin + tl.arange(0, COLUMNS)
+        inside = columns < p
+        u = add_product(
+            tl.zeros((ROWS, COLUMNS), tl.float32), x_ptr, r * x_row, live, x_step,
+            w_ptr, columns.to(tl.int64) * w_row, inside, w_step, n, DEPTH, PRECISION,
+        )  # fmt: skip
+        if not GATHER:
+            key = tl.where(columns[None, :] < p, magnitude_key(u), -1)
+            # The sign of the difference counts; thresholds are at most NOTHING: no overflow.
+            arriving = -tl.sum((threshold[:, None] - key) >> 31, axis=1)
+            any_enters = tl.max(arriving, axis=0)
+        else:
+            any_enters = 1
+        if any_enters > 0:
+            at = tl.arange(0, COLUMNS)[None, :]
+            tl.store(tile_ptr + local[:, None] * (COLUMNS + 1) + at, u)
+            tl.debug_barrier()
+            for sub in range(0, ROWS, SUB):
+                some = sub + tl.arange(0, SUB)
+                v = tl.load(tile_ptr + some[:, None] * (COLUMNS + 1) + at)
+                if GATHER:
+                    b = tl.program_id(0).to(tl.int64) * ROWS + some
+                    v = add_gather_sum(
+                        v, z_value_ptr, z_index_ptr, b, b < rows, m, s_ptr, s_column, s_index,
+                        columns.to(tl.int64), columns < p,
+                    )  # fmt: skip
+                admit(
+                    v, columns, p, value_ptr, index_ptr, state_ptr, some, sub, m,
+                    CAPACITY, COMPACT,
+                )  # fmt: skip
+            tl.debug_barrier()
+            threshold = tl.load(state_ptr + local * 2 + 1)
+
+
+@triton.jit
+def encode_large_select_kernel(
+    value_ptr, index_ptr, state_ptr, out_value_ptr, out_index_ptr, rows, m, parts,
+    CAPACITY: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, PLACES: tl.constexpr,
+):  # fmt: skip
+    """The m best of the buffers of a row; BLOCK rows shared a program of the stage kernel."""
+    r = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    live = r < rows
+    place = tl.arange(0, PLACES)[None, :]
+    buffers = (r // BLOCK * parts + place // CAPACITY) * BLOCK + r % BLOCK
+    key, value, index = load_candidates(
+        value_ptr, index_ptr, state_ptr, buffers, live, place % CAPACITY, CAPACITY
+    )
+    keep = keep_mask(key, m) & live
+    to = r * m + tl.cumsum(keep.to(tl.int32), axis=1) - 1
+    tl.store(out_value_ptr + to, value.to(out_value_ptr.dtype.element_ty), mask=keep)
+    tl.store(out_index_ptr + to, index.to(tl.int64), mask=keep)
+
+
+def stage(
+    x: Tensor, W: Tensor, z: tuple[Tensor, Tensor] | None, S: Tensor | None,
+    values: Tensor, indices: Tensor,
+) -> None:  # fmt: skip
+    """values, indices [B, m] = top_m(x W' + z S'), z as values and indices [B, m]."""
+    (batch, n), p, m = x.shape, W.shape[0], values.shape[1]
+    mode = precision(x.dtype, W)
+    c = config(f"encode_large_{mode}", n)
+    capacity = power_of_two(m + c.columns)
+    places = config("encode_large_select", capacity).columns
+    parts, blocks = 1, ceil_div(batch, c.rows)
+    # A part is several times its buffer, or the selection kernel would be left with the work.
+    while (
+        2 * parts * blocks <= PROGRAMS
+        and 8 * parts * capacity <= p
+        and 2 * parts * capacity <= places
+    ):
+        parts *= 2
+    blocks = min(blocks, max(1, PROGRAMS // parts))
+    block = blocks * c.rows
+    tile = torch.empty(block, parts, c.columns + 1, dtype=torch.float32, device=x.device)
+    value = torch.empty(block, parts, capacity + 1, dtype=torch.float32, device=x.device)
+    index = torch.empty(block, parts, capacity + 1, dtype=torch.int32, device=x.device)
+    state = torch.empty(block, parts, 2, dtype=torch.int32, device=x.device)
+    part = c.columns * ceil_div(ceil_div(p, c.columns), parts)
+    for first in range(0, batch, block):
+        rows = slice(first, min(batch, first + block))
+        count = rows.stop - first
+        code = (z[0][rows], z[1][rows]) if z else (None, None)
+        launch(
+            encode_large_fwd_kernel, (ceil_div(count, c.rows), parts),
+            x[rows], W, *code, S, tile, value, index, state,
+            count, n, p, m, part, parts, *x.stride(), *W.stride(),
+            *((0, 0) if S is None else S.stride()),
+            config=c, GATHER=S is not None, PRECISION=mode, CAPACITY=capacity,
+            COMPACT=min(c.rows // 4, 1024 // capacity), SUB=c.rows // 4,
+            ROWS=c.rows, COLUMNS=c.columns, DEPTH=c.depth,
+        )  # fmt: skip
+        length = parts * capacity
+        select = config("encode_large_select", length)
+        together = places // length
+        launch(
+            encode_large_select_kernel, (ceil_div(count, together),),
+            value, index, state, values[rows], indices[rows], count, m, parts,
+            config=select, CAPACITY=capacity, BLOCK=c.rows, ROWS=together, PLACES=length,
+        )  # fmt: skip
+
+
+def encode_top_m(
+    x: Tensor, W: Tensor, S: Tensor | None, m: int, num_stages: int, save: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``reference.encode_top_m``: values and indices of z_K, and of the stages before if saved."""
+    if not sparse_pays(W.shape[0], m):
+        return encode_dense(x, W, S, m, num_stages, save)
+    batch = x.shape[0]
+    values, indices = x.new_empty((batch, m)), x.new_empty((batch, m), dtype=torch.int64)
+    before = x.new_empty((num_stages - 1, batch, m), dtype=torch.float32)
+    before_at = x.new_empty((num_stages - 1, batch, m), dtype=torch.int64)
+    if batch * m > 0:
+        z, step = None, None
+        for k in range(num_stages):
+            if k > 0:
+                assert S is not None
+                if k == 1 or S.dim() == 3:
+                    step = with_contiguous_atoms(S[k - 1] if S.dim() == 3 else S, batch * m)
+                z = before[k - 1], before_at[k - 1]
+            last = k == num_stages - 1
+            out = (values, indices) if last else (before[k], before_at[k])
+            stage(x, W, z, step, *out)
+    if not save:
+        before, before_at = (t.new_empty((0, batch, m)) for t in (before, before_at))
+    return values, indices, before, before_at

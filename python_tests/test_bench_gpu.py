@@ -1,0 +1,60 @@
+"""The GPU benchmarks' problems, on a CPU: providers pass their check, a wrong result does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench import bench_gpu
+from bench.conftest import OURS
+
+SMALL = [
+    lambda d: bench_gpu.top_m(6, 40, 5, d, "cpu"),
+    lambda d: bench_gpu.keep_top_m(6, 40, 5, d, "cpu"),
+    lambda d: bench_gpu.helu_training(6, 40, d, "cpu"),
+    lambda d: bench_gpu.encode_top_m(6, 64, 2, d, "cpu"),
+    lambda d: bench_gpu.encode_top_m(6, 64, 1, d, "cpu"),
+    lambda d: bench_gpu.encode_top_m(6, 64, 2, d, "cpu", True),
+    lambda d: bench_gpu.encode_l0(6, 64, 2, d, "cpu"),
+    lambda d: bench_gpu.iht_m(6, 64, 3, d, "cpu"),
+    lambda d: bench_gpu.decode(6, 64, d, "cpu"),
+]
+
+
+@pytest.mark.parametrize("dtype", bench_gpu.DTYPES, ids=str)
+@pytest.mark.parametrize("case", range(len(SMALL)))
+def test_providers_pass_the_gate(case, dtype, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    problem = SMALL[case](dtype)
+    for name, call in problem.providers.items():
+        problem.check(name, call())
+    assert problem.bytes > 0
+    wrong = problem.providers[OURS]()
+    wrong = _spoilt(wrong)
+    with pytest.raises(AssertionError):
+        problem.check(OURS, wrong)
+
+
+def _spoilt(out):
+    """The same structure with another content."""
+    if isinstance(out, torch.Tensor):
+        return torch.zeros_like(out) if out.is_floating_point() else out.roll(1, 0)
+    if hasattr(out, "indices"):
+        return type(out)(out.values, out.indices.roll(1, 0), out.size)
+    return type(out)(_spoilt(part) for part in out)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(pytester_run):
+    assert "torch sees no GPU" in pytester_run
+
+
+@pytest.fixture
+def pytester_run():
+    import subprocess
+    import sys
+
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rs", "bench/bench_gpu.py", "-p", "no:xdist"],
+        capture_output=True, text=True, timeout=120, cwd=bench_gpu.records.FOLDER.parents[1],
+    ).stdout  # fmt: skip

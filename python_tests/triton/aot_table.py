@@ -1,0 +1,100 @@
+"""docs/gpu-kernels.md: what the compiler made of every kernel, written from the build.
+
+``python -m python_tests.triton.aot_table --write`` compiles everything, for every target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import triton
+
+from deepl0_kernels.triton import table
+
+from . import aot
+from .problems import PROBLEMS
+
+PATH = Path(__file__).parents[2] / "docs" / "gpu-kernels.md"
+
+INTRODUCTION = f"""# GPU kernels as compiled
+
+Written by `python -m python_tests.triton.aot_table --write` with triton {triton.__version__}; the
+tests compile the same and compare. Nothing here was run on a GPU.
+
+A line is a file of operators, a kernel they launch, and a configuration of the decision table
+(`deepl0_kernels/triton/table.py`): rows x columns x depth of the tile, warps, pipeline stages.
+A cell holds, over all dtypes and specialisations that the operators launch for that target, the
+worst: registers a thread (AMD: vector registers a lane); shared memory of a block; resident warps
+over those of the SM or CU, as far as registers, shared memory and block size decide it; spills, if
+there are any; and the matrix instructions in the machine code. Empty: that configuration does not
+serve that target. float32 products use the matrix unit only after
+`torch.set_float32_matmul_precision("high")` (tf32); on AMD also without.
+
+"""
+
+
+def lines(module: str, found: Mapping[str, Mapping[aot.Key, object]]) -> list[str]:
+    """The lines of ``module``; ``found`` maps target -> kernel and configuration -> cell."""
+    keys = sorted({key for per_target in found.values() for key in per_target})
+    return [
+        " | ".join(
+            [f"| {module}", kernel, tile(config)]
+            + [str(found.get(t, {}).get((kernel, config), "")) for t in aot.TARGETS]
+        )
+        + " |"
+        for kernel, config in keys
+    ]
+
+
+def tile(c: table.Config) -> str:
+    return f"{c.rows} x {c.columns} x {c.depth}, {c.warps} w, {c.stages} s"
+
+
+def committed() -> dict[tuple[str, str, str], dict[str, str]]:
+    """Operators, kernel and tile -> target -> cell, as PATH has them; empty cells are left out."""
+    rows = [
+        [cell.strip() for cell in line.strip("|\n").split("|")]
+        for line in PATH.read_text().splitlines()
+        if line.startswith("| ") and not line.startswith("| operators")
+    ]
+    return {
+        (module, kernel, config): {t: c for t, c in zip(aot.TARGETS, rest, strict=True) if c}
+        for module, kernel, config, *rest in rows
+    }
+
+
+def compiled(target: str, module: str) -> dict[aot.Key, aot.Cell]:
+    return aot.cells(aot.build_all(aot.launches(target, module), target))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help=f"replace {PATH.name}")
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args()
+    tasks = [(target, module) for module in PROBLEMS for target in aot.TARGETS]
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        results = dict(zip(tasks, pool.map(compiled, *zip(*tasks, strict=True)), strict=True))
+    text = page(results)
+    if options.write:
+        PATH.write_text(text)
+    else:
+        sys.stdout.write(text)
+
+
+def page(results: Mapping[tuple[str, str], Mapping[aot.Key, object]]) -> str:
+    """The file, from the cells of every target and module."""
+    head = "| operators | kernel | tile, warps, stages | " + " | ".join(aot.TARGETS) + " |"
+    body = [head, "|---" * (3 + len(aot.TARGETS)) + "|"]
+    for module in PROBLEMS:
+        body += lines(module, {t: results[t, module] for t in aot.TARGETS})
+    return INTRODUCTION + "\n".join(body) + "\n"
+
+
+if __name__ == "__main__":
+    main()

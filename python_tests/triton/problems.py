@@ -1,0 +1,154 @@
+"""Calls of the public operators that reach every kernel and every entry of the decision table.
+
+Sizes: the paper's (n = 256, p = 128 to 512, m = 32), ragged ones, which the compiler may not align,
+dictionaries of 16k and 131k units, and tensors of more than 2^31 elements. Nothing is computed:
+``call(dtype)`` is made inside :func:`.recording.recording`, on meta tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import deepl0_kernels as dk
+
+
+class Problem(NamedTuple):
+    name: str
+    call: Callable[[torch.dtype], None]
+    quick: bool = True  # part of the subset that every run compiles
+
+
+def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
+
+
+def backward(out: Tensor, *inputs: Tensor) -> None:
+    torch.autograd.grad(out, inputs, torch.empty_like(out))
+
+
+def helu(batch: int, p: int, kind: str = "helu", sigma: float = 0.2, scalar: bool = False):
+    def call(dtype):
+        u, theta = leaf(batch, p, dtype=dtype), leaf(*(() if scalar else (p,)))
+        backward(dk.helu(u, theta, sigma, kind), u, theta)
+
+    name = f"helu {kind} sigma={sigma} {'scalar' if scalar else 'vector'} [{batch}, {p}]"
+    return Problem(name, call, p in (33, 512))
+
+
+def soft(batch: int, p: int):
+    def call(dtype):
+        u, theta = leaf(batch, p, dtype=dtype), leaf(p)
+        backward(dk.soft_threshold(u, theta), u, theta)
+
+    return Problem(f"soft [{batch}, {p}]", call, False)
+
+
+def top_m(batch: int, p: int, m: int, quick: bool = False, train: bool = True):
+    def call(dtype):
+        u = leaf(batch, p, dtype=dtype)
+        values, indices = dk.top_m(u, m)
+        if not train:
+            dk.keep_top_m(u, m)
+            return
+        backward(values, u)
+        v = leaf(batch, m, dtype=dtype)
+        backward(dk.unpool(v, indices, p), v)
+        backward(dk.keep_top_m(u, m), u)
+
+    return Problem(f"top_m, unpool, keep_top_m [{batch}, {p}] m={m}", call, quick)
+
+
+def stage(batch: int, n: int, p: int, m: int, quick: bool = False, strided: bool = False):
+    def call(dtype):
+        x, W, S = (leaf(*s, dtype=dtype) for s in ((batch, n), (p, n), (p, p)))
+        z, theta = leaf(batch, p, dtype=dtype), leaf(p)
+        used = S.t() if strided else S
+        backward(dk.top_m_stage(x, W, z, used, m), x, W, z, S)
+        for sigma in (0.0, 0.2):
+            backward(dk.threshold_stage(x, W, z, used, theta, sigma), x, W, z, S, theta)
+        with torch.no_grad():
+            dk.threshold_stage(x, W, z, used, theta, 0.2)
+
+    name = f"stages [{batch}, {n}] p={p} m={m}{', S transposed' if strided else ''}"
+    return Problem(name, call, quick)
+
+
+def encoders(
+    batch: int, n: int, p: int, m: int, stages: int = 2, quick: bool = False, tied: bool = True,
+    l0: bool = True, train: bool = True,
+):  # fmt: skip
+    """Both encoders: inference, and training with and without a gradient in x."""
+
+    def call(dtype):
+        W = leaf(p, n, dtype=dtype)
+        S = None
+        if stages > 1:
+            S = leaf(*(() if tied else (stages - 1,)), p, p, dtype=dtype)
+        leaves = (W,) if S is None else (W, S)
+        data = torch.empty(batch, n, dtype=dtype, device="meta")
+        for x in (leaf(batch, n, dtype=dtype), data) if train else ():
+            needed = (x, *leaves) if x.requires_grad else leaves
+            backward(dk.encode_top_m(x, W, S, m, num_stages=stages).values, *needed)
+            if l0:
+                ramps = [(0.0, leaf(p)), (0.2, leaf(*(() if tied else (stages, p))))]
+                for sigma, theta in ramps if quick else ramps[1:]:
+                    z = dk.encode_l0(x, W, S, theta, num_stages=stages, sigma=sigma)
+                    backward(z, *needed, theta)
+        with torch.no_grad():
+            dk.encode_top_m(data, W, S, m, num_stages=stages)
+            if l0 and (quick or not train):
+                dk.encode_l0(data, W, S, leaf(p), num_stages=stages)
+
+    kind = "tied" if tied else "untied"
+    return Problem(f"encoders [{batch}, {n}] p={p} m={m} K={stages} {kind}", call, quick)
+
+
+def decode(batch: int, n: int, p: int, m: int, quick: bool = False, atoms: bool = False):
+    def call(dtype):
+        D = leaf(p, n, dtype=dtype).t() if atoms else leaf(n, p, dtype=dtype)
+        values = leaf(batch, m, dtype=dtype)
+        indices = torch.empty(batch, m, dtype=torch.int64, device="meta")
+        backward(dk.decode(dk.SparseCode(values, indices, p), D), values, D)
+
+    layout = ", contiguous atoms" if atoms else ""
+    return Problem(f"decode [{batch}, {n}] p={p} m={m}{layout}", call, quick)
+
+
+PROBLEMS: dict[str, tuple[Problem, ...]] = {
+    "thresholds": (
+        helu(4096, 512), helu(7, 33), helu(1 << 20, 4096),
+        helu(4096, 512, "ste_theta", 0.2), helu(4096, 512, "ste", 0.2), helu(4096, 64, "hard", 0.0),
+        helu(4096, 512, scalar=True), soft(4096, 512),
+    ),
+    "top_m": (
+        top_m(4096, 512, 32, quick=True), top_m(7, 33, 5), top_m(5, 1, 1), top_m(1, 100, 10),
+        *(top_m(4096, p, 10, train=False) for p in (16, 32, 64, 128, 256, 1024, 2048, 4096, 8192)),
+        top_m(4096, 16384, 32, quick=True), top_m(8, 131072, 64), top_m(3, 100003, 64),
+        top_m(4096, 1 << 20, 64), top_m(4096, 16384, 4096), top_m(1, 131072, 4096),
+    ),
+    "stage": (
+        stage(4096, 256, 512, 32, quick=True), stage(4096, 256, 128, 32), stage(4096, 256, 256, 32),
+        stage(7, 100, 77, 9), stage(4096, 256, 1024, 32), stage(4096, 256, 512, 32, strided=True),
+        stage(256, 256, 4096, 64), stage(1 << 20, 256, 4096, 64),
+    ),
+    "encode": (
+        encoders(4096, 256, 512, 32, quick=True), encoders(4096, 256, 128, 32),
+        encoders(4096, 256, 256, 32), encoders(7, 100, 77, 9), encoders(4096, 256, 1024, 32),
+        encoders(4096, 256, 128, 32, stages=3, tied=False), encoders(4096, 256, 512, 32, stages=1),
+        encoders(1 << 22, 256, 1024, 64, train=False),
+    ),
+    "encode, long codes": (
+        encoders(4096, 256, 16384, 32, stages=1, l0=False, quick=True),
+        encoders(4096, 256, 4096, 512), encoders(4096, 256, 16384, 32, l0=False),
+        encoders(64, 256, 131072, 64, 1, l0=False), encoders(5, 100, 2001, 30),
+        encoders(1 << 16, 256, 1 << 20, 64, 1, l0=False),
+    ),
+    "decode": (
+        decode(4096, 256, 512, 32, quick=True), decode(4096, 256, 16384, 32, atoms=True),
+        decode(7, 33, 77, 5), decode(64, 128, 131072, 64), decode(1 << 20, 4096, 1 << 20, 64),
+    ),
+}  # fmt: skip

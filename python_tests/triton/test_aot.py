@@ -1,0 +1,137 @@
+"""Every shipped kernel, configuration and target compiles, fits, spills nothing, uses the matrix
+unit where it should and keeps its offsets in 64 bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deepl0_kernels.triton import table
+from deepl0_kernels.triton.launch import Launch
+
+from .conftest import INTERPRETED
+from .test_cost import kernels_in_the_sources
+
+if INTERPRETED:
+    pytest.skip("triton either interprets or compiles in one process", allow_module_level=True)
+
+from . import aot, aot_table, unsound_kernels
+from .problems import PROBLEMS
+
+QUICK = {"sm80": torch.float32, "sm90": torch.bfloat16, "gfx942": torch.bfloat16}
+
+# Kernel, target -> bytes a thread that may spill.
+SPILLS = {
+    # One register, stored once and loaded once a program: ptxas aims at 8 blocks on the SM.
+    ("threshold_bwd_kernel", "sm120"): 8,
+    # Likewise: ptxas aims at 8 blocks, and of the second at 2 blocks of 128 registers a thread.
+    ("combine_kernel", "sm86"): 8,
+    ("combine_kernel", "sm89"): 8,
+    ("encode_large_fwd_kernel", "sm90"): 64,
+}
+
+
+def faults(builds: list[aot.Build], target: str) -> list[str]:
+    """What is wrong with ``builds``, in words."""
+    limit = table.SHARED_BYTES[aot.TARGETS[target].device_class]
+    found = []
+    for b in builds:
+        wrong = {
+            f"{b.shared} bytes of shared memory, the limit is {limit}": b.shared > limit,
+            f"{b.spills} bytes spilled": b.spills > SPILLS.get((b.kernel, target), 0),
+            "a block does not fit on the SM": b.occupancy == 0,
+            "no matrix instruction": b.needs_matrix and not b.matrix,
+            f"32-bit offsets overflow: {b.overflows}": b.overflows,
+            "floating-point atomics": b.atomics,
+        }
+        found += [f"{b.kernel} {b.config}: {what}" for what, is_so in wrong.items() if is_so]
+    return found
+
+
+@pytest.mark.parametrize("target", QUICK)
+@pytest.mark.parametrize("module", PROBLEMS)
+def test_main_configurations(module, target):
+    builds = aot.build_all(aot.launches(target, module, QUICK[target]), target)
+    assert builds
+    assert not faults(builds, target)
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("target", aot.TARGETS)
+@pytest.mark.parametrize("module", PROBLEMS)
+def test_everything(module, target):
+    builds = aot.build_all(aot.launches(target, module), target)
+    assert not faults(builds, target)
+    lines = aot_table.lines(module, {target: aot.cells(builds)})
+    page = aot_table.committed()
+    for line in lines:
+        name = tuple(cell.strip() for cell in line.strip("|").split("|")[:3])
+        cell = line.strip("|").split("|")[3 + list(aot.TARGETS).index(target)].strip()
+        assert page[name][target] == cell, name
+
+
+def test_the_committed_table_has_what_is_shipped():
+    shipped = {
+        (module, job.kernel.__name__, aot_table.tile(job.config), target)
+        for target in aot.TARGETS
+        for module in PROBLEMS
+        for job in aot.launches(target, module)
+    }
+    page = {(*name, target) for name, row in aot_table.committed().items() for target in row}
+    assert page == shipped, "python -m python_tests.triton.aot_table --write"
+
+
+def test_every_kernel_and_entry_of_the_table_is_reached():
+    jobs = [j for t in aot.TARGETS for m in PROBLEMS for j in aot.launches(t, m)]
+    assert {j.kernel.__name__ for j in jobs} == kernels_in_the_sources()
+    used = {j.config for j in jobs}
+    unused = {(k, c) for k, entries in table.TABLE.items() for _, c in entries if c not in used}
+    assert not unused
+
+
+def build_of(kernel, *args, target="sm80", warps=4, **constants) -> aot.Build:
+    config = table.Config(1, 1, warps=warps)
+    job = Launch(getattr(unsound_kernels, kernel), (1 << 20, 1), args, constants, config)
+    return aot.build_all([job], target)[0]
+
+
+def test_unsound_kernels_are_found():
+    x = torch.empty(1, device="meta")
+    # The argument is not part of the specialisation: only the interpretation of the launch sees it.
+    assert [bool(build_of("offset_kernel", x, n, WIDE=w).overflows)
+            for n in (16, 4096) for w in (False, True)] == [False, False, True, False]  # fmt: skip
+    index = torch.empty(1, device="meta", dtype=torch.int32)
+    assert build_of("index_kernel", x, index, 1 << 17).overflows
+    assert not build_of("index_kernel", x, index, 1 << 15).overflows
+    assert build_of("atomic_kernel", x).atomics
+    assert build_of("spill_kernel", x).spills > 0
+    assert build_of("spill_kernel", x, target="gfx942", warps=1).spills > 0
+    half = torch.empty(1, device="meta", dtype=torch.bfloat16)
+    for target in aot.TARGETS:
+        product = build_of("product_kernel", half, target=target)
+        assert product.needs_matrix
+        assert product.matrix
+    assert not build_of("product_kernel", x).needs_matrix
+    assert not build_of("product_kernel", x).matrix
+
+
+def test_faults_are_told():
+    build = build_of("atomic_kernel", torch.empty(1, device="meta"))
+    sound = build._replace(atomics=False)
+    assert not faults([sound], "sm80")
+    for wrong in (
+        {"shared": 164 << 10}, {"spills": 4}, {"occupancy": 0.0}, {"needs_matrix": True},
+        {"overflows": ("x",)}, {"atomics": True},
+    ):  # fmt: skip
+        assert len(faults([sound._replace(**wrong)], "sm80")) == 1
+
+
+def test_occupancy():
+    """Against NVIDIA's own calculator for compute capability 8.0 and 9.0."""
+    sm80 = aot.TARGETS["sm80"]
+    assert aot.occupancy(sm80, 4, 32, 0) == 1.0
+    assert aot.occupancy(sm80, 4, 64, 0) == 0.5
+    assert aot.occupancy(sm80, 8, 255, 0) == 0.125
+    assert aot.occupancy(sm80, 4, 32, 80 << 10) == 0.125
+    assert aot.occupancy(aot.TARGETS["sm90"], 4, 32, 227 << 10) == 4 / 64
+    assert aot.occupancy(sm80, 4, 32, 165 << 10) == 0.0

@@ -1,0 +1,74 @@
+"""The launchers never wait for the device: CUDA graphs can hold them, and streams overlap."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import deepl0_kernels as dk
+from deepl0_kernels.triton import OPERATORS
+
+from .problems import PROBLEMS
+from .recording import Capturable, recording
+
+
+@pytest.mark.parametrize("device_class", ["sm80", "sm90", "gfx942"])
+@pytest.mark.parametrize("module", PROBLEMS)
+def test_launchers_are_capturable(module, device_class):
+    for problem in PROBLEMS[module]:
+        with recording(device_class) as jobs:
+            problem.call(torch.bfloat16)
+        assert jobs, f"{problem.name} launches nothing"
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda t: t.sum().item(),
+        lambda t: bool((t > 0).any()),
+        lambda t: t.nonzero(),
+        lambda t: t[t > 0],
+        lambda t: t.cpu(),
+        lambda t: torch.tensor([1.0]).to(t.device),
+        lambda t: t.index_add_(0, torch.zeros(3, dtype=torch.int64, device="meta"), t),
+    ],
+    ids=["item", "bool", "nonzero", "mask", "to the host", "from the host", "atomics"],
+)
+def test_what_a_graph_cannot_hold_is_refused(operation):
+    with Capturable(), pytest.raises((AssertionError, RuntimeError, NotImplementedError)):
+        operation(torch.empty(3, device="meta"))
+
+
+def test_a_launcher_that_waits_is_found(monkeypatch):
+    from deepl0_kernels.triton import thresholds
+
+    sound = thresholds.threshold
+
+    def waits(u, theta, sigma, kind):
+        (theta <= 0).nonzero()
+        return sound(u, theta, sigma, kind)
+
+    monkeypatch.setattr(thresholds, "threshold", waits)
+    with recording(), pytest.raises(AssertionError, match="waits for the device"):
+        dk.helu(torch.empty(2, 3, device="meta"), 0.5)
+
+
+def test_what_is_served_is_differentiated():
+    """A forward on the GPU whose backward has no kernel there would fail in training."""
+    missing = {
+        f"{name}_backward"
+        for name in OPERATORS
+        if hasattr(torch.ops.deepl0, f"{name}_backward") and f"{name}_backward" not in OPERATORS
+    }
+    assert not missing
+
+
+def test_recording_leaves_no_trace():
+    before = dk.backends()
+    with recording():
+        assert dk.backends() != before
+    assert dk.backends() == before
+    assert dk.helu(torch.empty(2, 3, device="meta"), 0.5).shape == (2, 3)
+    assert dk.last_call().backend == "reference"
+    u, theta = torch.empty(2, 3, device="meta"), torch.empty(3, device="meta")
+    assert torch.ops.deepl0.threshold(u, theta, 0.0, "hard").shape == (2, 3)

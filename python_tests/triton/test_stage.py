@@ -1,0 +1,155 @@
+"""The Triton kernels of one stage against the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import deepl0_kernels as dk
+from deepl0_kernels import reference
+from deepl0_kernels.triton import stage
+from python_tests.ops.test_encode import pre_activation, problem
+from python_tests.oracle import as_bits, same_values
+
+# B, n, p, m: ragged, a single column, a tile exactly, more rows than a tile, empty.
+SHAPES = [(5, 7, 33, 10), (1, 1, 1, 1), (40, 40, 128, 128), (70, 7, 17, 3), (3, 40, 200, 0),
+          (0, 7, 33, 10), (2, 7, 520, 40)]  # fmt: skip
+
+
+def integers(*shape, high=3, seed=0):
+    """Small integers: every order of summation gives the same float32."""
+    g = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randint(-high, high + 1, shape, generator=g).float()
+
+
+def operands(batch, n, p, dtype=torch.float32):
+    x, W = integers(batch, n), integers(p, n, seed=1)
+    z, S = integers(batch, p, seed=2), integers(p, p, high=1, seed=3)
+    return tuple(t.to(dtype) for t in (x, W, z, S))
+
+
+def on(device, *tensors):
+    return tuple(t.to(device) for t in tensors)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.5])
+@pytest.mark.parametrize("scalar", [True, False])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_threshold_stage_is_exact_on_integers(engine, device, shape, scalar, sigma):
+    batch, n, p, _ = shape
+    tensors = operands(batch, n, p)
+    theta = integers(p, high=9).abs() + 4.0
+    theta = theta[0] if scalar else theta
+    want = reference.threshold_stage(*tensors, theta, sigma, True)
+    got = torch.ops.deepl0.threshold_stage(*on(device, *tensors, theta), sigma, True)
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
+    assert batch * p < 40 or 0 < want[0].count_nonzero() < batch * p
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_top_m_stage_is_exact_on_integers(engine, device, monkeypatch, shape, fused):
+    batch, n, p, m = shape
+    if not fused:  # the way of long rows
+        monkeypatch.setattr(stage, "FUSED_P", 0)
+    tensors = operands(batch, n, p)  # many ties
+    want = reference.top_m_stage(*tensors, m)
+    got = torch.ops.deepl0.top_m_stage(*on(device, *tensors), m)
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
+
+
+def test_nan_and_inf_in_a_signal_stay_in_its_row(engine, device):
+    x, W, z, S = operands(4, 7, 33)
+    x[1, 3], x[2, 0], z[3, 5] = torch.nan, torch.inf, -torch.inf
+    theta = torch.tensor(3.0)
+    want, want_u = reference.threshold_stage(x, W, z, S, theta, 0.0, True)
+    got, u = torch.ops.deepl0.threshold_stage(*on(device, x, W, z, S, theta), 0.0, True)
+    assert same_values(u.cpu(), want_u)
+    assert same_values(got.cpu(), want)
+    want, want_mask = reference.top_m_stage(x, W, z, S, 10)
+    got, mask = torch.ops.deepl0.top_m_stage(*on(device, x, W, z, S), 10)
+    assert torch.equal(mask.cpu(), want_mask)
+    assert same_values(got.cpu(), want)
+
+
+def test_operands_may_be_views(engine, device):
+    x, W, z, S = operands(6, 8, 20)
+    theta = torch.tensor(5.0)
+    views = (
+        torch.stack([x, x + 9.0], dim=2)[:, :, 0],
+        W.t().contiguous().t(),
+        torch.cat([z, z + 9.0], dim=1)[:, :20],
+        S.t().contiguous().t(),
+    )
+    assert not any(t.is_contiguous() for t in views)
+    views = on(device, *views)
+    got = torch.ops.deepl0.threshold_stage(*views, theta.to(device), 0.0, False)
+    assert torch.equal(got[0].cpu(), reference.threshold_stage(x, W, z, S, theta, 0.0)[0])
+    assert got[1].shape == (0, 20)
+    got = torch.ops.deepl0.top_m_stage(*views, 7)
+    assert torch.equal(got[0].cpu(), reference.top_m_stage(x, W, z, S, 7)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_accumulate_in_float32(engine, device, dtype):
+    tensors = operands(9, 40, 72, dtype)
+    theta = torch.tensor(20.0)
+    want, want_u = reference.threshold_stage(*tensors, theta, 0.0, True)
+    got, u = torch.ops.deepl0.threshold_stage(*on(device, *tensors, theta), 0.0, True)
+    assert torch.equal(u.cpu(), want_u)
+    # Triton's interpreter truncates to bfloat16 where the hardware rounds.
+    ulp = torch.finfo(dtype).eps if engine == "interpreter" else 0.0
+    torch.testing.assert_close(got.cpu(), want, rtol=ulp, atol=0)
+    want, want_mask = reference.top_m_stage(*tensors, 11)
+    got, mask = torch.ops.deepl0.top_m_stage(*on(device, *tensors), 11)
+    assert torch.equal(mask.cpu(), want_mask)
+    torch.testing.assert_close(got.cpu(), want, rtol=ulp, atol=0)
+
+
+def test_random_values_are_within_the_bound_of_float32(engine, device):
+    x, W, S, theta = problem(20, 50, 90)
+    z = torch.randn(20, 90)
+    u, bound = pre_activation(x, W, z, S)
+    _, got = torch.ops.deepl0.threshold_stage(*on(device, x, W, z, S, theta), 0.2, True)
+    assert ((got.cpu().double() - u).abs() <= bound).all()
+
+
+def test_gradients_through_the_public_operators(engine, device):
+    tensors = operands(5, 8, 20)
+    theta = torch.full((20,), 5.0)
+    grads = []
+    for backend in (None, "reference"):
+        args = [t.to(device).requires_grad_() for t in (*tensors, theta)]
+        with dk.use_backend(backend):
+            out = dk.threshold_stage(*args, 0.5) + dk.top_m_stage(*args[:4], 6)
+            grads.append(torch.autograd.grad(out.square().sum(), args))
+    for ours, want in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, want, rtol=1e-6, atol=0)
+
+
+def test_two_runs_give_the_same_bits(engine, device):
+    args = on(device, *problem(30, 20, 60)[:2], torch.randn(30, 60), torch.randn(60, 60))
+    first, second = (torch.ops.deepl0.top_m_stage(*args, 9)[0] for _ in range(2))
+    assert torch.equal(as_bits(first), as_bits(second))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tf32_only_where_it_is_allowed(engine, device, dtype):
+    """Half types are exact in tf32; float32 is rounded only if PyTorch's switch says so."""
+    if engine == "interpreter":
+        pytest.skip("the interpreter multiplies in float32")
+    x, W, z, S = (torch.randn(s).to(dtype) for s in ((5, 40), (33, 40), (5, 33), (33, 33)))
+    u, bound = pre_activation(x, W, z, S)
+    previous = torch.get_float32_matmul_precision()
+    args = (*on(device, x, W, z, S, torch.tensor(1.0)), 0.0, True)
+    try:
+        torch.set_float32_matmul_precision("high")
+        error = (torch.ops.deepl0.threshold_stage(*args)[1].cpu().double() - u).abs()
+    finally:
+        torch.set_float32_matmul_precision(previous)
+    allowed = 2.0**-9 if dtype == torch.float32 else 2.0**-20
+    magnitude = x.double().abs() @ W.double().abs().t() + z.double().abs() @ S.double().abs().t()
+    assert (error <= allowed * magnitude).all()
+    assert (error > bound).any() == (dtype == torch.float32)
+    error = (torch.ops.deepl0.threshold_stage(*args)[1].cpu().double() - u).abs()
+    assert (error <= bound).all()
