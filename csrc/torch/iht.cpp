@@ -7,7 +7,7 @@
 #include <tuple>
 
 #include "core/unit_lists.h"
-#include "torch/panels.h"
+#include "torch/course.h"
 
 namespace deepl0::torch_ops {
 namespace {
@@ -63,17 +63,6 @@ struct Dictionary {
     }
 };
 
-/// The objectives of the rows from `begin` on, in blocks of kIhtBlock iterations.
-template <class T>
-struct History {
-    int64_t begin, rows;
-    std::vector<Buffer<T>> blocks;
-
-    T at(int64_t k, int64_t r) const {
-        return blocks[size_t(k / kIhtBlock)].get()[k % kIhtBlock * rows + r];
-    }
-};
-
 /// The first row whose objective rose, whatever the thread that found it.
 struct Rise {
     int64_t row = -1, iteration = 0;
@@ -112,44 +101,33 @@ class Panel {
         std::fill_n(iterations, x.rows, int64_t(0));
         std::fill_n(converged, x.rows, false);
         std::fill_n(status_.get(), x.rows, IhtStatus::running);
-        for (int64_t r = 0; r < x.rows; ++r) {
-            double sum = 0;
-            for (int64_t c = 0; c < x.cols; ++c)
-                sum += double(x.data[r * x.row_stride + c]) * double(x.data[r * x.row_stride + c]);
-            half_xx_.get()[r] = T(sum / 2);
-        }
+        for (int64_t r = 0; r < x.rows; ++r)
+            half_xx_.get()[r] = half_square(x.data + r * x.row_stride, x.cols);
         if (plan_.gram)
             mm<T>(row_major(b_.get(), x.rows, f_.p), x,
                   row_major<const T>(d_.scaled.get(), d_.n, f_.p));
         IhtRows<T> s{values_.get(), indices_.get(), capacity_,      count_.get(), iterations,
                      status_.get(), converged,      half_xx_.get(), first,        objective,
                      nullptr,       x.rows,         f_.max_iter};
-        std::vector<T*> blocks;
         active_.resize(size_t(x.rows));
         for (int64_t r = 0; r < x.rows; ++r) active_[size_t(r)] = int32_t(r);
         while (!active_.empty()) {
             if (history) {
-                int64_t most = 0;
-                for (const int32_t r : active_) most = std::max(most, iterations[r]);
-                while (int64_t(blocks.size()) * kIhtBlock <= most + 1) {
-                    history->blocks.emplace_back(kIhtBlock * x.rows);
-                    blocks.push_back(history->blocks.back().get());
-                }
-                s.history = blocks.data();
-                s.limit = int64_t(blocks.size()) * kIhtBlock - 1;
+                s.limit = history->grow(active_, iterations);
+                s.history = history->pointers.data();
             }
             if (plan_.by_rows)
                 iht_kernels<T>().iterate(f_, s, active_.data(), int64_t(active_.size()), b_.get(),
                                          d_.gram.get(), plan_.most, workspace_.get());
             else
                 pass(s, x, active_);
-            retire();
+            retire(active_, status_.get());
             if (!plan_.by_rows || always_sparse()) continue;
             dense_.clear();
             for (const int32_t r : active_)
                 if (count_.get()[r] > plan_.most) dense_.push_back(r);
             if (!dense_.empty()) pass(s, x, dense_);
-            retire();
+            retire(active_, status_.get());
         }
         for (int64_t r = 0; r < x.rows; ++r)
             if (status_.get()[r] == IhtStatus::rose) return r;
@@ -158,11 +136,6 @@ class Panel {
 
   private:
     bool always_sparse() const { return f_.m >= 0 && f_.m <= plan_.most; }
-
-    void retire() {
-        const auto stands = [&](int32_t r) { return status_.get()[r] >= IhtStatus::done; };
-        active_.erase(std::remove_if(active_.begin(), active_.end(), stands), active_.end());
-    }
 
     /// One iteration of the given rows: all q as the plan has it, then the selection.
     void pass(const IhtRows<T>& s, Matrix<const T> x, const std::vector<int32_t>& rows) {
@@ -223,20 +196,13 @@ class Panel {
     std::vector<int32_t> active_, dense_, order_;
 };
 
-/// iterations, converged and objective of all rows.
-struct Course {
-    Tensor iterations, converged, objective;
-};
-
 /// Runs all rows. load(panel, b, rows) puts their start into the panel, store takes their codes.
 template <class T, class Load, class Store>
 Course solve(Tensor x, Tensor d, const IhtProblem<T>& f, bool with_history, const Load& load,
              const Store& store) {
     const Matrix<const T> xm = row_major_matrix<T>(x), dm = row_major_matrix<T>(d);
     const int64_t batch = xm.rows;
-    Course out{fresh({batch}, ScalarType::Long),
-               torch::stable::new_empty(x, {batch}, ScalarType::Bool),
-               torch::stable::new_empty(x, {with_history ? 1 : 2, batch})};
+    Course out(x, batch, with_history);
     if (batch == 0) return out;
     int64_t* iterations = static_cast<int64_t*>(out.iterations.mutable_data_ptr());
     bool* converged = static_cast<bool*>(out.converged.mutable_data_ptr());
@@ -253,7 +219,7 @@ Course solve(Tensor x, Tensor d, const IhtProblem<T>& f, bool with_history, cons
         for (int64_t b = begin; b < end; b += most) {
             const int64_t rows = std::min(most, end - b);
             load(panel, b, rows);
-            History<T> history{b, rows, {}};
+            History<T> history{b, rows, {}, {}};
             T *first = ends.get() + b, *objective = first + batch;
             const int64_t bad = panel.run(xm.range(b, b + rows), iterations + b, converged + b,
                                           first, objective, with_history ? &history : nullptr);
@@ -272,28 +238,8 @@ Course solve(Tensor x, Tensor d, const IhtProblem<T>& f, bool with_history, cons
         std::copy_n(ends.get(), 2 * batch, static_cast<T*>(out.objective.mutable_data_ptr()));
         return out;
     }
-    const int64_t longest = *std::max_element(iterations, iterations + batch);
-    out.objective = torch::stable::new_empty(x, {longest + 1, batch});
-    T* objective = static_cast<T*>(out.objective.mutable_data_ptr());
-    for (const History<T>& h : histories) {
-        for (int64_t k = 0; k <= longest; ++k) {
-            for (int64_t r = 0; r < h.rows; ++r) {
-                const int64_t at = h.begin + r;
-                objective[k * batch + at] = h.at(std::min(k, iterations[at]), r);
-            }
-        }
-    }
+    out.objective = join(x, histories, iterations, batch);
     return out;
-}
-
-void check_operands(const char* op, const Tensor& x, const Tensor& d, double step,
-                    int64_t max_iter) {
-    STD_TORCH_CHECK(x.dim() == 2 && d.dim() == 2 && x.size(1) == d.size(0), op,
-                    ": x [B, n] and D [n, p] do not fit");
-    STD_TORCH_CHECK(x.scalar_type() == d.scalar_type() && (x.scalar_type() == ScalarType::Float ||
-                                                           x.scalar_type() == ScalarType::Double),
-                    op, ": x and D must both be float32 or float64");
-    STD_TORCH_CHECK(step > 0 && max_iter >= 1, op, ": step must be > 0 and max_iter >= 1");
 }
 
 using TopMResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -354,7 +300,7 @@ L0Result run_l0(Tensor x, Tensor d, const T* start, double lam, double step, dou
 TopMResult iht_top_m(Tensor x, Tensor D, std::optional<Tensor> values,
                      std::optional<Tensor> indices, int64_t m, double step, double tol,
                      int64_t max_iter, bool history) {
-    check_operands("iht_top_m", x, D, step, max_iter);
+    check_solver("iht_top_m", x, D, step, max_iter);
     const int64_t batch = x.size(0), p = D.size(1);
     STD_TORCH_CHECK(m >= 0 && m <= p, "iht_top_m: m must be in [0, ", p, "], got ", m);
     STD_TORCH_CHECK(values.has_value() == indices.has_value(),
@@ -381,7 +327,7 @@ TopMResult iht_top_m(Tensor x, Tensor D, std::optional<Tensor> values,
 
 L0Result iht_l0(Tensor x, Tensor D, std::optional<Tensor> start, double lam, double step,
                 double tol, int64_t max_iter, bool history) {
-    check_operands("iht_l0", x, D, step, max_iter);
+    check_solver("iht_l0", x, D, step, max_iter);
     STD_TORCH_CHECK(lam > 0, "iht_l0: lam must be > 0, got ", lam);
     if (start) {
         STD_TORCH_CHECK(start->dim() == 2 && start->size(0) == x.size(0) &&

@@ -1,0 +1,42 @@
+"""l1: the proximal method with momentum and restarts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .descent import Loop, Quadratic
+from .thresholds import threshold
+
+
+def fista(
+    x: Tensor, D: Tensor, lam: float, step: float, tol: float, max_iter: int, history: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Codes [B, p], iterations and converged [B], objective [T + 1, B] with lam ||a||_1."""
+    theta = x.new_tensor(step * lam)
+
+    def advance(x, b, a, descent, state):
+        # Momentum acts on points and on gradients alike, which are affine in a.
+        w = state["beta"][:, None]
+        y = a + w * (a - state["a"])
+        slope = descent + w * (descent - state["descent"])
+        new = threshold(y + step * slope, theta, 0.0, "soft")
+        uphill = ((y - new) * (new - a)).sum(1) > 0
+        t = torch.where(uphill, 1.0, state["t"])
+        t_next = (1 + (1 + 4 * t * t).sqrt()) / 2
+        state.update(
+            a=a, descent=descent, t=t_next, beta=torch.where(uphill, 0.0, (t - 1) / t_next)
+        )
+        return new
+
+    def new_state(a):
+        one = a.new_ones(len(a))
+        return {"a": a, "descent": torch.zeros_like(a), "t": one, "beta": 0 * one}
+
+    return Loop(Quadratic(D), tol, max_iter, history).run(
+        x,
+        x.new_zeros(len(x), D.shape[1]),
+        advance,
+        lambda a: lam * a.abs().sum(1),
+        new_state,
+    )
