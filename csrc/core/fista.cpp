@@ -1,5 +1,6 @@
 #include "fista.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "gather.h"
@@ -95,7 +96,9 @@ DEEPL0_INLINE void step(const FistaProblem<T>& f, const FistaRows<T>& s, int64_t
     const int64_t p = f.p, k = s.iterations[r]++;
     const T* code = s.codes[k % 2] + r * p;
     T *before = s.codes[(k + 1) % 2] + r * p, *slope = s.slopes + r * p;
-    const T momentum = s.momentum[r], threshold = f.threshold;
+    const T momentum = s.momentum[r];
+    const T threshold = std::max(f.threshold, T(kFistaFall) * s.threshold[r]);
+    s.threshold[r] = threshold;
     Sums<T, kVectorBytes> lanes;
     Sums<T, 0> tail;
     int64_t i = 0;
@@ -117,7 +120,8 @@ DEEPL0_INLINE void step(const FistaProblem<T>& f, const FistaRows<T>& s, int64_t
     if (!last && (k + 1) % kIhtCheckEvery != 0) return;
     const T moved = sum_of_lanes<T, kVectorBytes>(lanes.moved) + tail.moved;
     const T size = sum_of_lanes<T, kVectorBytes>(lanes.size) + tail.size;
-    s.converged[r] = std::sqrt(double(moved)) <= f.tol * std::sqrt(double(size));
+    s.converged[r] =
+        threshold == f.threshold && std::sqrt(double(moved)) <= f.tol * std::sqrt(double(size));
     if (s.converged[r] || last) s.status[r] = IhtStatus::last;
 }
 

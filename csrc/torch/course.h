@@ -73,6 +73,13 @@ T half_square(const T* x, int64_t n) {
     return T(sum / 2);
 }
 
+/// D without gaps between its rows, copying it only if need be. d keeps the memory alive.
+template <class T>
+Matrix<const T> plain_matrix(Tensor& d) {
+    if (row_major_matrix<T>(d).row_stride != d.size(1)) d = torch::stable::contiguous(d);
+    return row_major<const T>(static_cast<const T*>(d.const_data_ptr()), d.size(0), d.size(1));
+}
+
 /// Throws unless x [B, n] and D [n, p] fit and step and max_iter are possible.
 inline void check_solver(const char* op, const Tensor& x, const Tensor& d, double step,
                          int64_t max_iter) {

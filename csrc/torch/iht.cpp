@@ -200,7 +200,7 @@ class Panel {
 template <class T, class Load, class Store>
 Course solve(Tensor x, Tensor d, const IhtProblem<T>& f, bool with_history, const Load& load,
              const Store& store) {
-    const Matrix<const T> xm = row_major_matrix<T>(x), dm = row_major_matrix<T>(d);
+    const Matrix<const T> xm = row_major_matrix<T>(x), dm = plain_matrix<T>(d);
     const int64_t batch = xm.rows;
     Course out(x, batch, with_history);
     if (batch == 0) return out;
