@@ -8,7 +8,7 @@
 #include <tuple>
 
 #include "torch/course.h"
-#include "torch/product.h"
+#include "torch/dictionary.h"
 
 namespace deepl0::torch_ops {
 namespace {
@@ -44,16 +44,6 @@ Plan make_plan(int64_t batch, int64_t n, int64_t p, int64_t max_iter) {
     return {gram, residual || !gram, most, panel_rows(p, size, rows)};
 }
 
-/// f(i) for i in [0, n), each on one thread: what it computes by torch's products does not depend
-/// on how many there are.
-template <class F>
-void each(int64_t n, const F& f) {
-    // A range of one would run outside of any parallel region, where the products are threaded.
-    torch::stable::parallel_for(0, std::max<int64_t>(n, 2), 1, [&](int64_t begin, int64_t end) {
-        if (begin < n) f(begin, std::min(end, n));
-    });
-}
-
 template <class T>
 T largest(const T* b, int64_t p) {
     T most = 0;
@@ -61,44 +51,17 @@ T largest(const T* b, int64_t p) {
     return most;
 }
 
-/// D and what is formed of it.
+/// And the products with dense codes.
 template <class T>
-struct Dictionary {
-    Matrix<const T> d;  // [n, p]
-    int64_t n, p;
-    Buffer<T> atoms, weights, gram;  // -D', mu D' [p, n]; -mu D'D
-    Product<T> correlations;
+struct DenseDictionary : Dictionary<T> {
     std::optional<Product<T>> with_gram, reconstruction;
 
-    Dictionary(Matrix<const T> dictionary, T step, const Plan& plan, int64_t batch)
-        : d(dictionary),
-          n(d.rows),
-          p(d.cols),
-          atoms(p * n),
-          weights(scaled(step)),
-          gram(plan.gram ? p * p : 0),
-          correlations(row_major<const T>(weights.get(), p, n), batch) {
-        if (plan.residual) reconstruction.emplace(d, batch);
-        if (!plan.gram) return;
-        constexpr int64_t kBlock = 64;
-        each((p + kBlock - 1) / kBlock, [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin * kBlock; i < std::min(p, end * kBlock); i += kBlock)
-                correlations(
-                    row_major<const T>(atoms.get(), p, n).range(i, std::min(p, i + kBlock)),
-                    gram.get() + i * p);
-        });
-        if (!plan.residual) with_gram.emplace(row_major<const T>(gram.get(), p, p), batch);
-    }
-
-  private:
-    Buffer<T> scaled(T step) {
-        Buffer<T> out(p * n);
-        transpose_matrix<T>(d.data, n, p, atoms.get());
-        for (int64_t i = 0; i < n * p; ++i) {
-            out.get()[i] = step * atoms.get()[i];
-            atoms.get()[i] = -atoms.get()[i];
-        }
-        return out;
+    DenseDictionary(Matrix<const T> d, T step, const Plan& plan, int64_t batch)
+        : Dictionary<T>(d, step, plan.gram, batch) {
+        if (plan.residual)
+            reconstruction.emplace(d, batch);
+        else
+            with_gram.emplace(row_major<const T>(this->gram.get(), d.cols, d.cols), batch);
     }
 };
 
@@ -106,7 +69,7 @@ struct Dictionary {
 template <class T>
 class Panel {
   public:
-    Panel(const FistaProblem<T>& f, const Plan& plan, const Dictionary<T>& d, int64_t rows)
+    Panel(const FistaProblem<T>& f, const Plan& plan, const DenseDictionary<T>& d, int64_t rows)
         : f_(f),
           plan_(plan),
           d_(d),
@@ -225,7 +188,7 @@ class Panel {
 
     const FistaProblem<T>& f_;
     const Plan& plan_;
-    const Dictionary<T>& d_;
+    const DenseDictionary<T>& d_;
     Buffer<T> even_, odd_, slopes_, b_, q_, z_, residual_, half_xx_, t_, momentum_, threshold_;
     Buffer<int32_t> count_;
     Buffer<IhtStatus> status_;
@@ -245,7 +208,7 @@ Result run(Tensor x, Tensor d, double lam, double step, double tol, int64_t max_
     if (batch == 0) return {code, out.iterations, out.converged, out.objective};
     const FistaProblem<T> f{p, T(step), T(lam), T(step * lam), tol, max_iter};
     const Plan plan = make_plan<T>(batch, xm.cols, p, max_iter);
-    const Dictionary<T> dictionary(dm, f.step, plan, batch);
+    const DenseDictionary<T> dictionary(dm, f.step, plan, batch);
     T* codes = static_cast<T*>(code.mutable_data_ptr());
     int64_t* iterations = static_cast<int64_t*>(out.iterations.mutable_data_ptr());
     bool* converged = static_cast<bool*>(out.converged.mutable_data_ptr());

@@ -8,6 +8,7 @@
 
 #include "core/unit_lists.h"
 #include "torch/course.h"
+#include "torch/dictionary.h"
 
 namespace deepl0::torch_ops {
 namespace {
@@ -15,7 +16,7 @@ namespace {
 /// How q = mu D'(x - D a) is formed, chosen by make_plan.
 struct Plan {
     bool gram;      // from -mu D'D; else through the residual
-    bool by_rows;   // it is in L2: each sparse row through all its iterations
+    bool by_rows;   // it is in L2 or not far beyond: each sparse row through all its iterations
     int64_t most;   // entries of a sparse row; beyond, a dense product
     int64_t width;  // of the column panels of an array beyond L2
     int64_t rows;   // of a panel of x
@@ -26,12 +27,14 @@ struct Plan {
 /// encode_top_m has them; the crossover to the residual is computed from these, not timed. With D'D
 /// an iteration is p columns of the one or p^2 of the other, after n p^2 once; through the residual
 /// n columns and an n x p product. The iterations to come are not known: few rows stand still
-/// before some tens. An array D'D of more than 256 MiB is never formed.
+/// before some tens. An array D'D of more than 256 MiB is never formed. Rows by themselves take
+/// 0.85 to 1 of the time of panels where D'D is 2 to 8 times an L2 of 512 KiB, in an L3 of 32 MiB
+/// (Zen 3).
 template <class T>
 Plan make_plan(int64_t batch, int64_t n, int64_t p, int64_t m, int64_t max_iter) {
     constexpr int64_t kExpected = 32, kMostBytes = int64_t(256) << 20;
     const int64_t size = sizeof(T), l2 = l2_bytes();
-    const bool in_l2 = p * p * size * 3 <= l2 * 2;
+    const bool in_l2 = p * p * size * 3 <= l2 * 2, near = p * p * size <= l2 * 4;
     const int64_t most = in_l2 ? p * 9 / 20 : p * 7 / 20;
     const int64_t count = m < 0 ? p / 8 : m;
     const double products = 0.02 * double(p), sums = 0.03 * double(count);
@@ -42,26 +45,9 @@ Plan make_plan(int64_t batch, int64_t n, int64_t p, int64_t m, int64_t max_iter)
         p * p * size <= kMostBytes &&
         iterations * with_gram + double(n) * double(p) * products < iterations * with_residual;
     const int64_t width = std::clamp<int64_t>(l2 / 4 / (p * size) / 16 * 16, 16, 256);
-    return {gram, gram && in_l2, most, std::min(width, p),
-            panel_rows(p, size, gram && !in_l2 ? 1024 : 256)};
+    return {gram, gram && near, most, std::min(width, p),
+            panel_rows(p, size, gram && !near ? 1024 : 256)};
 }
-
-/// -D' [p, n], mu D [n, p] and, if the plan wants it, their product.
-template <class T>
-struct Dictionary {
-    int64_t n, p;
-    Buffer<T> atoms, scaled, gram;
-
-    Dictionary(Matrix<const T> d, T step, bool with_gram)
-        : n(d.rows), p(d.cols), atoms(p * n), scaled(n * p), gram(with_gram ? p * p : 0) {
-        transpose_matrix<T>(d.data, n, p, atoms.get());
-        for (int64_t i = 0; i < n * p; ++i) atoms.get()[i] = -atoms.get()[i];
-        for (int64_t i = 0; i < n * p; ++i) scaled.get()[i] = step * d.data[i];
-        if (with_gram)
-            mm<T>(row_major(gram.get(), p, p), row_major<const T>(atoms.get(), p, n),
-                  row_major<const T>(scaled.get(), n, p));
-    }
-};
 
 /// The first row whose objective rose, whatever the thread that found it.
 struct Rise {
@@ -103,9 +89,7 @@ class Panel {
         std::fill_n(status_.get(), x.rows, IhtStatus::running);
         for (int64_t r = 0; r < x.rows; ++r)
             half_xx_.get()[r] = half_square(x.data + r * x.row_stride, x.cols);
-        if (plan_.gram)
-            mm<T>(row_major(b_.get(), x.rows, f_.p), x,
-                  row_major<const T>(d_.scaled.get(), d_.n, f_.p));
+        if (plan_.gram) d_.correlations(x, b_.get());
         IhtRows<T> s{values_.get(), indices_.get(), capacity_,      count_.get(), iterations,
                      status_.get(), converged,      half_xx_.get(), first,        objective,
                      nullptr,       x.rows,         f_.max_iter};
@@ -116,10 +100,15 @@ class Panel {
                 s.limit = history->grow(active_, iterations);
                 s.history = history->pointers.data();
             }
+            if (plan_.gram) {
+                iht_kernels<T>().finish(f_, s, active_.data(), int64_t(active_.size()), b_.get(),
+                                        d_.gram.get(), workspace_.get());
+                retire(active_, status_.get());
+            }
             if (plan_.by_rows)
                 iht_kernels<T>().iterate(f_, s, active_.data(), int64_t(active_.size()), b_.get(),
                                          d_.gram.get(), plan_.most, workspace_.get());
-            else
+            else if (!active_.empty())
                 pass(s, x, active_);
             retire(active_, status_.get());
             if (!plan_.by_rows || always_sparse()) continue;
@@ -140,13 +129,12 @@ class Panel {
     /// One iteration of the given rows: all q as the plan has it, then the selection.
     void pass(const IhtRows<T>& s, Matrix<const T> x, const std::vector<int32_t>& rows) {
         const auto& kernels = iht_kernels<T>();
-        const int64_t n = int64_t(rows.size()), p = f_.p;
+        const int64_t n = int64_t(rows.size());
         T* q = q_.get();
         if (!plan_.gram) {
             kernels.gather(s, rows.data(), n, x.data, x.row_stride, d_.atoms.get(), d_.n,
                            residual_.get(), d_.n);
-            mm<T>(row_major(q, n, p), row_major<const T>(residual_.get(), n, d_.n),
-                  row_major<const T>(d_.scaled.get(), d_.n, p));
+            d_.correlations(row_major<const T>(residual_.get(), n, d_.n), q);
             kernels.advance(f_, s, rows.data(), n, nullptr, residual_.get(), d_.n, q,
                             workspace_.get());
             return;
@@ -208,7 +196,7 @@ Course solve(Tensor x, Tensor d, const IhtProblem<T>& f, bool with_history, cons
     bool* converged = static_cast<bool*>(out.converged.mutable_data_ptr());
     const Buffer<T> ends(2 * batch);
     const Plan plan = make_plan<T>(batch, xm.cols, f.p, f.m, f.max_iter);
-    const Dictionary<T> dictionary(dm, f.step, plan.gram);
+    const Dictionary<T> dictionary(dm, f.step, plan.gram, batch);
     std::mutex mutex;
     std::vector<History<T>> histories;
     Rise rise;
