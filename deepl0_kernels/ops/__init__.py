@@ -3,6 +3,7 @@
 from .. import triton
 
 # Register the operators behind the solvers.
+from . import fista as fista
 from . import iht as iht
 from . import omp as omp
 from . import registration

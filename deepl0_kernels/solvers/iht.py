@@ -218,7 +218,7 @@ def _accelerated(
         state.update(a=a, descent=descent, t=t_next, beta=(t - 1) / t_next)
         return new
 
-    def new_state(a):
+    def new_state(b, a):
         one = a.new_ones(len(a))
         return {"a": a, "descent": torch.zeros_like(a), "t": one, "beta": 0 * one}
 
