@@ -69,6 +69,7 @@ def _app():
 
         Needs the full MNIST (DEEPL0_DATA) unless --quick. Interrupted, it goes on where it stopped.
         """
+        from ._files import write_atomically
         from .experiments import pareto as race
         from .experiments import record, report
         from .experiments import reproduce as experiment
@@ -94,7 +95,7 @@ def _app():
                     )
                     record.write_json(out / f"pareto-{key}-p{min(sizes)}.json", found)
                     for name, content in race.draw(found).items():
-                        record.write_atomically(out / name, content)
+                        write_atomically(out / name, content)
             page = report.write(out)
         except KeyboardInterrupt:
             typer.echo(f"interrupted; the same command goes on from what {out} holds", err=True)

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._files import write_atomically
 from ..nn import BaselineEncoder
 from ..solvers.step import safe_step
 from ..version import __version__
-from . import record
 from .metrics import prediction_error, reconstruction_error, support_error
 from .problems import L0Regularized, Problem
 from .protocol import ITERATIONS, Protocol, Signals, describe
@@ -162,14 +162,14 @@ def optimal_codes(
     }
     buffer = io.BytesIO()
     torch.save({"code": code.to_sparse(), "course": course}, buffer)
-    record.write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
     return code, course
 
 
 def _save(path: Path, D: Tensor, network: nn.Module) -> None:
     buffer = io.BytesIO()
     torch.save({"D": D, "encoder": network.state_dict()}, buffer)
-    record.write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 class _Clock:

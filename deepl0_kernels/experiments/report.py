@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from . import record, tables
+from .._files import write_atomically
+from . import tables
 from .reproduce import TABLES
 
 _STYLE = """
@@ -37,7 +38,7 @@ def write(folder: Path) -> Path:
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read as results: {error!r}") from error
     out = folder / "report.html"
-    record.write_atomically(out, page.encode())
+    write_atomically(out, page.encode())
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from . import record
+from .._files import write_atomically
 from .figure import BLUE, GREEN, GREY, RED, save
 from .regression import BASELINE, DEEP
 from .reproduce import SIZES, TABLES, means
@@ -43,13 +43,11 @@ def write(results: dict[str, Any], out: Path) -> None:
         for c in results["cells"]
         for row in c["rows"]
     ]
-    record.write_atomically(
-        out / "results.csv", pandas.DataFrame(rows).to_csv(index=False).encode()
-    )
-    record.write_atomically(out / "tables.md", text(results).encode())
+    write_atomically(out / "results.csv", pandas.DataFrame(rows).to_csv(index=False).encode())
+    write_atomically(out / "tables.md", text(results).encode())
     for name in results["tables"]:
         for file, content in _draw(results, name).items():
-            record.write_atomically(out / file, content)
+            write_atomically(out / file, content)
 
 
 def text(results: dict[str, Any]) -> str:

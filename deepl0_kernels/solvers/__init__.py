@@ -1,6 +1,6 @@
 """The iterative methods that the encoders unroll, and dictionary learning. Batched over signals."""
 
-from .dictionary import DictionaryResult, learn_dictionary
+from .dictionary import DictionaryLearner, DictionaryResult, learn_dictionary
 from .fista import fista
 from .iht import iht, iht_m
 from .omp import omp
@@ -9,6 +9,7 @@ from .result import SolverResult
 from .step import squared_norm
 
 __all__ = [
+    "DictionaryLearner",
     "DictionaryResult",
     "SolverResult",
     "cosamp",
