@@ -6,6 +6,7 @@ from .iht import iht, iht_m
 from .omp import omp
 from .pursuit import cosamp, htp
 from .result import SolverResult
+from .stability import support_margin
 from .step import squared_norm
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "learn_dictionary",
     "omp",
     "squared_norm",
+    "support_margin",
 ]
