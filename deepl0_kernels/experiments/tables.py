@@ -59,7 +59,7 @@ def write(results: dict[str, Any], out: Path) -> None:
     write_atomically(out / "results.csv", pandas.DataFrame(rows).to_csv(index=False).encode())
     write_atomically(out / "tables.md", text(results, pareto.read(out)).encode())
     for name in results["tables"]:
-        for file, content in _draw(results, name).items():
+        for file, content in draw(results, name).items():
             write_atomically(out / file, content)
 
 
@@ -69,18 +69,13 @@ def text(results: dict[str, Any], times: Sequence[dict[str, Any]] = ()) -> str:
     for name in results["tables"]:
         lines += [f"## {name}", "", frame(results, name).to_markdown(), ""]
     lines += ["## Claims, judged by the means", ""]
-    for claim in results["claims"]:
-        lines.append(
-            f"* {claim['table']}, p = {claim['p']}: {DEEP.format(k=2)} {claim['encoder']:.2f}, "
-            f"{claim['rival']} {claim['rival_value']:.2f}: "
-            + ("holds" if claim["holds"] else "**does not hold**")
-        )
+    lines += [claims(results)]
     lines += ["", "## Problems", "", problems(results).to_markdown(index=False), ""]
     if times:
         lines += ["## Times", "", *map(time_of_codes, times), ""]
     lines += ["## Protocol", ""]
-    lines += [f"* {key}: {value}" for key, value in results["protocol"].items()]
     lines += [
+        protocol(results),
         f"* seeds: {results['seeds']}",
         *(f"* cells: {line}" for line in machines(results)),
         "",
@@ -88,6 +83,21 @@ def text(results: dict[str, Any], times: Sequence[dict[str, Any]] = ()) -> str:
         "they are a reference, not a target that these rows were tuned to.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def claims(results: dict[str, Any]) -> str:
+    """The orderings that the paper claims, as a list."""
+    return "\n".join(
+        f"* {claim['table']}, p = {claim['p']}: {DEEP.format(k=2)} {claim['encoder']:.2f}, "
+        f"{claim['rival']} {claim['rival_value']:.2f}: "
+        + ("holds" if claim["holds"] else "**does not hold**")
+        for claim in results["claims"]
+    )
+
+
+def protocol(results: dict[str, Any]) -> str:
+    """Every choice, as a list."""
+    return "\n".join(f"* {key}: {value}" for key, value in results["protocol"].items())
 
 
 def problems(results: dict[str, Any]):
@@ -141,7 +151,7 @@ def machines(results: dict[str, Any]) -> list[str]:
     return list(seen)
 
 
-def _draw(results: dict[str, Any], name: str) -> dict[str, bytes]:
+def draw(results: dict[str, Any], name: str) -> dict[str, bytes]:
     """Error against code size for the rows that the paper has; its values in outline."""
     from matplotlib.figure import Figure
 
