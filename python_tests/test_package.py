@@ -30,8 +30,7 @@ def test_the_extension_is_there_and_says_what_it_is():
     assert info["torch_abi_target"] == "2.13"
     assert info["isa_active"] in info["isa_supported"]
     assert set(info["isa_supported"]) <= set(info["isa_compiled"])
-    assert info["cuda"] is False
-    assert info["cuda_archs"] == []
+    assert info["cuda"] == bool(info["cuda_archs"])
     assert info["compiler"]
 
 
