@@ -33,10 +33,13 @@ class Job(ctypes.Structure):
         ("arguments", ctypes.POINTER(ctypes.c_void_p)),
         ("ranges", ctypes.POINTER(Range)),
         ("range_count", ctypes.c_uint64),
+        ("stream", ctypes.c_void_p),
     )
 
 
 RUN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(Job))
+
+STREAM = 0x57EEA3  # what csrc/tests/cuda_emulator.cpp calls the current stream
 
 # An H100, and one with so little shared memory that short rows are long ones.
 BIG = (132, 232448)
@@ -68,6 +71,7 @@ class Emulator:
         self.mutate: Callable[[str, str], str] = lambda kernel, text: text
         self.block_order: Callable[[int], list[int]] | None = None
         self.options = Options()
+        self.record: Callable[[Job], None] | None = None  # takes the launches, and nothing runs
         self.error = b""
         self._run = RUN(self._launch)  # as long as the library may call it
         self.library.emulator_set_run(self._run)
@@ -85,8 +89,17 @@ class Emulator:
             return 1
         return 0
 
+    def refuse(self, text: bytes | None) -> None:
+        """From now on the device runs no kernels, for the reason ``text``."""
+        self._refusal = text  # the library keeps the pointer
+        self.library.emulator_set_refusal(text)
+
     def _execute(self, job: Job) -> None:
         name = job.kernel.decode()
+        assert job.stream == STREAM, f"{name} is not launched on the current stream"
+        if self.record is not None:
+            self.record(job)
+            return
         threads = job.block[0] * job.block[1] * job.block[2]
         static = static_shared(self.ptx[name], name)
         assert 0 < threads <= 1024, f"{threads} threads"
