@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock, blocks_for(ITEMS))
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i)
         key[i] = entry_of<V>(i) < p ? key_of(__float_as_uint(u[i])) : kPadding;
-    const uint32_t keep = warp_keep<31, ITEMS, V>(key, p, m);
+    const uint32_t keep = warp_keep<ITEMS, V>(key, p, m);
     for_each_ranked<ITEMS, V>(keep, [&](int item, int rank) {
         out_values[row * m + rank] = u[item];
         out_indices[row * m + rank] = entry_of<V>(item);
@@ -104,12 +104,18 @@ __global__ void __launch_bounds__(1024)
     }
     __syncthreads();
     const KeyOf<uint32_t> key_of{kNanF32};
-    const auto key_at = [&](int i) { return key_of(__float_as_uint(u[i])); };
-    const Cut cut = block_cut<31>(select, key_at, p, m);
-    block_for_each(select, key_at, p, cut, [&](int i, bool keep, int rank, unsigned) {
-        if (!keep) return;
-        out_values[row * m + rank] = u[i];
-        out_indices[row * m + rank] = i;
+    const auto keys = [&](int i, int (&key)[kTogether]) {
+        keys_of(reinterpret_cast<const uint32_t*>(u), i, p, true, key_of, key);
+    };
+    const Cut cut = block_cut<31>(select, keys, p, m);
+    block_for_each(select, keys, p, cut, [&](int i, unsigned keep, int rank) {
+#pragma unroll 1
+        for (; keep != 0; keep &= keep - 1) {
+            const int j = i + __ffs(int(keep)) - 1;
+            out_values[row * m + rank] = u[j];
+            out_indices[row * m + rank] = j;
+            ++rank;
+        }
     });
 }
 

@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
             key[k + v] = at + v < p ? key_of(pack.at[v]) : kPadding;
         }
     }
-    const uint32_t keep = warp_keep<KeyOf<Bits>::kBits, ITEMS, V>(key, p, m);
+    const uint32_t keep = warp_keep<ITEMS, V>(key, p, m);
     if constexpr (DENSE) {
         const bool aligned_out = rows_aligned<Bits, V>(values, p);
         const int mask_bytes = (p + 7) / 8;
@@ -47,10 +47,11 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
                 mask[row * mask_bytes + at] = uint8_t(byte);
         }
     } else {
-        for_each_ranked<ITEMS, V>(keep, [&](int item, int rank) {
-            // The loops over items are unrolled: item is a constant, bits stays in registers.
-            values[row * m + rank] = bits[item];
-            indices[row * m + rank] = entry_of<V>(item);
+        for_each_kept<ITEMS, V>(keep, [&](int item, int rank) {
+            const int at = ((item / V) * 32 + lane_id()) * V + item % V;
+            values[row * m + rank] =
+                u[row * u_stride + at];  // bits[item] would leave the registers
+            indices[row * m + rank] = at;
         });
     }
 }
@@ -59,7 +60,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
 /// loads of a thread are in flight. `to` is aligned.
 template <class Bits>
 __device__ void copy_row(Bits* to, const Bits* from, int size) {
-    constexpr int V = 16 / sizeof(Bits), kTogether = 4;
+    constexpr int V = 16 / sizeof(Bits), kLoads = 4;
     const int threads = int(blockDim.x);
     int done = 0;
     if (rows_aligned<Bits, V>(from, 0)) {
@@ -67,12 +68,12 @@ __device__ void copy_row(Bits* to, const Bits* from, int size) {
         auto* to_packs = reinterpret_cast<Pack<Bits, V>*>(to);
         const auto* from_packs = reinterpret_cast<const Pack<Bits, V>*>(from);
         int i = int(threadIdx.x);
-        for (; i + (kTogether - 1) * threads < packs; i += kTogether * threads) {
-            Pack<Bits, V> pack[kTogether];
+        for (; i + (kLoads - 1) * threads < packs; i += kLoads * threads) {
+            Pack<Bits, V> pack[kLoads];
 #pragma unroll
-            for (int k = 0; k < kTogether; ++k) pack[k] = from_packs[i + k * threads];
+            for (int k = 0; k < kLoads; ++k) pack[k] = from_packs[i + k * threads];
 #pragma unroll
-            for (int k = 0; k < kTogether; ++k) to_packs[i + k * threads] = pack[k];
+            for (int k = 0; k < kLoads; ++k) to_packs[i + k * threads] = pack[k];
         }
 #pragma unroll 1
         for (; i < packs; i += threads) to_packs[i] = from_packs[i];
@@ -105,22 +106,35 @@ __global__ void __launch_bounds__(1024)
         __syncthreads();
         at = copy;
     }
-    const auto key_at = [&](int i) { return key_of(at[i]); };
-    const Cut cut = block_cut<KeyOf<Bits>::kBits>(select, key_at, size, m);
+    const bool packs = SHARED || rows_aligned<Bits, kTogether>(from, 0);
+    const auto keys = [&](int i, int (&key)[kTogether]) {
+        keys_of(at, i, size, packs, key_of, key);
+    };
+    const Cut cut = block_cut<KeyOf<Bits>::kBits>(select, keys, size, m);
     if constexpr (DENSE) {
+        Bits* to = values + row * out_stride;
+        const bool packs_out = rows_aligned<Bits, kTogether>(values, out_stride);
         const int mask_bytes = (p + 7) / 8;
-        block_for_each(select, key_at, size, cut, [&](int i, bool keep, int, unsigned lanes) {
-            if (i < size) values[row * out_stride + i] = keep ? at[i] : Bits(0);
-            const int byte = i / 32 * 4 + lane_id();
-            if (lane_id() < 4 && byte < mask_bytes)
-                mask[row * mask_bytes + byte] = uint8_t(lanes >> (8 * lane_id()));
+        block_for_each(select, keys, size, cut, [&](int i, unsigned keep, int) {
+            const unsigned byte = keep | __shfl_down_sync(kAllLanes, keep, 1) << 4;
+            if (lane_id() % 2 == 0 && i < size) mask[row * mask_bytes + i / 8] = uint8_t(byte);
+            if (i >= size) return;
+            auto pack = load_pack<kTogether>(at, i, size, packs);
+#pragma unroll
+            for (int v = 0; v < kTogether; ++v)
+                if (!((keep >> v) & 1u)) pack.at[v] = Bits(0);
+            store_pack<kTogether>(to, i, size, packs_out, pack);
         });
     } else {
         const int64_t out = row * out_stride + int64_t(number) * m;
-        block_for_each(select, key_at, size, cut, [&](int i, bool keep, int rank, unsigned) {
-            if (!keep) return;
-            values[out + rank] = at[i];
-            indices[out + rank] = map ? map[row * u_stride + i] : begin + i;
+        block_for_each(select, keys, size, cut, [&](int i, unsigned keep, int rank) {
+#pragma unroll 1
+            for (; keep != 0; keep &= keep - 1) {
+                const int j = i + __ffs(int(keep)) - 1;
+                values[out + rank] = at[j];
+                indices[out + rank] = map ? map[row * u_stride + j] : begin + j;
+                ++rank;
+            }
         });
     }
 }
@@ -224,8 +238,8 @@ void launch_block(const Problem<Bits>& a, int segment, int64_t out_stride) {
     const int64_t segments = ceil_div(a.p, segment);
     const size_t shared = SHARED ? ceil_div(segment * sizeof(Bits), 16) * 16 : 0;
     allow_shared(kernel, shared, sizeof(BlockSelect), name);
-    // 16 entries a thread, so that several blocks share a multiprocessor while rows are short.
-    const int threads = segment <= 4096 ? 256 : segment <= 8192 ? 512 : 1024;
+    // Few threads: what a warp does once a digit is a third of its work on short rows.
+    const int threads = segment <= 8192 ? 256 : 512;
     kernel<<<grid_size(a.rows * segments, name), threads, shared, a.stream>>>(
         a.u, a.u_stride, a.p, segment, int(segments), a.m, a.nan, a.map, a.values, a.indices,
         out_stride, a.mask);

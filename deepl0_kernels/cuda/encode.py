@@ -24,7 +24,8 @@ def encode_top_m(
     p = W.shape[0]
     wx = _product(x, W)
     values, indices = kernels.top_m(wx, m)
-    gather = p >= library.products_per_gather(x.dtype) * m
+    # The code is float32 whatever x is, and so is a dense product with it.
+    gather = p >= library.products_per_gather(torch.float32) * m
     before = []
     for k in range(1, num_stages):
         assert S is not None
