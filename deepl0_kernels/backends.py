@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _C
-from .cuda.library import products_per_gather
+from .cuda.library import products_per_gather, refusal
 
 NAMES = ("reference", "cpu", "cuda", "triton")
 
@@ -87,34 +87,51 @@ def implementation(operator: str, tensor: Tensor) -> Callable:
 def choose(operator: str, backends: Sequence[str], args: Sequence) -> str:
     """Which of the GPU backends that have ``operator`` serves this call.
 
-    An override wins where it has the operator. Else:
+    An override wins where it has the operator. CUDA kernels that the device cannot run (its driver
+    is older than their runtime, or no compiled architecture serves it) are left out. Else the cost
+    model decides, docs/gpu-cuda.md has its figures:
 
-    * ``encode_top_m``: Triton's stages are fused dense products on tensor cores, and for long codes
-      tiles that never hold [B, p]. In between, where a gather-sum of m rows of S' beats a product
-      of length p (``library.products_per_gather``) and W x stays small (p <= 16384), the gather
-      stage of the CUDA kernels serves.
-    * everything else that both have, selection, decode and the backward by unit lists: CUDA. A
-      radix select with a histogram, ballots and a stable sort are what Triton cannot express well,
-      and nothing is compiled on first use.
+    * ``encode_top_m``: Triton. Its fused stages are dense products on tensor cores with the code
+      resident, and for long codes tiles that never hold [B, p]. In between, 512 < p <= 1024, where
+      its tile of whole rows is small, the gather stage of the CUDA kernels serves if a gather-sum
+      of m rows of S' beats a product of length p (``library.products_per_gather``).
+    * ``encode_top_m_backward``: Triton to p = 512, by dense tiles; CUDA beyond, by sorted supports.
+    * ``decode_backward``: Triton, which writes the gradient of D in its dtype at once.
+    * all other selection, and decode: CUDA. A radix select with a histogram, ballots and scans take
+      fewer instructions there, and nothing is compiled on first use.
     """
     global _last
-    if len(backends) == 1:
-        backend, reason = backends[0], "the only kernel for the device"
-    elif _forced in backends:
+    usable = [b for b in backends if b != "cuda" or _runs_cuda(args)]
+    if _forced in backends:
         backend, reason = str(_forced), "forced by use_backend"
-    elif operator == "encode_top_m" and not _gathers(*args):
+    elif len(usable) < 2:
+        backend, reason = (usable or backends)[0], "the only kernel for the device"
+    elif operator == "encode_top_m":
         backend, reason = "triton", "dense stages on tensor cores, or tiles of a long code"
+        if _gathers(*args):
+            backend, reason = "cuda", "gather-sums of rows of S'"
+    elif operator == "encode_top_m_backward":
+        backend, reason = "cuda", "sums by unit"
+        if args[5].shape[0] <= 512:
+            backend, reason = "triton", "dense tiles"
+    elif operator == "decode_backward":
+        backend, reason = "triton", "sums by unit in the dtype of D"
     else:
-        backend, reason = "cuda", "selection and sums by unit"
+        backend, reason = "cuda", "selection and gather-sums"
     if _forced is None and _last is not None and _last[0] == operator:
         _last = operator, backend, reason
     return backend
 
 
+def _runs_cuda(args: Sequence) -> bool:
+    device = args[0].device
+    return device.type != "cuda" or refusal(device) is None
+
+
 def _gathers(x: Tensor, W: Tensor, S: Tensor | None, m: int, num_stages: int, save: bool) -> bool:
     """Whether encode_top_m is served by the gather stage."""
     p = W.shape[0]
-    return num_stages > 1 and products_per_gather(x.dtype) * m <= p <= 16384
+    return num_stages > 1 and 512 < p <= 1024 and products_per_gather() * m <= p
 
 
 def _differentiates_functionally() -> bool:

@@ -24,8 +24,7 @@ def encode_top_m(
     p = W.shape[0]
     wx = _product(x, W)
     values, indices = kernels.top_m(wx, m)
-    # The code is float32 whatever x is, and so is a dense product with it.
-    gather = p >= library.products_per_gather(torch.float32) * m
+    gather = p >= library.products_per_gather() * m
     before = []
     for k in range(1, num_stages):
         assert S is not None
@@ -80,7 +79,7 @@ def encode_top_m_backward(
             du.append(kernels.product_on_support(upper, du[-1], lower, step))
     du.reverse()
     entries = m * len(du)
-    if p < library.products_per_gather(torch.float32) * entries:
+    if p < library.products_per_gather() * entries:
         total = kernels.unpool(du[0], index[0], p)
         for k in range(1, len(du)):
             total += kernels.unpool(du[k], index[k], p)

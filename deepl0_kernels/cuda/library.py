@@ -59,12 +59,11 @@ def by_columns(t: Tensor) -> bool:
     return t.stride(-2) == 1 and t.stride(-1) == rows and columns > 1
 
 
-def products_per_gather(dtype: torch.dtype) -> int:
+def products_per_gather() -> int:
     """p / m up to which a dense product of length p beats a gather-sum of m rows.
 
-    Per entry of the result 2 p flops stand against 4 m bytes from L2. At 5.5 TB/s and 400 TFLOP/s
-    (half types, or TF32 where the user has allowed it) they meet at p = 145 m, at 60 TFLOP/s in
-    plain float32 at p = 22 m. From data sheets of the H100; not measured.
+    Per entry of the result 2 p flops stand against 4 m bytes from L2. The code is float32 whatever
+    the signals are, and so is the product: at 5.5 TB/s and 60 TFLOP/s they meet at p = 22 m, at 400
+    TFLOP/s, where TF32 is allowed, at p = 145 m. From data sheets of the H100; not measured.
     """
-    fast = dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32
-    return 145 if fast else 22
+    return 145 if torch.backends.cuda.matmul.allow_tf32 else 22

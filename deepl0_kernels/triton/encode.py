@@ -255,7 +255,7 @@ def _encode_l0_by_stages(x, W, S, theta, sigma, kind, z, saved, num_stages) -> N
     if wx is None and num_stages > 1:
         wx = torch.empty(z.shape, dtype=torch.float32, device=x.device)
     h: dict = dict(sigma=sigma, kind=kind)
-    out = z if num_stages == 1 else torch.empty_like(wx)
+    out = z if num_stages == 1 else torch.empty(z.shape, dtype=torch.float32, device=x.device)
     threshold_tiles(out, wx, x=x, W=W, theta=of_stage(theta, 0, 2), **h)
     for k in range(1, num_stages):
         code, out = out, z if k + 1 == num_stages else torch.empty_like(out)

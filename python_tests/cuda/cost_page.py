@@ -79,11 +79,11 @@ def steps_of(case: Case, device: Device, emulator: Emulator) -> list[Step]:
         tensors = [
             t for t in torch.utils._pytree.tree_leaves((args, kwargs, out)) if torch.is_tensor(t)
         ]
-        moves = not (
-            func.is_view or name.startswith(("empty", "new_empty", "detach", "_unsafe_view"))
-        )
-        if moves and not str(func).startswith("deepl0_"):
-            cost = torch_cost(name, tensors)
+        # What may return its argument, and has not, is a copy.
+        copies = name in ("contiguous", "to", "reshape") and out is not args[0]
+        views = func.is_view or name.startswith(("empty", "new_empty", "detach", "_unsafe_view"))
+        if (copies or not views) and not str(func).startswith("deepl0_"):
+            cost = torch_cost("mm" if name == "matmul" else name, tensors)
             steps.append(Step(name, predict(cost, 1 << 20, 1 << 20, device)))
         return out
 

@@ -11,11 +11,6 @@ import torch
 from deepl0_kernels import triton as floor
 from deepl0_kernels.triton.table import Config
 
-from .conftest import INTERPRETED
-
-if INTERPRETED:
-    pytest.skip("the launches of compiled kernels are modelled", allow_module_level=True)
-
 from . import cost, cost_page
 from .cost import DEVICES, EFFICIENCY, Cost
 from .recording import recording

@@ -13,10 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from deepl0_kernels import reference
 from deepl0_kernels.ops.registration import gradient_of_matrix
-from python_tests.oracle import hostile, same_values
-
-pytest.importorskip("triton")
 from deepl0_kernels.triton import encode_large, table
+from python_tests.oracle import hostile, same_values
 
 CAPACITY = 256  # of a buffer of candidates when m <= 128
 LAYOUTS = {

@@ -135,9 +135,8 @@ def test_two_runs_give_the_same_bits(engine, device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tf32_only_where_it_is_allowed(engine, device, dtype):
-    """Half types are exact in tf32; float32 is rounded only if PyTorch's switch says so."""
-    if engine == "interpreter":
-        pytest.skip("the interpreter multiplies in float32")
+    """Half types are exact in tf32; float32 is rounded only if PyTorch's switch says so. (The
+    interpreter multiplies in float32 whatever it says.)"""
     x, W, z, S = (torch.randn(s).to(dtype) for s in ((5, 40), (33, 40), (5, 33), (33, 33)))
     u, bound = pre_activation(x, W, z, S)
     previous = torch.get_float32_matmul_precision()
@@ -150,6 +149,6 @@ def test_tf32_only_where_it_is_allowed(engine, device, dtype):
     allowed = 2.0**-9 if dtype == torch.float32 else 2.0**-20
     magnitude = x.double().abs() @ W.double().abs().t() + z.double().abs() @ S.double().abs().t()
     assert (error <= allowed * magnitude).all()
-    assert (error > bound).any() == (dtype == torch.float32)
+    assert (error > bound).any() == (dtype == torch.float32 and engine != "interpreter")
     error = (torch.ops.deepl0.threshold_stage(*args)[1].cpu().double() - u).abs()
     assert (error <= bound).all()
