@@ -66,4 +66,4 @@ def products_per_gather() -> int:
     the signals are, and so is the product: at 5.5 TB/s and 60 TFLOP/s they meet at p = 22 m, at 400
     TFLOP/s, where TF32 is allowed, at p = 145 m. From data sheets of the H100; not measured.
     """
-    return 145 if torch.backends.cuda.matmul.allow_tf32 else 22
+    return 145 if torch.backends.cuda.matmul.fp32_precision == "tf32" else 22
