@@ -74,8 +74,8 @@ def implementation(operator: str, tensor: Tensor) -> Callable:
         backend, reason = _forced, "forced by use_backend"
     elif _forced in _NATIVE.get(tensor.device.type, ()):
         raise ValueError(
-            f"backend {_forced!r} has no kernel for {operator!r}; dk.use_backend(None) lets another "
-            "serve it"
+            f"backend {_forced!r} has no kernel for {operator!r}; "
+            "dk.use_backend(None) lets another serve it"
         )
     else:
         raise ValueError(f"backend {_forced!r} does not serve {tensor.device.type!r} tensors")

@@ -1,7 +1,5 @@
 """Operator floor: schema, fake kernel, derivatives and docstring of every public operator."""
 
-from .. import triton
-
 # Register the operators behind the solvers.
 from . import iht as iht
 from . import omp as omp

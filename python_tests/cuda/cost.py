@@ -26,10 +26,10 @@ ISSUE = 64.0  # float32 operations in the time of an instruction of a warp
 # Instructions of a warp a row, (bytes of an element, items a lane, dense) -> count for a row of
 # 32 x items normal entries and m = p / 16.
 WARP_SELECT = {
-    (4, 4, False): 303, (4, 8, False): 541, (4, 16, False): 982, (4, 32, False): 1870,
-    (4, 4, True): 271, (4, 8, True): 474, (4, 16, True): 910, (4, 32, True): 1671,
-    (2, 8, False): 419, (2, 16, False): 968, (2, 32, False): 1735,
-    (2, 8, True): 364, (2, 16, True): 862, (2, 32, True): 1534,
+    (4, 4, False): 328, (4, 8, False): 507, (4, 16, False): 899, (4, 32, False): 1832,
+    (4, 4, True): 302, (4, 8, True): 449, (4, 16, True): 799, (4, 32, True): 1620,
+    (2, 8, False): 482, (2, 16, False): 892, (2, 32, False): 1797,
+    (2, 8, True): 424, (2, 16, True): 797, (2, 32, True): 1570,
 }  # fmt: skip
 # Of a block, two digits: a warp's own, and every 32 entries.
 BLOCK_SELECT = {False: (600.0, 50.0), True: (560.0, 60.0)}

@@ -11,15 +11,16 @@ import importlib
 import math
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 
 import deepl0_kernels as dk
-from python_tests.triton import cost_page as triton_page
 from deepl0_kernels.cuda import library
 from deepl0_kernels.triton import table
+from python_tests.triton import cost_page as triton_page
 from python_tests.triton.cost import EFFICIENCY, Cost, Device, predict, torch_cost
 from python_tests.triton.cost_page import Case, Step
 from python_tests.triton.recording import Capturable
@@ -64,7 +65,9 @@ def resident(a: Launch, usage: dict[tuple[str, str], tuple[int, int]]) -> int:
 
 def documented() -> dict[tuple[str, str], tuple[int, int]]:
     """Registers and static shared memory by kernel and template arguments."""
-    rows = re.findall(r"^\| (\w+_kernel) \| (.*?) \| (\d+) \| (\d+) \|$", DOCUMENT.read_text(), re.M)
+    rows = re.findall(
+        r"^\| (\w+_kernel) \| (.*?) \| (\d+) \| (\d+) \|$", DOCUMENT.read_text(), re.M
+    )
     return {(kernel, variant): (int(r), int(s)) for kernel, variant, r, s in rows}
 
 
@@ -150,7 +153,9 @@ def cases() -> Iterator[Case]:
     for dtype in (torch.float32, torch.bfloat16):
         for p in (128, 256, 512, 1024, 4096, 8192):
             yield page.select(4096, p, dtype)
-        yield from (page.select(b, p, dtype) for b, p in ((65536, 512), (4096, 131072), (8, 131072)))
+        yield from (
+            page.select(b, p, dtype) for b, p in ((65536, 512), (4096, 131072), (8, 131072))
+        )
         for p in (128, 512, 1024, 4096, 8192):
             yield page.keep(4096, p, dtype)
         for p in (256, 512, 1024, 2048, 4096, 8192, 16384):
@@ -209,7 +214,8 @@ def table_of(found: list[Both]) -> str:
     ]
     lines += [
         f"| {b.case.operator.replace('forward + ', '')} | {b.case.shape} | "
-        f"{str(b.case.dtype).removeprefix('torch.')} | {_us(b.cuda)} | {_us(b.triton)} | {b.chosen} |"
+        f"{str(b.case.dtype).removeprefix('torch.')} | {_us(b.cuda)} | {_us(b.triton)} | "
+        f"{b.chosen} |"
         for b in found
     ]
     return "\n".join(lines) + "\n"
@@ -261,7 +267,8 @@ def published(emulator: Emulator) -> str:
         ours = seconds(steps_of(claim.case, claim.device, emulator))
         ratio = f"{claim.topk / ours:.1f}" if claim.topk else "not to be told"
         lines.append(
-            f"| {claim.case.shape}, {claim.device.name} | {claim.claim} | {_us(ours)} us | {ratio} |"
+            f"| {claim.case.shape}, {claim.device.name} | {claim.claim} | "
+            f"{_us(ours)} us | {ratio} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -274,7 +281,9 @@ def atomic(emulator: Emulator) -> str:
         for allowed in (False, True):
             library.allow_atomics(allowed)
             try:
-                whole = steps_of(training(batch, 1024), H100, emulator)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # the tests' emulator asks for determinism
+                    whole = steps_of(training(batch, 1024), H100, emulator)
             finally:
                 library.allow_atomics(False)
             cells.append(_us(sum_of_outer(whole)))

@@ -82,6 +82,9 @@ def sums(ops) -> bool:
     right = right and torch.allclose(below, (dense @ S).gather(1, lower), rtol=1e-4, atol=1e-4)
     rows = ops.gather_rows(du, upper, S, True)
     right = right and torch.allclose(rows, dense @ S, rtol=1e-4, atol=1e-4)
+    spread = torch.empty(p, p)
+    ops.outer_atomic(upper, du, lower, z, spread, False)
+    right = right and torch.allclose(spread, want - 1, rtol=1e-4, atol=1e-4)
     dots = ops.row_dots(upper, S, rows)
     return right and torch.allclose(dots, (rows @ S.t()).gather(1, upper), rtol=1e-3, atol=1e-3)
 
@@ -96,6 +99,7 @@ PROBLEMS = {
     "combine_kernel": lists,
     "combine_edges_kernel": lists,
     "outer_kernel": sums,
+    "outer_atomic_kernel": sums,
     "product_on_support_kernel": sums,
     "gather_rows_kernel": sums,
     "row_dots_kernel": sums,

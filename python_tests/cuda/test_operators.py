@@ -78,7 +78,7 @@ def test_encoder(device, batch, p, n, m, stages, layout, dtype):
 @pytest.mark.parametrize("transposed", [True, False])
 def test_both_ways_of_every_product(device, monkeypatch, gather, transposed):
     """The dense and the sparse way of the encoder and of its backward, at one size."""
-    monkeypatch.setattr(library, "products_per_gather", lambda dtype: 0 if gather else 1000)
+    monkeypatch.setattr(library, "products_per_gather", lambda: 0 if gather else 1000)
     batch, p, n, m = 5, (170 if gather else 30), 7, (20 if gather else 6)
     x, W, S = exact(batch, n), exact(p, n), exact(p, p) * (torch.rand(p, p) < 0.1)
     if transposed:
@@ -173,32 +173,40 @@ class TestChoice:
         W, S = torch.empty(p, 8, dtype=dtype, device="meta"), None
         return torch.empty(4, 8, dtype=dtype, device="meta"), W, S, m, stages, False
 
-    def test_selection_and_lists_are_cuda(self):
-        for name in ("top_m", "keep_top_m", "decode", "decode_backward", "encode_top_m_backward"):
-            assert backends.choose(name, self.both, ()) == "cuda"
+    def test_selection_is_cuda_and_the_gradient_of_atoms_triton(self):
+        x = torch.empty(2, 3, device="meta")
+        for name in ("top_m", "keep_top_m", "unpool", "apply_mask", "decode"):
+            assert backends.choose(name, self.both, (x,)) == "cuda"
+        assert backends.choose("decode_backward", self.both, (x,)) == "triton"
 
     @pytest.mark.parametrize(
         ("p", "m", "stages", "dtype", "want"),
         [
-            (512, 32, 2, torch.float32, "triton"),
-            (2048, 32, 2, torch.float32, "cuda"),
-            (2048, 32, 2, torch.bfloat16, "triton"),
-            (8192, 32, 2, torch.bfloat16, "cuda"),
-            (8192, 32, 1, torch.bfloat16, "triton"),
-            (1 << 17, 32, 2, torch.float32, "triton"),
+            (512, 10, 2, torch.float32, "triton"),
+            (768, 32, 2, torch.float32, "cuda"),
+            (768, 40, 2, torch.float32, "triton"),
+            (1024, 32, 3, torch.bfloat16, "cuda"),
+            (1024, 32, 1, torch.bfloat16, "triton"),
+            (2048, 32, 2, torch.float32, "triton"),
         ],
     )
     def test_the_encoder_by_size(self, p, m, stages, dtype, want):
         args = self.encoder(p, m, stages, dtype)
         assert backends.choose("encode_top_m", self.both, args) == want
 
+    @pytest.mark.parametrize(("p", "want"), [(512, "triton"), (513, "cuda")])
+    def test_the_encoders_backward_by_size(self, p, want):
+        x, W = torch.empty(4, 8, device="meta"), torch.empty(p, 8, device="meta")
+        args = (x, x, x, x, x, W, None, False)
+        assert backends.choose("encode_top_m_backward", self.both, args) == want
+
     def test_a_forced_backend_wins_where_it_has_the_operator(self, monkeypatch):
         args = self.encoder(512, 32, 2)
         monkeypatch.setattr(backends, "_forced", "cuda")
         assert backends.choose("encode_top_m", self.both, args) == "cuda"
         monkeypatch.setattr(backends, "_forced", "triton")
-        assert backends.choose("top_m", self.both, ()) == "triton"
-        assert backends.choose("decode", ("cuda",), ()) == "cuda"
+        assert backends.choose("top_m", self.both, args) == "triton"
+        assert backends.choose("decode", ("cuda",), args) == "cuda"
 
 
 def test_reference_agrees_on_the_mask(device):
