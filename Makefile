@@ -24,6 +24,7 @@ $(VENV)/torch: Makefile
 	$(BIN)/pip install --quiet '$(TORCH)' numpy ninja pybind11 'setuptools>=64' wheel
 	touch $@
 
+# CUDA kernels are built where nvcc is found; DEEPL0_CUDA=0 make demo leaves them out.
 $(VENV)/demo: $(VENV)/torch setup.py cuda_toolkit.py pyproject.toml $(SOURCES)
 	$(INSTALL) '.[demo]'
 	touch $@

@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import cuda_toolkit
 import deepl0_kernels as dk
+from deepl0_kernels.cuda import library
 
 from . import build
 
@@ -131,6 +133,16 @@ def test_build_info_tells_of_cuda():
     info = dk.build_info()
     assert info["cuda"] == bool(info["cuda_archs"])
     assert all(a.startswith(("sm_", "compute_")) for a in info["cuda_archs"])
+
+
+@pytest.mark.skipif(not dk.build_info()["cuda"], reason="this build has no CUDA kernels")
+def test_an_error_of_the_runtime_names_the_kernel():
+    """The real runtime, asked about a kernel: where there is no driver it says so."""
+    if torch.cuda.is_available():
+        assert library.refusal(torch.device("cuda", 0)) is None
+    else:
+        with pytest.raises(RuntimeError, match="CUDA: apply_mask_kernel: .*driver"):
+            torch.ops.deepl0_cuda.probe(0)
 
 
 @pytest.mark.skipif(not dk.build_info()["cuda"], reason="this build has no CUDA kernels")
