@@ -14,7 +14,7 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -na
 INSTALL := $(BIN)/pip install --quiet --no-build-isolation --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format cpp-test instructions install-test clean
+.PHONY: help demo test bench reproduce lint format cpp-test instructions install-test clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -44,6 +44,10 @@ test: $(VENV)/test lint cpp-test  ## run the whole suite
 
 bench: $(VENV)/test  ## run the benchmark suite and draw its figures
 	$(BIN)/python -m bench
+
+reproduce: $(VENV)/test  ## Tables 1 to 3 on all of MNIST (DEEPL0_DATA), docs/reproduction.md from them
+	$(BIN)/deepl0 reproduce all --out build/reproduction
+	$(BIN)/python -m bench.reproduction build/reproduction --variations
 
 lint: $(VENV)/test  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .

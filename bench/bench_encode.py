@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import deepl0_kernels as dk
+from deepl0_kernels.solvers import squared_norm
 
 from .conftest import EAGER, FLOOR, OURS
 from .rivals import eager_encode_l0, eager_encode_top_m
@@ -20,12 +21,13 @@ SIZES = [
 ]  # fmt: skip
 # One stage, a large dictionary: S does not exist.
 LARGE = [(batch, 16384, m, 1) for m in (10, 32, 64) for batch in (1, 128, 4096)]
+HUGE = [(batch, 131072, 32, 1) for batch in (1, 128)]
 
 
 def weights(p: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """W and S of a random unit-norm dictionary with a safe step: codes behave as in practice."""
     D = torch.nn.functional.normalize(torch.randn(N, p), dim=0)
-    step = 0.99 / torch.linalg.matrix_norm(D, 2) ** 2
+    step = 0.99 / squared_norm(D)
     W = step * D.t().contiguous()
     return W, None if p > 4096 else torch.eye(p) - W @ D
 
@@ -42,7 +44,7 @@ def same_supports(x, W, S, m, stages):
     return check
 
 
-@pytest.mark.parametrize("shape", SIZES + LARGE, ids=str)
+@pytest.mark.parametrize("shape", SIZES + LARGE + HUGE, ids=str)
 @torch.no_grad()
 def test_encode_top_m(race, shape, threads):
     batch, p, m, stages = shape

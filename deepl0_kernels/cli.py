@@ -62,6 +62,10 @@ def _app():
             "deepl0-tables"
         ),
         quick: Annotated[bool, typer.Option(help="A few minutes on the shipped digits.")] = False,
+        settings: Annotated[
+            list[str] | None,
+            typer.Option("--set", help="NAME=VALUE changes a choice of the protocol; repeatable."),
+        ] = None,
         pareto: Annotated[bool, typer.Option(help="Race all methods at the smallest p.")] = True,
         progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
     ) -> None:
@@ -70,31 +74,24 @@ def _app():
         Needs the full MNIST (DEEPL0_DATA) unless --quick. Interrupted, it goes on where it stopped.
         """
         from .experiments import pareto as race
-        from .experiments import record, report
+        from .experiments import report
         from .experiments import reproduce as experiment
         from .experiments import tables as rendering
         from .experiments.protocol import Protocol
 
         names = list(experiment.TABLES) if tables == ["all"] else tables
-        protocol = Protocol()
-        if quick:
-            protocol = protocol.quickened()
         show = progress and sys.stderr.isatty()
         try:
+            protocol = (Protocol().quickened() if quick else Protocol()).changed(settings or ())
             try:
                 sizes = [int(word) for word in p.replace(",", " ").split()]
             except ValueError:
                 raise ValueError(f"p must be integers, as in '128 256 512', got {p!r}") from None
             results = experiment.run(names, protocol, sizes, range(seeds), out, show)
+            if pareto:
+                keys = dict.fromkeys(experiment.TABLES[name].problem for name in names)
+                race.write(protocol, keys, min(sizes), out, seconds=2.0 if quick else 20.0)
             rendering.write(results, out)
-            for key in dict.fromkeys(experiment.TABLES[name].problem for name in names):
-                if pareto:
-                    found = race.measure(
-                        protocol, key, min(sizes), 0, out, seconds=2.0 if quick else 20.0
-                    )
-                    record.write_json(out / f"pareto-{key}-p{min(sizes)}.json", found)
-                    for name, content in race.draw(found).items():
-                        record.write_atomically(out / name, content)
             page = report.write(out)
         except KeyboardInterrupt:
             typer.echo(f"interrupted; the same command goes on from what {out} holds", err=True)
@@ -102,8 +99,36 @@ def _app():
         except (ModuleNotFoundError, OSError, RuntimeError, ValueError) as error:
             typer.echo(f"deepl0 reproduce: {error}", err=True)
             raise typer.Exit(2) from None
-        typer.echo(rendering.text(results))
+        typer.echo(rendering.text(results, race.read(out)))
         typer.echo(f"wrote results.json, results.csv, tables.md, figures and {page.name} to {out}")
+
+    @app.command()
+    def timing(
+        folder: Annotated[Path, typer.Argument(help="Folder of a run of deepl0 reproduce.")],
+        seconds: Annotated[float, typer.Option(min=0.0, help="Of each race.")] = 20.0,
+    ) -> None:
+        """Take the times of a run again, on one thread, and draw its figures anew.
+
+        No error is computed anew: for a machine that was busy when the run was made.
+        """
+        from .experiments import pareto as race
+        from .experiments import report
+        from .experiments import reproduce as experiment
+        from .experiments import tables as rendering
+        from .experiments.protocol import Protocol
+
+        try:
+            results = experiment.read(folder)
+            keys = dict.fromkeys(experiment.TABLES[name].problem for name in results["tables"])
+            protocol = Protocol(**results["protocol"])
+            race.write(protocol, keys, min(results["sizes"]), folder, seconds, again=True)
+            rendering.write(results, folder)
+            report.write(folder)
+        except (ModuleNotFoundError, OSError, ValueError) as error:
+            typer.echo(f"deepl0 timing: {error}", err=True)
+            raise typer.Exit(2) from None
+        for found in race.read(folder):
+            typer.echo(rendering.time_of_codes(found))
 
     @app.command("report")
     def report_command(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import zlib
 from pathlib import Path
@@ -33,6 +34,13 @@ WHERE = (
     "MNIST (Y. LeCun, C. Cortes, C. J. C. Burges) is distributed as four idx files from LeCun's "
     "page, as mnist.npz by Keras, and as mnist_784 by OpenML"
 )
+# Of the pixels and labels as uint8, split by split: the same for every format.
+_SHA256 = {
+    "x": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+    "y": "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
+    "x_test": "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+    "y_test": "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
+}
 # How often each digit occurs; a file that disagrees is not MNIST, or is damaged.
 _TRAIN_COUNTS = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
 _TEST_COUNTS = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
@@ -92,7 +100,7 @@ def mnist(folder: str | os.PathLike | None = None) -> Digits:
 
     Accepts ``mnist.npz`` with the keys x, y, x_test, y_test (or x_train, y_train, as Keras names
     them), or the four idx files, gzipped or not. What is read is checked against the known shapes
-    and label counts.
+    and label counts, and against the hashes of the originals.
 
     Raises:
         FileNotFoundError: no folder is named, or the files are not in it; says where they are
@@ -127,6 +135,13 @@ def mnist(folder: str | os.PathLike | None = None) -> Digits:
         seen = tuple(torch.bincount(labels, minlength=10).tolist())
         if seen != counts:
             raise ValueError(f"{source}: {name} is not MNIST's: label counts {seen}, not {counts}")
+    for name, array in zip(digits._fields, digits, strict=True):
+        digest = hashlib.sha256(array.to(torch.uint8).contiguous().numpy().tobytes()).hexdigest()
+        if digest != _SHA256[name]:
+            raise ValueError(
+                f"{source}: {name} is damaged, reordered or not MNIST's: "
+                f"SHA-256 {digest[:16]}.., not {_SHA256[name][:16]}.."
+            )
     return digits
 
 

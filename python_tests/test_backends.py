@@ -44,6 +44,7 @@ def test_default_and_report():
         "encode_l0",
         "encode_top_m",
         "decode",
+        "fista",
         "iht_l0",
         "iht_top_m",
         "omp",

@@ -127,6 +127,38 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
             datasets.mnist(tmp_path)
 
 
+def test_a_truncated_archive_is_refused(tmp_path):
+    whole = datasets.EMBEDDED.read_bytes()
+    for size in (0, 100, len(whole) // 2, len(whole) - 30):
+        (tmp_path / "mnist.npz").write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"mnist\.npz cannot be read as an npz archive"):
+            datasets.mnist(tmp_path)
+
+
+def test_pixels_that_are_no_numbers_are_refused(tmp_path):
+    images, labels = np.zeros((3, 28, 28), np.float32), np.zeros(3, np.int64)
+    images[1, 2, 3] = np.nan
+    np.savez(tmp_path / "mnist.npz", x=images, y=labels, x_test=images, y_test=labels)
+    with pytest.raises(ValueError, match=r"mnist\.npz: x must hold integers, got float32"):
+        datasets.mnist(tmp_path)
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match=r"images must be uint8 .* got torch\.float32"):
+            datasets.preprocess(torch.full((2, 28, 28), bad))
+
+
+def test_one_wrong_pixel_or_two_digits_that_changed_places_are_noticed(data_dir, tmp_path):
+    whole = {key: a.numpy() for key, a in datasets.mnist(data_dir)._asdict().items()}
+    pixel = whole["x_test"].copy()
+    pixel[17, 5, 5] ^= 1
+    order = np.arange(60_000)
+    order[[0, 1]] = 1, 0
+    moved = {"x": whole["x"][order], "y": whole["y"][order]}
+    for change, name in (({"x_test": pixel}, "x_test"), (moved, "x")):
+        np.savez(tmp_path / "mnist.npz", **whole | change)
+        with pytest.raises(ValueError, match=rf"{name} is damaged.*SHA-256 [0-9a-f]{{16}}"):
+            datasets.mnist(tmp_path)
+
+
 @pytest.mark.parametrize(
     "call",
     [

@@ -160,6 +160,49 @@ DEEPL0_INLINE T objective(const IhtProblem<T>& f, const IhtRows<T>& s, int64_t r
     return s.half_xx[r] - dot / (2 * f.step) + f.penalty * T(s.count[r]);
 }
 
+/// q on the support of a code only, where the objective reads it: the same chains of sums.
+template <class T>
+DEEPL0_INLINE void gather_on_support(T* q, const T* b, const T* gram, int64_t p, const T* v,
+                                     const int32_t* idx, int64_t n) {
+    constexpr int kAtOnce = 8;  // chains
+    for (int64_t i = 0; i < n; i += kAtOnce) {
+        const int some = int(n - i < kAtOnce ? n - i : kAtOnce);
+        const T* columns[kAtOnce];
+        T sum[kAtOnce];
+        for (int l = 0; l < kAtOnce; ++l) {
+            const int64_t at = idx[i + (l < some ? l : 0)];
+            columns[l] = gram + at;
+            sum[l] = b[at];
+        }
+        for (int64_t j = 0; j < n; ++j) {
+            const int64_t row = int64_t(idx[j]) * p;
+#pragma GCC unroll 8
+            for (int l = 0; l < kAtOnce; ++l) sum[l] = fused(v[j], columns[l][row], sum[l]);
+        }
+        for (int l = 0; l < some; ++l) q[idx[i + l]] = sum[l];
+    }
+}
+
+/// Settles row r if only its objective is missing.
+template <class T>
+DEEPL0_INLINE bool finished(const IhtProblem<T>& f, const IhtRows<T>& s, int64_t r, const T* b,
+                            const T* gram, T* q) {
+    const int64_t n = s.count[r];
+    if (s.status[r] != IhtStatus::last || n * 8 > f.p) return false;
+    const T* v = s.values + r * s.capacity;
+    const int32_t* idx = s.indices + r * s.capacity;
+    gather_on_support(q, b, gram, f.p, v, idx, n);
+    settle(f, s, r, objective<T>(f, s, r, b, q));
+    return true;
+}
+
+template <class T>
+static void finish_impl(const IhtProblem<T>& f, const IhtRows<T>& s, const int32_t* rows, int64_t n,
+                        const T* b, const T* gram, void* workspace) {
+    const Scratch<T> w(workspace, f.p, s.capacity);
+    for (int64_t i = 0; i < n; ++i) finished(f, s, rows[i], b + rows[i] * f.p, gram, w.u);
+}
+
 template <class T>
 static void iterate_impl(const IhtProblem<T>& f, const IhtRows<T>& s, const int32_t* rows,
                          int64_t n, const T* b, const T* gram, int64_t most, void* workspace) {
@@ -171,6 +214,7 @@ static void iterate_impl(const IhtProblem<T>& f, const IhtRows<T>& s, const int3
         const T* v = s.values + r * s.capacity;
         const int32_t* idx = s.indices + r * s.capacity;
         while (s.count[r] <= most) {
+            if (finished(f, s, r, base, gram, w.u)) break;
             gather_sum(w.u, base, gram, p, v, idx, s.count[r], p);
             if (!settle(f, s, r, objective<T>(f, s, r, base, w.u))) break;
             step(f, s, r, w.u, w);
@@ -209,7 +253,8 @@ static void advance_impl(const IhtProblem<T>& f, const IhtRows<T>& s, const int3
 }
 
 template <class T>
-static constexpr IhtKernels<T> kIht = {iterate_impl<T>, gather_impl<T>, advance_impl<T>};
+static constexpr IhtKernels<T> kIht = {iterate_impl<T>, finish_impl<T>, gather_impl<T>,
+                                       advance_impl<T>};
 
 extern const IhtKernels<float> iht_f32;
 extern const IhtKernels<double> iht_f64;

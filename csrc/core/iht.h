@@ -59,6 +59,12 @@ struct IhtKernels {
     void (*iterate)(const IhtProblem<T>& f, const IhtRows<T>& s, const int32_t* rows, int64_t n,
                     const T* b, const T* gram, int64_t most, void* workspace);
 
+    /// The objective of the rows of which only that is missing, which are done then: q is formed
+    /// only on their support, by the same sums. Per row 2 count^2 flops, one by one: rows with more
+    /// than p / 8 entries are left alone.
+    void (*finish)(const IhtProblem<T>& f, const IhtRows<T>& s, const int32_t* rows, int64_t n,
+                   const T* b, const T* gram, void* workspace);
+
     /// out[i, :] = base[row, :] + sum_j value_j matrix[index_j, :] for the i-th of the rows.
     void (*gather)(const IhtRows<T>& s, const int32_t* rows, int64_t n, const T* base,
                    int64_t base_ld, const T* matrix, int64_t cols, T* out, int64_t out_ld);

@@ -4,6 +4,7 @@
 #include "check.h"
 #include "data.h"
 #include "encode.h"
+#include "fista.h"
 #include "thresholds.h"
 #include "top_m.h"
 
@@ -22,13 +23,15 @@ struct Results {
     std::vector<int64_t> supports = indices;
     std::vector<float> shrunk = kept, grad_u = kept, grad_theta = std::vector<float>(kP);
     std::vector<uint8_t> mask = std::vector<uint8_t>(kRows * kBytes);
+    std::vector<float> solved = kept, solved_before = kept;
     std::vector<double> partial =
         std::vector<double>(threshold_backward_workspace_bytes(kRows, kP, true) / 8);
 
     bool operator==(const Results& o) const {
         return values == o.values && indices == o.indices && kept == o.kept && masked == o.masked &&
                dense == o.dense && shrunk == o.shrunk && grad_u == o.grad_u && codes == o.codes &&
-               supports == o.supports && grad_theta == o.grad_theta && mask == o.mask;
+               supports == o.supports && solved == o.solved && grad_theta == o.grad_theta &&
+               mask == o.mask;
     }
 };
 
@@ -39,6 +42,38 @@ void split(int threads, int64_t n, F run) {
         pool.emplace_back([=] { run(n * t / threads, n * (t + 1) / threads); });
     }
     for (auto& t : pool) t.join();
+}
+
+/// Ten iterations of the rows [b, e), b = u and -mu D'D = steps whatever they mean; the state is
+/// the task's, only the codes are shared.
+void fista(const float* u, const float* steps, int64_t b, int64_t e, float* even, float* odd) {
+    const int64_t n = e - b;
+    const FistaProblem<float> f{kP, 0.5f, 0.5f, 0.25f, 1e-3, 10};
+    std::vector<float> slopes(size_t(n * kP)), t(size_t(n), 1.0f), momentum(size_t(n), 0.0f);
+    std::vector<float> threshold(size_t(n), 4.0f), half(size_t(n), 0.0f), objective(half);
+    std::vector<int32_t> count(size_t(n), 0), rows(static_cast<size_t>(n));
+    std::vector<int64_t> iterations(size_t(n), 0);
+    std::vector<IhtStatus> status(size_t(n), IhtStatus::running);
+    const std::unique_ptr<bool[]> converged(new bool[size_t(n)]());
+    std::iota(rows.begin(), rows.end(), 0);
+    const FistaRows<float> s{{even + b * kP, odd + b * kP},
+                             slopes.data(),
+                             t.data(),
+                             momentum.data(),
+                             threshold.data(),
+                             count.data(),
+                             iterations.data(),
+                             status.data(),
+                             converged.get(),
+                             half.data(),
+                             objective.data(),
+                             nullptr,
+                             n,
+                             10};
+    const Aligned workspace(fista_workspace<float>(kP));
+    const auto& kernels = fista_kernels<float>();
+    kernels.advance(f, s, rows.data(), n, u + b * kP, nullptr, false);
+    kernels.iterate(f, s, rows.data(), n, u + b * kP, steps, kP, workspace.get());
 }
 
 Results run(const std::vector<float>& u, const std::vector<float>& theta,
@@ -60,6 +95,7 @@ Results run(const std::vector<float>& u, const std::vector<float>& theta,
                                      {codes, supports, codes, supports, kM, 3, 0}, workspace.get());
         threshold(DType::f32, ThresholdKind::helu, u.data(), kP, theta.data(), true, kSigma,
                   x.shrunk.data(), kP, kP, b, e);
+        fista(u.data(), steps.data(), b, e, x.solved.data(), x.solved_before.data());
     });
     split(threads, threshold_blocks(kRows), [&](int64_t b, int64_t e) {
         threshold_backward(DType::f32, ThresholdKind::helu, u.data(), kP, u.data(), kP,

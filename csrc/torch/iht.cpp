@@ -7,7 +7,8 @@
 #include <tuple>
 
 #include "core/unit_lists.h"
-#include "torch/panels.h"
+#include "torch/course.h"
+#include "torch/dictionary.h"
 
 namespace deepl0::torch_ops {
 namespace {
@@ -15,7 +16,7 @@ namespace {
 /// How q = mu D'(x - D a) is formed, chosen by make_plan.
 struct Plan {
     bool gram;      // from -mu D'D; else through the residual
-    bool by_rows;   // it is in L2: each sparse row through all its iterations
+    bool by_rows;   // it is in L2 or not far beyond: each sparse row through all its iterations
     int64_t most;   // entries of a sparse row; beyond, a dense product
     int64_t width;  // of the column panels of an array beyond L2
     int64_t rows;   // of a panel of x
@@ -26,12 +27,14 @@ struct Plan {
 /// encode_top_m has them; the crossover to the residual is computed from these, not timed. With D'D
 /// an iteration is p columns of the one or p^2 of the other, after n p^2 once; through the residual
 /// n columns and an n x p product. The iterations to come are not known: few rows stand still
-/// before some tens. An array D'D of more than 256 MiB is never formed.
+/// before some tens. An array D'D of more than 256 MiB is never formed. Rows by themselves take
+/// 0.85 to 1 of the time of panels where D'D is 2 to 8 times an L2 of 512 KiB, in an L3 of 32 MiB
+/// (Zen 3).
 template <class T>
 Plan make_plan(int64_t batch, int64_t n, int64_t p, int64_t m, int64_t max_iter) {
     constexpr int64_t kExpected = 32, kMostBytes = int64_t(256) << 20;
     const int64_t size = sizeof(T), l2 = l2_bytes();
-    const bool in_l2 = p * p * size * 3 <= l2 * 2;
+    const bool in_l2 = p * p * size * 3 <= l2 * 2, near = p * p * size <= l2 * 4;
     const int64_t most = in_l2 ? p * 9 / 20 : p * 7 / 20;
     const int64_t count = m < 0 ? p / 8 : m;
     const double products = 0.02 * double(p), sums = 0.03 * double(count);
@@ -42,37 +45,9 @@ Plan make_plan(int64_t batch, int64_t n, int64_t p, int64_t m, int64_t max_iter)
         p * p * size <= kMostBytes &&
         iterations * with_gram + double(n) * double(p) * products < iterations * with_residual;
     const int64_t width = std::clamp<int64_t>(l2 / 4 / (p * size) / 16 * 16, 16, 256);
-    return {gram, gram && in_l2, most, std::min(width, p),
-            panel_rows(p, size, gram && !in_l2 ? 1024 : 256)};
+    return {gram, gram && near, most, std::min(width, p),
+            panel_rows(p, size, gram && !near ? 1024 : 256)};
 }
-
-/// -D' [p, n], mu D [n, p] and, if the plan wants it, their product.
-template <class T>
-struct Dictionary {
-    int64_t n, p;
-    Buffer<T> atoms, scaled, gram;
-
-    Dictionary(Matrix<const T> d, T step, bool with_gram)
-        : n(d.rows), p(d.cols), atoms(p * n), scaled(n * p), gram(with_gram ? p * p : 0) {
-        transpose_matrix<T>(d.data, n, p, atoms.get());
-        for (int64_t i = 0; i < n * p; ++i) atoms.get()[i] = -atoms.get()[i];
-        for (int64_t i = 0; i < n * p; ++i) scaled.get()[i] = step * d.data[i];
-        if (with_gram)
-            mm<T>(row_major(gram.get(), p, p), row_major<const T>(atoms.get(), p, n),
-                  row_major<const T>(scaled.get(), n, p));
-    }
-};
-
-/// The objectives of the rows from `begin` on, in blocks of kIhtBlock iterations.
-template <class T>
-struct History {
-    int64_t begin, rows;
-    std::vector<Buffer<T>> blocks;
-
-    T at(int64_t k, int64_t r) const {
-        return blocks[size_t(k / kIhtBlock)].get()[k % kIhtBlock * rows + r];
-    }
-};
 
 /// The first row whose objective rose, whatever the thread that found it.
 struct Rise {
@@ -112,44 +87,36 @@ class Panel {
         std::fill_n(iterations, x.rows, int64_t(0));
         std::fill_n(converged, x.rows, false);
         std::fill_n(status_.get(), x.rows, IhtStatus::running);
-        for (int64_t r = 0; r < x.rows; ++r) {
-            double sum = 0;
-            for (int64_t c = 0; c < x.cols; ++c)
-                sum += double(x.data[r * x.row_stride + c]) * double(x.data[r * x.row_stride + c]);
-            half_xx_.get()[r] = T(sum / 2);
-        }
-        if (plan_.gram)
-            mm<T>(row_major(b_.get(), x.rows, f_.p), x,
-                  row_major<const T>(d_.scaled.get(), d_.n, f_.p));
+        for (int64_t r = 0; r < x.rows; ++r)
+            half_xx_.get()[r] = half_square(x.data + r * x.row_stride, x.cols);
+        if (plan_.gram) d_.correlations(x, b_.get());
         IhtRows<T> s{values_.get(), indices_.get(), capacity_,      count_.get(), iterations,
                      status_.get(), converged,      half_xx_.get(), first,        objective,
                      nullptr,       x.rows,         f_.max_iter};
-        std::vector<T*> blocks;
         active_.resize(size_t(x.rows));
         for (int64_t r = 0; r < x.rows; ++r) active_[size_t(r)] = int32_t(r);
         while (!active_.empty()) {
             if (history) {
-                int64_t most = 0;
-                for (const int32_t r : active_) most = std::max(most, iterations[r]);
-                while (int64_t(blocks.size()) * kIhtBlock <= most + 1) {
-                    history->blocks.emplace_back(kIhtBlock * x.rows);
-                    blocks.push_back(history->blocks.back().get());
-                }
-                s.history = blocks.data();
-                s.limit = int64_t(blocks.size()) * kIhtBlock - 1;
+                s.limit = history->grow(active_, iterations);
+                s.history = history->pointers.data();
+            }
+            if (plan_.gram) {
+                iht_kernels<T>().finish(f_, s, active_.data(), int64_t(active_.size()), b_.get(),
+                                        d_.gram.get(), workspace_.get());
+                retire(active_, status_.get());
             }
             if (plan_.by_rows)
                 iht_kernels<T>().iterate(f_, s, active_.data(), int64_t(active_.size()), b_.get(),
                                          d_.gram.get(), plan_.most, workspace_.get());
-            else
+            else if (!active_.empty())
                 pass(s, x, active_);
-            retire();
+            retire(active_, status_.get());
             if (!plan_.by_rows || always_sparse()) continue;
             dense_.clear();
             for (const int32_t r : active_)
                 if (count_.get()[r] > plan_.most) dense_.push_back(r);
             if (!dense_.empty()) pass(s, x, dense_);
-            retire();
+            retire(active_, status_.get());
         }
         for (int64_t r = 0; r < x.rows; ++r)
             if (status_.get()[r] == IhtStatus::rose) return r;
@@ -159,21 +126,15 @@ class Panel {
   private:
     bool always_sparse() const { return f_.m >= 0 && f_.m <= plan_.most; }
 
-    void retire() {
-        const auto stands = [&](int32_t r) { return status_.get()[r] >= IhtStatus::done; };
-        active_.erase(std::remove_if(active_.begin(), active_.end(), stands), active_.end());
-    }
-
     /// One iteration of the given rows: all q as the plan has it, then the selection.
     void pass(const IhtRows<T>& s, Matrix<const T> x, const std::vector<int32_t>& rows) {
         const auto& kernels = iht_kernels<T>();
-        const int64_t n = int64_t(rows.size()), p = f_.p;
+        const int64_t n = int64_t(rows.size());
         T* q = q_.get();
         if (!plan_.gram) {
             kernels.gather(s, rows.data(), n, x.data, x.row_stride, d_.atoms.get(), d_.n,
                            residual_.get(), d_.n);
-            mm<T>(row_major(q, n, p), row_major<const T>(residual_.get(), n, d_.n),
-                  row_major<const T>(d_.scaled.get(), d_.n, p));
+            d_.correlations(row_major<const T>(residual_.get(), n, d_.n), q);
             kernels.advance(f_, s, rows.data(), n, nullptr, residual_.get(), d_.n, q,
                             workspace_.get());
             return;
@@ -223,26 +184,19 @@ class Panel {
     std::vector<int32_t> active_, dense_, order_;
 };
 
-/// iterations, converged and objective of all rows.
-struct Course {
-    Tensor iterations, converged, objective;
-};
-
 /// Runs all rows. load(panel, b, rows) puts their start into the panel, store takes their codes.
 template <class T, class Load, class Store>
 Course solve(Tensor x, Tensor d, const IhtProblem<T>& f, bool with_history, const Load& load,
              const Store& store) {
-    const Matrix<const T> xm = row_major_matrix<T>(x), dm = row_major_matrix<T>(d);
+    const Matrix<const T> xm = row_major_matrix<T>(x), dm = plain_matrix<T>(d);
     const int64_t batch = xm.rows;
-    Course out{fresh({batch}, ScalarType::Long),
-               torch::stable::new_empty(x, {batch}, ScalarType::Bool),
-               torch::stable::new_empty(x, {with_history ? 1 : 2, batch})};
+    Course out(x, batch, with_history);
     if (batch == 0) return out;
     int64_t* iterations = static_cast<int64_t*>(out.iterations.mutable_data_ptr());
     bool* converged = static_cast<bool*>(out.converged.mutable_data_ptr());
     const Buffer<T> ends(2 * batch);
     const Plan plan = make_plan<T>(batch, xm.cols, f.p, f.m, f.max_iter);
-    const Dictionary<T> dictionary(dm, f.step, plan.gram);
+    const Dictionary<T> dictionary(dm, f.step, plan.gram, batch);
     std::mutex mutex;
     std::vector<History<T>> histories;
     Rise rise;
@@ -253,7 +207,7 @@ Course solve(Tensor x, Tensor d, const IhtProblem<T>& f, bool with_history, cons
         for (int64_t b = begin; b < end; b += most) {
             const int64_t rows = std::min(most, end - b);
             load(panel, b, rows);
-            History<T> history{b, rows, {}};
+            History<T> history{b, rows, {}, {}};
             T *first = ends.get() + b, *objective = first + batch;
             const int64_t bad = panel.run(xm.range(b, b + rows), iterations + b, converged + b,
                                           first, objective, with_history ? &history : nullptr);
@@ -272,28 +226,8 @@ Course solve(Tensor x, Tensor d, const IhtProblem<T>& f, bool with_history, cons
         std::copy_n(ends.get(), 2 * batch, static_cast<T*>(out.objective.mutable_data_ptr()));
         return out;
     }
-    const int64_t longest = *std::max_element(iterations, iterations + batch);
-    out.objective = torch::stable::new_empty(x, {longest + 1, batch});
-    T* objective = static_cast<T*>(out.objective.mutable_data_ptr());
-    for (const History<T>& h : histories) {
-        for (int64_t k = 0; k <= longest; ++k) {
-            for (int64_t r = 0; r < h.rows; ++r) {
-                const int64_t at = h.begin + r;
-                objective[k * batch + at] = h.at(std::min(k, iterations[at]), r);
-            }
-        }
-    }
+    out.objective = join(x, histories, iterations, batch);
     return out;
-}
-
-void check_operands(const char* op, const Tensor& x, const Tensor& d, double step,
-                    int64_t max_iter) {
-    STD_TORCH_CHECK(x.dim() == 2 && d.dim() == 2 && x.size(1) == d.size(0), op,
-                    ": x [B, n] and D [n, p] do not fit");
-    STD_TORCH_CHECK(x.scalar_type() == d.scalar_type() && (x.scalar_type() == ScalarType::Float ||
-                                                           x.scalar_type() == ScalarType::Double),
-                    op, ": x and D must both be float32 or float64");
-    STD_TORCH_CHECK(step > 0 && max_iter >= 1, op, ": step must be > 0 and max_iter >= 1");
 }
 
 using TopMResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -354,7 +288,7 @@ L0Result run_l0(Tensor x, Tensor d, const T* start, double lam, double step, dou
 TopMResult iht_top_m(Tensor x, Tensor D, std::optional<Tensor> values,
                      std::optional<Tensor> indices, int64_t m, double step, double tol,
                      int64_t max_iter, bool history) {
-    check_operands("iht_top_m", x, D, step, max_iter);
+    check_solver("iht_top_m", x, D, step, max_iter);
     const int64_t batch = x.size(0), p = D.size(1);
     STD_TORCH_CHECK(m >= 0 && m <= p, "iht_top_m: m must be in [0, ", p, "], got ", m);
     STD_TORCH_CHECK(values.has_value() == indices.has_value(),
@@ -381,7 +315,7 @@ TopMResult iht_top_m(Tensor x, Tensor D, std::optional<Tensor> values,
 
 L0Result iht_l0(Tensor x, Tensor D, std::optional<Tensor> start, double lam, double step,
                 double tol, int64_t max_iter, bool history) {
-    check_operands("iht_l0", x, D, step, max_iter);
+    check_solver("iht_l0", x, D, step, max_iter);
     STD_TORCH_CHECK(lam > 0, "iht_l0: lam must be > 0, got ", lam);
     if (start) {
         STD_TORCH_CHECK(start->dim() == 2 && start->size(0) == x.size(0) &&

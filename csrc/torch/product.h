@@ -9,16 +9,15 @@
 
 namespace deepl0::torch_ops {
 
-/// By torch's product; by one pass over W for few rows; by our own kernel where that pays.
+/// x W' for any rows x: by our own kernel where that pays, by torch's product otherwise.
 template <class T>
-class RowProduct {
+class Product {
   public:
-    RowProduct(Matrix<const T> x, Matrix<const T> w) : x_(x), w_(w) {
-        const bool plain = x.col_stride == 1 && w.col_stride == 1;
-        few_ = plain && x.rows <= kFew;
+    /// rows: of all x to come together.
+    Product(Matrix<const T> w, int64_t rows) : w_(w) {
         if constexpr (std::is_same_v<T, float>) {
             constexpr int64_t kLeast = 16;  // rows that repay the packing
-            if (!plain || x.rows < kLeast || !product_pays()) return;
+            if (w.col_stride != 1 || rows < kLeast || !product_pays()) return;
             packed_.emplace(product_packed_size(w.rows, w.cols));
             const int64_t groups = (w.rows + kProductGroup - 1) / kProductGroup;
             torch::stable::parallel_for(0, groups, 16, [&](int64_t begin, int64_t end) {
@@ -27,26 +26,45 @@ class RowProduct {
         }
     }
 
-    /// out [end - begin, units], contiguous; out = x W' for rows [begin, end) of x.
-    void operator()(int64_t begin, int64_t end, T* out) const {
-        const T* rows = x_.data + begin * x_.row_stride;
+    bool own() const { return packed_.has_value(); }
+
+    /// out [rows, units], contiguous.
+    void operator()(Matrix<const T> x, T* out) const {
         if constexpr (std::is_same_v<T, float>) {
-            if (packed_) {
-                product_rows(rows, x_.row_stride, end - begin, packed_->get(), w_.rows, w_.cols,
-                             out, w_.rows);
+            if (packed_ && x.col_stride == 1) {
+                product_rows(x.data, x.row_stride, x.rows, packed_->get(), w_.rows, w_.cols, out,
+                             w_.rows);
                 return;
             }
         }
-        if (few_)
-            few_product<T>(rows, x_.row_stride, end - begin, w_, nullptr, out);
+        mm<T>(row_major(out, x.rows, w_.rows), x, w_.transposed());
+    }
+
+  private:
+    Matrix<const T> w_;
+    std::optional<Buffer<T>> packed_;
+};
+
+/// The same of one x, by one pass over W for few rows.
+template <class T>
+class RowProduct {
+  public:
+    RowProduct(Matrix<const T> x, Matrix<const T> w)
+        : x_(x), w_(w), plain_(x.col_stride == 1), product_(w, plain_ ? x.rows : 0) {}
+
+    /// out [end - begin, units], contiguous; out = x W' for rows [begin, end) of x.
+    void operator()(int64_t begin, int64_t end, T* out) const {
+        if (plain_ && w_.col_stride == 1 && x_.rows <= kFew && !product_.own())
+            few_product<T>(x_.data + begin * x_.row_stride, x_.row_stride, end - begin, w_, nullptr,
+                           out);
         else
-            mm<T>(row_major(out, end - begin, w_.rows), x_.range(begin, end), w_.transposed());
+            product_(x_.range(begin, end), out);
     }
 
   private:
     Matrix<const T> x_, w_;
-    bool few_;
-    std::optional<Buffer<T>> packed_;
+    bool plain_;
+    Product<T> product_;
 };
 
 }  // namespace deepl0::torch_ops

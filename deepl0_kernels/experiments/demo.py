@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._files import write_atomically
 from .._optional import require
 from ..solvers.step import safe_step
 from . import record
@@ -86,7 +87,7 @@ def run(config: Config, out: Path, progress: bool = True) -> dict[str, Any]:
     for module in ("matplotlib", "sklearn", "threadpoolctl", *(("tqdm",) if progress else ())):
         require(module, "deepl0 demo")
     out.mkdir(parents=True, exist_ok=True)
-    record.write_atomically(out / "table.txt", b"The run has not finished.\n")
+    write_atomically(out / "table.txt", b"The run has not finished.\n")
     started = time.perf_counter()
     with one_thread():
         data = signals(config, config.seed)
@@ -113,8 +114,8 @@ def run(config: Config, out: Path, progress: bool = True) -> dict[str, Any]:
     from . import figure
 
     for name, content in figure.draw(result).items():
-        record.write_atomically(out / name, content)
-    record.write_atomically(out / "table.txt", text.encode())
+        write_atomically(out / name, content)
+    write_atomically(out / "table.txt", text.encode())
     record.write_json(out / "record.json", result)
     return result
 
@@ -230,7 +231,7 @@ def _problem(
 
     buffer = io.BytesIO()
     torch.save({"D": D, "encoder": encoder.state_dict()}, buffer)
-    record.write_atomically(out / f"{problem.key}.pt", buffer.getvalue())
+    write_atomically(out / f"{problem.key}.pt", buffer.getvalue())
     by_name = {row.method: row for row in rows}
     encoder_error = by_name[f"encoder, K = {config.num_stages}"].prediction_error
     iterative_error = by_name["iterative 10 from zero"].prediction_error

@@ -1,8 +1,12 @@
-"""Error against iterations, and against time: the learned encoder among the solvers."""
+"""Error against iterations, and against time: the learned encoder among the solvers.
+
+The times of a run are taken here alone, so that they can be taken again on a quiet machine.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._files import write_atomically
+from ..backends import use_backend
 from ..solvers import SolverResult, cosamp, htp, omp
 from ..solvers.step import safe_step
 from . import record
 from .figure import BLUE, GREEN, GREY, RED, save
-from .metrics import prediction_error
-from .problems import MSparse
+from .metrics import prediction_error, support_error
+from .problems import MSparse, Problem
 from .protocol import Protocol, signals
 from .regression import optimal_codes
 from .timing import interleaved_medians, one_thread
@@ -23,6 +29,37 @@ from .timing import interleaved_medians, one_thread
 STEPS = {"IHT": "lipschitz", "NIHT": "normalized", "AIHT": "accelerated"}
 KS = {"IHT": (1, 2, 5, 10, 20, 50, 100), "NIHT": (1, 2, 5, 10, 20), "AIHT": (2, 5, 10, 20, 50)}
 BATCH = 512
+
+
+def name_of(key: str, p: int) -> str:
+    """Stem of the record and of the figure."""
+    return f"pareto-{key}-p{p}"
+
+
+def write(
+    protocol: Protocol,
+    keys: Iterable[str],
+    p: int,
+    out: Path,
+    seconds: float,
+    again: bool = False,
+) -> None:
+    """Measure and draw what ``out`` lacks, or all of it ``again``, for the run's first seed.
+
+    Raises:
+        FileNotFoundError: ``out`` lacks the cell.
+    """
+    for key in keys:
+        path = out / f"{name_of(key, p)}.json"
+        if again or not path.exists():
+            record.write_json(path, measure(protocol, key, p, 0, out, seconds))
+        for name, content in draw(json.loads(path.read_text())).items():
+            write_atomically(out / name, content)
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The records of a folder."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("pareto-*.json"))]
 
 
 def measure(
@@ -33,10 +70,14 @@ def measure(
     Times: one thread, batches of 512, rivals interleaved, medians.
     """
     problem = protocol.problem(key)
-    saved = torch.load(out / "cells" / f"{key}-p{p}-seed{seed}.pt", weights_only=True)
+    path = out / "cells" / f"{key}-p{p}-seed{seed}.pt"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: run deepl0 reproduce into {out} first")
+    saved = torch.load(path, weights_only=True)
     D = saved["D"]
     test = signals(protocol, seed).test
     best, _ = optimal_codes(problem, test, D, out / "cells")
+    slice_ = test[:BATCH].contiguous()
     encoder = problem.encoder(D, protocol.num_stages).eval()
     encoder.load_state_dict(saved["encoder"])
     mu = safe_step(D)
@@ -55,17 +96,16 @@ def measure(
         if (spams := _spams_omp(D, m)) is not None:
             methods["OMP (SPAMS)"] = None, spams
     methods[f"encoder, K = {protocol.num_stages}"] = protocol.num_stages, encoder
-    batch = test[:BATCH].contiguous()
     with torch.no_grad(), one_thread():
         times = interleaved_medians(
-            {name: partial(call, batch) for name, (_, call) in methods.items()}, seconds
+            {name: partial(call, slice_) for name, (_, call) in methods.items()}, seconds
         )
         points = [
             {
                 "method": name,
                 "iterations": k,
-                "prediction_error": prediction_error(best, call(test)),
-                "microseconds": 1e6 * times[name] / len(batch),
+                **_errors(best, call(test)),
+                "microseconds": 1e6 * times[name] / len(slice_),
             }
             for name, (k, call) in methods.items()
         ]
@@ -75,7 +115,43 @@ def measure(
         "seed": seed,
         "batch": BATCH,
         "points": points,
-        "environment": record.environment(),
+        "optimal_codes": _time_of_optimal_codes(problem, slice_, D, seconds),
+        "environment": record.environment() | {"threads": 1},
+    }
+
+
+def _errors(best: Tensor, code: Tensor) -> dict[str, float]:
+    return {
+        "prediction_error": prediction_error(best, code),
+        "support_error": support_error(best, code),
+    }
+
+
+def _time_of_optimal_codes(
+    problem: Problem, x: Tensor, D: Tensor, seconds: float
+) -> dict[str, float]:
+    """The optimal codes of a slice by the kernels, and by the dense loop in torch; one thread."""
+
+    def loop() -> SolverResult:
+        with use_backend("reference"):
+            return problem.optimal(x, D)
+
+    rivals: dict[str, Callable[[], SolverResult]] = {
+        "kernels": partial(problem.optimal, x, D),
+        "torch": loop,
+    }
+    with torch.no_grad(), one_thread():
+        ours, theirs = (call() for call in rivals.values())
+        times = interleaved_medians(rivals, seconds)
+    return {
+        "signals": len(x),
+        "kernels_microseconds": 1e6 * times["kernels"] / len(x),
+        "torch_microseconds": 1e6 * times["torch"] / len(x),
+        # Rounding may send a sample to another local minimum.
+        "same_supports": ((ours.dense != 0) == (theirs.dense != 0)).all(1).double().mean().item(),
+        "relative_objective": (
+            ours.objective[-1].double().sum() / theirs.objective[-1].double().sum()
+        ).item(),
     }
 
 
@@ -141,4 +217,4 @@ def draw(found: dict[str, Any]) -> dict[str, bytes]:
         f"{found['environment']['machine']}, batch {found['batch']}",
         fontsize=9,
     )
-    return save(figure, f"pareto-{found['problem']}-p{found['p']}")
+    return save(figure, name_of(found["problem"], found["p"]))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ..nn import LISTA, DeepL0Encoder, DeepMSparseEncoder
-from ..solvers import DictionaryResult, SolverResult, fista, iht, iht_m, learn_dictionary
+from ..solvers import SolverResult, fista, iht, iht_m
 
 # A tolerance that nothing meets: exactly so many iterations are wanted.
 _NEVER = 1e-300
@@ -35,9 +35,10 @@ class Problem(ABC):
     def l1_penalty(self) -> float:
         """Penalty of the l1 solution that optimal codes start from."""
 
+    @property
     @abstractmethod
-    def learn(self, x: Tensor, p: int, **options: Any) -> DictionaryResult:
-        """A dictionary of p atoms for the signals x."""
+    def sparsity(self) -> dict[str, Any]:
+        """The argument of the solvers that bounds or weighs the nonzeros: m or lam."""
 
     @abstractmethod
     def encoder(self, D: Tensor, num_stages: int = 2, tied: bool = True) -> nn.Module:
@@ -93,8 +94,9 @@ class MSparse(Problem):
     def l1_penalty(self) -> float:
         return self.l1_lam
 
-    def learn(self, x: Tensor, p: int, **options: Any) -> DictionaryResult:
-        return learn_dictionary(x, p, m=self.m, **options)
+    @property
+    def sparsity(self) -> dict[str, Any]:
+        return {"m": self.m}
 
     def encoder(self, D: Tensor, num_stages: int = 2, tied: bool = True) -> nn.Module:
         return DeepMSparseEncoder.from_dictionary(D, self.m, num_stages, tied)
@@ -120,8 +122,9 @@ class L0Regularized(Problem):
     def l1_penalty(self) -> float:
         return self.lam
 
-    def learn(self, x: Tensor, p: int, **options: Any) -> DictionaryResult:
-        return learn_dictionary(x, p, lam=self.lam, **options)
+    @property
+    def sparsity(self) -> dict[str, Any]:
+        return {"lam": self.lam}
 
     def encoder(self, D: Tensor, num_stages: int = 2, tied: bool = True) -> nn.Module:
         return DeepL0Encoder.from_dictionary(D, self.lam, num_stages, tied)

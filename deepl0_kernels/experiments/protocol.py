@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..datasets import mnist, mnist_subset, preprocess, random_shifts
-from ..solvers import DictionaryResult
+from ..solvers import DictionaryResult, learn_dictionary
 from .problems import L0Regularized, MSparse, Problem
 from .training import fit_to_codes
 
 # "Iterative k": after how many iterations the solver is stopped.
 ITERATIONS = (2, 5, 10)
+# All of MNIST from $DEEPL0_DATA, or the part that the package ships.
+DATA = ("mnist", "subset")
 
 
 @dataclass(frozen=True)
 class Protocol:
     """The choices; a run stores them beside its results.
 
-    The dictionary is learned under ``||D||_2 <= 1`` through unrolled iterations, signals have
-    variance 1, thresholds follow eq. 1 (``theta = sqrt(2 lam mu)``), the loss is the squared error
-    a signal, encoders share their weights over the stages (tied) but in the rows that say untied.
+    Signals have variance 1, thresholds follow eq. 1 (``theta = sqrt(2 lam mu)``), the loss is the
+    squared error a signal, encoders share their weights over the stages (tied) but in the rows that
+    say untied. Every network is trained for as many epochs.
     """
 
-    data: str = "mnist"  # all of MNIST from $DEEPL0_DATA; or "subset", which the package ships
+    data: str = "mnist"
     digits: int = 60_000
     held_out: int = 10_000
     copies: int = 3  # of the training digits, all but the first shifted at random
@@ -37,10 +41,15 @@ class Protocol:
     m_sparse_l1_lam: float = 0.1
     tol: float = 1e-5
     max_iter: int = 5_000
+    # "unrolled": under ||D||_2 <= 1 through iterations of the problem itself; "l1" and "mod" have
+    # atoms of unit norm, at the problem's l1 penalty and at m.
+    dictionary: str = "unrolled"
     dictionary_epochs: int = 6
     dictionary_lr: float = 1e-2
     num_stages: int = 2
-    epochs: int = 30
+    # Depth, tying and the baseline's readout are varied up to this p.
+    further_p: int = 128
+    epochs: int = 10
     batch_size: int = 256
     m_sparse_lr: float = 1e-2
     l0_lr: float = 3e-3
@@ -54,6 +63,31 @@ class Protocol:
         """A run of a few minutes that exercises everything; its errors say little."""
         return replace(self, data="subset", digits=6_000, held_out=1_000, copies=1, epochs=8)
 
+    def changed(self, settings: Iterable[str]) -> Protocol:
+        """With fields set anew, each written ``name=value``.
+
+        Raises:
+            ValueError: a setting without ``=``, an unknown name, a value of another type.
+        """
+        values: dict[str, Any] = {}
+        known: dict[str, type] = {f.name: type(getattr(self, f.name)) for f in fields(self)}
+        for setting in settings:
+            name, equals, text = setting.partition("=")
+            if not equals or name not in known:
+                raise ValueError(
+                    f"a setting must be NAME=VALUE with a name of {', '.join(known)}; "
+                    f"got {setting!r}"
+                )
+            try:
+                values[name] = known[name](text)
+            except ValueError:
+                raise ValueError(
+                    f"{name} must be of type {known[name].__name__}, got {text!r}"
+                ) from None
+        if values.get("data", self.data) not in DATA:
+            raise ValueError(f"data must be one of {DATA}, got {values['data']!r}")
+        return replace(self, **values)
+
     def problem(self, key: str) -> Problem:
         """The problem called ``"m_sparse"`` or ``"l0"``."""
         options: dict[str, Any] = dict(tol=self.tol, max_iter=self.max_iter)
@@ -65,16 +99,28 @@ class Protocol:
         return self.m_sparse_lr if isinstance(problem, MSparse) else self.l0_lr
 
     def learn(
-        self, problem: Problem, x: Tensor, p: int, seed: int, progress: bool
+        self,
+        problem: Problem,
+        x: Tensor,
+        p: int,
+        seed: int,
+        progress: bool,
+        checkpoint: Path | None = None,
     ) -> DictionaryResult:
-        """The dictionary of p atoms."""
-        return problem.learn(
+        """The dictionary of p atoms; goes on from ``checkpoint`` if that exists."""
+        sparsity: dict[str, Any] = problem.sparsity
+        if self.dictionary != "unrolled":
+            sparsity = {"lam": problem.l1_penalty} if self.dictionary == "l1" else {"m": self.m}
+        return learn_dictionary(
             x,
             p,
+            method=self.dictionary,
+            **sparsity,
             epochs=self.dictionary_epochs,
             batch_size=self.batch_size,
             lr=self.dictionary_lr,
             seed=seed,
+            checkpoint=checkpoint,
             progress=progress,
         )
 
@@ -143,6 +189,8 @@ def describe(learned: DictionaryResult) -> dict[str, Any]:
         "loss": list(learned.loss),
         "squared_norm": learned.squared_norm,
         "coherence": learned.coherence,
+        "usage": [learned.usage.min().item(), learned.usage.max().item()],
         "dead_atoms": learned.dead_atoms,
+        "replaced": learned.replaced,
         "atom_norms": list(learned.atom_norms),
     }

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
-import tempfile
+import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .._files import write_atomically
 from ..backends import backends
 from ..version import __version__
 
@@ -37,25 +38,25 @@ def environment() -> dict[str, Any]:
         "build": build_info(),
         "backends": backends(),
         "threads": torch.get_num_threads(),
+        "commit": _commit(),
     }
 
 
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write through a temporary file in the same folder, so that a reader never sees half of it."""
-    write_atomically(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from, if it does."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        # mkstemp is private; what is published has the modes of an ordinary file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        done = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """``record`` as JSON; NaN and infinity are errors."""
+    write_atomically(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._files import write_atomically
 from ..nn import BaselineEncoder
+from ..solvers import support_margin
 from ..solvers.step import safe_step
 from ..version import __version__
 from . import record
@@ -43,22 +45,29 @@ class Row:
 def cell(
     protocol: Protocol, key: str, p: int, seed: int, data: Signals, folder: Path, progress: bool
 ) -> dict[str, Any]:
-    """All rows of one problem, code size and seed."""
+    """All rows of one problem, code size and seed.
+
+    What an interruption would lose is kept in ``folder/cache``: dictionary, optimal codes, and the
+    rows of the networks that were trained.
+    """
     problem = protocol.problem(key)
+    name = f"{key}-p{p}-seed{seed}"
+    cache = folder / "cache"
     clock = _Clock()
-    learned = protocol.learn(problem, data.train, p, seed, progress)
+    learned = protocol.learn(
+        problem, data.train, p, seed, progress, cache / f"{name}-dictionary.pt"
+    )
     D = learned.D
     clock.lap("dictionary")
     targets, _ = optimal_codes(problem, data.train, D, folder)
     best, course = optimal_codes(problem, data.test, D, folder)
     clock.lap("optimal_codes")
     mu = safe_step(D)
-    rows: list[Row] = []
 
-    def add(name: str, code: Tensor, **more: Any) -> None:
-        rows.append(
+    def row(method: str, code: Tensor, **more: Any) -> dict[str, Any]:
+        return asdict(
             Row(
-                name,
+                method,
                 prediction_error(best, code),
                 support_error(best, code),
                 reconstruction_error(data.test, D, code),
@@ -66,48 +75,64 @@ def cell(
             )
         )
 
+    rows: list[dict[str, Any]] = []
     l1 = problem.l1(data.test, D)
     for k in ITERATIONS:
-        add(f"Iterative-{k} from zero", problem.iterate(data.test, D, k, step=mu))
+        rows.append(row(f"Iterative-{k} from zero", problem.iterate(data.test, D, k, step=mu)))
     for k in ITERATIONS:
-        add(f"Iterative-{k} from l1", problem.iterate(data.test, D, k, l1, step=mu))
+        rows.append(row(f"Iterative-{k} from l1", problem.iterate(data.test, D, k, l1, step=mu)))
     for k in ITERATIONS:
-        add(f"NIHT-{k} from zero", problem.iterate(data.test, D, k, step="normalized"))
+        code = problem.iterate(data.test, D, k, step="normalized")
+        rows.append(row(f"NIHT-{k} from zero", code))
     clock.lap("iterations")
 
-    def train(name: str, network: nn.Module, lr: float) -> None:
+    def train(method: str, network: nn.Module, lr: float) -> dict[str, Any]:
         start = time.perf_counter()
-        torch.manual_seed(seed)
-        description = f"{problem.name}, p = {p}, seed {seed}: {name}"
+        description = f"{problem.name}, p = {p}, seed {seed}: {method}"
         losses = protocol.fit(network, data.train, targets, lr, seed, progress, description)
-        seconds = time.perf_counter() - start
+        if not losses[-1] < losses[0]:
+            raise RuntimeError(f"{method} did not learn: loss {losses[0]:.4g} to {losses[-1]:.4g}")
         some = slice(0, len(data.test))
         with torch.no_grad():
             training_error = prediction_error(targets[some], network(data.train[some]))
-            add(name, network(data.test), training_error=training_error, seconds=seconds)
-        if name == DEEP.format(k=protocol.num_stages):
-            _save(folder / f"{key}-p{p}-seed{seed}.pt", D, network)
-        if not losses[-1] < losses[0]:
-            raise RuntimeError(f"{name} did not learn: loss {losses[0]:.4g} to {losses[-1]:.4g}")
+            code = network(data.test)
+        if method == DEEP.format(k=protocol.num_stages):
+            _save(folder / f"{name}.pt", D, network)
+        seconds = time.perf_counter() - start
+        return row(method, code, training_error=training_error, seconds=seconds)
 
-    n = data.train.shape[1]
-    for name, network, lr in _networks(protocol, problem, D, n):
-        torch.manual_seed(seed)
-        train(name, network(), lr)
+    done = rows_file(folder, key, p, seed)
+    trained = json.loads(done.read_text()) if done.exists() else {}
+    for method, make, lr in _networks(protocol, problem, D, data.train.shape[1]):
+        if method not in trained:
+            torch.manual_seed(seed)
+            network = make()
+            torch.manual_seed(seed)
+            trained[method] = train(method, network, lr)
+            record.write_json(done, trained)
+        rows.append(trained[method])
     clock.lap("training")
+    margin = support_margin(data.test, D, best, **problem.sparsity)
     return {
         "problem": key,
         "p": p,
         "seed": seed,
-        "rows": [asdict(row) for row in rows],
-        "optimal": course,
+        "rows": rows,
+        "optimal": course
+        | {
+            "stable_supports": (margin > 0).double().mean().item(),
+            "median_margin": margin.median().item(),
+        },
         "dictionary": describe(learned),
         "signals": data.counts(),
         "seconds": clock.laps,
+        "cpu_seconds": clock.cpu_laps,
+        "environment": record.environment(),
     }
 
 
 BASELINE = "Baseline encoder"
+READOUT = f"{BASELINE} with linear readout"
 DEEP = "Deep encoder, K = {k}"
 
 
@@ -115,16 +140,15 @@ def _networks(
     protocol: Protocol, problem: Problem, D: Tensor, n: int
 ) -> list[tuple[str, Callable[[], nn.Module], float]]:
     p, K, lr = D.shape[1], protocol.num_stages, protocol.encoder_lr(problem)
+    baseline_lr = protocol.baseline_lr
     rows: list[tuple[str, Callable[[], nn.Module], float]] = [
-        (BASELINE, lambda: BaselineEncoder(n, p), protocol.baseline_lr),
-        (
-            f"{BASELINE} with linear readout",
-            lambda: BaselineEncoder(n, p, readout=True),
-            protocol.baseline_lr,
-        ),
+        (BASELINE, lambda: BaselineEncoder(n, p), baseline_lr),
         (f"LISTA, K = {K}", lambda: problem.lista(D, K), protocol.lista_lr),
         (DEEP.format(k=K), lambda: problem.encoder(D, K), lr),
     ]
+    if p > protocol.further_p:
+        return rows
+    rows.append((READOUT, lambda: BaselineEncoder(n, p, readout=True), baseline_lr))
     # One S serves K = 2; untied, only the thresholds of the stages differ.
     untied = (K, K + 1, K + 2) if problem.key == L0Regularized.key or K > 2 else (K + 1, K + 2)
     further = [(k, True) for k in (K + 1, K + 2)] + [(k, False) for k in untied]
@@ -132,6 +156,11 @@ def _networks(
         name = DEEP.format(k=k) + ("" if tied else ", untied")
         rows.append((name, partial(problem.encoder, D, k, tied), lr))
     return rows
+
+
+def rows_file(folder: Path, key: str, p: int, seed: int) -> Path:
+    """The rows of a cell that is not finished."""
+    return folder / "cache" / f"{key}-p{p}-seed{seed}-rows.json"
 
 
 def optimal_codes(
@@ -162,24 +191,28 @@ def optimal_codes(
     }
     buffer = io.BytesIO()
     torch.save({"code": code.to_sparse(), "course": course}, buffer)
-    record.write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
     return code, course
 
 
 def _save(path: Path, D: Tensor, network: nn.Module) -> None:
     buffer = io.BytesIO()
     torch.save({"D": D, "encoder": network.state_dict()}, buffer)
-    record.write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 class _Clock:
-    """Seconds of the parts of a run."""
+    """Seconds of the parts of a run, by the clock and of the processor.
+
+    The second are those of all threads, and hardly depend on what else the machine does.
+    """
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
+        self.cpu_laps: dict[str, float] = {}
+        self._last = time.perf_counter(), time.process_time()
 
     def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = now - self._last
+        now = time.perf_counter(), time.process_time()
+        self.laps[name], self.cpu_laps[name] = (b - a for a, b in zip(self._last, now, strict=True))
         self._last = now

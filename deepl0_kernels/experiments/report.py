@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import html
-import json
 from pathlib import Path
 from typing import Any
 
-from . import record, tables
-from .reproduce import TABLES
+from .._files import write_atomically
+from . import pareto, reproduce, tables
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -28,29 +27,20 @@ def write(folder: Path) -> Path:
         FileNotFoundError: the folder holds no results.
         ValueError: its results cannot be read.
     """
-    path = folder / "results.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no results.json; run deepl0 reproduce first")
-    try:
-        results = json.loads(path.read_text())
-        page = _page(results, sorted(folder.glob("*.svg")))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read as results: {error!r}") from error
+    page = _page(reproduce.read(folder), sorted(folder.glob("*.svg")), pareto.read(folder))
     out = folder / "report.html"
-    record.write_atomically(out, page.encode())
+    write_atomically(out, page.encode())
     return out
 
 
-def _page(results: dict[str, Any], figures: list[Path]) -> str:
-    environment = results["environment"]
+def _page(results: dict[str, Any], figures: list[Path], times: list[dict[str, Any]]) -> str:
     parts = ["<h1>Deep l0 encoders: how well codes are predicted</h1>"]
-    parts.append(
-        f"<p class=note>{html.escape(environment['machine'])}; torch {environment['torch']}; "
-        f"deepl0_kernels {environment['deepl0_kernels']}, commit {environment['commit']}; "
-        f"{environment['time']}; seeds {results['seeds']}</p>"
-    )
+    parts += [
+        f"<p class=note>{html.escape(line)}; seeds {results['seeds']}</p>"
+        for line in tables.machines(results)
+    ]
     for name in results["tables"]:
-        parts.append(f"<h2>{name}: {html.escape(TABLES[name].title)}</h2>")
+        parts.append(f"<h2>{name}: {html.escape(reproduce.TABLES[name].title)}</h2>")
         parts.append(tables.frame(results, name).to_html(border=0))
     parts.append("<h2>Claims, judged by the means over seeds</h2><ul>")
     for claim in results["claims"]:
@@ -63,16 +53,13 @@ def _page(results: dict[str, Any], figures: list[Path]) -> str:
     for figure in figures:
         svg = figure.read_text()
         parts.append(f"<figure>{svg[svg.index('<svg') :]}</figure>")
-    parts.append("<h2>Cells</h2><table><tr><th>problem, p, seed<th>nonzeros<th>converged %")
-    parts.append("<th>coherence<th>dead atoms<th>seconds")
-    for cell in results["cells"]:
-        optimal, dictionary = cell["optimal"], cell["dictionary"]
-        parts.append(
-            f"<tr><td>{cell['problem']}, {cell['p']}, {cell['seed']}<td>{optimal['nonzeros']:.1f}"
-            f"<td>{100 * optimal['converged']:.1f}<td>{dictionary['coherence']:.2f}"
-            f"<td>{dictionary['dead_atoms']}<td>{sum(cell['seconds'].values()):.0f}"
-        )
-    parts.append("</table><h2>Protocol</h2><table>")
+    parts.append("<h2>Problems</h2>")
+    parts.append(tables.problems(results).to_html(border=0, index=False))
+    if times:
+        parts.append("<h2>Times</h2><ul>")
+        parts += [f"<li>{html.escape(tables.time_of_codes(t)[2:])}" for t in times]
+        parts.append("</ul>")
+    parts.append("<h2>Protocol</h2><table>")
     for key, value in results["protocol"].items():
         parts.append(f"<tr><td>{html.escape(key)}<td>{html.escape(str(value))}")
     parts.append("</table>")

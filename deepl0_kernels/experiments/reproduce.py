@@ -1,15 +1,15 @@
 """``deepl0 reproduce``: the paper's tables, cell by cell, into a folder that can be resumed.
 
-run.json            protocol, sizes, seeds, versions, commit
-cells/*.json, *.pt  one problem, code size and seed: rows, the dictionary, the K = 2 encoder
+run.json            the protocol
+cells/*.json, *.pt  one problem, code size and seed: rows, machine, versions, commit; the dictionary
+                    and the K = 2 encoder
 pareto-*.json       errors and times of every method at one size
-results.json, results.csv, tables.md, *.svg, *.png
+results.json        all of it; results.csv, tables.md, report.html, *.svg, *.png: drawn from it
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from .._optional import require
 from . import record
 from .problems import L0Regularized, MSparse
 from .protocol import Protocol, signals
-from .regression import BASELINE, DEEP, cell
+from .regression import BASELINE, DEEP, cell, rows_file
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ TABLES = {
         },
     ),
     "table3": Table(
-        "Support error, M-sparse",
+        "Support error (and half of it), M-sparse",
         MSparse.key,
         "support_error",
         "positions",
@@ -98,17 +98,38 @@ def run(
                         data, of_seed = signals(protocol, seed), seed
                     found = cell(protocol, key, p, seed, data, path.parent, progress)
                     record.write_json(path, found)
+                    rows_file(path.parent, key, p, seed).unlink(missing_ok=True)
                 cells.append(json.loads(path.read_text()))
     results = {
         "tables": list(tables),
         "protocol": asdict(protocol),
         "sizes": list(sizes),
         "seeds": list(seeds),
-        "environment": record.environment() | {"commit": _commit()},
+        "environment": record.environment(),
         "cells": cells,
         "claims": claims(tables, cells, sizes),
     }
     record.write_json(out / "results.json", results)
+    return results
+
+
+def read(out: Path) -> dict[str, Any]:
+    """The results of a run.
+
+    Raises:
+        FileNotFoundError: the folder holds none.
+        ValueError: they cannot be read, or are none.
+    """
+    path = out / "results.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{out} holds no results.json; run deepl0 reproduce first")
+    try:
+        results = json.loads(path.read_text())
+        lacks = {"tables", "protocol", "sizes", "seeds", "cells", "claims"} - set(results)
+    except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as results: {error!r}") from error
+    if lacks:
+        raise ValueError(f"{path} cannot be read as results: it lacks {', '.join(sorted(lacks))}")
     return results
 
 
@@ -185,18 +206,3 @@ def _claim_folder(out: Path, protocol: Protocol) -> None:
                 "give another folder"
             )
     record.write_json(path, this)
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this package runs from, if it does."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -26,7 +26,7 @@ def one_thread():
 
 
 def interleaved_medians(
-    rivals: dict[str, Callable[[], object]], seconds: float, slice_seconds: float = 0.01
+    rivals: Mapping[str, Callable[[], object]], seconds: float, slice_seconds: float = 0.01
 ) -> dict[str, float]:
     """Median seconds of one call of each rival, who take turns of ``slice_seconds`` each.
 

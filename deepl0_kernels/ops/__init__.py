@@ -1,6 +1,7 @@
 """Operator floor: schema, fake kernel, derivatives and docstring of every public operator."""
 
 # Register the operators behind the solvers.
+from . import fista as fista
 from . import iht as iht
 from . import omp as omp
 from . import registration

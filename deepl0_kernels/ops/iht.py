@@ -11,7 +11,8 @@ from .. import reference
 from . import registration
 
 
-def _course(x, history):
+def fake_course(x, history):
+    """Iterations, convergence and objective of a solver, as fake tensors."""
     batch = x.shape[0]
     length = torch.library.get_ctx().new_dynamic_size(min=1) if history else 2
     return (
@@ -23,11 +24,11 @@ def _course(x, history):
 
 def _fake_top_m(x, D, values, indices, m, step, tol, max_iter, history):
     code = (x.shape[0], m)
-    return x.new_empty(code), x.new_empty(code, dtype=torch.int64), *_course(x, history)
+    return x.new_empty(code), x.new_empty(code, dtype=torch.int64), *fake_course(x, history)
 
 
 def _fake_l0(x, D, start, lam, step, tol, max_iter, history):
-    return x.new_empty((x.shape[0], D.shape[1])), *_course(x, history)
+    return x.new_empty((x.shape[0], D.shape[1])), *fake_course(x, history)
 
 
 # -> code, iterations [B], converged [B], objective [T + 1, B], or [2, B] without history.

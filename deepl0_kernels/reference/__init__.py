@@ -2,12 +2,13 @@
 
 The functions have the signatures of the registered operators ``torch.ops.deepl0.*``, run on any
 device, in any floating dtype (float64 included), and are differentiable, twice, by PyTorch's own
-autograd (but for iht_*, whose result is a constant). They are the oracle of every test and the
-``"reference"`` backend.
+autograd (but for iht_* and fista, whose result is a constant). They are the oracle of every test
+and the ``"reference"`` backend.
 """
 
 from .decode import decode
 from .encode import encode_l0, encode_top_m
+from .fista import fista
 from .iht import iht_l0, iht_top_m
 from .omp import omp
 from .stage import threshold_stage, top_m_stage
@@ -19,6 +20,7 @@ __all__ = [
     "decode",
     "encode_l0",
     "encode_top_m",
+    "fista",
     "iht_l0",
     "iht_top_m",
     "keep_top_m",

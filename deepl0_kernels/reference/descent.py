@@ -47,7 +47,8 @@ class Loop:
         start: Tensor | None,
         advance: Callable[..., Tensor],
         penalty: Callable[[Tensor], Tensor],
-        new_state: Callable[[Tensor], dict[str, Tensor]] = lambda a: {},
+        new_state: Callable[[Tensor, Tensor], dict[str, Tensor]] = lambda b, a: {},
+        settled: Callable[[dict[str, Tensor]], Tensor] | None = None,
         monotone: str | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """
@@ -55,13 +56,15 @@ class Loop:
             x: [B, n]. start: [B, p], None for zero.
             advance: (x, b, a, descent, state) -> next a; may change state's tensors by key.
             penalty: a -> [B], added to the quadratic.
-            new_state: a -> per-row tensors that travel with the active set.
+            new_state: (b, a) -> per-row tensors that travel with the active set.
+            settled: state -> [B], rows that may converge; None for all.
             monotone: text of the error for an objective that rises; None where it may.
         """
         if start is None:
             start = x.new_zeros(len(x), self.quadratic.D.shape[1])
+        rules = advance, penalty, new_state, settled, monotone
         parts = [
-            self._block(x[i : i + ROWS], start[i : i + ROWS], advance, penalty, new_state, monotone)
+            self._block(x[i : i + ROWS], start[i : i + ROWS], *rules)
             for i in range(0, len(x), ROWS)
         ]
         if not parts:
@@ -75,7 +78,7 @@ class Loop:
         code, iterations, converged = (torch.cat([part[i] for part in parts]) for i in range(3))
         return code, iterations, converged, objective
 
-    def _block(self, x, a, advance, penalty, new_state, monotone):
+    def _block(self, x, a, advance, penalty, new_state, settled, monotone):
         q = self.quadratic
         rows = len(x)
         code = a.clone()
@@ -84,7 +87,7 @@ class Loop:
         active = torch.arange(rows, device=x.device)
         b = q.correlations(x)
         half_xx = 0.5 * x.square().sum(1)
-        state = new_state(a)
+        state = new_state(b, a)
         slack = 64 * torch.finfo(x.dtype).eps
         full = x.new_zeros(rows)
         objectives = []
@@ -114,6 +117,8 @@ class Loop:
             if moved is None:
                 continue
             done = moved <= self.tol * a.norm(dim=1)
+            if settled is not None:
+                done &= settled(state)
             leave = done | last
             if leave.any():
                 out = active[leave]

@@ -1,14 +1,16 @@
 """The iterative methods that the encoders unroll, and dictionary learning. Batched over signals."""
 
-from .dictionary import DictionaryResult, learn_dictionary
+from .dictionary import DictionaryLearner, DictionaryResult, learn_dictionary
 from .fista import fista
 from .iht import iht, iht_m
 from .omp import omp
 from .pursuit import cosamp, htp
 from .result import SolverResult
+from .stability import support_margin
 from .step import squared_norm
 
 __all__ = [
+    "DictionaryLearner",
     "DictionaryResult",
     "SolverResult",
     "cosamp",
@@ -19,4 +21,5 @@ __all__ = [
     "learn_dictionary",
     "omp",
     "squared_norm",
+    "support_margin",
 ]

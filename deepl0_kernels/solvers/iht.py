@@ -56,9 +56,11 @@ def iht(
         ValueError: non-finite or mismatched arguments, lam or tol not > 0, an unknown step or init.
         RuntimeError: the objective rose, which a step above 1 / ||D||_2^2 can cause.
 
-    With a fixed step and k nonzeros min(2 k p, 2 (n k + n p)) flops a sample and iteration, in one
-    operator; at most 2 p^2. Sources: Blumensath and Davies 2008, 2010 (NIHT); Blumensath 2012
-    (AIHT), with the momentum of Beck and Teboulle 2009.
+    With a fixed step ("lipschitz" or a number) and k nonzeros min(2 k p, 2 (n k + n p)) flops a
+    sample and iteration, all iterations in one native operator; at most 2 p^2. "normalized" and
+    "accelerated" are loops in Python over PyTorch's dense products, 2 n p flops and more for each
+    trial of the step: they need fewer iterations, which cost more. Sources: Blumensath and Davies
+    2008, 2010 (NIHT); Blumensath 2012 (AIHT), with the momentum of Beck and Teboulle 2009.
     """
     rows, D = steps.signals(x, D), D.detach()
     lam, tol = steps.positive("lam", lam), steps.positive("tol", tol)
@@ -218,7 +220,7 @@ def _accelerated(
         state.update(a=a, descent=descent, t=t_next, beta=(t - 1) / t_next)
         return new
 
-    def new_state(a):
+    def new_state(b, a):
         one = a.new_ones(len(a))
         return {"a": a, "descent": torch.zeros_like(a), "t": one, "beta": 0 * one}
 

@@ -14,9 +14,8 @@ from deepl0_kernels import cli
 from deepl0_kernels.experiments import pareto, protocol, regression, report, reproduce, tables
 from deepl0_kernels.experiments.metrics import prediction_error
 
-TINY = replace(
-    protocol.Protocol().quickened(), digits=1_200, held_out=300, dictionary_epochs=8, epochs=6
-)
+SETTINGS = ("digits=1200", "held_out=300", "dictionary_epochs=8", "epochs=6")
+TINY = protocol.Protocol().quickened().changed(SETTINGS)
 ALL = ("table1", "table2", "table3")
 
 
@@ -44,6 +43,14 @@ def test_rows_and_their_errors(run):
         assert deep["prediction_error"] < rows["Iterative-2 from zero"]["prediction_error"]
         assert deep["training_error"] > 0
         assert cell["optimal"]["converged"] > 0.99
+        assert cell["optimal"]["stable_supports"] > 0.95
+        assert cell["optimal"]["median_margin"] > 0
+        assert cell["dictionary"]["dead_atoms"] == 0
+        low, high = cell["dictionary"]["usage"]
+        assert 0 < low <= 32 / 40 <= high <= 1 or cell["problem"] == "l0"
+        assert cell["environment"]["torch"] == torch.__version__
+        assert cell["seconds"].keys() == cell["cpu_seconds"].keys()
+        assert "Baseline encoder with linear readout" in rows
         # The saved encoder is the one of the row.
         saved = torch.load(out / "cells" / f"{cell['problem']}-p40-seed0.pt", weights_only=True)
         problem = TINY.problem(cell["problem"])
@@ -88,6 +95,72 @@ def test_an_interrupted_run_keeps_its_cells(tmp_path, monkeypatch):
         reproduce.run(ALL, TINY, [40], [0], tmp_path, progress=False)
     assert [p.name for p in (tmp_path / "cells").iterdir()] == ["l0-p40-seed0.json"]
     assert json.loads((tmp_path / "cells" / "l0-p40-seed0.json").read_text())["problem"] == "l0"
+
+
+def test_an_interrupted_cell_keeps_its_networks_and_gives_the_same_rows(run, tmp_path, monkeypatch):
+    _, results = run
+    fit, names = protocol.Protocol.fit, []
+
+    def interrupted(self, network, x, codes, lr, seed, progress, description):
+        names.append(description)
+        if len(names) == 3:
+            raise KeyboardInterrupt
+        return fit(self, network, x, codes, lr, seed, progress, description)
+
+    monkeypatch.setattr(protocol.Protocol, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.run(["table1"], TINY, [40], [0], tmp_path, progress=False)
+    assert not list((tmp_path / "cells").glob("*.json"))
+    found = reproduce.run(["table1"], TINY, [40], [0], tmp_path, progress=False)
+    assert names[3] == names[2]  # the one that was interrupted is the first to be trained again
+    assert len(set(names)) == len(names) - 1
+
+    def without_times(cell):
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in cell["rows"]]
+
+    assert without_times(found["cells"][0]) == without_times(results["cells"][0])
+    assert not list((tmp_path / "cells" / "cache").glob("*-rows.json"))
+
+
+def test_depth_and_tying_are_varied_at_small_sizes_only(run):
+    problem, D = TINY.problem("m_sparse"), torch.randn(256, 40)
+    few = [name for name, *_ in regression._networks(replace(TINY, further_p=39), problem, D, 256)]
+    assert few == ["Baseline encoder", "LISTA, K = 2", "Deep encoder, K = 2"]
+    many = [name for name, *_ in regression._networks(TINY, problem, D, 256)]
+    assert many[:3] == few
+    assert len(many) == 8
+    # A table of both sizes leaves blanks.
+    _, results = run
+    cell = results["cells"][1]
+    small = {**cell, "p": 64, "rows": [r for r in cell["rows"] if "K = 4" not in r["method"]]}
+    both = {**results, "sizes": [64, 40], "cells": [small, cell]}
+    frame = tables.frame(both, "table2")
+    assert frame.loc["Deep encoder, K = 4", "p = 64"] == ""
+    assert frame.loc["Deep encoder, K = 4", "p = 40"] != ""
+    assert list(frame.index)[: len(cell["rows"])] == [r["method"] for r in cell["rows"]]
+
+
+@pytest.mark.parametrize("kind", ["l1", "mod"])
+def test_other_dictionaries(kind, tmp_path):
+    other = replace(TINY, dictionary=kind, digits=600, dictionary_epochs=1)
+    data = protocol.signals(other, 0)
+    learned = other.learn(other.problem("l0"), data.train, 40, 0, False)
+    assert learned.squared_norm > 2  # atoms of unit norm
+    assert learned.atom_norms[1] == pytest.approx(1, abs=1e-5)
+
+
+def test_settings():
+    changed = protocol.Protocol().changed(["lam=0.25", "dictionary=l1", "epochs=3"])
+    assert (changed.lam, changed.dictionary, changed.epochs) == (0.25, "l1", 3)
+    for setting, words in (
+        ("epoch=3", "NAME=VALUE with a name of data, digits"),
+        ("epochs", "got 'epochs'"),
+        ("epochs=2.5", "epochs must be of type int, got '2.5'"),
+        ("lam=x", "lam must be of type float, got 'x'"),
+        ("data=cifar", "data must be one of .* got 'cifar'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            protocol.Protocol().changed([setting])
 
 
 def test_the_cache_knows_what_codes_depend_on(tmp_path, monkeypatch):
@@ -163,6 +236,54 @@ def test_the_race_of_all_methods(run):
         ours, theirs = points["OMP"], points["OMP (SPAMS)"]
         assert ours["prediction_error"] == pytest.approx(theirs["prediction_error"], rel=0.02)
     assert set(pareto.draw(found)) == {"pareto-m_sparse-p40.png", "pareto-m_sparse-p40.svg"}
+    assert points["OMP"]["support_error"] > 0
+    optimal = found["optimal_codes"]
+    assert optimal["signals"] == 300
+    assert optimal["kernels_microseconds"] > 0
+    assert optimal["torch_microseconds"] > 0
+    assert optimal["same_supports"] > 0.98
+    assert optimal["relative_objective"] == pytest.approx(1, abs=1e-3)
+    text = tables.time_of_codes(found)
+    assert "300 signals" in text
+    assert f"{100 * optimal['same_supports']:.1f} %" in text
+
+
+def test_the_command_its_times_and_their_renewal(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    settings = [f"--set={s}" for s in (*SETTINGS, "digits=600", "epochs=2", "further_p=0")]
+    arguments = ["reproduce", "all", "--quick", "--p", "40", "--out", str(out), *settings]
+    runner = CliRunner()
+    done = runner.invoke(cli._app(), arguments)
+    assert done.exit_code == 0, done.output
+    made = {path.name for path in out.iterdir()}
+    assert {"results.json", "results.csv", "tables.md", "report.html", "table1.svg"} <= made
+    assert {f"pareto-{key}-p40.{kind}" for key in ("l0", "m_sparse")
+            for kind in ("json", "svg", "png")} <= made  # fmt: skip
+    assert "## Times" in done.output
+    assert done.output.startswith((out / "tables.md").read_text())
+    first = {path.name: path.read_text() for path in out.glob("pareto-*.json")}
+    # The same command takes no time anew; the other takes all of them, and computes no error.
+    monkeypatch.setattr(reproduce, "cell", lambda *a: pytest.fail("the cell is there already"))
+    assert runner.invoke(cli._app(), arguments).exit_code == 0
+    assert {path.name: path.read_text() for path in out.glob("pareto-*.json")} == first
+    results = (out / "results.json").read_text()
+    done = runner.invoke(cli._app(), ["timing", str(out), "--seconds", "0"])
+    assert done.exit_code == 0, done.output
+    assert done.output.count("optimal codes of 300 signals") == 2
+    for path in out.glob("pareto-*.json"):
+        before, after = json.loads(first[path.name]), json.loads(path.read_text())
+        assert before != after
+        for a, b in zip(before["points"], after["points"], strict=True):
+            assert {**a, "microseconds": 0} == {**b, "microseconds": 0}
+    assert (out / "results.json").read_text() == results
+    # And says what it lacks.
+    done = runner.invoke(cli._app(), ["timing", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "run deepl0 reproduce first" in done.output
+    (out / "cells" / "l0-p40-seed0.pt").unlink()
+    done = runner.invoke(cli._app(), ["timing", str(out)])
+    assert done.exit_code == 2
+    assert "l0-p40-seed0.pt is missing" in done.output
 
 
 @pytest.mark.parametrize(
@@ -172,6 +293,7 @@ def test_the_race_of_all_methods(run):
         (["table1", "--quick", "--p", "16"], "got 16"),
         (["table1", "--quick", "--p", "many"], "many"),
         (["table1", "--quick", "--seeds", "0"], "greater than or equal to 1"),
+        (["table1", "--quick", "--set", "depth=3"], "got 'depth=3'"),
     ],
 )
 def test_bad_arguments_are_named(arguments, words, tmp_path):

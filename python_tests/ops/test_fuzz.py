@@ -137,6 +137,10 @@ def valid_calls(draw, op: str) -> dict:
     elif op == "encode_top_m_backward":
         saved = tensor(stages - 1, batch, m, dtype=low), code(stages - 1)
         args = [tensor(batch, m), code(), *saved, *weights(), draw(st.booleans())]
+    elif op == "fista":
+        x, D = (tensor(*shape, dtype=low) for shape in ((batch, n), (n, p)))
+        # n p entries of at most 2: the step is below 1 / ||D||^2.
+        args = [x, D, 0.5, 1 / (4 * n * p + 1), 0.01, draw(st.integers(1, 7)), draw(st.booleans())]
     elif op == "decode":
         args = [tensor(batch, m), code(), tensor(n, p)]
     else:
@@ -154,6 +158,8 @@ def careless_calls(draw, op: str) -> dict:
         args[i] = draw(spoilt(args[i]))
         if op in ("encode_l0", "encode_top_m") and i == 4 and args[i] > 1000:
             args[i] = 4  # so many stages would only take long
+        if op == "fista" and i == 5 and args[i] > 1000:
+            args[i] = 4
     return call
 
 

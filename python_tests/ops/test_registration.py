@@ -63,6 +63,8 @@ def samples(dtype: torch.dtype, grad: bool, batch: int = B):
         yield "iht_top_m", (x, randn(N, P), start, indices, M, *fixed, True)
         yield "iht_l0", (x, randn(N, P), None, 0.1, *fixed, False)
         yield "iht_l0", (x, randn(N, P), z, 0.1, *fixed, True)
+        yield "fista", (x, randn(N, P), 0.1, *fixed, False)
+        yield "fista", (x, randn(N, P), 0.1, *fixed, True)
     if not grad:
         yield "encode_l0", (x, W, S, thetas(), K, 0.0, "helu", False)
         yield "encode_top_m", (x, W, S, M, K, False)
@@ -301,7 +303,7 @@ def test_double_backward_of_the_encoders_says_what_to_do():
 
 def test_what_a_solver_returns_is_a_constant():
     for name, args in samples(torch.float32, True):
-        if name in ("omp", "iht_l0", "iht_top_m"):
+        if name in ("fista", "omp", "iht_l0", "iht_top_m"):
             assert not any(t.requires_grad for t in getattr(OPS, name)(*args)), name
 
 

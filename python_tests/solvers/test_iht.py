@@ -215,6 +215,14 @@ def test_leading_dimensions_history_and_given_starts():
     assert empty.iterations.shape == (0,)
 
 
+def test_a_dictionary_that_is_a_part_of_a_larger_one():
+    x, D, _ = planted()
+    part = torch.nn.functional.pad(D, (3, 2), value=7.0)[:, 3:-2]
+    assert part.stride() == (55, 1)
+    torch.testing.assert_close(iht(x, part, 0.05).code, iht(x, D, 0.05).code)
+    torch.testing.assert_close(iht_m(x, part, 4).dense, iht_m(x, D, 4).dense)
+
+
 def test_a_sample_that_ran_out_of_iterations_says_so():
     x, D, _ = planted()
     r = iht(x, D, 0.05, max_iter=3, tol=1e-12)

@@ -7,6 +7,7 @@ cannot do both.) On a machine with a GPU the tests of this folder run the kernel
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 
@@ -29,6 +30,14 @@ if not triton_kernels.installed():
         raise RuntimeError("triton is not installed, so the tests of its kernels cannot run")
     warnings.warn("triton is not installed: no test of its kernels", stacklevel=1)
     collect_ignore_glob = ["test_*.py"]
+
+
+def crossed(*axes: list) -> list[tuple]:
+    """All combinations of the values; where kernels are compiled, which takes long, every value of
+    every axis at least once."""
+    if INTERPRETED:
+        return list(itertools.product(*axes))
+    return [tuple(axis[i % len(axis)] for axis in axes) for i in range(max(map(len, axes)))]
 
 
 @pytest.fixture(params=ENGINES)

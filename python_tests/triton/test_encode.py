@@ -13,9 +13,11 @@ from deepl0_kernels.triton import encode, encode_backward
 from python_tests.ops.test_encode import assert_top_m_stage, pre_activation, problem
 from python_tests.ops.test_registration import samples
 from python_tests.oracle import as_bits, same_values
+from python_tests.triton.conftest import crossed
 from python_tests.triton.test_stage import integers, on
 
 OPS = torch.ops.deepl0
+THETAS = ["scalar", "vector", "per_stage"]
 # B, n, p, m, K: ragged sizes, ties, m = 0 and p, one stage and several, empty batch.
 SHAPES = [(5, 7, 17, 3, 3), (40, 40, 100, 10, 2), (1, 1, 1, 1, 3), (5, 7, 33, 33, 2),
           (5, 40, 200, 0, 2), (0, 7, 33, 10, 2), (1, 40, 128, 10, 1), (3, 7, 512, 20, 2),
@@ -45,10 +47,12 @@ def test_top_m_is_exact_on_integers(engine, device, shape, per_stage):
     assert got[2].shape == got[3].shape == (0, batch, m)
 
 
-@pytest.mark.parametrize(("sigma", "kind"), [(0.0, "helu"), (0.5, "helu"), (0.5, "ste")])
-@pytest.mark.parametrize("theta_shape", ["scalar", "vector", "per_stage"])
+@pytest.mark.parametrize(
+    ("ramp", "theta_shape"), crossed([(0.0, "helu"), (0.5, "helu"), (0.5, "ste")], THETAS), ids=str
+)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_l0_is_exact_on_integers(engine, device, shape, theta_shape, sigma, kind):
+def test_l0_is_exact_on_integers(engine, device, shape, theta_shape, ramp):
+    sigma, kind = ramp
     batch, n, p, _, K = shape
     x, W, S = operands(batch, n, p, matrices_for(K, theta_shape == "per_stage"))
     theta = integers(K, p, high=9).abs() + 4.0
@@ -196,8 +200,9 @@ def test_top_m_gradients_at_equal_supports(
     assert_close_in_norm(got[1:], want[1:], 1e-5)
 
 
-@pytest.mark.parametrize("kind", ["helu", "ste", "ste_theta", "hard", "soft"])
-@pytest.mark.parametrize("theta_shape", ["scalar", "vector", "per_stage"])
+@pytest.mark.parametrize(
+    ("kind", "theta_shape"), crossed(["helu", "ste", "ste_theta", "hard", "soft"], THETAS)
+)
 @pytest.mark.parametrize(
     "shape", [(70, 7, 33, 0, 3), (1, 1, 1, 0, 2), (0, 7, 9, 0, 2), (5, 40, 100, 0, 1)], ids=str
 )

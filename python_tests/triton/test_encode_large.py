@@ -15,6 +15,7 @@ from deepl0_kernels import reference
 from deepl0_kernels.ops.registration import gradient_of_matrix
 from deepl0_kernels.triton import encode_large, table
 from python_tests.oracle import hostile, same_values
+from python_tests.triton.conftest import crossed
 
 CAPACITY = 256  # of a buffer of candidates when m <= 128
 LAYOUTS = {
@@ -84,8 +85,10 @@ def chosen(u, m, device):
     return values.cpu(), indices.cpu()
 
 
-@pytest.mark.parametrize("m", [1, 10, 40])
-@pytest.mark.parametrize("style", ["ties", "special", "few_special", "denormal", "equal", "close"])
+@pytest.mark.parametrize(
+    ("style", "m"),
+    crossed(["ties", "special", "few_special", "denormal", "equal", "close"], [1, 10, 40]),
+)
 def test_hostile_rows(engine, device, style, m):
     u = hostile((1, 2100), torch.float32, m, style)
     want_values, want_indices = reference.top_m(u, m)

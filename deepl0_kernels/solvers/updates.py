@@ -1,0 +1,233 @@
+"""What one batch does to a dictionary: the methods of :mod:`.dictionary`."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..ops import decode, encode_l0, encode_top_m
+from . import step as steps
+from .fista import fista
+from .omp import omp
+
+# MOD: weight of the old dictionary, relative to an atom's mean energy in the statistics. It decides
+# where the codes say nothing (fewer signals than atoms, atoms never used) and nowhere else.
+_PROXIMITY = 1e-6
+
+
+class Outcome(NamedTuple):
+    """A batch, coded with the dictionary as it was before the update.
+
+    Attributes:
+        used: [p] int64, how many signals use each atom.
+        objective: mean over the signals.
+        residual: [B, n], x - D a.
+    """
+
+    used: Tensor
+    objective: float
+    residual: Tensor
+
+
+class Update(ABC):
+    """A dictionary D [n, p] and the state that its updates carry from batch to batch."""
+
+    D: Tensor
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Outcome:
+        """Code x [B, n] and move D."""
+
+    @abstractmethod
+    def replace(self, atoms: Tensor, signals: Tensor) -> None:
+        """Put ``signals`` [k, n] in the place of D[:, atoms]; forget what was known of those."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def result(self) -> Tensor:
+        """The dictionary as it is, a copy."""
+        return self.D.detach().clone()
+
+
+class Unrolled(Update):
+    """Adam on the objective through K stages of hard thresholding; ``||D||_2 <= 1``."""
+
+    def __init__(
+        self,
+        D: Tensor,
+        generator: torch.Generator,
+        *,
+        m: int | None,
+        lam: float | None,
+        num_stages: int,
+        lr: float,
+        total_steps: int | None,
+    ) -> None:
+        self.D = (D / math.sqrt(steps.squared_norm(D))).requires_grad_()
+        self.m, self.lam, self.num_stages = m, lam, num_stages
+        p = D.shape[1]
+        self.eye = torch.eye(p, dtype=D.dtype, device=D.device)
+        self.optimizer = torch.optim.Adam([self.D], lr=lr)
+        self.schedule = None
+        if total_steps is not None:
+            self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+                self.optimizer, lr, total_steps=total_steps
+            )
+        self.direction = torch.randn(p, generator=generator, dtype=D.dtype).to(D.device)
+
+    def __call__(self, x: Tensor) -> Outcome:
+        D = self.D
+        S = self.eye - D.T @ D
+        penalty = 0.0
+        if self.m is not None:
+            code = encode_top_m(x, D.T, S, self.m, num_stages=self.num_stages)
+            used = torch.bincount(code.indices.flatten(), minlength=D.shape[1])
+            residual = x - decode(code, D)
+        else:
+            assert self.lam is not None
+            theta = math.sqrt(2 * self.lam)
+            a = encode_l0(x, D.T, S, theta, num_stages=self.num_stages)
+            used = (a.detach() != 0).sum(0)
+            residual = x - a @ D.T
+            penalty = self.lam * used.sum().item() / len(x)
+        loss = 0.5 * residual.square().sum() / len(x)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
+        with torch.no_grad():
+            # One warm-started power step follows D closely; result() makes the bound exact.
+            self.direction = D.T @ (D @ self.direction)
+            self.direction /= self.direction.norm()
+            D /= (D @ self.direction).norm().clamp_min(1)
+        return Outcome(used, loss.item() + penalty, residual.detach())
+
+    @torch.no_grad()
+    def replace(self, atoms: Tensor, signals: Tensor) -> None:
+        self.D[:, atoms] = (signals * (self.D.norm() / math.sqrt(self.D.shape[1]))).T
+        for moment in self.optimizer.state[self.D].values():
+            if moment.shape == self.D.shape:
+                moment[:, atoms] = 0
+        self.D /= max(1.0, math.sqrt(steps.squared_norm(self.D)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "D": self.D.detach().clone(),
+            "direction": self.direction.clone(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            self.D.copy_(state["D"])
+        self.direction = state["direction"].clone()
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+
+    def result(self) -> Tensor:
+        D = super().result()
+        return D / max(1.0, math.sqrt(steps.squared_norm(D)))
+
+
+class _Statistics(Update):
+    """A = sum of a a', B = sum of x a' over the stream, the older the less (float64)."""
+
+    def __init__(self, D: Tensor, forgetting: float) -> None:
+        n, p = D.shape
+        self.forgetting = forgetting
+        self.D = D / D.norm(dim=0).clamp_min(torch.finfo(D.dtype).tiny)
+        self.A = torch.zeros(p, p, dtype=torch.float64, device=D.device)
+        self.B = torch.zeros(n, p, dtype=torch.float64, device=D.device)
+        self.batches = 0
+
+    @abstractmethod
+    def code(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes [B, p], dense, and the objective of each signal."""
+
+    @abstractmethod
+    def solve(self, D: Tensor) -> Tensor:
+        """The next dictionary from D, A and B, all float64."""
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Outcome:
+        a, objective = self.code(x)
+        residual = x - a @ self.D.T
+        # After t batches the k-th weighs (k / t)^forgetting: early codes are of a poor dictionary
+        # (Mairal et al. 2010, 3.4.2).
+        keep = (self.batches / (self.batches + 1)) ** self.forgetting
+        wide, signals = a.double(), x.double()
+        self.A.mul_(keep).addmm_(wide.T, wide, alpha=1 / len(x))
+        self.B.mul_(keep).addmm_(signals.T, wide, alpha=1 / len(x))
+        self.batches += 1
+        self.D = self.solve(self.D.double()).to(x.dtype)
+        return Outcome((a != 0).sum(0), objective.double().mean().item(), residual)
+
+    def replace(self, atoms: Tensor, signals: Tensor) -> None:
+        self.D[:, atoms] = signals.T
+        self.A[atoms], self.A[:, atoms], self.B[:, atoms] = 0, 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "D": self.D.clone(),
+            "A": self.A.clone(),
+            "B": self.B.clone(),
+            "batches": self.batches,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.D, self.A, self.B = (state[key].clone() for key in ("D", "A", "B"))
+        self.batches = state["batches"]
+
+
+class OnlineL1(_Statistics):
+    """l1 codes; each atom in turn to its best place within the unit ball."""
+
+    def __init__(self, D: Tensor, forgetting: float, lam: float, tol: float, max_iter: int) -> None:
+        super().__init__(D, forgetting)
+        self.lam, self.tol, self.max_iter = lam, tol, max_iter
+
+    def code(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        options: dict[str, Any] = dict(tol=self.tol, max_iter=self.max_iter, history=False)
+        found = fista(x, self.D, self.lam, **options)
+        return found.dense, found.objective[-1]
+
+    def solve(self, D: Tensor) -> Tensor:
+        weight = self.A.diagonal().tolist()
+        for j, w in enumerate(weight):
+            if w > 1e-12:
+                atom = D[:, j] + (self.B[:, j] - D @ self.A[:, j]) / w
+                D[:, j] = atom / atom.norm().clamp_min(1)
+        return D
+
+
+class MOD(_Statistics):
+    """m-sparse codes by OMP; least squares for all atoms at once, then unit norm."""
+
+    def __init__(self, D: Tensor, forgetting: float, m: int) -> None:
+        super().__init__(D, forgetting)
+        self.m = m
+
+    def code(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        found = omp(x, self.D, self.m)
+        return found.dense, found.objective[-1]
+
+    def solve(self, D: Tensor) -> Tensor:
+        near = _PROXIMITY * self.A.diagonal().mean().clamp_min(1e-12)
+        eye = torch.eye(len(self.A), dtype=self.A.dtype, device=self.A.device)
+        D = torch.linalg.solve(self.A + near * eye, (self.B + near * D).T).T
+        norms = D.norm(dim=0).clamp_min(torch.finfo(D.dtype).tiny)
+        # The same signals in atoms of unit norm: their coefficients grow by what the atoms lose.
+        self.A *= norms[:, None] * norms
+        self.B *= norms
+        return D / norms
