@@ -141,7 +141,7 @@ def test_an_error_of_the_runtime_names_the_kernel():
     if torch.cuda.is_available():
         assert library.refusal(torch.device("cuda", 0)) is None
     else:
-        with pytest.raises(RuntimeError, match="CUDA: apply_mask_kernel: .*driver"):
+        with pytest.raises(RuntimeError, match=r"CUDA: apply_mask_kernel: .*driver"):
             torch.ops.deepl0_cuda.probe(0)
 
 
