@@ -41,6 +41,20 @@ def select(p: int, dtype=torch.float32):
     return problem
 
 
+def traps(call, indices: torch.Tensor, size: int) -> bool:
+    """Whether an index just outside of [0, size) stops the kernel, by its own check."""
+    for bad in (-1, size):
+        wrong = indices.clone()
+        wrong[-1, -1] = bad
+        try:
+            call(wrong)
+        except RuntimeError as error:
+            if "DeviceTrap" in str(error):
+                continue
+        return False
+    return True
+
+
 def gather(p: int, m: int):
     def problem(ops) -> bool:
         wx, St = (hostile(s, torch.float32, 3, "ties") for s in ((2, p), (p, p)))
@@ -48,6 +62,8 @@ def gather(p: int, m: int):
         values = (values.abs() > 1.6).float()  # small sums: many ties
         want = reference.top_m(wx + reference.unpool(values, indices, p) @ St, m)
         got = ops.gather_top_m(wx, values, indices, St)
+        if not traps(lambda i: ops.gather_top_m(wx, values, i, St), indices, p):
+            return False
         return torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
 
     return problem
@@ -60,6 +76,8 @@ def lists(ops) -> bool:
     start, unit, entry = ops.group(indices, units)
     order = indices.flatten().sort(stable=True)
     if not (torch.equal(entry.long(), order.indices) and torch.equal(unit.long(), order.values)):
+        return False
+    if not traps(lambda i: ops.group(i, units), indices, units):
         return False
     x = torch.randn(batch, n)
     dense = torch.zeros(batch, units).scatter_add(1, indices, c)
@@ -85,12 +103,21 @@ def sums(ops) -> bool:
     spread = torch.empty(p, p)
     ops.outer_atomic(upper, du, lower, z, spread, False)
     right = right and torch.allclose(spread, want - 1, rtol=1e-4, atol=1e-4)
+    for call in (
+        lambda i: ops.product_on_support(i, du, lower, S),
+        lambda i: ops.product_on_support(upper, du, i, S),
+        lambda i: ops.gather_rows(du, i, S, True),
+        lambda i: ops.row_dots(i, S, rows),
+        lambda i: ops.outer_atomic(i, du, lower, z, spread, False),
+        lambda i: ops.outer_atomic(upper, du, i, z, spread, False),
+    ):
+        right = right and traps(call, upper, p)
     dots = ops.row_dots(upper, S, rows)
     return right and torch.allclose(dots, (rows @ S.t()).gather(1, upper), rtol=1e-3, atol=1e-3)
 
 
 PROBLEMS = {
-    "top_m_warp_kernel": select(150),
+    "top_m_warp_kernel": select(253),
     "top_m_block_kernel": select(1101, torch.bfloat16),
     "gather_top_m_warp_kernel": gather(120, 35),
     "gather_top_m_block_kernel": gather(1030, 300),
