@@ -41,6 +41,7 @@ std::tuple<Tensor, Tensor> threshold_backward(Tensor grad, Tensor u, Tensor thet
     STD_TORCH_CHECK(shape_of(grad) == shape && grad.scalar_type() == u.scalar_type(),
                     "grad_out must have the shape and dtype of u");
     theta = torch::stable::contiguous(theta);
+    check_theta("threshold_backward", kind, theta);
     const Rows g(grad, "grad_out"), rows(u, "u");
     const bool per_entry = theta.dim() == 1;
     const DType dtype = dtype_of(u, "u");

@@ -77,20 +77,16 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     # Programs own whole rows (columns: all of them); by the mode of their products (product.py). As
     # many rows as the registers hold, since each tile of rows reads S from L2 once.
     "whole_rows_tf32": (
-        (128, Config(32, 0, 16, 8, 2)),
         (256, Config(32, 0, 16, 8, 2)),
-        (512, Config(32, 0, 8, 8, 2)),
+        (512, Config(32, 0, 8, 8, 1)),
         (_ANY, Config(16, 0, 8, 8, 1)),
     ),
     "whole_rows_half": (
-        (128, Config(32, 0, 16, 8, 2)),
         (512, Config(32, 0, 16, 8, 2)),
         (_ANY, Config(16, 0, 16, 8, 1)),
     ),
-    # Float32 multiply-adds take their operands through registers: no room to prefetch long rows.
+    # Float32 multiply-adds take their operands through registers: no room to prefetch.
     "whole_rows_ieee": (
-        (128, Config(32, 0, 8, 8, 2)),
-        (256, Config(32, 0, 8, 8, 2)),
         (512, Config(32, 0, 8, 8, 1)),
         (_ANY, Config(16, 0, 8, 8, 1)),
     ),

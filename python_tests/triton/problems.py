@@ -144,7 +144,7 @@ PROBLEMS: dict[str, tuple[Problem, ...]] = {
     "encode, long codes": (
         encoders(4096, 256, 16384, 32, stages=1, l0=False, quick=True),
         encoders(4096, 256, 4096, 512), encoders(4096, 256, 16384, 32, l0=False),
-        encoders(64, 256, 131072, 64, 1, l0=False), encoders(5, 100, 2001, 30),
+        encoders(64, 256, 131072, 64, 1, l0=False), encoders(5, 100, 2001, 60),
         encoders(1 << 16, 256, 1 << 20, 64, 1, l0=False),
     ),
     "decode": (

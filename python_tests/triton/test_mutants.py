@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deepl0_kernels.triton import launch, table
+from deepl0_kernels.triton import launch
 from python_tests.oracle import hostile
 from python_tests.ptx import mutate
 from python_tests.ptx.engine import compile_triton
