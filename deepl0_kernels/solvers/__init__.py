@@ -7,11 +7,14 @@ from .omp import omp
 from .pursuit import cosamp, htp
 from .result import SolverResult
 from .step import squared_norm
+from .task_driven import TaskDrivenDictionary, elastic_net
 
 __all__ = [
     "DictionaryResult",
     "SolverResult",
+    "TaskDrivenDictionary",
     "cosamp",
+    "elastic_net",
     "fista",
     "htp",
     "iht",
