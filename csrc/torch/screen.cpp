@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/screen.h"
+#include "core/top_m.h"
 
 namespace deepl0::torch_ops {
 
@@ -34,6 +35,38 @@ ScreenKind kind_for(int64_t batch, int64_t p, int64_t m) {
             if (wish == 1 ? screen_has(kind) : screen_is_fast(kind)) return kind;
     }
     return ScreenKind::float32;
+}
+
+/// For few rows: the units in `parts`, a task each, and the m largest of what they found. An entry
+/// does not depend on its part, and parts are in order, so ties go to the lowest index.
+void screen_by_units(const ScreenProblem& q, int64_t rows, int64_t parts) {
+    const int64_t m = q.m, part = (q.p + parts - 1) / parts, found = parts * m;
+    const Buffer<float> values(parts * rows * m), row(found);
+    const Buffer<int64_t> indices(parts * rows * m);
+    torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t) {
+            ScreenProblem some = q;
+            some.w += t * part * q.ldw;
+            some.p = std::min(part, q.p - t * part);
+            some.values = values.get() + t * rows * m;
+            some.indices = indices.get() + t * rows * m;
+            const Buffer<char> workspace(
+                screen_workspace_bytes(some.kind, rows, some.p, some.n, m));
+            deepl0::screen_top_m(some, 0, rows, workspace.get(), nullptr);
+        }
+    });
+    const Buffer<char> workspace(int64_t(top_m_workspace_bytes(DType::f32, found, m)));
+    for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t t = 0; t < parts; ++t)
+            std::copy_n(values.get() + (t * rows + r) * m, m, row.get() + t * m);
+        int64_t* chosen = q.indices + r * m;
+        top_m(DType::f32, row.get(), found, found, m, q.values + r * m, chosen, 0, 1,
+              workspace.get());
+        for (int64_t j = 0; j < m; ++j) {
+            const int64_t t = chosen[j] / m;
+            chosen[j] = t * part + indices.get()[(t * rows + r) * m + chosen[j] % m];
+        }
+    }
 }
 
 }  // namespace
@@ -78,7 +111,14 @@ std::tuple<Tensor, Tensor> screen_top_m(Tensor x, Tensor W, int64_t m) {
                     pack ? packed.get() : nullptr,
                     static_cast<float*>(values.mutable_data_ptr()),
                     static_cast<int64_t*>(indices.mutable_data_ptr())};
-    torch::stable::parallel_for(0, batch, 32, [&](int64_t begin, int64_t end) {
+    constexpr int64_t kRows = 32, kUnits = 8192;  // of a task at least
+    const int64_t parts =
+        std::min<int64_t>(torch::stable::get_num_threads(), p / std::max(kUnits, m));
+    if (!pack && batch <= kRows && parts > 1) {
+        screen_by_units(q, batch, parts);
+        return {values, indices};
+    }
+    torch::stable::parallel_for(0, batch, kRows, [&](int64_t begin, int64_t end) {
         const Buffer<char> workspace(screen_workspace_bytes(kind, end - begin, p, n, m));
         deepl0::screen_top_m(q, begin, end, workspace.get(), nullptr);
     });

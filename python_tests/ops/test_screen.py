@@ -82,6 +82,32 @@ def test_batch_invariant(style):
     assert same_bits(one_stage(strided, W.t().contiguous().t()).values, whole.values)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 32])
+@pytest.mark.parametrize("style", ["normal", "ties", "special"])
+def test_few_rows_over_many_units_are_split_by_units(style, rows):
+    """The parts of the units, one a thread, give the bits of one thread; 26007 units: 3 parts."""
+    g = torch.Generator().manual_seed(4)
+    x, W = torch.randn(rows, 16, generator=g), torch.randn(26007, 16, generator=g)
+    if style == "ties":
+        x, W = x.mul(2).round(), W.round()
+    elif style == "special":
+        W[[5, 13003, 13004, 26006]] = torch.nan
+        W[20000:20003] = torch.inf
+    found, threads = [], torch.get_num_threads()
+    try:
+        for n in (1, 2, 3, 8):
+            torch.set_num_threads(n)
+            found.append(one_stage(x, W))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert torch.equal(other.indices, found[0].indices)
+        assert same_bits(other.values, found[0].values)
+    if style == "ties":
+        want = dk.reference.top_m((x @ W.t()).double(), M)
+        assert torch.equal(found[-1].indices, want[1])
+
+
 SCRIPT = """
 import sys, torch, deepl0_kernels as dk
 from python_tests.ops.test_screen import data, one_stage
