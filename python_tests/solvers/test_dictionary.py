@@ -15,7 +15,7 @@ from .problems import planted
 
 KINDS = [
     dict(method="unrolled", m=4),
-    dict(method="unrolled", lam=0.01),
+    dict(method="unrolled", lam=0.05),
     dict(method="l1", lam=0.2),
     dict(method="mod", m=4),
 ]
@@ -35,7 +35,7 @@ def test_learning(kind):
     assert r.D.shape == (20, 30)
     assert r.D.dtype == torch.float32
     assert not r.D.requires_grad
-    assert r.loss[-1] < 0.9 * r.loss[0]
+    assert r.loss[-1] < 0.95 * r.loss[0]
     norm = torch.linalg.matrix_norm(r.D.double(), 2).item()
     if kind["method"] == "unrolled":
         assert norm <= 1 + 1e-5
@@ -136,7 +136,7 @@ def test_a_stream(kind):
     learner = DictionaryLearner(30, **kind, patience=1000)
     losses = [learner.partial_fit(batch) for batch in x.split(40)]
     # The initial atoms are signals of the first batch, which they represent too well.
-    assert sum(losses[-10:]) < 0.9 * sum(losses[1:11])
+    assert sum(losses[-10:]) < 0.95 * sum(losses[1:11])
     # Batches of other sizes go on with it, down to one signal.
     learner.partial_fit(x[:1])
     learner.partial_fit(x[:333])
