@@ -22,10 +22,19 @@ KINDS = ("drop barrier", "drop guard", "negate guard", "shuffle distance", "comp
          "arithmetic", "vote")  # fmt: skip
 
 
+def adjacent(p: int, dtype: torch.dtype) -> tuple[torch.Tensor, int]:
+    """Eleven keys one beside the other, and an m that some of them meet exactly: a comparison that
+    leaves one entry out changes the cut."""
+    kind, one = (torch.int32, 0x3F800000) if dtype == torch.float32 else (torch.int16, 0x3F80)
+    step = torch.arange(p) * 7 % 11
+    return (one + step).to(kind).view(dtype).repeat(2, 1), int((step >= 6).sum())
+
+
 def select(p: int, dtype=torch.float32):
     def problem(ops) -> bool:
-        for style, m in (("few_special", p // 5), ("ties", p // 3), ("normal", p)):
-            u = hostile((2, p), dtype, 7, style)
+        rows = [(hostile((2, p), dtype, 7, s), m)
+                for s, m in (("few_special", p // 5), ("ties", p // 3), ("normal", p))]  # fmt: skip
+        for u, m in (*rows, adjacent(p, dtype)):
             at = reference.top_m(u, m)[1]
             values, indices = ops.top_m(u, m)
             kept, mask = ops.keep_top_m(u, m)
