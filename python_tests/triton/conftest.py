@@ -42,7 +42,10 @@ def crossed(*axes: list) -> list[tuple]:
 
 @pytest.fixture(params=ENGINES)
 def engine(request, monkeypatch):
-    """Serve the device under test by Triton through the named engine."""
+    """Serve the device under test by Triton through the named engine.
+
+    Fresh memory holds NaN, so that a kernel that reads what nobody wrote shows it.
+    """
     if request.param == "gpu":
         yield "gpu"
         return
@@ -63,7 +66,10 @@ def engine(request, monkeypatch):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Overriding a previously registered kernel")
         library = registration.serve_by_triton("cpu")
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
     yield request.param
+    torch.use_deterministic_algorithms(False)
     library._destroy()
     serve_device("cpu", "cpu")
 

@@ -213,9 +213,9 @@ if DIRECT := [name for name in ENGINES if not name.startswith("sm")]:
                 assert torch.equal(ours.cpu().nan_to_num(7.0), small.nan_to_num(7.0))
 
 
+# On a GPU python_tests/ops checks the registration.
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "gpu"], indirect=True)
 def test_opcheck(engine, device):
-    if engine == "gpu":
-        pytest.skip("python_tests/ops checks the registration on the device")
     ops = torch.ops.deepl0
     u = torch.randn(3, 20, device=device)
     values, indices = dk.top_m(u, 4)
