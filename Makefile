@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # Tests run in as many processes as there are cores; each uses one thread.
 JOBS ?= $(shell nproc)
 
-SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 # Editable, against the torch that is installed: a rebuild takes seconds, and no second torch is fetched.
 INSTALL := $(BIN)/pip install --quiet --no-build-isolation --editable
 
@@ -24,11 +24,12 @@ $(VENV)/torch: Makefile
 	$(BIN)/pip install --quiet '$(TORCH)' numpy ninja pybind11 'setuptools>=64' wheel
 	touch $@
 
-$(VENV)/demo: $(VENV)/torch setup.py pyproject.toml $(SOURCES)
+# CUDA kernels are built where nvcc is found; DEEPL0_CUDA=0 make demo leaves them out.
+$(VENV)/demo: $(VENV)/torch setup.py cuda_toolkit.py pyproject.toml $(SOURCES)
 	$(INSTALL) '.[demo]'
 	touch $@
 
-$(VENV)/test: $(VENV)/torch setup.py pyproject.toml $(SOURCES)
+$(VENV)/test: $(VENV)/torch setup.py cuda_toolkit.py pyproject.toml $(SOURCES)
 	$(INSTALL) '.[test,lint]'
 	touch $@
 

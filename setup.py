@@ -3,6 +3,10 @@
 Every csrc/core/<op>.cpp is compiled once per instruction set; everything else once. The extension
 uses libtorch's stable ABI, so the binary serves every torch from the target version on. Nothing
 falls back: a compiler error ends the installation.
+
+CUDA kernels (csrc/cuda) are built where nvcc is found, against any torch, a CPU wheel included: no
+GPU and no driver is asked for. DEEPL0_CUDA=0 leaves them out, 1 makes a missing nvcc an error;
+TORCH_CUDA_ARCH_LIST names the architectures.
 """
 
 from __future__ import annotations
@@ -21,6 +25,9 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
+
+sys.path.insert(0, str(ROOT))  # pip's build does not have it there
+import cuda_toolkit  # noqa: E402
 
 # The oldest torch the binary runs with: its stable ABI is the one we ask for.
 TORCH_TARGET = (2, 13)
@@ -52,14 +59,48 @@ class NinjaBuild(build_ext):
         build.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        (build / "build.ninja").write_text(ninja_file(target))
+        cuda = cuda_build()
+        (build / "build.ninja").write_text(ninja_file(target, cuda))
         command = [ninja_executable(), "-C", str(build)]
         if jobs := os.environ.get("MAX_JOBS"):
             command += ["-j", jobs]
         print("deepl0: building", target.name, "for", ", ".join(ISA_FLAGS), flush=True)
-        print("deepl0: no CUDA kernels in this version; the build is for CPU", flush=True)
+        if cuda:
+            by = f"{cuda.toolkit.nvcc} (release {cuda.toolkit.release()})"
+            print(f"deepl0: CUDA kernels by {by} for {cuda.describe()}", flush=True)
+        else:
+            print("deepl0: without CUDA kernels; the build is for CPU", flush=True)
         subprocess.run(command, check=True)
         subprocess.run([sys.executable, "-c", LOAD, str(target)], check=True)
+
+
+class CudaBuild:
+    """The toolkit, and the architectures as ("80", also as PTX)."""
+
+    def __init__(self, toolkit: cuda_toolkit.Toolkit) -> None:
+        self.toolkit = toolkit
+        asked = os.environ.get("TORCH_CUDA_ARCH_LIST") or cuda_toolkit.SOURCE_ARCHS
+        self.archs = cuda_toolkit.archs(asked)
+
+    def describe(self) -> str:
+        """As build_info() reports it: sm_80 sm_90 compute_90."""
+        names = [f"sm_{arch}" for arch, _ in self.archs]
+        return " ".join(names + [f"compute_{arch}" for arch, ptx in self.archs if ptx])
+
+
+def cuda_build() -> CudaBuild | None:
+    """None for a build without CUDA kernels."""
+    choice = os.environ.get("DEEPL0_CUDA", "")
+    if choice not in ("", "0", "1"):
+        raise RuntimeError(f"deepl0: DEEPL0_CUDA must be 0 or 1, got {choice!r}")
+    if choice == "0":
+        return None
+    toolkit = cuda_toolkit.find()
+    if toolkit is None:
+        if choice == "1":
+            raise RuntimeError("deepl0: DEEPL0_CUDA=1, but there is no nvcc: set CUDA_HOME")
+        return None
+    return CudaBuild(toolkit)
 
 
 def build_folder() -> Path:
@@ -75,7 +116,7 @@ def ninja_executable() -> str:
     return str(Path(ninja.BIN_DIR) / "ninja")
 
 
-def ninja_file(target: Path) -> str:
+def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
     """The build graph, in ninja's language."""
     import pybind11
     import torch
@@ -104,12 +145,20 @@ def ninja_file(target: Path) -> str:
     binding_flags = (
         f"-DTORCH_TARGET_VERSION={target_version} -DDEEPL0_TORCH_TARGET={major}.{minor}"
         f" -DDEEPL0_TORCH_BUILT_WITH={torch.__version__}"
+        f" -DDEEPL0_CUDA_ARCHS={shlex.quote(cuda.describe() if cuda else '')}"
     )
+    ldflags = f"-shared -L{in_command(torch_root / 'lib')} -ltorch_cpu -lc10"
+    if cuda:
+        # The static runtime looks for the driver when it is first used, so the library loads
+        # without one; its symbols stay inside.
+        ldflags += (
+            f" -L{in_command(cuda.toolkit.static_runtime())} -lcudart_static -lrt -lpthread -ldl"
+            " -Wl,--exclude-libs,libcudart_static.a"
+        )
     lines = [
         f"cxx = {os.environ.get('CXX', 'c++')}",
         f"flags = {' '.join(flags)}",
-        f"ldflags = -shared -L{in_command(torch_root / 'lib')} -ltorch_cpu -lc10 "
-        + os.environ.get("LDFLAGS", ""),
+        f"ldflags = {ldflags} " + os.environ.get("LDFLAGS", ""),
         "rule cxx",
         "  command = $cxx -MMD -MF $out.d $flags $extra -c $in -o $out",
         "  depfile = $out.d",
@@ -133,6 +182,24 @@ def ninja_file(target: Path) -> str:
         for level, (isa, isa_flags) in enumerate(ISA_FLAGS.items()):
             extra = f"{isa_flags} -DDEEPL0_ISA={isa} -DDEEPL0_ISA_LEVEL={level}"
             compile_one(source, f"core/{source.stem}.{isa}.o", extra)
+    if cuda:
+        toolkit = cuda.toolkit
+        lines += [
+            f"nvcc = {in_command(toolkit.nvcc)}",
+            "cuflags = -std=c++17 -O3 -ccbin $cxx -Xcompiler -fPIC,-fvisibility=hidden,-Wall"
+            f" -I{in_command(CSRC)} {' '.join(cuda_toolkit.flags(cuda.archs))}",
+            "rule cuda",
+            "  command = $nvcc -MMD -MF $out.d $cuflags -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = compile $out",
+        ]
+        for source in sorted((CSRC / "cuda").glob("*.cu")):
+            objects.append(f"cuda/{source.stem}.o")
+            lines.append(f"build {objects[-1]}: cuda {in_graph(source)}")
+        cuda_flags = f"{binding_flags} -isystem {in_command(toolkit.include)}"
+        for source in sorted((CSRC / "torch" / "cuda").glob("*.cpp")):
+            compile_one(source, f"torch_cuda/{source.stem}.o", cuda_flags)
     bindings = sorted((CSRC / "torch").glob("*.cpp"))
     for source in [*bindings, CSRC / "torch_ops.cpp", CSRC / "module.cpp"]:
         compile_one(source, f"{source.parent.name}/{source.stem}.o", binding_flags)

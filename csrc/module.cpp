@@ -36,8 +36,9 @@ py::dict build_info() {
     info["isa_active"] = deepl0::isa_name(deepl0::active_isa());
     info["amx_bfloat16"] = deepl0::screen_has(deepl0::ScreenKind::bfloat16_tiles);
     info["avx512_bfloat16"] = deepl0::screen_has(deepl0::ScreenKind::bfloat16_vectors);
-    info["cuda"] = false;
-    info["cuda_archs"] = py::list();
+    const std::string archs = DEEPL0_STRING(DEEPL0_CUDA_ARCHS);  // "sm_80 sm_90 compute_90", or ""
+    info["cuda"] = !archs.empty();
+    info["cuda_archs"] = py::str(archs).attr("split")();
     info["torch_abi_target"] = DEEPL0_STRING(DEEPL0_TORCH_TARGET);
     info["torch_built_with"] = DEEPL0_STRING(DEEPL0_TORCH_BUILT_WITH);
     return info;

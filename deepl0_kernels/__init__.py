@@ -15,6 +15,7 @@ import torch  # noqa: F401 - its libraries must be loaded before the extension's
 
 from ._C import build_info
 from .backends import backends, last_call, use_backend
+from .cuda.library import allow_atomics
 from .ops import (
     SparseCode,
     decode,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SparseCode",
     "__version__",
+    "allow_atomics",
     "backends",
     "build_info",
     "datasets",

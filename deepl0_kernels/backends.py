@@ -1,14 +1,15 @@
 """Which implementation serves which call: query, override, report.
 
 An operator has a ``"reference"`` implementation (pure PyTorch) and, registered with PyTorch's
-dispatcher, native ones (``"cpu"``: the compiled extension; ``"triton"``: Triton kernels on a GPU).
-By default a call is served by the native implementation for its tensor's device where there is one,
-by the reference otherwise.
+dispatcher, native ones (``"cpu"``: the compiled extension; on a GPU ``"cuda"``, its CUDA C++
+kernels, and ``"triton"``). By default a call is served by a native implementation for its tensor's
+device where there is one, by the reference otherwise. Which of two GPU kernels serves is decided in
+one place, :func:`choose`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import NamedTuple
 
@@ -17,11 +18,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _C
+from .cuda.library import products_per_gather, refusal
 
 NAMES = ("reference", "cpu", "cuda", "triton")
 
-# Device type -> its native backend. A device that is not listed gets the reference.
-_NATIVE = {"cpu": "cpu"}
+# Device type -> its native backends. A device that is not listed gets the reference.
+_NATIVE: dict[str, tuple[str, ...]] = {"cpu": ("cpu",)}
 
 _implementations: dict[str, dict[str, Callable]] = {}
 _forced: str | None = None
@@ -43,33 +45,93 @@ def register(operator: str, **implementations: Callable) -> None:
     _implementations[operator] = implementations
 
 
-def serve_device(device: str, backend: str) -> None:
-    """Tell which native backend serves tensors of the type ``device`` by default."""
-    _NATIVE[device] = backend
+def serve_device(device: str, *backends: str) -> None:
+    """Tell which native backends serve tensors of the type ``device``."""
+    _NATIVE[device] = backends
 
 
-def _native(operator: str, device: str) -> str:
-    backend = _NATIVE.get(device, "reference")
-    return backend if backend in _implementations[operator] else "reference"
+def _natives(operator: str, device: str) -> tuple[str, ...]:
+    """The native backends that have ``operator`` for ``device``."""
+    return tuple(b for b in _NATIVE.get(device, ()) if b in _implementations[operator])
 
 
 def implementation(operator: str, tensor: Tensor) -> Callable:
-    """The function that serves ``operator`` for ``tensor``'s device under the current override."""
+    """The function that serves ``operator`` for ``tensor``'s device under the current override.
+
+    Several native backends are served by one function, PyTorch's operator: on the device, its
+    kernel asks :func:`choose`.
+    """
     global _last
-    native = _native(operator, tensor.device.type)
-    if native == "triton" and tensor.dtype == torch.float64:
+    natives = _natives(operator, tensor.device.type)
+    native = natives[0] if natives else "reference"
+    if native in ("cuda", "triton") and tensor.dtype == torch.float64:
         backend, reason = "reference", "the GPU kernels have no float64"
     elif _forced is None:
         backend, reason = native, "default for the device"
         if _differentiates_functionally():
             backend, reason = "reference", "torch.func differentiates through the reference only"
-    elif _forced in (native, "reference"):
+    elif _forced in (*natives, native, "reference"):
         backend, reason = _forced, "forced by use_backend"
+    elif _forced in _NATIVE.get(tensor.device.type, ()):
+        raise ValueError(
+            f"backend {_forced!r} has no kernel for {operator!r}; "
+            "dk.use_backend(None) lets another serve it"
+        )
     else:
         raise ValueError(f"backend {_forced!r} does not serve {tensor.device.type!r} tensors")
     if not torch.compiler.is_compiling():
         _last = operator, backend, reason
     return _implementations[operator][backend]
+
+
+def choose(operator: str, backends: Sequence[str], args: Sequence) -> str:
+    """Which of the GPU backends that have ``operator`` serves this call.
+
+    An override wins where it has the operator. CUDA kernels that the device cannot run (its driver
+    is older than their runtime, or no compiled architecture serves it) are left out. Else the cost
+    model decides, docs/gpu-cuda.md has its figures:
+
+    * ``encode_top_m``: Triton. Its fused stages are dense products on tensor cores with the code
+      resident, and for long codes tiles that never hold [B, p]. In between, 512 < p <= 1024, where
+      its tile of whole rows is small, the gather stage of the CUDA kernels serves if a gather-sum
+      of m rows of S' beats a product of length p (``library.products_per_gather``).
+    * ``encode_top_m_backward``: Triton to p = 512, by dense tiles; CUDA beyond, by sorted supports.
+    * ``decode_backward``: Triton, which writes the gradient of D in its dtype at once.
+    * all other selection, and decode: CUDA. A radix select with a histogram, ballots and scans take
+      fewer instructions there, and nothing is compiled on first use.
+    """
+    global _last
+    usable = [b for b in backends if b != "cuda" or _runs_cuda(args)]
+    if _forced in backends:
+        backend, reason = str(_forced), "forced by use_backend"
+    elif len(usable) < 2:
+        backend, reason = (usable or backends)[0], "the only kernel for the device"
+    elif operator == "encode_top_m":
+        backend, reason = "triton", "dense stages on tensor cores, or tiles of a long code"
+        if _gathers(*args):
+            backend, reason = "cuda", "gather-sums of rows of S'"
+    elif operator == "encode_top_m_backward":
+        backend, reason = "cuda", "sums by unit"
+        if args[5].shape[0] <= 512:
+            backend, reason = "triton", "dense tiles"
+    elif operator == "decode_backward":
+        backend, reason = "triton", "sums by unit in the dtype of D"
+    else:
+        backend, reason = "cuda", "selection and gather-sums"
+    if _forced is None and _last is not None and _last[0] == operator:
+        _last = operator, backend, reason
+    return backend
+
+
+def _runs_cuda(args: Sequence) -> bool:
+    device = args[0].device
+    return device.type != "cuda" or refusal(device) is None
+
+
+def _gathers(x: Tensor, W: Tensor, S: Tensor | None, m: int, num_stages: int, save: bool) -> bool:
+    """Whether encode_top_m is served by the gather stage."""
+    p = W.shape[0]
+    return num_stages > 1 and 512 < p <= 1024 and products_per_gather() * m <= p
 
 
 def _differentiates_functionally() -> bool:
@@ -90,11 +152,19 @@ def backends() -> dict[str, dict[str, str]]:
     """Operator -> device type -> backend that serves it now; ``"other"`` is any other device."""
     return {
         operator: {
-            **{device: _forced or _native(operator, device) for device in _NATIVE},
+            **{device: _forced or _report(operator, device) for device in _NATIVE},
             "other": _forced or "reference",
         }
         for operator in sorted(_implementations)
     }
+
+
+def _report(operator: str, device: str) -> str:
+    """The native backends, joined where the size of the call decides between them."""
+    natives = _natives(operator, device)
+    if len(natives) > 1 and operator != "encode_top_m":
+        natives = ("cuda",)
+    return " or ".join(natives) or "reference"
 
 
 def last_call() -> Call | None:
@@ -124,8 +194,9 @@ class use_backend:  # noqa: N801 - used like a function
         global _forced
         if name is not None and name not in NAMES:
             raise ValueError(f"name must be one of {NAMES} or None, got {name!r}")
-        if name not in (None, "reference", *_NATIVE.values()):
-            why = ": triton is not installed" if name == "triton" else ""
+        if name not in (None, *available()):
+            missing = {"triton": ": triton is not installed", "cuda": ": built without nvcc"}
+            why = missing.get(str(name), "")
             raise ValueError(f"backend {name!r} is not in this build{why}; it has {available()}")
         self._name, self._previous, self._fresh = name, _forced, True
         _forced = name
@@ -156,4 +227,4 @@ class use_backend:  # noqa: N801 - used like a function
 
 def available() -> tuple[str, ...]:
     """Backends of this build."""
-    return ("reference", *_NATIVE.values())
+    return ("reference", *dict.fromkeys(b for native in _NATIVE.values() for b in native))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import deepl0_kernels as dk
-from deepl0_kernels import triton as floor
+from deepl0_kernels import cuda, triton
 
 
 def test_default_and_report():
@@ -23,9 +24,13 @@ def test_default_and_report():
         dk.build_info()["isa_active"],
     )
     assert call.reason == "default for the device"
-    gpu = {"cuda": "triton"} if floor.installed() else {}
-    assert dk.backends()["threshold"] == {"cpu": "cpu", **gpu, "other": "reference"}
-    assert dk.backends()["omp"].get("cuda", "reference") == "reference"
+    served = dk.backends()
+    floors = [name for name, floor in (("cuda", cuda), ("triton", triton)) if floor.installed()]
+    assert served["threshold"] == {"cpu": "cpu", "other": "reference"} | (
+        {"cuda": "triton" if triton.installed() else "reference"} if floors else {}
+    )
+    assert served["top_m"].get("cuda", "") == (floors[0] if floors else "")
+    assert served["omp"].get("cuda", "reference") == "reference"
     names = {
         "threshold",
         "top_m",
@@ -136,11 +141,6 @@ def test_unknown_names(name):
         dk.use_backend(name)
 
 
-def test_backends_that_are_not_in_the_build():
-    with pytest.raises(ValueError, match=r"backend 'cuda' is not in this build; it has"):
-        dk.use_backend("cuda")
-
-
 def python(code: str) -> str:
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
@@ -169,13 +169,25 @@ def test_without_triton_everything_else_works():
         "try: dk.use_backend('triton')\n"
         "except ValueError as error: print(error)\n"
     )
+    # Without Triton, a build with CUDA kernels serves GPUs by them where they have the operator.
+    floors = ["cuda"] if cuda.installed() else []
     assert out.splitlines() == [
-        "{'cpu': 'cpu', 'other': 'reference'}",
+        repr({"cpu": "cpu", **dict.fromkeys(floors, "reference"), "other": "reference"}),
         "8 cpu",
         "3 reference",
         "backend 'triton' is not in this build: triton is not installed; "
-        "it has ('reference', 'cpu')",
+        f"it has {('reference', 'cpu', *floors)}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("triton", "triton is not installed"), ("cuda", "built without nvcc")]
+)
+def test_backends_that_are_not_in_the_build(monkeypatch, name, why):
+    module = importlib.import_module("deepl0_kernels.backends")
+    monkeypatch.setattr(module, "_NATIVE", {"cpu": ("cpu",)})
+    with pytest.raises(ValueError, match=f"backend '{name}' is not in this build: {why}; it has"):
+        dk.use_backend(name)
 
 
 def test_compiled_graphs_follow_the_override():

@@ -6,6 +6,7 @@ Run by ``make install-test``: it fetches a second torch and takes minutes.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,9 +26,11 @@ SMOKE = (
 )
 
 
-def run(*command: str | Path, check: bool = True, **env: str) -> subprocess.CompletedProcess:
+def run(
+    *command: str | Path, check: bool = True, cwd: str | Path = "/", **env: str
+) -> subprocess.CompletedProcess:
     done = subprocess.run(
-        [str(c) for c in command], env=os.environ | env, capture_output=True, text=True, cwd="/"
+        [str(c) for c in command], env=os.environ | env, capture_output=True, text=True, cwd=cwd
     )
     if check and done.returncode:
         pytest.fail(f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
@@ -133,10 +136,45 @@ def test_a_broken_compiler_is_an_error_not_a_pure_python_installation(source, tm
     assert not list(tmp_path.glob("*.whl"))
 
 
-def test_an_installation_without_nvcc_works_and_says_so(source, tmp_path):
+def test_a_broken_nvcc_is_an_error_not_a_cpu_installation(source, tmp_path):
+    home = tmp_path / "toolkit"
+    (home / "bin").mkdir(parents=True)
+    (home / "lib64").mkdir()
+    (home / "lib64/libcudart_static.a").touch()
+    nvcc = home / "bin/nvcc"
+    nvcc.write_text('#!/bin/sh\ncase "$*" in *--version*) echo release 1.0;; *) exit 1;; esac\n')
+    nvcc.chmod(0o755)
+    wheels = tmp_path / "wheels"
+    done = run(
+        sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "--no-build-isolation",
+        "-w", wheels, source,
+        check=False, CUDA_HOME=str(home), DEEPL0_CUDA="",
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert re.search(r"FAILED: .*cuda/\w+\.o", done.stdout + done.stderr)
+    assert not list(wheels.glob("*.whl"))
+
+
+def test_an_installation_without_cuda_works_and_says_so(source, tmp_path):
     out = run(
         sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "--no-build-isolation",
         "-w", tmp_path, source,
-        PATH="/usr/bin:/bin",
+        DEEPL0_CUDA="0",
     )  # fmt: skip
     assert "the build is for CPU" in out.stdout + out.stderr
+    site = tmp_path / "site"
+    (wheel,) = tmp_path.glob("*.whl")
+    run(sys.executable, "-m", "pip", "install", "--no-deps", "--target", site, wheel)
+    told = run(sys.executable, "-c", SMOKE, PYTHONPATH=str(site)).stdout
+    assert "'cuda': False" in told
+    assert "'cuda_archs': []" in told
+
+
+def test_a_source_distribution_builds(source, tmp_path):
+    run(sys.executable, source / "setup.py", "-q", "sdist", "-d", tmp_path, cwd=source)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    run(
+        sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation",
+        "-w", tmp_path, archive,
+    )  # fmt: skip
+    assert len(list(tmp_path.glob("*.whl"))) == 1

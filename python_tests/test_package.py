@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -30,9 +31,19 @@ def test_the_extension_is_there_and_says_what_it_is():
     assert info["torch_abi_target"] == "2.13"
     assert info["isa_active"] in info["isa_supported"]
     assert set(info["isa_supported"]) <= set(info["isa_compiled"])
-    assert info["cuda"] is False
-    assert info["cuda_archs"] == []
+    assert info["cuda"] == bool(info["cuda_archs"])
     assert info["compiler"]
+
+
+def test_the_library_needs_of_torch_its_stable_abi_alone():
+    """No C++ symbol of torch: those change from version to version."""
+    found = subprocess.run(
+        ["nm", "-D", "--undefined-only", _C.__file__], capture_output=True, text=True, check=True
+    ).stdout
+    needed = {line.split()[-1].split("@")[0] for line in found.splitlines()}
+    assert {n for n in needed if n.startswith(("aoti_torch_", "torch_"))}
+    inside = re.compile(r"_ZN?K?(2at|3c10|5torch|6caffe2)")
+    assert [n for n in needed if inside.match(n)] == []
 
 
 def test_import_is_short_and_wakes_neither_cuda_nor_triton():

@@ -1,7 +1,5 @@
 """Operator floor: schema, fake kernel, derivatives and docstring of every public operator."""
 
-from .. import triton
-
 # Register the operators behind the solvers.
 from . import fista as fista
 from . import iht as iht
@@ -14,8 +12,8 @@ from .stage import threshold_stage, top_m_stage
 from .thresholds import hard_threshold, helu, soft_threshold
 from .top_m import keep_top_m, top_m, unpool
 
-if triton.installed():
-    _gpu_kernels = registration.serve_by_triton("cuda")
+if floors := registration.installed_floors():
+    _gpu_kernels = registration.serve_natively("cuda", floors)
 
 __all__ = [
     "SparseCode",

@@ -1,7 +1,7 @@
 """How an operator is told to PyTorch: schema, fake kernel, autocast, vmap.
 
-The CPU kernels are registered by the compiled extension (csrc/torch_ops.cpp), the Triton kernels
-by :func:`serve_by_triton`, the derivatives in the file of each operator.
+The CPU kernels are registered by the compiled extension (csrc/torch_ops.cpp), the GPU kernels by
+:func:`serve_natively`, the derivatives in the file of each operator.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .. import cuda as cuda_kernels
 from .. import triton as triton_kernels
-from ..backends import register, serve_device
+from ..backends import choose, register, serve_device
 from . import checks
+
+# Backends of a GPU -> what they serve.
+_FLOORS = {"cuda": cuda_kernels, "triton": triton_kernels}
 
 # Held for the life of the process: destroying it would take the kernels back.
 _library = torch.library.Library("deepl0", "FRAGMENT")
@@ -55,24 +59,47 @@ def serve(name: str, reference: Callable, low: Sequence[int] | None = ()) -> Cal
             return _autocast(reference, device, low)(*args)
         return reference(*args)
 
-    backends = ("cpu", "triton") if name in triton_kernels.OPERATORS else ("cpu",)
-    register(name, reference=reference_with_autocast, **dict.fromkeys(backends, native))
+    floors = [floor for floor, kernels in _FLOORS.items() if name in kernels.OPERATORS]
+    register(name, reference=reference_with_autocast, **dict.fromkeys(("cpu", *floors), native))
     return native
 
 
-def serve_by_triton(device: str) -> torch.library.Library:
-    """Register the Triton launchers for tensors of the type ``device``: "cuda", which is also what
-    PyTorch calls an AMD GPU, or in tests "cpu", where an interpreter runs the kernels, and "meta",
-    where launches are recorded.
+def installed_floors() -> tuple[str, ...]:
+    """The GPU backends that this installation has."""
+    return tuple(floor for floor, kernels in _FLOORS.items() if kernels.installed())
+
+
+def serve_natively(device: str, floors: Sequence[str]) -> torch.library.Library:
+    """Register the launchers of the backends ``floors`` for tensors of the type ``device``: "cuda",
+    which is also what PyTorch calls an AMD GPU, or in tests "cpu", where an interpreter runs the
+    kernels, and "meta", where launches are recorded. Where several backends have an operator,
+    :func:`deepl0_kernels.backends.choose` decides call by call.
 
     They serve as long as the result lives.
     """
     library = torch.library.Library("deepl0", "IMPL")
     key = "Meta" if device == "meta" else device.upper()
-    for name in triton_kernels.OPERATORS:
-        library.impl(name, triton_kernels.launcher(name), key, allow_override=True)
-    serve_device(device, "triton")
+    names = {name for floor in floors for name in _FLOORS[floor].OPERATORS}
+    for name in sorted(names):
+        library.impl(name, _launcher(name, floors), key, allow_override=True)
+    serve_device(device, *floors)
     return library
+
+
+def _launcher(name: str, floors: Sequence[str]) -> Callable:
+    launchers = {
+        floor: _FLOORS[floor].launcher(name) for floor in floors if name in _FLOORS[floor].OPERATORS
+    }
+
+    def launch(*args):
+        return launchers[choose(name, tuple(launchers), args)](*args)
+
+    return launch
+
+
+def serve_by_triton(device: str) -> torch.library.Library:
+    """The Triton kernels alone."""
+    return serve_natively(device, ("triton",))
 
 
 def _autocast(function: Callable, device: str, low: Sequence[int]) -> Callable:

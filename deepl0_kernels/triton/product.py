@@ -40,7 +40,8 @@ def precision(a: torch.dtype, b: Tensor) -> str:
         if a == b.dtype and not _INTERPRETED:
             return "half"
         return "tf32x2" if tf32 else "ieee"
-    return "tf32" if tf32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
+    # Unlike get_float32_matmul_precision, this may be read whichever way it was set.
+    return "tf32" if tf32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def depth(c: table.Config, *operands: Tensor) -> int:

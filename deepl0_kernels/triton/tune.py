@@ -162,7 +162,7 @@ def measure(
     call = workload(kernel, batch, p, dtype, device)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     times = []
-    with tuned.force(kernel, config):
+    with tuned.force(kernel, config), dk.use_backend("triton"):
         try:
             for _ in range(3):
                 call()

@@ -38,6 +38,8 @@ class Block:
 
 
 class Machine(Layout, Control):
+    issued = 0  # instructions of warps, of all launches in this process: for those who count
+
     def __init__(
         self,
         module: Module,
@@ -231,6 +233,7 @@ class Machine(Layout, Control):
                     operation(m)
                 i = len(block.body)
                 steps += i + 1
+                Machine.issued += (i + 1) * self._warps_of(m)
                 current = block.finish(m)
                 if current is not None and m is not True:
                     self.pcs[m] = current
@@ -240,6 +243,11 @@ class Machine(Layout, Control):
         except PtxError as error:
             self._explain(error, block, i, position)
             raise
+
+    def _warps_of(self, m) -> int:
+        if m is True:
+            return self.warps
+        return int(m.reshape(-1, 32).any(axis=1).sum())
 
     def _explain(self, error: PtxError, block: Block | None, i: int, position: tuple) -> None:
         if error.where:

@@ -1,0 +1,98 @@
+// Element types on the device: their key, their float32 value, loads of several at a time.
+//
+// The key of an entry is the integer image of |u|: its order is that of |u|, subnormal numbers
+// included whatever the flush-to-zero mode; every NaN has one key, just above inf; -0.0 has that of
+// 0.0. Keys are not negative; -1 is the key of padding, which is never kept.
+#pragma once
+
+#include <cstdint>
+
+namespace deepl0::cuda {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kPadding = -1;
+
+/// Key of the element types of one size: the bit pattern without its sign, NaNs folded to `nan`.
+template <class Bits>
+struct KeyOf {
+    static constexpr int kBits = 8 * sizeof(Bits) - 1;
+    int nan;
+    __device__ int operator()(Bits b) const { return min(int(b & ((1u << kBits) - 1u)), nan); }
+};
+
+/// Just above inf: the NaN key of float32, float16 and bfloat16.
+constexpr int kNanF32 = 0x7f800001, kNanF16 = 0x7c01, kNanBF16 = 0x7f81;
+
+struct F32 {
+    using Bits = uint32_t;
+    static __device__ float value(Bits b) { return __uint_as_float(b); }
+    static __device__ Bits rounded(float x) { return __float_as_uint(x); }
+};
+
+struct F16 {
+    using Bits = uint16_t;
+    static __device__ float value(Bits b) {
+        float x;
+        asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(b));
+        return x;
+    }
+    static __device__ Bits rounded(float x) {
+        Bits b;
+        asm("cvt.rn.f16.f32 %0, %1;" : "=h"(b) : "f"(x));
+        return b;
+    }
+};
+
+struct BF16 {
+    using Bits = uint16_t;
+    static __device__ float value(Bits b) { return __uint_as_float(uint32_t(b) << 16); }
+    static __device__ Bits rounded(float x) {
+        Bits b;
+        asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(b) : "f"(x));
+        return b;
+    }
+};
+
+/// V elements that one instruction loads or stores.
+template <class Bits, int V>
+struct alignas(sizeof(Bits) * V) Pack {
+    Bits at[V];
+};
+
+/// Whether packs can be loaded from every row of an array.
+template <class Bits, int V>
+__host__ __device__ bool rows_aligned(const Bits* data, int64_t stride) {
+    return reinterpret_cast<uintptr_t>(data) % sizeof(Pack<Bits, V>) == 0 && stride % V == 0;
+}
+
+/// row[begin, begin + V), by one instruction where that is allowed; 0 from `size` on.
+template <int V, class Bits>
+__device__ Pack<Bits, V> load_pack(const Bits* row, int begin, int size, bool aligned) {
+    if (aligned && begin + V <= size) {
+        return *reinterpret_cast<const Pack<Bits, V>*>(row + begin);
+    }
+    Pack<Bits, V> pack;
+#pragma unroll
+    for (int v = 0; v < V; ++v) pack.at[v] = begin + v < size ? row[begin + v] : Bits(0);
+    return pack;
+}
+
+/// The opposite of load_pack; nothing is written from `size` on.
+template <int V, class Bits>
+__device__ void store_pack(Bits* row, int begin, int size, bool aligned, Pack<Bits, V> pack) {
+    if (aligned && begin + V <= size) {
+        *reinterpret_cast<Pack<Bits, V>*>(row + begin) = pack;
+        return;
+    }
+#pragma unroll
+    for (int v = 0; v < V; ++v)
+        if (begin + v < size) row[begin + v] = pack.at[v];
+}
+
+__device__ inline int lane_id() { return int(threadIdx.x & 31u); }
+__device__ inline unsigned lanes_below() { return (1u << lane_id()) - 1u; }
+
+/// The warp's number, the same for all its lanes in the compiler's eyes as well.
+__device__ inline int warp_id() { return int(threadIdx.x >> 5); }
+
+}  // namespace deepl0::cuda

@@ -1,0 +1,39 @@
+"""x_hat = D a as a gather-sum of atoms, and its backward by unit lists (csrc/cuda/unit_lists.h)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import library
+
+
+def decode(values: Tensor, indices: Tensor, D: Tensor) -> Tensor:
+    """Serves ``deepl0::decode``: values and indices [B, m], D [n, p] -> [B, n].
+
+    m n elements of D' read a row. D' is D itself where that is a transposed view, else a copy,
+    2 n p elements; for few entries a copy of the atoms in use only.
+    """
+    if 4 * indices.numel() < D.shape[1] and not library.by_columns(D):
+        atoms = D.index_select(1, indices.flatten())
+        indices = torch.arange(indices.numel(), device=D.device).view(indices.shape)
+    else:
+        atoms = D
+    return library.kernels.gather_rows(values.float(), indices, atoms.t().contiguous(), False)
+
+
+def decode_backward(
+    grad: Tensor, values: Tensor, indices: Tensor, D: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Serves ``deepl0::decode_backward``: gradients in values and D.
+
+    grad_values are dot products with atoms; grad_D is the sum of the rows of grad over the list of
+    each atom.
+    """
+    kernels = library.kernels
+    atoms = D.t().contiguous()
+    grad_values = kernels.row_dots(indices, atoms, grad).to(values.dtype)
+    lists = kernels.group(indices, D.shape[1])
+    grad_atoms = kernels.combine(*lists, values.float(), grad).to(D.dtype)
+    grad_D = grad_atoms.t()
+    return grad_values, grad_D if library.by_columns(D) else grad_D.contiguous()

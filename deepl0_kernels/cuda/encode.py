@@ -1,0 +1,141 @@
+"""The M-sparse encoder: W x by torch's product, then a gather stage each (csrc/cuda/encode.h); its
+backward by products on supports and unit lists (csrc/cuda/unit_lists.h).
+
+A product goes the dense way where flops are cheaper than gathers; the rules stand beside each.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import library
+
+
+def encode_top_m(
+    x: Tensor, W: Tensor, S: Tensor | None, m: int, num_stages: int, save: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Serves ``deepl0::encode_top_m``.
+
+    Bytes: x, W and 4 B p for W x, written once and read by every stage; then 4 B m p of S' from L2
+    a stage, or a product with the dense code.
+    """
+    kernels = library.kernels
+    p = W.shape[0]
+    wx = _product(x, W)
+    values, indices = kernels.top_m(wx, m)
+    gather = p >= library.products_per_gather() * m
+    before = []
+    for k in range(1, num_stages):
+        assert S is not None
+        before.append((values, indices))
+        step = S[k - 1] if S.dim() == 3 else S
+        if gather:
+            # Rows of S': S itself where it is a transposed view, else a copy of 2 p^2 elements.
+            values, indices = kernels.gather_top_m(wx, values, indices, step.t().contiguous())
+        else:
+            z = kernels.unpool(values, indices, p)
+            u = torch.addmm(wx, z, step.t().to(z.dtype))
+            values, indices = kernels.top_m(u, m)
+    if save and before:
+        saved_values, saved_indices = (torch.stack(s) for s in zip(*before, strict=True))
+    else:
+        saved_values, saved_indices = (t.new_empty((0, *t.shape)) for t in (values, indices))
+    return values.to(x.dtype), indices, saved_values, saved_indices
+
+
+def encode_top_m_backward(
+    grad_values: Tensor,
+    indices: Tensor,
+    saved_values: Tensor,
+    saved_indices: Tensor,
+    x: Tensor,
+    W: Tensor,
+    S: Tensor | None,
+    need_x: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Serves ``deepl0::encode_top_m_backward``: gradients in x (or empty), W and S (or empty).
+
+    With g the gradient of the last values: du_K = g on the last support; dS += du_{k+1} z_k' and
+    du_k = S' du_{k+1} on the support of z_k; dW = sum du x' and dx = du W with du of all stages.
+    """
+    kernels = library.kernels
+    p, m = W.shape[0], grad_values.shape[1]
+    index = [*saved_indices, indices]
+    du = [grad_values.float()]  # of the last stage first
+    # Dense, a row costs 2 p^2 flops at 60 TFLOP/s; sparse, 12 m^2 bytes from L2 at 5.5 TB/s.
+    dense = p < 8 * m
+    grad_S = None if S is None else _Steps(S, dense)
+    for k in range(len(saved_values), 0, -1):
+        assert S is not None
+        assert grad_S is not None
+        step = S[k - 1] if S.dim() == 3 else S
+        upper, lower, z = index[k], index[k - 1], saved_values[k - 1]
+        grad_S.add(k - 1, upper, du[-1], lower, z)
+        if dense:
+            below = kernels.unpool(du[-1], upper, p) @ step.float()
+            du.append(below.gather(1, lower))
+        else:
+            du.append(kernels.product_on_support(upper, du[-1], lower, step))
+    du.reverse()
+    entries = m * len(du)
+    if p < library.products_per_gather() * entries:
+        total = kernels.unpool(du[0], index[0], p)
+        for k in range(1, len(du)):
+            total += kernels.unpool(du[k], index[k], p)
+        grad_W = total.t() @ x.float()
+    else:
+        all_du, all_index = torch.stack(du), torch.stack(index)
+        grad_W = kernels.combine(*kernels.group(all_index, p), all_du, x)
+    grad_x = x.new_empty(0)
+    if need_x:
+        grad_x = kernels.gather_rows(torch.cat(du, 1), torch.cat(index, 1), W, False)
+    empty = x.new_empty(0)
+    return grad_x, grad_W.to(x.dtype), empty if grad_S is None else grad_S.result(x.dtype)
+
+
+class _Steps:
+    """The gradient of S, one matrix or one a step, in the layout of S."""
+
+    def __init__(self, S: Tensor, dense: bool) -> None:
+        self.dense, self.transposed = dense, library.by_columns(S)
+        self.shared = S.dim() == 2
+        shape = (1, *S.shape) if self.shared else S.shape
+        self.sums = torch.empty(shape, dtype=torch.float32, device=S.device)
+        self.touched = [False] * len(self.sums)
+
+    def add(self, step: int, upper: Tensor, du: Tensor, lower: Tensor, z: Tensor) -> None:
+        """Adds sum_b du_b z_b'; in the transposed layout the two change places."""
+        kernels = library.kernels
+        at = 0 if self.shared else step
+        rows, row_values, columns, column_values = upper, du, lower, z
+        if self.transposed:
+            rows, row_values, columns, column_values = lower, z, upper, du
+        out, p = self.sums[at], self.sums.shape[1]
+        if self.dense:
+            left = kernels.unpool(row_values, rows, p)
+            product = left.t() @ kernels.unpool(column_values, columns, p)
+            out.copy_(out + product if self.touched[at] else product)
+        elif library.atomics():
+            accumulate = self.touched[at]
+            kernels.outer_atomic(rows, row_values, columns, column_values, out, accumulate)
+        else:
+            start, _, entry = kernels.group(rows, p)
+            kernels.outer(start, entry, row_values, columns, column_values, out, self.touched[at])
+        self.touched[at] = True
+
+    def result(self, dtype: torch.dtype) -> Tensor:
+        for at, touched in enumerate(self.touched):
+            if not touched:
+                self.sums[at].zero_()
+        out = (self.sums[0] if self.shared else self.sums).to(dtype)
+        return out.transpose(-2, -1) if self.transposed else out
+
+
+def _product(x: Tensor, W: Tensor) -> Tensor:
+    """x W' in float32; half types multiply on tensor cores and accumulate in float32."""
+    if x.dtype == torch.float32:
+        return x @ W.t()
+    if x.device.type == "cpu":  # the tests' emulation: torch has no such product there
+        return x.float() @ W.t().float()
+    return torch.mm(x, W.t(), out_dtype=torch.float32)

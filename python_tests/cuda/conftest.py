@@ -1,0 +1,69 @@
+"""The CUDA floor behind the operators, on CPU tensors by emulation; on a machine with a GPU the
+tests of the operators run there as well, on the kernels as built.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from deepl0_kernels import cuda
+from deepl0_kernels.backends import serve_device
+from deepl0_kernels.cuda import library
+from deepl0_kernels.ops import registration
+
+from . import build
+
+ENGINES = ["emulated"]
+if torch.cuda.is_available() and cuda.installed():
+    ENGINES.append("gpu")
+
+
+@pytest.fixture(scope="session")
+def _emulator():
+    if build.toolkit() is None:
+        pytest.skip("nvcc is missing: the CUDA kernels cannot be compiled (set CUDA_HOME)")
+    from .emulator import Emulator
+
+    return Emulator()
+
+
+@pytest.fixture
+def emulator(_emulator) -> Iterator:
+    """The engine with nothing recorded, no mutant, and the larger device. New tensors are filled
+    with NaN, so that what a kernel forgets to write is not there by chance."""
+    from .emulator import BIG
+
+    _emulator.launches.clear()
+    _emulator.set_device(*BIG)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield _emulator
+    torch.use_deterministic_algorithms(False)
+    _emulator.mutate = lambda kernel, text: text
+    _emulator.block_order = None
+    _emulator.options = type(_emulator.options)()
+
+
+@pytest.fixture
+def ops(emulator):
+    """The operators of deepl0_cuda, emulated."""
+    return torch.ops.deepl0_emulated
+
+
+@pytest.fixture(params=ENGINES)
+def device(request, monkeypatch) -> Iterator[str]:
+    """Where the tensors of a test live; ``torch.ops.deepl0`` there is served by the CUDA floor."""
+    if request.param == "gpu":
+        yield "cuda"
+        return
+    request.getfixturevalue("emulator")
+    monkeypatch.setattr(library, "kernels", torch.ops.deepl0_emulated)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Overriding a previously registered kernel")
+        registered = registration.serve_natively("cpu", ("cuda",))
+    yield "cpu"
+    registered._destroy()
+    serve_device("cpu", "cpu")

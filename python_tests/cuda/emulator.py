@@ -1,0 +1,176 @@
+"""torch.ops.deepl0_emulated: the operators of deepl0_cuda on CPU tensors, with launchers and
+bindings as they are and kernels by the PTX interpreter. A kernel may touch exactly the tensors that
+its binding has handed out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from python_tests.ptx.engine import run_ptx
+from python_tests.ptx.layout import Options
+
+from . import build
+
+
+class Range(ctypes.Structure):
+    _fields_ = (("begin", ctypes.c_uint64), ("bytes", ctypes.c_uint64))
+
+
+class Job(ctypes.Structure):
+    _fields_ = (
+        ("kernel", ctypes.c_char_p),
+        ("grid", ctypes.c_uint32 * 3),
+        ("block", ctypes.c_uint32 * 3),
+        ("shared_bytes", ctypes.c_uint64),
+        ("shared_allowed", ctypes.c_uint64),
+        ("arguments", ctypes.POINTER(ctypes.c_void_p)),
+        ("ranges", ctypes.POINTER(Range)),
+        ("range_count", ctypes.c_uint64),
+        ("stream", ctypes.c_void_p),
+    )
+
+
+RUN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(Job))
+
+STREAM = 0x57EEA3  # what csrc/tests/cuda_emulator.cpp calls the current stream
+
+# An H100, and one with so little shared memory that short rows are long ones.
+BIG = (132, 232448)
+SMALL = (132, 49152)
+
+
+class Launch(NamedTuple):
+    """One launch, for tests that look at plans."""
+
+    kernel: str  # without namespace and template arguments
+    grid: int
+    threads: int
+    shared: int
+
+
+class Emulator:
+    """The engine behind the emulated runtime; ``mutate`` maps PTX text to what runs instead."""
+
+    def __init__(self) -> None:
+        built = build.build()
+        torch.ops.load_library(str(built.library))
+        self.library = ctypes.CDLL(str(built.library))
+        self.ptx = {}
+        self.parameters = {}
+        for text in built.ptx.values():
+            for name, parameters in kernels_of(text).items():
+                self.ptx[name], self.parameters[name] = module_of(text, name), parameters
+        self.launches: list[Launch] = []
+        self.mutate: Callable[[str, str], str] = lambda kernel, text: text
+        self.block_order: Callable[[int], list[int]] | None = None
+        self.options = Options()
+        self.record: Callable[[Job], None] | None = None  # takes the launches, and nothing runs
+        self.error = b""
+        self._run = RUN(self._launch)  # as long as the library may call it
+        self.library.emulator_set_run(self._run)
+        self.set_device(*BIG)
+
+    def set_device(self, multiprocessors: int, shared_bytes: int) -> None:
+        self.library.emulator_set_device(multiprocessors, shared_bytes)
+
+    def _launch(self, pointer) -> int:
+        try:
+            self._execute(pointer.contents)
+        except Exception as error:  # nothing passes through C: it becomes the CUDA error's text
+            self.error = f"{type(error).__name__}: {error}".encode()
+            self.library.emulator_set_error(self.error)
+            return 1
+        return 0
+
+    def refuse(self, text: bytes | None) -> None:
+        """From now on the device runs no kernels, for the reason ``text``."""
+        self._refusal = text  # the library keeps the pointer
+        self.library.emulator_set_refusal(text)
+
+    def _execute(self, job: Job) -> None:
+        name = job.kernel.decode()
+        assert job.stream == STREAM, f"{name} is not launched on the current stream"
+        if self.record is not None:
+            self.record(job)
+            return
+        threads = job.block[0] * job.block[1] * job.block[2]
+        static = static_shared(self.ptx[name], name)
+        assert 0 < threads <= 1024, f"{threads} threads"
+        assert all(n > 0 for n in job.grid), f"grid {list(job.grid)}"
+        assert job.grid[1] <= 65535, f"grid {list(job.grid)}"
+        if job.shared_bytes + static > 48 << 10:
+            assert job.shared_bytes <= job.shared_allowed, "shared memory was not allowed"
+        self.launches.append(Launch(base_name(name), job.grid[0], threads, job.shared_bytes))
+        memory = [
+            (r.begin, bytes_at(r.begin, r.bytes))
+            for r in (job.ranges[i] for i in range(job.range_count))
+            if r.bytes
+        ]
+        arguments = [
+            value_of(size, job.arguments[i], memory) for i, size in enumerate(self.parameters[name])
+        ]
+        run_ptx(
+            self.mutate(name, self.ptx[name]), name, tuple(job.grid), tuple(job.block), arguments,
+            job.shared_bytes, block_order=self.block_order, options=self.options,
+        )  # fmt: skip
+
+
+def bytes_at(begin: int, size: int) -> np.ndarray:
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(begin))
+
+
+def value_of(size: int, pointer: int, memory: list) -> bytes | np.ndarray:
+    """The argument: memory from its address on, where it is one; else its bytes."""
+    raw = ctypes.string_at(pointer, size)
+    if size == 8:
+        address = int.from_bytes(raw, "little")
+        for begin, array in memory:
+            if begin <= address < begin + array.size:
+                return array[address - begin :]
+    return raw
+
+
+def kernels_of(ptx: str) -> dict[str, list[int]]:
+    """Kernel -> sizes of its parameters."""
+    sizes = {"8": 1, "16": 2, "32": 4, "64": 8}
+    return {
+        match.group(1): [sizes[n] for n in re.findall(r"\.param \.[ubsf](\d+)", match.group(2))]
+        for match in re.finditer(r"\.entry (\w+)\((.*?)\)", ptx, re.DOTALL)
+    }
+
+
+def module_of(ptx: str, kernel: str) -> str:
+    """The module with that kernel alone: parsing all of them for one would take seconds."""
+    parts = re.split(r"(?=^(?:\.weak |\.visible )?\.entry )", ptx, flags=re.MULTILINE)
+    kept = [parts[0]]
+    for part in parts[1:]:
+        body, end, between = part.partition("\n}\n")
+        if f".entry {kernel}(" in body[:400]:
+            kept.append(body + end)
+        kept.append(between)
+    return "\n".join(kept)
+
+
+def static_shared(ptx: str, kernel: str) -> int:
+    """Bytes of static shared memory that the kernel's body names."""
+    body = body_of(ptx, kernel)
+    declared = re.findall(r"^\s*(?:\.\w+ )*\.shared \.align \d+ \.b8 (\w+)\[(\d+)\]", ptx, re.M)
+    return sum(int(size) for name, size in declared if re.search(rf"\b{re.escape(name)}\b", body))
+
+
+def body_of(ptx: str, kernel: str) -> str:
+    begin = ptx.index(f".entry {kernel}(")
+    return ptx[begin : ptx.find("\n}\n", begin)]
+
+
+def base_name(mangled: str) -> str:
+    """top_m_block_kernel of _ZN6deepl04cuda18top_m_block_kernelI..."""
+    match = re.search(r"\d+((?:[a-z]+_)+kernel)", mangled)
+    return match.group(1) if match else mangled

@@ -1,0 +1,204 @@
+"""Deliberate errors in the kernels' PTX: the problems below must notice nearly all of them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from deepl0_kernels import reference
+from python_tests.oracle import as_bits, hostile
+from python_tests.ptx import mutate
+from python_tests.ptx.layout import Options
+
+from . import emulator as engine
+from .test_sparse import code
+
+# Tried in every kernel, at PLACES that the problem reaches. (Constants of comparisons are left out:
+# most are bounds of unrolled loops, where one more or less changes speed only.)
+PLACES = 2
+KINDS = ("drop barrier", "drop guard", "negate guard", "shuffle distance", "compare", "select",
+         "arithmetic", "vote")  # fmt: skip
+
+
+def adjacent(p: int, dtype: torch.dtype) -> tuple[torch.Tensor, int]:
+    """Eleven keys one beside the other, and an m that some of them meet exactly: a comparison that
+    leaves one entry out changes the cut."""
+    kind, one = (torch.int32, 0x3F800000) if dtype == torch.float32 else (torch.int16, 0x3F80)
+    step = torch.arange(p) * 7 % 11
+    return (one + step).to(kind).view(dtype).repeat(2, 1), int((step >= 6).sum())
+
+
+def select(p: int, dtype=torch.float32):
+    def problem(ops) -> bool:
+        rows = [(hostile((2, p), dtype, 7, s), m)
+                for s, m in (("few_special", p // 5), ("ties", p // 3), ("normal", p))]  # fmt: skip
+        for u, m in (*rows, adjacent(p, dtype)):
+            at = reference.top_m(u, m)[1]
+            values, indices = ops.top_m(u, m)
+            kept, mask = ops.keep_top_m(u, m)
+            right = torch.equal(indices, at) and torch.equal(
+                as_bits(values), as_bits(u).gather(1, at)
+            )
+            chosen = torch.zeros(u.shape, dtype=torch.bool).scatter(1, at, True)
+            right = right and torch.equal(as_bits(kept), as_bits(u) * chosen)
+            if not right or not torch.equal(mask, reference.keep_top_m(u, m)[1]):
+                return False
+        return True
+
+    return problem
+
+
+def traps(call, indices: torch.Tensor, size: int) -> bool:
+    """Whether an index just outside of [0, size) stops the kernel, by its own check."""
+    for bad in (-1, size):
+        wrong = indices.clone()
+        wrong[-1, -1] = bad
+        try:
+            call(wrong)
+        except RuntimeError as error:
+            if "DeviceTrap" in str(error):
+                continue
+        return False
+    return True
+
+
+def gather(p: int, m: int):
+    def problem(ops) -> bool:
+        wx, St = (hostile(s, torch.float32, 3, "ties") for s in ((2, p), (p, p)))
+        values, indices = code(2, p, m)
+        values = (values.abs() > 1.6).float()  # small sums: many ties
+        want = reference.top_m(wx + reference.unpool(values, indices, p) @ St, m)
+        got = ops.gather_top_m(wx, values, indices, St)
+        if not traps(lambda i: ops.gather_top_m(wx, values, i, St), indices, p):
+            return False
+        return torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+
+    return problem
+
+
+def lists(ops) -> bool:
+    batch, units, m, n = 110, 300, 3, 133
+    c, indices = code(batch, units, m)
+    indices = indices // 7 * 7  # some lists long, most empty
+    start, unit, entry = ops.group(indices, units)
+    order = indices.flatten().sort(stable=True)
+    if not (torch.equal(entry.long(), order.indices) and torch.equal(unit.long(), order.values)):
+        return False
+    if not traps(lambda i: ops.group(i, units), indices, units):
+        return False
+    x = torch.randn(batch, n)
+    dense = torch.zeros(batch, units).scatter_add(1, indices, c)
+    got = ops.combine(start, unit, entry, c, x)
+    return torch.allclose(got, dense.t() @ x, rtol=1e-4, atol=1e-4)
+
+
+def sums(ops) -> bool:
+    batch, p, m = 12, 41, 35
+    du, upper = code(batch, p, m)
+    z, lower = code(batch, p, m)
+    S = torch.randn(p, p)
+    dense = reference.unpool(du, upper, p)
+    start, _, entry = ops.group(upper, p)
+    out = torch.ones(p, p)
+    ops.outer(start, entry, du, lower, z, out, True)
+    want = 1 + dense.t() @ reference.unpool(z, lower, p)
+    right = torch.allclose(out, want, rtol=1e-4, atol=1e-4)
+    below = ops.product_on_support(upper, du, lower, S)
+    right = right and torch.allclose(below, (dense @ S).gather(1, lower), rtol=1e-4, atol=1e-4)
+    rows = ops.gather_rows(du, upper, S, True)
+    right = right and torch.allclose(rows, dense @ S, rtol=1e-4, atol=1e-4)
+    spread = torch.empty(p, p)
+    ops.outer_atomic(upper, du, lower, z, spread, False)
+    right = right and torch.allclose(spread, want - 1, rtol=1e-4, atol=1e-4)
+    for call in (
+        lambda i: ops.product_on_support(i, du, lower, S),
+        lambda i: ops.product_on_support(upper, du, i, S),
+        lambda i: ops.gather_rows(du, i, S, True),
+        lambda i: ops.row_dots(i, S, rows),
+        lambda i: ops.outer_atomic(i, du, lower, z, spread, False),
+        lambda i: ops.outer_atomic(upper, du, i, z, spread, False),
+    ):
+        right = right and traps(call, upper, p)
+    dots = ops.row_dots(upper, S, rows)
+    return right and torch.allclose(dots, (rows @ S.t()).gather(1, upper), rtol=1e-3, atol=1e-3)
+
+
+PROBLEMS = {
+    "top_m_warp_kernel": select(253),
+    "top_m_block_kernel": select(1101, torch.bfloat16),
+    "gather_top_m_warp_kernel": gather(120, 35),
+    "gather_top_m_block_kernel": gather(1030, 300),
+    "sort_count_kernel": lists,
+    "sort_scatter_kernel": lists,
+    "combine_kernel": lists,
+    "combine_edges_kernel": lists,
+    "outer_kernel": sums,
+    "outer_atomic_kernel": sums,
+    "product_on_support_kernel": sums,
+    "gather_rows_kernel": sums,
+    "row_dots_kernel": sums,
+}
+
+mutate.KINDS.setdefault(
+    "vote",
+    mutate._substitute(r"(vote\.sync\.ballot\.b32\s+%r\d+, )(%p\d+)", lambda m: f"{m[1]}!{m[2]}"),
+)
+
+
+def reaches(problem, ops, run, text: str, line: int) -> bool:
+    """Whether the problem executes the line of the text: it then stops at a trap there."""
+    lines = text.split("\n")
+    run("\n".join([*lines[: line - 1], "\ttrap;", *lines[line - 1 :]]))
+    try:
+        problem(ops)
+    except RuntimeError as error:
+        return "Trap" in str(error)
+    return False
+
+
+@pytest.mark.parametrize("kernel", PROBLEMS)
+def test_mutants_are_noticed(ops, emulator, kernel):
+    problem = PROBLEMS[kernel]
+    used: dict[str, str] = {}
+
+    def record(name: str, text: str) -> str:
+        if engine.base_name(name) == kernel:
+            used[name] = text
+        return text
+
+    def run(text: str) -> None:
+        torch.manual_seed(5)
+        emulator.mutate = lambda ran, whole: text if ran == name else whole
+
+    torch.manual_seed(5)
+    emulator.mutate = record
+    assert problem(ops)
+    assert used, f"{kernel} does not run"
+    emulator.options = Options(max_steps=200_000)  # a mutant may not end
+    name, text = max(used.items(), key=lambda item: len(item[1]))
+    missed, tried = [], 0
+    for kind in KINDS:
+        places = 0
+        for mutant in mutate.mutants(text, 11, [kind], per_kind=8):
+            run(mutant.text)
+            try:
+                noticed = not problem(ops)
+            except RuntimeError as error:
+                noticed = re.search(r"CUDA: \w+_kernel: ", str(error)) is not None
+            if not noticed and not reaches(problem, ops, run, text, mutant.line):
+                continue
+            places += 1
+            if not noticed:
+                missed.append(str(mutant))
+            if places == PLACES:
+                break
+        tried += places
+    print(f"{kernel}: {tried - len(missed)} of {tried} noticed", *missed, sep="\n  ")
+    # What is left changes nothing here: reads of padding that is multiplied by zero or not stored,
+    # a guard that is true for all, the check of an index that is in range.
+    assert tried >= 3
+    assert len(missed) < tried
+    assert 2 * len(missed) <= tried + 2, "\n".join(missed)
+    assert not [m for m in missed if m.startswith(("drop barrier", "vote"))]

@@ -1,0 +1,216 @@
+"""The public operators on the CUDA floor, forward and backward, against the reference."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+
+import deepl0_kernels as dk
+from deepl0_kernels import reference
+from deepl0_kernels.cuda import OPERATORS, library
+from python_tests.oracle import hostile, same_values
+
+# The package shows the function of this name.
+backends = importlib.import_module("deepl0_kernels.backends")
+
+SIZES = [(4, 12, 5, 6), (6, 40, 9, 4), (2, 300, 4, 2)]  # batch, p, n, m
+
+
+def exact(*shape: int) -> torch.Tensor:
+    """Small integers: every sum is exact, so both floors select alike."""
+    return torch.randint(-3, 4, shape).float()
+
+
+def gradients(out, inputs):
+    return torch.autograd.grad((out * torch.arange(1.0, out.numel() + 1).view_as(out) / 8).sum(),
+                               inputs)  # fmt: skip
+
+
+def test_selection_and_its_gradients(device):
+    u = hostile((3, 5, 60), torch.float32, 3, "normal").to(device)
+    outs = []
+    for backend in ("cuda", "reference"):
+        with dk.use_backend(backend):
+            a = u.clone().requires_grad_()
+            values, indices = dk.top_m(a, 7)
+            kept = dk.keep_top_m(a, 9)
+            spread = dk.unpool(values, indices, 60)
+            grad = torch.autograd.grad((kept * 3 + spread * 5).square().sum(), a)
+            outs.append((values, indices, kept, spread, *grad))
+            assert dk.last_call().backend == backend
+    for ours, want in zip(*outs, strict=True):
+        assert torch.equal(ours, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["plain", "transposed", "steps"])
+@pytest.mark.parametrize(("batch", "p", "n", "m"), SIZES)
+@pytest.mark.parametrize("stages", [1, 3])
+def test_encoder(device, batch, p, n, m, stages, layout, dtype):
+    x, W = exact(batch, n).to(dtype), exact(p, n).to(dtype)
+    shape = (stages - 1, p, p) if layout == "steps" else (p, p)
+    # Few and small entries keep the sums exact over the stages, in bfloat16 as well.
+    S = (exact(*shape) * (torch.rand(shape) < 0.05)).sign().to(dtype)
+    if layout == "transposed":
+        S = S.t().contiguous().t()
+    outs = []
+    for backend in ("cuda", "reference"):
+        with dk.use_backend(backend):
+            leaves = [t.clone().to(device).requires_grad_() for t in (x, W, S)]
+            assert leaves[2].stride() == S.stride()
+            code = dk.encode_top_m(*leaves, m, num_stages=stages)
+            assert dk.last_call().backend == backend
+            outs.append((code, gradients(code.values.float(), leaves if stages > 1
+                                         else leaves[:2])))  # fmt: skip
+    (ours, our_grads), (want, want_grads) = outs
+    assert torch.equal(ours.indices, want.indices)
+    assert torch.equal(ours.values, want.values)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for ours, want in zip(our_grads, want_grads, strict=True):
+        torch.testing.assert_close(
+            ours, want, rtol=tolerance, atol=tolerance * want.abs().max().item()
+        )
+
+
+@pytest.mark.parametrize("gather", [True, False])
+@pytest.mark.parametrize("transposed", [True, False])
+def test_both_ways_of_every_product(device, monkeypatch, gather, transposed):
+    """The dense and the sparse way of the encoder and of its backward, at one size."""
+    monkeypatch.setattr(library, "products_per_gather", lambda: 0 if gather else 1000)
+    batch, p, n, m = 5, (170 if gather else 30), 7, (20 if gather else 6)
+    x, W, S = exact(batch, n), exact(p, n), exact(p, p) * (torch.rand(p, p) < 0.1)
+    if transposed:
+        S = S.t().contiguous().t()
+    outs = []
+    for backend in ("cuda", "reference"):
+        with dk.use_backend(backend):
+            leaves = [t.clone().to(device).requires_grad_() for t in (x, W, S)]
+            code = dk.encode_top_m(*leaves, m, num_stages=3)
+            outs.append((code.values, code.indices, *gradients(code.values, leaves)))
+    for ours, want in zip(*outs, strict=True):
+        torch.testing.assert_close(ours, want, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize(("batch", "p", "n", "m"), [*SIZES, (1, 90, 8, 4)])
+def test_decode(device, batch, p, n, m, transposed, dtype):
+    at = torch.rand(batch, p).argsort(1)[:, :m]
+    values, D = torch.randn(batch, m).to(dtype), torch.randn(n, p).to(dtype)
+    if transposed:
+        D = D.t().contiguous().t()
+    outs = []
+    for backend in ("cuda", "reference"):
+        with dk.use_backend(backend):
+            v, d = (t.clone().to(device).requires_grad_() for t in (values, D))
+            out = dk.decode(dk.SparseCode(v, at.to(device), p), d)
+            grads = gradients(out.float(), (v, d))
+            assert grads[1].dtype == dtype
+            outs.append((out, *grads))
+    tolerance = 1e-5 if dtype == torch.float32 else 4e-3
+    for ours, want in zip(*outs, strict=True):
+        torch.testing.assert_close(
+            ours, want, rtol=tolerance, atol=tolerance * want.abs().max().item()
+        )
+
+
+def test_empty_batches(device):
+    x, W, S = torch.empty(0, 4), torch.randn(9, 4), torch.randn(9, 9)
+    leaves = [t.to(device).requires_grad_() for t in (x, W, S)]
+    with dk.use_backend("cuda"):
+        code = dk.encode_top_m(*leaves, 3)
+        assert code.values.shape == (0, 3)
+        out = dk.decode(code, W.t().to(device))
+        assert out.shape == (0, 4)
+        grads = torch.autograd.grad(code.values.sum() + out.sum(), leaves)
+    assert all((g == 0).all() for g in grads)
+
+
+def test_operators_pass_opcheck(device):
+    from torch.library import opcheck
+
+    tests = ("test_schema", "test_faketensor")
+    x, W, S = torch.randn(3, 5), torch.randn(20, 5), torch.randn(20, 20)
+    opcheck(torch.ops.deepl0.top_m.default, (x.to(device), 2), test_utils=tests)
+    opcheck(torch.ops.deepl0.keep_top_m.default, (x.to(device), 2), test_utils=tests)
+    args = tuple(t.to(device) for t in (x, W, S))
+    opcheck(torch.ops.deepl0.encode_top_m.default, (*args, 3, 2, True), test_utils=tests)
+    values, indices, saved, before = torch.ops.deepl0.encode_top_m(*args, 3, 2, True)
+    for s in (args[2], args[2].t()):
+        opcheck(
+            torch.ops.deepl0.encode_top_m_backward.default,
+            (values, indices, saved, before, *args[:2], s, True), test_utils=tests,
+        )  # fmt: skip
+    D = W.t().to(device)
+    for d in (D, D.contiguous()):
+        opcheck(torch.ops.deepl0.decode.default, (values, indices, d), test_utils=tests)
+        opcheck(torch.ops.deepl0.decode_backward.default, (args[0], values, indices, d),
+                test_utils=tests)  # fmt: skip
+
+
+def test_nan_is_never_lost(device):
+    u = torch.tensor([[1.0, torch.nan, -torch.inf, 2.0, -torch.nan]]).to(device)
+    with dk.use_backend("cuda"):
+        values, indices = dk.top_m(u, 3)
+    assert indices.tolist() == [[1, 2, 4]]
+    assert same_values(values.cpu(), u.cpu()[:, [1, 2, 4]])
+
+
+def test_every_operator_of_the_floor_is_served_here(device):
+    tested = {"top_m", "keep_top_m", "unpool", "apply_mask", "encode_top_m", "decode",
+              "encode_top_m_backward", "decode_backward"}  # fmt: skip
+    assert set(OPERATORS) == tested
+
+
+class TestChoice:
+    """The rule between the two GPU backends, without a GPU."""
+
+    both = ("cuda", "triton")
+
+    def encoder(self, p: int, m: int, stages: int, dtype=torch.float32):
+        W, S = torch.empty(p, 8, dtype=dtype, device="meta"), None
+        return torch.empty(4, 8, dtype=dtype, device="meta"), W, S, m, stages, False
+
+    def test_selection_is_cuda_and_the_gradient_of_atoms_triton(self):
+        x = torch.empty(2, 3, device="meta")
+        for name in ("top_m", "keep_top_m", "unpool", "apply_mask", "decode"):
+            assert backends.choose(name, self.both, (x,)) == "cuda"
+        assert backends.choose("decode_backward", self.both, (x,)) == "triton"
+
+    @pytest.mark.parametrize(
+        ("p", "m", "stages", "dtype", "want"),
+        [
+            (512, 10, 2, torch.float32, "triton"),
+            (768, 32, 2, torch.float32, "cuda"),
+            (768, 40, 2, torch.float32, "triton"),
+            (1024, 32, 3, torch.bfloat16, "cuda"),
+            (1024, 32, 1, torch.bfloat16, "triton"),
+            (2048, 32, 2, torch.float32, "triton"),
+        ],
+    )
+    def test_the_encoder_by_size(self, p, m, stages, dtype, want):
+        args = self.encoder(p, m, stages, dtype)
+        assert backends.choose("encode_top_m", self.both, args) == want
+
+    @pytest.mark.parametrize(("p", "want"), [(512, "triton"), (513, "cuda")])
+    def test_the_encoders_backward_by_size(self, p, want):
+        x, W = torch.empty(4, 8, device="meta"), torch.empty(p, 8, device="meta")
+        args = (x, x, x, x, x, W, None, False)
+        assert backends.choose("encode_top_m_backward", self.both, args) == want
+
+    def test_a_forced_backend_wins_where_it_has_the_operator(self, monkeypatch):
+        args = self.encoder(512, 32, 2)
+        monkeypatch.setattr(backends, "_forced", "cuda")
+        assert backends.choose("encode_top_m", self.both, args) == "cuda"
+        monkeypatch.setattr(backends, "_forced", "triton")
+        assert backends.choose("top_m", self.both, args) == "triton"
+        assert backends.choose("decode", ("cuda",), args) == "cuda"
+
+
+def test_reference_agrees_on_the_mask(device):
+    u = hostile((4, 33), torch.float32, 9, "ties").to(device)
+    with dk.use_backend("cuda"):
+        mask = torch.ops.deepl0.keep_top_m(u, 11)[1]
+    assert torch.equal(mask.cpu(), reference.keep_top_m(u.cpu(), 11)[1])
