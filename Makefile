@@ -61,8 +61,7 @@ format: $(VENV)/test  ## rewrite Python and C++ in the house format
 	$(BIN)/clang-format -i $(SOURCES)
 
 cpp-test:  ## C++ tests of the kernels under ASan and UBSan, and TSan
-	$(MAKE) -C csrc/tests check
-	$(MAKE) -C csrc/tests tsan
+	$(MAKE) -j $(JOBS) -C csrc/tests check tsan
 
 instructions:  ## instructions per row of the main kernels, against the record (needs valgrind)
 	$(MAKE) -C csrc/tests instructions

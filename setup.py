@@ -175,14 +175,7 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
         lines.append(f"build {name}: cxx {in_graph(source)}")
         lines.append(f"  extra = {extra}")
 
-    for source in sorted((CSRC / "core").glob("*.cpp")):
-        if source.name in COMPILED_ONCE:
-            compile_one(source, f"core/{source.stem}.o", "")
-            continue
-        for level, (isa, isa_flags) in enumerate(ISA_FLAGS.items()):
-            extra = f"{isa_flags} -DDEEPL0_ISA={isa} -DDEEPL0_ISA_LEVEL={level}"
-            compile_one(source, f"core/{source.stem}.{isa}.o", extra)
-    if cuda:
+    if cuda:  # first, because nvcc takes longest
         toolkit = cuda.toolkit
         lines += [
             f"nvcc = {in_command(toolkit.nvcc)}",
@@ -200,6 +193,13 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
         cuda_flags = f"{binding_flags} -isystem {in_command(toolkit.include)}"
         for source in sorted((CSRC / "torch" / "cuda").glob("*.cpp")):
             compile_one(source, f"torch_cuda/{source.stem}.o", cuda_flags)
+    for source in sorted((CSRC / "core").glob("*.cpp")):
+        if source.name in COMPILED_ONCE:
+            compile_one(source, f"core/{source.stem}.o", "")
+            continue
+        for level, (isa, isa_flags) in enumerate(ISA_FLAGS.items()):
+            extra = f"{isa_flags} -DDEEPL0_ISA={isa} -DDEEPL0_ISA_LEVEL={level}"
+            compile_one(source, f"core/{source.stem}.{isa}.o", extra)
     bindings = sorted((CSRC / "torch").glob("*.cpp"))
     for source in [*bindings, CSRC / "torch_ops.cpp", CSRC / "module.cpp"]:
         compile_one(source, f"{source.parent.name}/{source.stem}.o", binding_flags)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _C
+from .cuda.encode import fills_the_device, is_persistent
 from .cuda.library import products_per_gather, refusal
 
 NAMES = ("reference", "cpu", "cuda", "triton")
@@ -92,9 +93,10 @@ def choose(operator: str, backends: Sequence[str], args: Sequence) -> str:
     model decides, docs/gpu-cuda.md has its figures:
 
     * ``encode_top_m``: Triton. Its fused stages are dense products on tensor cores with the code
-      resident, and for long codes tiles that never hold [B, p]. In between, 512 < p <= 1024, where
-      its tile of whole rows is small, the gather stage of the CUDA kernels serves if a gather-sum
-      of m rows of S' beats a product of length p (``library.products_per_gather``).
+      resident, and for long codes tiles that never hold [B, p]. Two exceptions: large batches of
+      bfloat16 with p <= 512, where the single launch of the CUDA kernels reads S half as often; and
+      512 < p <= 1024, where Triton's tile of whole rows is small, if a gather-sum of m rows of S'
+      beats a product of length p (``library.products_per_gather``).
     * ``encode_top_m_backward``: Triton to p = 512, by dense tiles; CUDA beyond, by sorted supports.
     * ``decode_backward``: Triton, which writes the gradient of D in its dtype at once.
     * all other selection, and decode: CUDA. A radix select with a histogram, ballots and scans take
@@ -108,7 +110,9 @@ def choose(operator: str, backends: Sequence[str], args: Sequence) -> str:
         backend, reason = (usable or backends)[0], "the only kernel for the device"
     elif operator == "encode_top_m":
         backend, reason = "triton", "dense stages on tensor cores, or tiles of a long code"
-        if _gathers(*args):
+        if is_persistent(*args[:2]) and fills_the_device(args[0]):
+            backend, reason = "cuda", "one launch, tiles of 64 rows"
+        elif _gathers(*args):
             backend, reason = "cuda", "gather-sums of rows of S'"
     elif operator == "encode_top_m_backward":
         backend, reason = "cuda", "sums by unit"

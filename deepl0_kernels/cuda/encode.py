@@ -1,5 +1,6 @@
-"""The M-sparse encoder: W x by torch's product, then a gather stage each (csrc/cuda/encode.h); its
-backward by products on supports and unit lists (csrc/cuda/unit_lists.h).
+"""The M-sparse encoder: in bfloat16 and for short codes one launch (csrc/cuda/encode_persistent.h);
+else W x by torch's product, then a gather stage each (csrc/cuda/encode.h). Its backward by products
+on supports and unit lists (csrc/cuda/unit_lists.h).
 
 A product goes the dense way where flops are cheaper than gathers; the rules stand beside each.
 """
@@ -8,8 +9,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from . import library
+
+# csrc/cuda/encode_persistent.h: the longest code of the single launch, the depth of its slices.
+PERSISTENT_P = 512
+DEPTH = 16
+# A tile of 64 rows for every multiprocessor of an H100.
+FULL_BATCH = 64 * 132
 
 
 def encode_top_m(
@@ -17,11 +25,16 @@ def encode_top_m(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Serves ``deepl0::encode_top_m``.
 
-    Bytes: x, W and 4 B p for W x, written once and read by every stage; then 4 B m p of S' from L2
-    a stage, or a product with the dense code.
+    Bytes, but for bfloat16 and short codes: x, W and 4 B p for W x, written once and read by every
+    stage; then 4 B m p of S' from L2 a stage, or a product with the dense code.
     """
     kernels = library.kernels
     p = W.shape[0]
+    if is_persistent(x, W):
+        columns = max(128, 1 << (p - 1).bit_length())
+        matrices = _padded(x, 0), _padded(W, columns), x if S is None else _padded(S, columns, True)
+        values, *rest = kernels.encode_top_m(*matrices, p, m, num_stages, save)
+        return values.to(x.dtype), *rest
     wx = _product(x, W)
     values, indices = kernels.top_m(wx, m)
     gather = p >= library.products_per_gather() * m
@@ -42,6 +55,28 @@ def encode_top_m(
     else:
         saved_values, saved_indices = (t.new_empty((0, *t.shape)) for t in (values, indices))
     return values.to(x.dtype), indices, saved_values, saved_indices
+
+
+def is_persistent(x: Tensor, W: Tensor) -> bool:
+    """Whether one launch carries the signals through all stages."""
+    return x.dtype == torch.bfloat16 and W.shape[0] <= PERSISTENT_P
+
+
+def fills_the_device(x: Tensor) -> bool:
+    """Whether there are tiles for all multiprocessors; below, smaller tiles are faster."""
+    return x.shape[0] >= FULL_BATCH
+
+
+def _padded(t: Tensor, rows: int, square: bool = False) -> Tensor:
+    """With zeros to at least ``rows`` rows and to whole slices (or ``rows``) of columns, contiguous
+    and aligned; ``t`` itself if it is so already."""
+    columns = rows if square else -(-t.shape[-1] // DEPTH) * DEPTH
+    missing = (0, columns - t.shape[-1], 0, max(0, rows - t.shape[-2]))
+    if any(missing):
+        return pad(t, missing)
+    if t.is_contiguous() and t.data_ptr() % 16 == 0:
+        return t
+    return t.clone(memory_format=torch.contiguous_format)
 
 
 def encode_top_m_backward(

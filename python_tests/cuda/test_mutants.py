@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from torch.nn.functional import pad
 
 from deepl0_kernels import reference
 from python_tests.oracle import as_bits, hostile
@@ -125,11 +126,29 @@ def sums(ops) -> bool:
     return right and torch.allclose(dots, (rows @ S.t()).gather(1, upper), rtol=1e-3, atol=1e-3)
 
 
+def encode(ops) -> bool:
+    """Two tiles, more stages than the accumulators carry x W' for. Integers: exact."""
+    batch, n, p, m = 67, 32, 75, 20
+    x, W = (hostile((r, n), torch.bfloat16, r, "ties") for r in (batch, p))
+    W[:3] = torch.tensor([3.0, 5.0, 7.0])[:, None].to(torch.bfloat16)
+    S = (hostile((2, p, p), torch.bfloat16, 3, "ties") * (torch.rand(2, p, p) < 0.05)).bfloat16()
+    wx = x.float() @ W.float().t()
+    want = [reference.top_m(wx, m)]
+    for step in S.float():
+        want.append(reference.top_m(wx + reference.unpool(*want[-1], p) @ step.t(), m))
+    W, S = pad(W, (0, 0, 0, 128 - p)), pad(S, (0, 128 - p, 0, 128 - p))
+    values, indices, before, before_indices = ops.encode_top_m(x, W, S, p, m, 3, True)
+    got = [*zip(before, before_indices, strict=True), (values, indices)]
+    return all(torch.equal(a, b) for g, w in zip(got, want, strict=True)
+               for a, b in zip(g, w, strict=True))  # fmt: skip
+
+
 PROBLEMS = {
     "top_m_warp_kernel": select(253),
     "top_m_block_kernel": select(1101, torch.bfloat16),
     "gather_top_m_warp_kernel": gather(120, 35),
     "gather_top_m_block_kernel": gather(1030, 300),
+    "encode_top_m_kernel": encode,
     "sort_count_kernel": lists,
     "sort_scatter_kernel": lists,
     "combine_kernel": lists,
@@ -140,6 +159,9 @@ PROBLEMS = {
     "gather_rows_kernel": sums,
     "row_dots_kernel": sums,
 }
+
+# One block, so that it takes several tiles.
+DEVICES = {"encode_top_m_kernel": (1, 48 << 10)}
 
 mutate.KINDS.setdefault(
     "vote",
@@ -173,6 +195,8 @@ def test_mutants_are_noticed(ops, emulator, kernel):
         emulator.mutate = lambda ran, whole: text if ran == name else whole
 
     torch.manual_seed(5)
+    if kernel in DEVICES:
+        emulator.set_device(*DEVICES[kernel])
     emulator.mutate = record
     assert problem(ops)
     assert used, f"{kernel} does not run"

@@ -169,9 +169,9 @@ class TestChoice:
 
     both = ("cuda", "triton")
 
-    def encoder(self, p: int, m: int, stages: int, dtype=torch.float32):
+    def encoder(self, p: int, m: int, stages: int, dtype=torch.float32, batch: int = 4):
         W, S = torch.empty(p, 8, dtype=dtype, device="meta"), None
-        return torch.empty(4, 8, dtype=dtype, device="meta"), W, S, m, stages, False
+        return torch.empty(batch, 8, dtype=dtype, device="meta"), W, S, m, stages, False
 
     def test_selection_is_cuda_and_the_gradient_of_atoms_triton(self):
         x = torch.empty(2, 3, device="meta")
@@ -180,18 +180,21 @@ class TestChoice:
         assert backends.choose("decode_backward", self.both, (x,)) == "triton"
 
     @pytest.mark.parametrize(
-        ("p", "m", "stages", "dtype", "want"),
+        ("p", "m", "stages", "dtype", "batch", "want"),
         [
-            (512, 10, 2, torch.float32, "triton"),
-            (768, 32, 2, torch.float32, "cuda"),
-            (768, 40, 2, torch.float32, "triton"),
-            (1024, 32, 3, torch.bfloat16, "cuda"),
-            (1024, 32, 1, torch.bfloat16, "triton"),
-            (2048, 32, 2, torch.float32, "triton"),
+            (512, 10, 2, torch.float32, 65536, "triton"),
+            (512, 10, 2, torch.bfloat16, 65536, "cuda"),
+            (512, 10, 2, torch.bfloat16, 4096, "triton"),
+            (512, 10, 2, torch.float16, 65536, "triton"),
+            (768, 32, 2, torch.float32, 4, "cuda"),
+            (768, 40, 2, torch.float32, 4, "triton"),
+            (1024, 32, 3, torch.bfloat16, 4, "cuda"),
+            (1024, 32, 1, torch.bfloat16, 4, "triton"),
+            (2048, 32, 2, torch.float32, 4, "triton"),
         ],
     )
-    def test_the_encoder_by_size(self, p, m, stages, dtype, want):
-        args = self.encoder(p, m, stages, dtype)
+    def test_the_encoder_by_size(self, p, m, stages, dtype, batch, want):
+        args = self.encoder(p, m, stages, dtype, batch)
         assert backends.choose("encode_top_m", self.both, args) == want
 
     @pytest.mark.parametrize(("p", "want"), [(512, "triton"), (513, "cuda")])

@@ -12,6 +12,9 @@ STABLE_TORCH_LIBRARY(deepl0_cuda, m) {
     m.def("unpool(Tensor values, Tensor indices, int size) -> Tensor");
     m.def("apply_mask(Tensor u, Tensor mask) -> Tensor");
     m.def("gather_top_m(Tensor wx, Tensor values, Tensor indices, Tensor St) -> (Tensor, Tensor)");
+    m.def(
+        "encode_top_m(Tensor x, Tensor W, Tensor S, int p, int m, int num_stages, bool save)"
+        " -> (Tensor, Tensor, Tensor, Tensor)");
     m.def("gather_rows(Tensor values, Tensor indices, Tensor w, bool wide) -> Tensor");
     m.def("row_dots(Tensor indices, Tensor w, Tensor x) -> Tensor");
     m.def("group(Tensor indices, int units) -> (Tensor, Tensor, Tensor)");
@@ -35,6 +38,7 @@ void implement(Library& m) {
     m.impl("unpool", TORCH_BOX(&ops::unpool));
     m.impl("apply_mask", TORCH_BOX(&ops::apply_mask));
     m.impl("gather_top_m", TORCH_BOX(&ops::gather_top_m));
+    m.impl("encode_top_m", TORCH_BOX(&ops::encode_top_m));
     m.impl("gather_rows", TORCH_BOX(&ops::gather_rows));
     m.impl("row_dots", TORCH_BOX(&ops::row_dots));
     m.impl("group", TORCH_BOX(&ops::group));

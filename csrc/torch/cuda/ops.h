@@ -14,6 +14,13 @@ Tensor apply_mask(Tensor u, Tensor mask);
 /// top_m of wx + z S' for the sparse z = (values, indices); St is S'.
 std::tuple<Tensor, Tensor> gather_top_m(Tensor wx, Tensor values, Tensor indices, Tensor St);
 
+/// Values and indices [B, m] of the last stage and, if `save`, [num_stages - 1, B, m] of the
+/// others; x [B, n], W [columns, n], S [columns, columns] or [num_stages - 1, columns, columns],
+/// all bfloat16 and padded with zeros as csrc/cuda/encode_persistent.h asks, p the real length of
+/// the codes.
+std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m(Tensor x, Tensor W, Tensor S, int64_t p,
+                                                        int64_t m, int64_t num_stages, bool save);
+
 /// [B, n]: sums of rows of w; float32 if `wide`, else of w's dtype.
 Tensor gather_rows(Tensor values, Tensor indices, Tensor w, bool wide);
 Tensor row_dots(Tensor indices, Tensor w, Tensor x);

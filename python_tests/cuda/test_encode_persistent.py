@@ -1,0 +1,187 @@
+"""The encoder of bfloat16 signals in one launch, stage by stage against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deepl0_kernels import reference
+from deepl0_kernels.cuda import encode
+from python_tests.oracle import hostile
+
+from .emulator import BIG
+from .test_sparse import EPS, selects
+
+BF16 = torch.bfloat16
+
+
+@pytest.fixture
+def run(ops, monkeypatch):
+    """The launcher: values, indices and the codes of the earlier stages."""
+    monkeypatch.setattr(encode.library, "kernels", ops)
+    return encode.encode_top_m
+
+
+def draw(batch: int, n: int, p: int, *steps: int) -> tuple[torch.Tensor, ...]:
+    return (
+        torch.randn(batch, n).to(BF16),
+        torch.randn(p, n).to(BF16),
+        (torch.randn(*steps, p, p) / 8).to(BF16),
+    )
+
+
+def check(x, W, S, m: int, stages: int, out) -> None:
+    """Every stage from the code that the stage before has left: supports up to the rounding of the
+    sums, values within it."""
+    values, indices, saved_values, saved_indices = out
+    p = W.shape[0]
+    assert saved_values.shape == saved_indices.shape == (stages - 1, len(x), m)
+    x64, W64 = x.double(), W.double()
+    wx, size = x64 @ W64.t(), x64.abs() @ W64.abs().t()
+    # Three terms an entry of z, in the order of the kernel; a sum of N terms rounds N times.
+    terms = x.shape[1] + 16
+    for k in range(stages):
+        last = k + 1 == stages
+        u, slack = wx, terms * EPS * size
+        if k > 0:
+            z = reference.unpool(saved_values[k - 1], saved_indices[k - 1], p).double()
+            step = (S[k - 1] if S.dim() == 3 else S).double()
+            u = wx + z @ step.t()
+            slack = (terms + 3 * p) * EPS * (size + z.abs() @ step.abs().t())
+        got, at = (values, indices) if last else (saved_values[k], saved_indices[k])
+        assert selects(u, slack, at, m)
+        assert (at.diff(dim=1) > 0).all()
+        rounding = 2.0**-8 * u.abs() if last else torch.zeros_like(u)
+        assert ((got.double() - u.gather(1, at)).abs() <= (slack + rounding).gather(1, at)).all()
+
+
+@pytest.mark.parametrize(
+    ("batch", "n", "p", "m", "stages"),
+    [
+        (1, 1, 1, 1, 3),
+        (3, 16, 128, 9, 2),
+        (65, 33, 100, 100, 2),
+        (5, 40, 129, 40, 4),
+        (2, 24, 256, 1, 3),
+        (1, 70, 512, 32, 2),
+        (4, 16, 301, 20, 1),
+    ],
+)
+@pytest.mark.parametrize("untied", [False, True])
+def test_every_stage(run, batch, n, p, m, stages, untied):
+    steps = (stages - 1,) if untied else ()
+    x, W, S = draw(batch, n, p, *steps)
+    check(x, W, S, m, stages, run(x, W, S if stages > 1 else None, m, stages, True))
+
+
+def test_blocks_stay_for_many_tiles(run, emulator):
+    """One multiprocessor, so few blocks carry all tiles; the bits are those of any other batch."""
+    x, W, S = draw(200, 20, 140)
+    emulator.set_device(1, 100 << 10)
+    few = run(x, W, S, 12, 3, True)
+    grid = emulator.launches[-1].grid
+    assert grid == 1
+    check(x, W, S, 12, 3, few)
+    emulator.set_device(*BIG)
+    many = run(x[130:], W, S, 12, 3, False)
+    assert emulator.launches[-1].grid == 2
+    assert torch.equal(many[0], few[0][130:])
+    assert torch.equal(many[1], few[1][130:])
+    assert many[2].shape == many[3].shape == (0, 70, 12)
+
+
+def test_the_code_is_multiplied_as_float32(run):
+    """With S = I a stage doubles the kept entries of x W', all 24 bits of them."""
+    x, W, _ = draw(3, 32, 90)
+    saved = run(x, W, torch.eye(90).to(BF16), 11, 2, True)[2:]
+    doubled = run(x, W, torch.eye(90).expand(2, 90, 90).to(BF16), 11, 3, True)[2:]
+    assert torch.equal(doubled[1][1], saved[1][0])
+    assert torch.equal(doubled[0][1], 2 * saved[0][0])
+
+
+@pytest.mark.parametrize("style", ["ties", "equal", "zero"])
+def test_ties_go_to_the_lowest_index(run, style):
+    x, W = hostile((6, 16), BF16, 1, style), hostile((75, 16), BF16, 2, style)
+    S = (hostile((75, 75), BF16, 3, "ties") * (torch.rand(75, 75) < 0.05)).to(BF16)
+    values, indices, *saved = run(x, W, S, 30, 2, True)
+    # Small integers: every sum is exact.
+    first = reference.top_m(x.float() @ W.float().t(), 30)
+    assert torch.equal(saved[0][0], first[0])
+    assert torch.equal(saved[1][0], first[1])
+    z = reference.unpool(*first, 75)
+    want = reference.top_m(x.float() @ W.float().t() + z @ S.float().t(), 30)
+    assert torch.equal(indices, want[1])
+    assert torch.equal(values, want[0].to(BF16))
+
+
+def test_denormal_codes(run):
+    """Sums of subnormal numbers are exact; nothing is flushed to zero."""
+    x, W = hostile((4, 16), BF16, 1, "ties"), hostile((60, 16), BF16, 2, "ties")
+    tiny = 2.0**-127
+    saved = run((x * tiny).to(BF16), W, torch.eye(60).to(BF16), 20, 2, True)[2:]
+    want = reference.top_m(x.float() @ W.float().t(), 20)
+    assert torch.equal(saved[1][0], want[1])
+    assert torch.equal(saved[0][0], want[0] * tiny)
+
+
+def test_inf_and_nan_stay_in_their_row(run):
+    x, W, S = draw(5, 16, 70)
+    clean = run(x, W, S, 7, 3, True)
+    x = x.clone()
+    x[1, 3], x[3, 0] = torch.inf, torch.nan
+    values, indices, *saved = run(x, W, S, 7, 3, True)
+    for row in (0, 2, 4):
+        assert torch.equal(values[row], clean[0][row])
+        assert torch.equal(indices[row], clean[1][row])
+    assert saved[0][0][1].isinf().all()
+    assert saved[1][0][1].tolist() == list(range(7))
+    assert values[3].isnan().all()
+    assert indices[3].tolist() == list(range(7))
+    # inf times an atom is inf, not NaN: the lower terms of inf are zero.
+    z = reference.unpool(saved[0][0][1:2], saved[1][0][1:2], 70)
+    signed = (S.abs() + 1) * torch.sign(z) * torch.sign(W[:, 3:4])
+    assert run(x[1:2], W, signed.to(BF16), 7, 2, True)[0].isinf().all()
+
+
+def test_nothing_kept_and_nothing_given(run):
+    x, W, S = draw(3, 8, 20)
+    assert run(x, W, S, 0, 2, True)[2].shape == (1, 3, 0)
+    assert run(x[:0], W, S, 4, 2, True)[0].shape == (0, 4)
+    out = run(x[:, :0], W[:, :0], S, 4, 2, True)
+    assert (out[0] == 0).all()
+    assert out[1].tolist() == [[0, 1, 2, 3]] * 3
+
+
+@pytest.mark.parametrize("kind", ["rows", "columns", "offset", "transposed"])
+def test_strides(run, kind):
+    x, W, S = draw(4, 32, 128)
+    want = run(x, W, S, 9, 2, True)
+    if kind == "rows":
+        x = torch.cat((x, x), 1)[:, :32]
+    elif kind == "columns":
+        W = W.t().contiguous().t()
+    elif kind == "offset":
+        x = torch.cat((x.new_zeros(1), x.flatten()))[1:].view(4, 32)
+        assert x.is_contiguous()
+        assert x.data_ptr() % 16 == 2
+    else:
+        S = S.t().contiguous().t()
+    for ours, other in zip(run(x, W, S, 9, 2, True), want, strict=True):
+        assert torch.equal(ours, other)
+
+
+def test_bad_arguments_are_refused(ops):
+    x, W, S = torch.zeros(2, 16).to(BF16), torch.zeros(128, 16).to(BF16), None
+    S = torch.zeros(128, 128).to(BF16)
+    for args, message in [
+        ((x, W, S, 513, 4, 2, False), "p <= 512"),
+        ((x, W, S, 100, 101, 2, False), "m must be"),
+        ((x, W[:100], S, 100, 4, 2, False), r"W \[128, n\]"),
+        ((x[:, :8], W[:, :8], S, 100, 4, 2, False), "multiple of 16"),
+        ((x, W, S[:100], 100, 4, 2, False), "S must be"),
+        ((x, W, S.expand(3, 128, 128).contiguous(), 100, 4, 2, False), "S must be"),
+        ((x.float(), W, S, 100, 4, 2, False), "x must be bfloat16"),
+        ((x, W, S.t()[:, :].float(), 100, 4, 2, False), "S must be bfloat16"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            ops.encode_top_m(*args)
