@@ -5,6 +5,7 @@
 
 #include "gather.h"
 #include "kernel_table.h"
+#include "nonzeros.h"
 #include "simd.h"
 
 namespace deepl0 {
@@ -24,29 +25,6 @@ struct FistaScratch {
           values(q + padded(p)),
           indices(reinterpret_cast<int32_t*>(values + padded(p))) {}
 };
-
-/// The entries of z [p] that are not 0; values and indices have room for padded(p).
-template <class T>
-DEEPL0_INLINE int64_t nonzeros(const T* z, int64_t p, T* values, int32_t* indices) {
-    int64_t n = 0, i = 0;
-    if constexpr (sizeof(T) == 4) {
-        I32 at = iota();
-        for (; i + kLanes <= p; i += kLanes) {
-            const F32 v = load(z + i);
-            const Mask used = gt(key(v), broadcast(int32_t(0)));
-            compress(indices + n, used, at);
-            compress(values + n, used, v);
-            n += count(used);
-            at = add(at, broadcast(int32_t(kLanes)));
-        }
-    }
-    for (; i < p; ++i) {
-        indices[n] = int32_t(i);
-        values[n] = z[i];
-        n += !(z[i] == T(0));
-    }
-    return n;
-}
 
 /// Units that are worked on at once: a vector of the level, or one where BYTES = 0. count: what
 /// comparisons are added up in.
@@ -194,7 +172,7 @@ static void iterate_impl(const FistaProblem<T>& f, const FistaRows<T>& s, const 
         const T* base = b + r * f.p;
         while (s.count[r] <= most) {
             const T* code = s.codes[s.iterations[r] % 2] + r * f.p;
-            const int64_t used = nonzeros(code, f.p, w.values, w.indices);
+            const int64_t used = nonzeros(code, f.p, w.indices, w.values);
             gather_sum(w.q, base, gram, f.p, w.values, w.indices, used, f.p);
             if (!settle(f, s, r, base, static_cast<const T*>(w.q))) break;
             step(f, s, r, static_cast<const T*>(w.q));
@@ -210,7 +188,7 @@ static void residual_impl(const FistaProblem<T>& f, const FistaRows<T>& s, const
     for (int64_t i = 0; i < n; ++i) {
         const int64_t r = rows[i];
         const T* code = s.codes[s.iterations[r] % 2] + r * f.p;
-        const int64_t used = nonzeros(code, f.p, w.values, w.indices);
+        const int64_t used = nonzeros(code, f.p, w.indices, w.values);
         gather_sum(out + i * cols, x + r * ldx, atoms, cols, w.values, w.indices, used, cols);
     }
 }

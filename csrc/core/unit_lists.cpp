@@ -4,6 +4,7 @@
 
 #include "gather.h"
 #include "kernel_table.h"
+#include "nonzeros.h"
 #include "simd.h"
 
 namespace deepl0 {
@@ -141,35 +142,13 @@ static void gather_impl(SparseRows<T> z, int64_t rows, const T* w, int64_t ldw, 
 }
 
 template <class T>
-static int64_t compress_impl(const T* z, int64_t p, int32_t* index, T* value) {
-    int64_t n = 0, i = 0;
-    if constexpr (sizeof(T) == 4) {
-        I32 at = iota();
-        for (; i + kLanes <= p; i += kLanes) {
-            const F32 v = load(z + i);
-            const Mask used = gt(key(v), broadcast(int32_t(0)));
-            compress(index + n, used, at);
-            compress(value + n, used, v);
-            n += count(used);
-            at = add(at, broadcast(int32_t(kLanes)));
-        }
-    }
-    for (; i < p; ++i) {
-        index[n] = int32_t(i);
-        value[n] = z[i];
-        n += !(z[i] == T(0));
-    }
-    return n;
-}
-
-template <class T>
 static constexpr UnitKernels<T> kUnits = {group_impl<T>,
                                           product_on_support_impl<T>,
                                           product_on_lists_impl<T>,
                                           outer_impl<T>,
                                           combine_impl<T>,
                                           gather_impl<T>,
-                                          compress_impl<T>};
+                                          nonzeros<T>};
 
 extern const UnitKernels<float> unit_f32;
 extern const UnitKernels<double> unit_f64;
