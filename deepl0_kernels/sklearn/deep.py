@@ -1,0 +1,96 @@
+"""What the estimators around an encoder share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..nn import DeepL0Encoder, DeepMSparseEncoder
+from ..ops import SparseCode
+from .base import SparseEstimator
+
+# Gradients on HELU's ramp are multiplied by 1 / sigma.
+_CLIP = 1.0
+# Width of the ramp in partial_fit, which knows no epochs: the end of the schedule.
+_SIGMA = 0.05
+
+
+class DeepEstimator(SparseEstimator):
+    """An encoder that starts from a dictionary and is trained for a task."""
+
+    num_stages: int
+    tied: bool
+    epochs: int
+    lr: float
+    encoder_: DeepL0Encoder | DeepMSparseEncoder
+
+    def _encode(self, x: Tensor) -> Tensor | SparseCode:
+        if isinstance(self.encoder_, DeepMSparseEncoder):
+            return self.encoder_.encode(x)
+        return self.encoder_(x)
+
+    def _start(self, x: Tensor, seed: int) -> Tensor:
+        """Dictionary and encoder from x; returns D [n, p]."""
+        D = self._learn(x, seed)
+        encoder = self._problem().encoder(D, self.num_stages, self.tied)
+        assert isinstance(encoder, (DeepL0Encoder, DeepMSparseEncoder))
+        self.encoder_ = encoder
+        return D
+
+    def _options(self, count: int, seed: int) -> dict[str, Any]:
+        """Of the training loop."""
+        epochs, batch = self._course(count, self.epochs, "epochs")
+        return dict(epochs=epochs, batch_size=batch, lr=self.lr, clip=_CLIP, seed=seed)
+
+    def _one_pass(self, network: nn.Module, loss: Any, count: int, seed: int) -> float:
+        """One epoch with an optimiser that lives on between calls; its mean loss."""
+        if not hasattr(self, "_optimizer"):
+            self._optimizer = torch.optim.Adam(network.parameters(), lr=self.lr)
+        if isinstance(self.encoder_, DeepL0Encoder):
+            self.encoder_.sigma = _SIGMA
+        network.train()
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(count, generator=generator)
+        total = 0.0
+        for rows in order.split(self.batch_size):
+            value = loss(rows)
+            self._optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
+            self._optimizer.step()
+            total += value.item() * len(rows)
+        network.eval()
+        return total / count
+
+    def _forget(self) -> None:
+        """Before a new fit: what partial_fit kept of the old one."""
+        self.__dict__.pop("_optimizer", None)
+
+    def _fresh_encoder(self) -> DeepL0Encoder | DeepMSparseEncoder:
+        p, n = self.components_.shape
+        dtype = torch.from_numpy(self.components_).dtype
+        if self.m is None:
+            return DeepL0Encoder(n, p, self.num_stages, self.tied).to(dtype)
+        return DeepMSparseEncoder(n, p, self.m, self.num_stages, self.tied).to(dtype)
+
+    _module_names = ("encoder_",)
+
+    def _fresh_modules(self) -> dict[str, nn.Module]:
+        return {"encoder_": self._fresh_encoder()}
+
+
+@contextmanager
+def training(seed: int) -> Iterator[None]:
+    """Gradients on whatever the caller's mode, and a generator that is not the caller's."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.random.fork_rng(devices=[]),
+    ):
+        torch.manual_seed(seed)
+        yield

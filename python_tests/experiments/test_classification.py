@@ -1,0 +1,178 @@
+"""Tables 4 and 5 on tiny protocols: scores, cells, resumption, claims, the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from deepl0_kernels import cli
+from deepl0_kernels.experiments import classification as c
+from deepl0_kernels.experiments.scores import confusion, scores
+
+TINY = replace(
+    c.PROTOCOLS["table4"].quickened(),
+    digits=600,
+    held_out=300,
+    dictionary_epochs=4,
+    pretrain_epochs=2,
+    epochs=5,
+    tdsc_max_iter=60,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("classification")
+    return out, c.run(["table4"], {"table4": TINY}, [40], [0], out, progress=False)
+
+
+def test_scores_are_scikit_learns():
+    metrics = pytest.importorskip("sklearn.metrics")
+    g = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 4, (200,), generator=g)
+    predicted = torch.where(torch.rand(200, generator=g) < 0.6, y, y.flip(0))
+    matrix = confusion(y, predicted, 4)
+    assert (matrix.numpy() == metrics.confusion_matrix(y, predicted)).all()
+    found = scores(matrix)
+    assert found["overall_accuracy"] == pytest.approx(100 * metrics.accuracy_score(y, predicted))
+    assert found["error"] == pytest.approx(100 - found["overall_accuracy"])
+    balanced = 100 * metrics.balanced_accuracy_score(y, predicted)
+    assert found["average_accuracy"] == pytest.approx(balanced)
+    assert found["kappa"] == pytest.approx(metrics.cohen_kappa_score(y, predicted))
+
+
+def test_a_class_that_does_not_occur_counts_nothing():
+    found = scores(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
+    assert found["average_accuracy"] == pytest.approx(87.5)
+    assert scores(torch.tensor([[5]]))["kappa"] == 1
+
+
+def test_every_method_learns(run):
+    out, results = run
+    assert [cell["method"] for cell in results["cells"]] == list(c.METHODS)
+    for cell in results["cells"]:
+        # Chance is 90.
+        assert cell["training_error"] < 35, cell["method"]
+        assert cell["error"] < 45, cell["method"]
+        matrix = torch.tensor(cell["confusion"])
+        assert matrix.sum() == 300
+        assert cell["overall_accuracy"] == pytest.approx(matrix.trace().item() / 3)
+    nonzeros = {cell["method"]: cell["nonzeros"] for cell in results["cells"]}
+    for m in c.SPARSITIES:
+        assert nonzeros[c.DEEP_M.format(m)] == m
+    with (out / "classification.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["error"]) for row in rows] == [x["error"] for x in results["cells"]]
+    text = (out / "classification.md").read_text()
+    assert "| Deep M-Sparse, M = 10 |" in text
+    assert "* tdsc_lam: 0.1" in text
+
+
+def test_a_run_goes_on_where_it_stopped(run, monkeypatch):
+    out, results = run
+    lost = out / "cells" / "table4-2-p40-seed0.json"
+    kept = json.loads(lost.read_text())
+    lost.unlink()
+    calls = []
+    real = c.cell
+    monkeypatch.setattr(c, "cell", lambda *a: calls.append(a[1]) or real(*a))
+    again = c.run(["table4"], {"table4": TINY}, [40], [0], out, progress=False)
+    assert calls == [c.DEEP_L0]
+    # The cell does not depend on those before it.
+    found = json.loads(lost.read_text())
+    assert found["confusion"] == kept["confusion"]
+    assert found["loss"] == kept["loss"]
+    assert again["claims"] == results["claims"]
+    with pytest.raises(ValueError, match=r"table4 with another protocol \(epochs differ\)"):
+        c.run(["table4"], {"table4": replace(TINY, epochs=6)}, [40], [0], out)
+
+
+def test_test_labels_and_signals_are_for_scoring_alone(run, monkeypatch):
+    _, results = run
+    real = c.labelled
+
+    def other(protocol, seed):
+        data = real(protocol, seed)
+        return replace(data, x_test=-data.x_test, y_test=data.y_test.flip(0))
+
+    monkeypatch.setattr(c, "labelled", other)
+    found = c.cell("table4", c.DEEP_M.format(10), 40, c.Problems(TINY, 0, False))
+    kept = next(x for x in results["cells"] if x["method"] == c.DEEP_M.format(10))
+    assert found["loss"] == kept["loss"]
+    assert found["training_error"] == kept["training_error"]
+    assert found["error"] != kept["error"]
+
+
+def test_indian_pines(data_dir, monkeypatch):
+    monkeypatch.setenv("DEEPL0_DATA", str(data_dir))
+    protocol = replace(
+        c.PROTOCOLS["table5"].quickened(), fraction=0.05, epochs=15, dictionary_epochs=4, context=1
+    )
+    data = c.labelled(protocol, 0)
+    assert data.x.shape[1] == 400
+    assert data.begin is None
+    torch.testing.assert_close(data.x.mean(0), torch.zeros(400), atol=1e-3, rtol=0)
+    torch.testing.assert_close(data.x.std(0), torch.ones(400), atol=1e-3, rtol=0)
+    assert len(data.x) + len(data.x_test) == 10249
+    found = c.cell("table5", c.DEEP_M.format(20), 64, c.Problems(protocol, 0, False))
+    assert len(found["confusion"]) == 16
+    # The largest class alone leaves 76 % of errors.
+    assert found["error"] < 60
+
+
+def test_digits_move_anew_in_each_epoch():
+    data = c.labelled(TINY, 0)
+    still = data.x.clone()
+    assert data.begin is not None
+    data.begin(1)
+    first = data.x.clone()
+    data.begin(2)
+    assert not torch.equal(first, data.x)
+    assert not torch.equal(first, still)
+    data.begin(1)
+    assert torch.equal(first, data.x)
+    assert c.labelled(replace(TINY, shift=0), 0).begin is None
+
+
+def test_claims_are_judged_by_the_means():
+    def cells(table, errors):
+        return [
+            {"table": table, "method": method, "p": 128, "seed": seed, "error": error}
+            for method, seen in errors.items()
+            for seed, error in enumerate(seen)
+        ]
+
+    errors = {c.TDSC: (1, 1), c.TUNED_LISTA: (2, 4), c.DEEP_L0: (1, 5)}
+    errors |= {c.DEEP_M.format(m): (e, e) for m, e in ((10, 9), (20, 1), (30, 3))}
+    found = c.claims(["table5"], cells("table5", errors), [128])
+    assert [(x["holds"], x["seeds_holding"]) for x in found] == [(False, 1), (True, 2), (True, 1)]
+    assert found[1]["better"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["table4", "--p", "16"], "at least M = 30"),
+        (["table4", "table77"], "table77"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, words, tmp_path):
+    done = CliRunner().invoke(cli._app(), ["reproduce", *arguments, "--out", str(tmp_path)])
+    assert done.exit_code == 2
+    assert words in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_runs_the_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(c.Protocol, "quickened", lambda self: TINY)
+    monkeypatch.setattr(c, "METHODS", (c.TUNED_LISTA, c.DEEP_L0, *c.METHODS[3:]))
+    arguments = ["reproduce", "table4", "--quick", "--p", "40", "--out", str(tmp_path)]
+    done = CliRunner().invoke(cli._app(), arguments)
+    assert done.exit_code == 0, done.output
+    assert "## table4: Classification error on MNIST" in done.output
+    assert len(list((tmp_path / "cells").iterdir())) == 5
