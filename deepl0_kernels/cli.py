@@ -80,43 +80,51 @@ def _app():
         from .experiments.protocol import Protocol
 
         every = [*experiment.TABLES, *classification.PROTOCOLS]
-        wanted = every if tables == ["all"] else tables
-        classes = [name for name in wanted if name in classification.PROTOCOLS]
-        names = [name for name in wanted if name not in classes]
+        wanted = every if tables == ["all"] else list(dict.fromkeys(tables))
+        codes = [name for name in wanted if name in experiment.TABLES]
         show = progress and sys.stderr.isatty()
         try:
-            protocol = (Protocol().quickened() if quick else Protocol()).changed(settings or ())
+            if unknown := [name for name in wanted if name not in every]:
+                raise ValueError(
+                    f"tables must be among {', '.join(every)}, got {', '.join(unknown)}"
+                )
             try:
                 sizes = [int(word) for word in p.replace(",", " ").split()]
             except ValueError:
                 raise ValueError(f"p must be integers, as in '128 256 512', got {p!r}") from None
-            if unknown := set(wanted) - set(every):
-                raise ValueError(
-                    f"tables must be among {', '.join(every)}, got {', '.join(sorted(unknown))}"
-                )
-            if classes:
-                protocols = {name: classification.PROTOCOLS[name] for name in classes}
-                if quick:
-                    protocols = {name: chosen.quickened() for name, chosen in protocols.items()}
-                found = classification.run(classes, protocols, sizes, range(seeds), out, show)
-                typer.echo(classification.text(found))
-                typer.echo(f"wrote classification.json, .csv and .md to {out}")
-            if not names:
-                return
-            results = experiment.run(names, protocol, sizes, range(seeds), out, show)
-            if pareto:
-                keys = dict.fromkeys(experiment.TABLES[name].problem for name in names)
-                race.write(protocol, keys, min(sizes), out, seconds=2.0 if quick else 20.0)
-            rendering.write(results, out)
-            page = report.write(out)
+
+            def choices(protocol):
+                return (protocol.quickened() if quick else protocol).changed(settings or ())
+
+            protocols = {
+                name: choices(protocol)
+                for name, protocol in classification.PROTOCOLS.items()
+                if name in wanted
+            }
+            protocol = choices(Protocol()) if codes else None
+            if protocols:
+                classification.check(list(protocols), sizes, range(seeds))
+            texts = []
+            if protocol:
+                results = experiment.run(codes, protocol, sizes, range(seeds), out, show)
+                if pareto:
+                    keys = dict.fromkeys(experiment.TABLES[name].problem for name in codes)
+                    race.write(protocol, keys, min(sizes), out, seconds=2.0 if quick else 20.0)
+                rendering.write(results, out)
+                texts.append(rendering.text(results, race.read(out)))
+            if protocols:
+                found = classification.run(protocols, sizes, range(seeds), out, show)
+                classification.write(found, out)
+                texts.append(classification.text(found))
+            report.write(out)
         except KeyboardInterrupt:
             typer.echo(f"interrupted; the same command goes on from what {out} holds", err=True)
             raise typer.Exit(130) from None
         except (ModuleNotFoundError, OSError, RuntimeError, ValueError) as error:
             typer.echo(f"deepl0 reproduce: {error}", err=True)
             raise typer.Exit(2) from None
-        typer.echo(rendering.text(results, race.read(out)))
-        typer.echo(f"wrote results.json, results.csv, tables.md, figures and {page.name} to {out}")
+        typer.echo("\n".join(texts))
+        typer.echo(f"wrote the results, tables, figures and report.html to {out}")
 
     @app.command()
     def timing(

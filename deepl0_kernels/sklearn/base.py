@@ -15,9 +15,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from .._files import write_atomically
 from .._optional import require
 from ..experiments.problems import L0Regularized, MSparse, Problem
-from .._files import write_atomically
 from ..ops import SparseCode, checks
 from ..solvers import learn_dictionary
 from ..version import __version__
