@@ -71,7 +71,8 @@ def _app():
     ) -> None:
         """Compute tables of the paper: errors of predicted codes (1 to 3), of classes (4, 5).
 
-        Needs the full MNIST (DEEPL0_DATA) unless --quick. Interrupted, it goes on where it stopped.
+        Needs the full MNIST (DEEPL0_DATA) unless --quick, and Indian Pines for table5. Interrupted,
+        it goes on where it stopped.
         """
         from .experiments import classification, report
         from .experiments import pareto as race

@@ -69,22 +69,24 @@ def indian_pines(folder: str | Path | None = None) -> Scene:
     folder = Path(folder)
     np = require("numpy", "reading a data set")
     npz, mat = folder / "indian_pines.npz", folder / "Indian_pines_corrected.mat"
-    if npz.is_file():
-        source = npz
-        try:
+    truth = folder / "Indian_pines_gt.mat"
+    source = npz if npz.is_file() else mat
+    if not source.is_file():
+        raise FileNotFoundError(f"{folder} holds no indian_pines.npz. {WHERE}")
+    if source == mat and not truth.is_file():
+        raise FileNotFoundError(f"{folder} holds {mat.name} but no {truth.name}. {WHERE}")
+    try:
+        if source == npz:
             with np.load(npz, allow_pickle=False) as file:
                 x, y = file["x"], file["y"]
-        except Exception as error:
-            raise ValueError(
-                f"{npz} cannot be read as an npz archive of x and y: {error}"
-            ) from error
-    elif mat.is_file():
-        source = mat
-        io = require("scipy.io", "reading a .mat file", extra="sklearn")
-        x = io.loadmat(mat)["indian_pines_corrected"]
-        y = io.loadmat(folder / "Indian_pines_gt.mat")["indian_pines_gt"]
-    else:
-        raise FileNotFoundError(f"{folder} holds no indian_pines.npz. {WHERE}")
+        else:
+            io = require("scipy.io", "reading a .mat file", extra="sklearn")
+            x = io.loadmat(mat)["indian_pines_corrected"]
+            y = io.loadmat(truth)["indian_pines_gt"]
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{source} cannot be read as Indian Pines: {error!r}") from error
     if x.shape != _SHAPE or y.shape != _SHAPE[:2]:
         raise ValueError(
             f"{source}: x and y must have shapes {_SHAPE} and {_SHAPE[:2]}, got {x.shape} "

@@ -62,6 +62,12 @@ def test_the_published_files_are_read_too(data_dir, tmp_path):
     ours, theirs = scenes.indian_pines(tmp_path), scenes.indian_pines(data_dir)
     assert torch.equal(ours.x, theirs.x)
     assert torch.equal(ours.y, theirs.y)
+    io.savemat(tmp_path / "Indian_pines_gt.mat", {"labels": y})
+    with pytest.raises(ValueError, match=r"cannot be read as Indian Pines.*indian_pines_gt"):
+        scenes.indian_pines(tmp_path)
+    (tmp_path / "Indian_pines_gt.mat").unlink()
+    with pytest.raises(FileNotFoundError, match=r"Indian_pines_gt\.mat"):
+        scenes.indian_pines(tmp_path)
 
 
 def test_a_split_is_stratified_disjoint_and_repeatable():

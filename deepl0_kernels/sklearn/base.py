@@ -122,7 +122,7 @@ class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def _learn(self, x: Tensor, seed: int) -> Tensor:
         """D [n, p]: the one given, or one learned from x. Sets ``components_``."""
         if self.dictionary is not None:
-            given = check_array(self.dictionary, dtype=x.numpy().dtype)
+            given = check_array(self.dictionary, dtype=x.numpy().dtype, input_name="dictionary")
             if given.shape[1] != x.shape[1]:
                 raise ValueError(
                     f"dictionary must be [p, n] with n = {x.shape[1]} features, got {given.shape}"

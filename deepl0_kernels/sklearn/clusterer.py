@@ -74,21 +74,23 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
         balance: float = 0.0,
         random_state: Any = None,
     ) -> None:
+        super().__init__(
+            code_size,
+            m=m,
+            lam=lam,
+            num_stages=num_stages,
+            tied=tied,
+            dictionary=dictionary,
+            dictionary_epochs=dictionary_epochs,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            min_steps=min_steps,
+            sparse_output=sparse_output,
+            random_state=random_state,
+        )
         self.n_clusters = n_clusters
-        self.code_size = code_size
-        self.m = m
-        self.lam = lam
-        self.num_stages = num_stages
-        self.tied = tied
-        self.dictionary = dictionary
-        self.dictionary_epochs = dictionary_epochs
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.min_steps = min_steps
-        self.sparse_output = sparse_output
         self.balance = balance
-        self.random_state = random_state
 
     def fit(self, X, y: Any = None) -> DeepL0Clusterer:
         """Cluster X [N, n]; y is ignored."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import DeepL0Encoder, DeepMSparseEncoder
-from ..ops import SparseCode
+from ..ops import SparseCode, checks
+from ..solvers.step import positive
 from .base import SparseEstimator
 
 # Gradients on HELU's ramp are multiplied by 1 / sigma.
@@ -22,11 +23,38 @@ _SIGMA = 0.05
 class DeepEstimator(SparseEstimator):
     """An encoder that starts from a dictionary and is trained for a task."""
 
-    num_stages: int
-    tied: bool
-    epochs: int
-    lr: float
     encoder_: DeepL0Encoder | DeepMSparseEncoder
+
+    def __init__(
+        self,
+        code_size: int | None = None,
+        *,
+        m: int | None = None,
+        lam: float = 0.5,
+        num_stages: int = 2,
+        tied: bool = True,
+        dictionary: Any = None,
+        dictionary_epochs: int = 6,
+        epochs: int = 20,
+        batch_size: int = 128,
+        lr: float = 3e-3,
+        min_steps: int = 300,
+        sparse_output: bool = False,
+        random_state: Any = None,
+    ) -> None:
+        self.code_size = code_size
+        self.m = m
+        self.lam = lam
+        self.num_stages = num_stages
+        self.tied = tied
+        self.dictionary = dictionary
+        self.dictionary_epochs = dictionary_epochs
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.min_steps = min_steps
+        self.sparse_output = sparse_output
+        self.random_state = random_state
 
     def _encode(self, x: Tensor) -> Tensor | SparseCode:
         if isinstance(self.encoder_, DeepMSparseEncoder):
@@ -44,19 +72,21 @@ class DeepEstimator(SparseEstimator):
     def _options(self, count: int, seed: int) -> dict[str, Any]:
         """Of the training loop."""
         epochs, batch = self._course(count, self.epochs, "epochs")
-        return dict(epochs=epochs, batch_size=batch, lr=self.lr, clip=_CLIP, seed=seed)
+        lr = positive("lr", self.lr)
+        return dict(epochs=epochs, batch_size=batch, lr=lr, clip=_CLIP, seed=seed)
 
     def _one_pass(self, network: nn.Module, loss: Any, count: int, seed: int) -> float:
         """One epoch with an optimiser that lives on between calls; its mean loss."""
+        batch = checks.integer("batch_size", self.batch_size, 1)
         if not hasattr(self, "_optimizer"):
-            self._optimizer = torch.optim.Adam(network.parameters(), lr=self.lr)
+            self._optimizer = torch.optim.Adam(network.parameters(), lr=positive("lr", self.lr))
         if isinstance(self.encoder_, DeepL0Encoder):
             self.encoder_.sigma = _SIGMA
         network.train()
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(count, generator=generator)
         total = 0.0
-        for rows in order.split(self.batch_size):
+        for rows in order.split(batch):
             value = loss(rows)
             self._optimizer.zero_grad()
             value.backward()

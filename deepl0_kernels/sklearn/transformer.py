@@ -38,37 +38,6 @@ class DeepL0Transformer(DeepEstimator):
     Source: Wang, Ling, Huang 2016.
     """
 
-    def __init__(
-        self,
-        code_size: int | None = None,
-        *,
-        m: int | None = None,
-        lam: float = 0.5,
-        num_stages: int = 2,
-        tied: bool = True,
-        dictionary: Any = None,
-        dictionary_epochs: int = 6,
-        epochs: int = 20,
-        batch_size: int = 128,
-        lr: float = 3e-3,
-        min_steps: int = 300,
-        sparse_output: bool = False,
-        random_state: Any = None,
-    ) -> None:
-        self.code_size = code_size
-        self.m = m
-        self.lam = lam
-        self.num_stages = num_stages
-        self.tied = tied
-        self.dictionary = dictionary
-        self.dictionary_epochs = dictionary_epochs
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.min_steps = min_steps
-        self.sparse_output = sparse_output
-        self.random_state = random_state
-
     def fit(self, X, y: Any = None) -> DeepL0Transformer:
         """Learn dictionary and encoder from X [N, n]; y is ignored."""
         self._forget()

@@ -161,16 +161,33 @@ class TaskDrivenDictionary(nn.Module):
     def _penalty(self) -> Tensor:
         return self.nu / 2 * self.head.weight.square().sum()
 
+    def _check(self, x: Tensor, y: Tensor) -> None:
+        steps.signals(x, self.D)
+        if y.shape != x.shape[:1] or y.dtype != torch.int64 or x.dim() != 2:
+            raise ValueError(
+                f"x must be [N, n] and y int64 [N], got {tuple(x.shape)} and {y.dtype} "
+                f"{tuple(y.shape)}"
+            )
+        if len(y) and not (y.min() >= 0 and y.max() < self.classes):
+            raise ValueError(
+                f"y must be in [0, {self.classes - 1}], got {y.min().item()} to {y.max().item()}"
+            )
+
     @torch.no_grad()
     def project(self) -> None:
         """Bring atoms longer than 1 back to the unit ball."""
         self.D.div_(self.D.norm(dim=0).clamp_min(1))
 
+    @torch.enable_grad()
     def fit_head(self, x: Tensor, y: Tensor, *, max_iter: int = 100) -> float:
         """Fit the classifier alone to the codes of x [N, n] (L-BFGS); returns :meth:`loss` there.
 
         The problem is convex: this is the start that Mairal et al. take.
+
+        Raises:
+            ValueError: x and y do not fit.
         """
+        self._check(x, y)
         with torch.no_grad():
             a = torch.cat([self.encode(rows) for rows in x.split(4096)])
         optimizer = torch.optim.LBFGS(
@@ -190,6 +207,7 @@ class TaskDrivenDictionary(nn.Module):
         with torch.no_grad():
             return objective().item()
 
+    @torch.enable_grad()
     def fit(
         self,
         x: Tensor,
@@ -213,16 +231,7 @@ class TaskDrivenDictionary(nn.Module):
             ValueError: arguments that do not fit.
             RuntimeError: the loss is not finite any more.
         """
-        steps.signals(x, self.D)
-        if y.shape != x.shape[:1] or y.dtype != torch.int64 or x.dim() != 2:
-            raise ValueError(
-                f"x must be [N, n] and y int64 [N], got {tuple(x.shape)} and {y.dtype} "
-                f"{tuple(y.shape)}"
-            )
-        if len(y) and not (y.min() >= 0 and y.max() < self.classes):
-            raise ValueError(
-                f"y must be in [0, {self.classes - 1}], got {y.min().item()} to {y.max().item()}"
-            )
+        self._check(x, y)
         batch_size = checks.integer("batch_size", batch_size, 1, len(x), "N")
         epochs = checks.integer("epochs", epochs, 1)
         lr = steps.positive("lr", lr)

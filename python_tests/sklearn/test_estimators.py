@@ -16,15 +16,15 @@ from deepl0_kernels.sklearn import (
     IHTSparseCoder,
 )
 
-SHORT = dict(dictionary_epochs=1, epochs=1, min_steps=20)
+SHORT = dict(dictionary_epochs=1, epochs=1, min_steps=5)
 
 
 @parametrize_with_checks(
     [
-        IHTSparseCoder(dictionary_epochs=1, min_steps=20),
+        IHTSparseCoder(dictionary_epochs=1, min_steps=5, transform_max_iter=100),
         DeepL0Transformer(m=1, **SHORT),
         # scikit-learn asks for an accuracy of 0.83, which takes some steps.
-        DeepL0Classifier(m=2, lr=0.03, dictionary_epochs=1, epochs=1, min_steps=60),
+        DeepL0Classifier(m=2, lr=0.1, dictionary_epochs=1, epochs=1, min_steps=20),
         DeepL0Clusterer(m=2, **SHORT),
     ]
 )

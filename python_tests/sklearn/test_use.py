@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from deepl0_kernels.sklearn import (
 from python_tests.solvers.problems import planted
 
 SHORT = dict(dictionary_epochs=2, epochs=2, min_steps=80, random_state=0)
+FAST = dict(dictionary_epochs=1, epochs=1)
 ESTIMATORS = [
     IHTSparseCoder(code_size=40, m=5, min_steps=80, random_state=0),
     DeepL0Transformer(40, lam=0.5, **SHORT),
@@ -72,7 +74,7 @@ def test_the_codes_are_the_solvers(options, solve):
 
 def test_the_encoder_learns_the_optimal_codes(digits):
     x, _ = digits
-    model = DeepL0Transformer(80, m=8, epochs=10, min_steps=300, random_state=0).fit(x)
+    model = DeepL0Transformer(80, m=8, epochs=10, min_steps=200, random_state=0).fit(x)
     codes = model.transform(x)
     assert ((codes != 0).sum(1) == 8).all()
     D = torch.from_numpy(model.components_).T
@@ -177,14 +179,32 @@ def test_frames_files_and_pickles(estimator, digits, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_model(digits):
-    x, y = digits
+    x, y = digits[0][:150], digits[1][:150]
     before = torch.random.get_rng_state()
-    for estimator in ESTIMATORS:
+    for estimator in (clone(e).set_params(min_steps=20) for e in ESTIMATORS):
         one, two = (clone(estimator).fit(x, y).transform(x) for _ in range(2))
         np.testing.assert_array_equal(one, two)
     assert torch.equal(torch.random.get_rng_state(), before)
     with torch.inference_mode():
-        np.testing.assert_array_equal(clone(ESTIMATORS[-1]).fit(x).transform(x), two)
+        np.testing.assert_array_equal(clone(estimator).fit(x).transform(x), two)
+
+
+def test_bad_signals_are_named(digits):
+    x, y = digits
+    holed = x.copy()
+    holed[3, 4] = np.nan
+    for estimator in ESTIMATORS:
+        model = clone(estimator).set_params(min_steps=1)
+        with pytest.raises(ValueError, match="Input X contains NaN"):
+            model.fit(holed, y)
+        with pytest.raises(TypeError, match="Sparse data was passed for X"):
+            model.fit(sparse.csr_matrix(x), y)
+        with pytest.raises(ValueError, match=r"Found array with 0 sample\(s\)"):
+            model.fit(x[:0], y[:0])
+        with pytest.raises(NotFittedError):
+            model.transform(x)
+    with pytest.raises(ValueError, match="batch_size must be >= 1, got 0"):
+        DeepL0Classifier(batch_size=0).partial_fit(x, y, classes=range(10))
 
 
 def test_saving_refuses_what_it_cannot_hold(digits, tmp_path):
@@ -232,6 +252,10 @@ def test_loading_names_what_is_wrong(digits, tmp_path):
         (IHTSparseCoder(np.ones((5, 64)), code_size=7), "code_size must be the dictionary's 5"),
         (DeepL0Transformer(0), "code_size must be >= 1, got 0"),
         (DeepL0Classifier(epochs=0), "epochs must be >= 1, got 0"),
+        (DeepL0Classifier(lr=-1.0, **FAST), r"lr must be a finite number > 0, got -1\.0"),
+        (DeepL0Classifier(num_stages=0, **FAST), "num_stages must be >= 1, got 0"),
+        (DeepL0Clusterer(2, balance=-1.0, **FAST), r"balance must be .* got -1\.0"),
+        (IHTSparseCoder(np.full((5, 64), np.nan)), r"(?s)NaN.*dictionary|dictionary.*NaN"),
         (DeepL0Clusterer(500), "must be at least n_clusters = 500"),
     ],
 )
@@ -239,6 +263,17 @@ def test_bad_parameters_are_named(estimator, words, digits):
     x, y = digits
     with pytest.raises(ValueError, match=words):
         estimator.set_params(min_steps=1).fit(x, y).transform(x)
+
+
+def test_the_example_of_the_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (example,) = (part for part in readme.split("```") if "deepl0_kernels.sklearn import" in part)
+    names: dict = {}
+    exec(example.removeprefix("python"), names)
+    assert names["model"].score(names["x"][1200:], names["y"][1200:]) > 0.88
+    assert names["codes"].shape == (1797, 128)
+    assert (names["codes"].getnnz(1) == 16).all()
 
 
 def test_without_scikit_learn_it_says_what_to_install():

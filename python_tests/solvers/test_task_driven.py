@@ -112,6 +112,8 @@ def test_learning_the_dictionary_beats_learning_the_classifier_alone():
     [
         (lambda n, x, y: n.fit(x, y + 1), r"y must be in \[0, 2\], got 1 to 3"),
         (lambda n, x, y: n.fit(x, y[:-1]), "y int64"),
+        (lambda n, x, y: n.fit_head(x, y - 1), r"y must be in \[0, 2\], got -1 to 1"),
+        (lambda n, x, y: n.fit_head(torch.full_like(x, torch.nan), y), "x must be finite"),
         (lambda n, x, y: n.fit(x, y, batch_size=21), "batch_size must be >= 1 and <= N = 20"),
         (lambda n, x, y: n.fit(x, y, batch_size=5, lr=-1), "lr must be a finite number > 0"),
         (lambda n, x, y: TaskDrivenDictionary(n.D, 3, lam=0), "lam must be"),
