@@ -178,6 +178,7 @@ def test_claims_are_judged_by_the_means():
         (["table4", "table77"], "table77"),
         (["table4", "--set", "depth=3"], "got 'depth=3'"),
         (["table5", "--set", "data=cifar"], "got 'cifar'"),
+        (["table4", "--set", "l0_grad=soft"], "l0_grad must be one of"),
         (["table4", "--set", "validation=1.5"], "validation must be in [0, 1), got 1.5"),
     ],
 )

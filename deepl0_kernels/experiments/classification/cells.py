@@ -37,24 +37,25 @@ class Problems:
 
     def __init__(self, protocol: Protocol, seed: int, progress: bool) -> None:
         self.protocol, self.seed, self.progress = protocol, seed, progress
-        self._dictionaries: dict[tuple[int, int | None], Tensor] = {}
+        self._dictionaries: dict[tuple[Any, ...], Tensor] = {}
 
-    def dictionary(self, x: Tensor, p: int, m: int | None) -> Tensor:
-        """D [n, p] of the m-sparse problem, or of the l0-regularised one."""
-        if (p, m) not in self._dictionaries:
-            protocol = self.protocol
-            self._dictionaries[p, m] = learn_dictionary(
+    def dictionary(self, x: Tensor, p: int, method: str) -> Tensor:
+        """D [n, p] that ``method`` starts from."""
+        protocol = self.protocol
+        sparsity = systems.sparsity(method, protocol)
+        key = (p, *sparsity.items())
+        if key not in self._dictionaries:
+            self._dictionaries[key] = learn_dictionary(
                 x,
                 p,
-                m=m,
-                lam=protocol.lam if m is None else None,
+                **sparsity,
                 epochs=protocol.dictionary_epochs,
                 batch_size=min(256, len(x)),
                 lr=protocol.dictionary_lr,
                 seed=self.seed,
                 progress=self.progress,
             ).D
-        return self._dictionaries[p, m]
+        return self._dictionaries[key]
 
 
 def cell(table: str, method: str, p: int, problems: Problems) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def cell(table: str, method: str, p: int, problems: Problems) -> dict[str, Any]:
     # Read anew: the moves of one training are not the next one's start.
     data = labelled(protocol, seed)
     start = time.perf_counter()
-    D = problems.dictionary(data.x, p, systems.sparsity(method))
+    D = problems.dictionary(data.x, p, method)
     learned = time.perf_counter()
     torch.manual_seed(seed)
     description = f"{table}, {method}, p = {p}, seed {seed}"

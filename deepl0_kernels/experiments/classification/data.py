@@ -41,18 +41,24 @@ def labelled(protocol: Protocol, seed: int) -> Labelled:
     return (_pixels if protocol.data == "indian_pines" else _digits)(protocol, seed)
 
 
+def _validation(y: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the training signals that still train, and of those that stand in for the test.
+
+    The generator is not that of the split into training and test. Of the smallest class of Indian
+    Pines there are as few as three training pixels: two train, one validates.
+    """
+    return scenes.stratified_split(y, 1 - share, seed + 1000, least=2)
+
+
 def _digits(protocol: Protocol, seed: int) -> Labelled:
     digits = mnist() if protocol.data == "mnist" else mnist_subset()
     images, y = digits.x[: protocol.digits], digits.y[: protocol.digits]
+    images_test, y_test = digits.x_test[: protocol.held_out], digits.y_test[: protocol.held_out]
     if protocol.validation:
-        kept, held = scenes.stratified_split(y, 1 - protocol.validation, seed)
-        held_images, y_test = images[held], y[held]
-        images, y = images[kept], y[kept]
-    else:
-        held_images = digits.x_test[: protocol.held_out]
-        y_test = digits.y_test[: protocol.held_out]
+        kept, held = _validation(y, protocol.validation, seed)
+        images, y, images_test, y_test = images[kept], y[kept], images[held], y[held]
     train = preprocess(images, min_std=protocol.min_std)
-    test = preprocess(held_images, min_std=protocol.min_std)
+    test = preprocess(images_test, min_std=protocol.min_std)
     images = images[train.kept]
     data = Labelled(train.x, y[train.kept], test.x, y_test[test.kept], 10, test.discarded)
 
@@ -70,11 +76,10 @@ def _digits(protocol: Protocol, seed: int) -> Labelled:
 def _pixels(protocol: Protocol, seed: int) -> Labelled:
     pixels = scenes.labelled_pixels(scenes.indian_pines(), protocol.context)
     train, test = scenes.stratified_split(pixels.y, protocol.fraction, seed)
-    if protocol.validation:
-        # Of the smallest class a tenth of the scene are three pixels: two train, one validates.
-        kept, held = scenes.stratified_split(pixels.y[train], 1 - protocol.validation, seed, 2)
-        train, test = train[kept], train[held]
     # Bands differ in scale by what they measure; the training pixels alone say by how much.
     mean, std = pixels.x[train].mean(0), pixels.x[train].std(0)
+    if protocol.validation:
+        kept, held = _validation(pixels.y[train], protocol.validation, seed)
+        train, test = train[kept], train[held]
     x = (pixels.x - mean) / std.clamp_min(torch.finfo(std.dtype).tiny)
     return Labelled(x[train], pixels.y[train], x[test], pixels.y[test], len(scenes.NAMES))

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ...ops import checks
+from ...ops.thresholds import GRADS
 from ..settings import changed
 
 # All of MNIST from $DEEPL0_DATA, the part that the package ships, the scene from $DEEPL0_DATA.
@@ -17,10 +19,10 @@ class Protocol:
     """The choices of one table; a run stores them beside its results.
 
     All methods see the same signals and start from dictionaries learned without labels: the deep
-    encoders from those of their own problem, LISTA and TDSC from that of the l0-regularised one
-    (TDSC's atoms scaled to norm 1). The deep encoders are trained end to end from there; LISTA is
-    first a regressor of l1 codes, as in the paper. The last epoch counts: no epoch is chosen by its
-    error.
+    encoders from those of their own problem, LISTA and TDSC from that of the l0-regularised one at
+    ``lam`` (TDSC's atoms scaled to norm 1). The deep encoders are trained end to end from there;
+    LISTA is first a regressor of l1 codes, as in the paper. The last epoch counts: no epoch is
+    chosen by its error.
 
     With ``validation`` > 0 that share of the training signals stands in for the test set, which is
     then not looked at: that is how the values below were chosen.
@@ -34,7 +36,8 @@ class Protocol:
     shift: int = 1  # of the training digits, at random and anew in each epoch; 0: none
     fraction: float = 0.2  # of each class of Indian Pines for training
     context: int = 0  # radius of the mean spectrum appended to a pixel's; 0: none
-    lam: float = 0.5
+    lam: float = 0.5  # LISTA's l1 penalty, and of the dictionary that it and TDSC start from
+    l0_lam: float = 0.5  # of Deep l0-Regularized
     num_stages: int = 2
     dictionary_epochs: int = 6
     dictionary_lr: float = 1e-2
@@ -42,6 +45,7 @@ class Protocol:
     batch_size: int = 128
     clip: float = 1.0
     l0_lr: float = 3e-3
+    l0_grad: str = "ste_theta"  # derivatives of the thresholds, see deepl0_kernels.helu
     sigma_factor: float = 0.1
     sigma_floor: float = 0.05
     m_sparse_lr: float = 3e-3
@@ -59,15 +63,16 @@ class Protocol:
 
     def quickened(self) -> Protocol:
         """A run of a minute that exercises everything; its errors say little."""
-        few: dict[str, Any] = dict(dictionary_epochs=4, pretrain_epochs=3, tdsc_max_iter=100)
+        few: dict[str, Any] = dict(dictionary_epochs=4, pretrain_epochs=3, tdsc_max_iter=50)
         if self.data == "indian_pines":
-            return replace(self, fraction=0.1, epochs=60, tdsc_epochs=5, **few)
-        few.update(data="subset", digits=4_000, held_out=1_000, epochs=8, tdsc_epochs=2)
+            return replace(self, fraction=0.1, epochs=30, tdsc_epochs=5, **few)
+        few.update(data="subset", digits=3_000, held_out=1_000, epochs=8, tdsc_epochs=2)
         return replace(self, **few)
 
     def changed(self, settings: Iterable[str]) -> Protocol:
         """With fields set anew, each written ``name=value``; a bad one is a ValueError."""
         protocol = changed(self, settings, DATA)
+        checks.one_of("l0_grad", protocol.l0_grad, tuple(GRADS))
         if not 0 <= protocol.validation < 1:
             raise ValueError(f"validation must be in [0, 1), got {protocol.validation}")
         return protocol

@@ -21,6 +21,8 @@ DEEP_L0 = "Deep l0-Regularized"
 DEEP_M = "Deep M-Sparse, M = {}"
 METHODS = (TDSC, TUNED_LISTA, DEEP_L0, *(DEEP_M.format(m) for m in SPARSITIES))
 
+_SPARSITY = {DEEP_M.format(m): m for m in SPARSITIES}
+
 
 class Fitted(NamedTuple):
     """A trained system.
@@ -35,9 +37,11 @@ class Fitted(NamedTuple):
     encode: Callable[[Tensor], Tensor]
 
 
-def sparsity(method: str) -> int | None:
-    """M of a method's dictionary; None: that of the l0-regularised problem."""
-    return {DEEP_M.format(m): m for m in SPARSITIES}.get(method)
+def sparsity(method: str, protocol: Protocol) -> dict[str, Any]:
+    """The argument of ``learn_dictionary`` that bounds or weighs the nonzeros: m or lam."""
+    if method in _SPARSITY:
+        return {"m": _SPARSITY[method]}
+    return {"lam": protocol.l0_lam if method == DEEP_L0 else protocol.lam}
 
 
 def fit(
@@ -59,7 +63,7 @@ def fit(
         progress=progress,
         description=description,
     )
-    m, K = sparsity(method), protocol.num_stages
+    K = protocol.num_stages
     encoder: nn.Module
     if method == TUNED_LISTA:
         lr = protocol.lista_lr
@@ -67,13 +71,13 @@ def fit(
         codes = fista(data.x, D, protocol.lam, history=False).dense
         epochs = protocol.pretrain_epochs
         fit_to_codes(encoder, data.x, codes, epochs=epochs, lr=protocol.pretrain_lr, **options)
-    elif m is None:
+    elif method == DEEP_L0:
         lr = protocol.l0_lr
-        encoder = DeepL0Encoder.from_dictionary(D, protocol.lam, K)
+        encoder = DeepL0Encoder.from_dictionary(D, protocol.l0_lam, K, grad=protocol.l0_grad)
         options.update(sigma_factor=protocol.sigma_factor, sigma_floor=protocol.sigma_floor)
     else:
         lr = protocol.m_sparse_lr
-        encoder = DeepMSparseEncoder.from_dictionary(D, m, K)
+        encoder = DeepMSparseEncoder.from_dictionary(D, _SPARSITY[method], K)
     network = Classifier(encoder, D.shape[1], data.classes)
     losses = fit_to_classes(
         network, data.x, data.y, epochs=protocol.epochs, lr=lr, begin=data.begin, **options
