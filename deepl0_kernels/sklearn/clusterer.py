@@ -29,6 +29,7 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
         m: nonzeros of a code (Deep M-Sparse); None: Deep l0-Regularized with ``lam``.
         lam: of ``1/2 ||x - D a||^2 + lam ||a||_0``, without m.
         num_stages: K. tied: one S and one theta for all stages.
+        grad: derivatives of the thresholds, without m: see :func:`deepl0_kernels.helu`.
         dictionary: [p, n] to start from, a row an atom; None: learned in ``fit``.
         dictionary_epochs, epochs, batch_size, lr: of the trainings (Adam, one-cycle rate).
         min_steps: little data are passed over until so many steps are made.
@@ -64,6 +65,7 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
         lam: float = 0.5,
         num_stages: int = 2,
         tied: bool = True,
+        grad: str = "helu",
         dictionary: Any = None,
         dictionary_epochs: int = 6,
         epochs: int = 20,
@@ -80,6 +82,7 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
             lam=lam,
             num_stages=num_stages,
             tied=tied,
+            grad=grad,
             dictionary=dictionary,
             dictionary_epochs=dictionary_epochs,
             epochs=epochs,

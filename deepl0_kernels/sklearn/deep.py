@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..nn import DeepL0Encoder, DeepMSparseEncoder
 from ..ops import SparseCode, checks
+from ..ops.thresholds import GRADS
 from ..solvers.step import positive
 from .base import SparseEstimator
 
@@ -33,6 +34,7 @@ class DeepEstimator(SparseEstimator):
         lam: float = 0.5,
         num_stages: int = 2,
         tied: bool = True,
+        grad: str = "helu",
         dictionary: Any = None,
         dictionary_epochs: int = 6,
         epochs: int = 20,
@@ -47,6 +49,7 @@ class DeepEstimator(SparseEstimator):
         self.lam = lam
         self.num_stages = num_stages
         self.tied = tied
+        self.grad = grad
         self.dictionary = dictionary
         self.dictionary_epochs = dictionary_epochs
         self.epochs = epochs
@@ -64,9 +67,12 @@ class DeepEstimator(SparseEstimator):
     def _start(self, x: Tensor, seed: int) -> Tensor:
         """Dictionary and encoder from x; returns D [n, p]."""
         D = self._learn(x, seed)
-        encoder = self._problem().encoder(D, self.num_stages, self.tied)
-        assert isinstance(encoder, (DeepL0Encoder, DeepMSparseEncoder))
-        self.encoder_ = encoder
+        K, tied = self.num_stages, self.tied
+        checks.one_of("grad", self.grad, tuple(GRADS))
+        if self.m is None:
+            self.encoder_ = DeepL0Encoder.from_dictionary(D, self.lam, K, tied, grad=self.grad)
+        else:
+            self.encoder_ = DeepMSparseEncoder.from_dictionary(D, self.m, K, tied)
         return D
 
     def _options(self, count: int, seed: int) -> dict[str, Any]:
@@ -104,7 +110,7 @@ class DeepEstimator(SparseEstimator):
         p, n = self.components_.shape
         dtype = torch.from_numpy(self.components_).dtype
         if self.m is None:
-            return DeepL0Encoder(n, p, self.num_stages, self.tied).to(dtype)
+            return DeepL0Encoder(n, p, self.num_stages, self.tied, grad=self.grad).to(dtype)
         return DeepMSparseEncoder(n, p, self.m, self.num_stages, self.tied).to(dtype)
 
     _module_names = ("encoder_",)

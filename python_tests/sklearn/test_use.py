@@ -36,7 +36,7 @@ SHORT = dict(dictionary_epochs=2, epochs=2, min_steps=80, random_state=0)
 FAST = dict(dictionary_epochs=1, epochs=1)
 ESTIMATORS = [
     IHTSparseCoder(code_size=40, m=5, min_steps=80, random_state=0),
-    DeepL0Transformer(40, lam=0.5, **SHORT),
+    DeepL0Transformer(40, lam=0.5, grad="ste", **SHORT),
     DeepL0Classifier(40, m=8, **SHORT),
     DeepL0Clusterer(10, 40, m=8, **SHORT),
 ]
@@ -253,6 +253,7 @@ def test_loading_names_what_is_wrong(digits, tmp_path):
         (DeepL0Transformer(0), "code_size must be >= 1, got 0"),
         (DeepL0Classifier(epochs=0), "epochs must be >= 1, got 0"),
         (DeepL0Classifier(lr=-1.0, **FAST), r"lr must be a finite number > 0, got -1\.0"),
+        (DeepL0Classifier(grad="soft", m=3, **FAST), "grad must be one of .* got 'soft'"),
         (DeepL0Classifier(num_stages=0, **FAST), "num_stages must be >= 1, got 0"),
         (DeepL0Clusterer(2, balance=-1.0, **FAST), r"balance must be .* got -1\.0"),
         (IHTSparseCoder(np.full((5, 64), np.nan)), r"(?s)NaN.*dictionary|dictionary.*NaN"),
