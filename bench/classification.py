@@ -28,6 +28,14 @@ RECORD = records.FOLDER / "classification"
 TRIED = RECORD / "tuning.json"
 PAGE = reproduction.DOCS / "classification.md"
 
+# What the page says of a trial.
+_SHOWN = {
+    "error": "validation error, %",
+    "training_error": "training error, %",
+    "nonzeros": "nonzeros",
+    "dead_units": "dead units",
+}
+
 P, SEEDS, VALIDATION = 128, (0, 1), 0.25
 # Where tuning starts: what a trial does not set. Not the tuned values, so that trials stay what
 # they were when those change.
@@ -46,28 +54,32 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
     DEEP_L0: [
         dict(l0_grad="helu", l0_lr=1e-3, l0_lam=0.5),
         dict(l0_grad="helu", l0_lr=3e-3, l0_lam=0.5),
-        dict(l0_grad="helu", l0_lr=3e-3, l0_lam=5.0),
-        dict(l0_grad="hard", l0_lr=3e-3, l0_lam=0.5),
         dict(l0_grad="ste_theta", l0_lr=3e-3, l0_lam=0.5),
-        dict(l0_grad="ste_theta", l0_lr=3e-3, l0_lam=5.0),
         dict(l0_grad="ste_theta", l0_lr=1e-2, l0_lam=0.5),
+        dict(l0_grad="ste_theta", l0_lr=3e-2, l0_lam=0.5),
+        dict(l0_grad="ste_theta", l0_lr=3e-3, l0_lam=5.0),
+        dict(l0_grad="ste_theta", l0_lr=1e-2, l0_lam=5.0),
     ],
     TUNED_LISTA: [
         dict(lista_lr=1e-3, lam=0.5),
         dict(lista_lr=3e-3, lam=0.5),
         dict(lista_lr=1e-2, lam=0.5),
+        dict(lista_lr=3e-2, lam=0.5),
         dict(lista_lr=3e-3, lam=5.0),
     ],
     DEEP_M.format(30): [
         dict(m_sparse_lr=1e-3),
         dict(m_sparse_lr=3e-3),
         dict(m_sparse_lr=1e-2),
+        dict(m_sparse_lr=3e-2),
     ],
     TDSC: [
         dict(tdsc_lr=0.3, tdsc_lam=0.1),
         dict(tdsc_lr=1.0, tdsc_lam=0.1),
         dict(tdsc_lr=1.0, tdsc_lam=0.03),
         dict(tdsc_lr=3.0, tdsc_lam=0.03),
+        dict(tdsc_lr=0.3, tdsc_lam=0.03),
+        dict(tdsc_lr=0.3, tdsc_lam=0.01),
     ],
 }
 
@@ -137,14 +149,6 @@ def tuning(trials: list[dict[str, Any]]) -> str:
         rows.append(row | {shown: f"{mean[key]:.1f}" for key, shown in _SHOWN.items()})
     frame = pandas.DataFrame(rows).fillna("")
     return frame.to_markdown(index=False, disable_numparse=True)
-
-
-_SHOWN = {
-    "error": "validation error, %",
-    "training_error": "training error, %",
-    "nonzeros": "nonzeros",
-    "dead_units": "dead units",
-}
 
 
 def main(arguments: Sequence[str]) -> None:

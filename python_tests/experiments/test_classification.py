@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from bench import classification as page
 from deepl0_kernels import cli
 from deepl0_kernels.experiments import report
 from deepl0_kernels.experiments.classification import PROTOCOLS, cells, systems, write
@@ -198,15 +199,41 @@ def test_the_command_runs_both_tables_and_reports(tmp_path, monkeypatch, data_di
     assert done.exit_code == 0, done.output
     assert done.output.startswith((tmp_path / "classification.md").read_text())
     assert len(list((tmp_path / "cells").iterdir())) == 2 * len(METHODS)
-    page = (tmp_path / "report.html").read_text()
-    assert "table4: Classification of MNIST" in page
-    assert "table5: Classification of Indian Pines" in page
-    assert page.count("<th>Deep M-Sparse, M = 10</th>") == 4
+    shown = (tmp_path / "report.html").read_text()
+    assert "table4: Classification of MNIST" in shown
+    assert "table5: Classification of Indian Pines" in shown
+    assert shown.count("<th>Deep M-Sparse, M = 10</th>") == 4
     # A folder of classes alone is a whole run; one of nothing is not.
-    assert report.write(tmp_path).read_text() == page
+    assert report.write(tmp_path).read_text() == shown
     (tmp_path / "classification.json").write_text("{}")
     with pytest.raises(ValueError, match="lacks cells, claims"):
         report.write(tmp_path)
     (tmp_path / "classification.json").unlink()
     with pytest.raises(FileNotFoundError, match="run deepl0 reproduce first"):
         report.write(tmp_path)
+
+
+def test_tuning_goes_on_and_looks_at_no_test_pixel(tmp_path, monkeypatch, data_dir):
+    monkeypatch.setenv("DEEPL0_DATA", str(data_dir))
+    method, short = DEEP_M.format(30), dict(epochs=4, dictionary_epochs=2, fraction=0.05)
+    trials = [dict(m_sparse_lr=1e-2, **short), dict(m_sparse_lr=1e30, clip=1e30, **short)]
+    monkeypatch.setattr(page, "TRIALS", {method: trials})
+    monkeypatch.setattr(page, "SEEDS", (0,))
+    monkeypatch.setattr(page, "RECORD", tmp_path)
+    monkeypatch.setattr(page, "TRIED", tmp_path / "tuning.json")
+    seen = []
+    monkeypatch.setattr(cells, "labelled", lambda *a: seen.append(labelled(*a)) or seen[-1])
+    page.tune(progress=False)
+    found = json.loads(page.TRIED.read_text())["trials"]
+    assert [trial["settings"] for trial in found] == trials
+    assert "failed" in found[1]
+    whole = labelled(replace(PROTOCOLS["table5"], fraction=0.05), 0)
+    assert len(seen[0].x) + len(seen[0].x_test) == len(whole.x)
+    assert "| m_sparse_lr = 0.01, epochs = 4" in page.tuning(found)
+    monkeypatch.setattr(cells, "cell", lambda *a: pytest.fail("the trial is there already"))
+    page.tune(progress=False)
+
+
+def test_the_page_is_drawn_from_its_record():
+    text = page.PAGE.read_text()
+    assert page.page(text) == text
