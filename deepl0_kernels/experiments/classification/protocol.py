@@ -25,8 +25,8 @@ class Protocol:
     chosen by its error.
 
     With ``validation`` > 0 that share of the training signals stands in for the test set, which is
-    then not looked at: that is how the values of Table 5 were chosen (docs/classification.md). Those
-    of Table 4, the defaults, are not tuned.
+    then not looked at: that is how the values of Table 5 were chosen (docs/classification.md).
+    Those of Table 4, the defaults, are not tuned.
     """
 
     data: str = "mnist"
@@ -86,7 +86,6 @@ PROTOCOLS = {
         data="indian_pines",
         shift=0,
         epochs=200,
-        l0_lam=5.0,
         l0_lr=3e-3,
         m_sparse_lr=1e-2,
         lista_lr=1e-2,
