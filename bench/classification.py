@@ -109,10 +109,16 @@ def tune(progress: bool) -> None:
 
 
 def take(run: Path) -> None:
-    """The record of a run into bench/records, without the losses of every epoch."""
+    """The record of a run into bench/records: what the page is drawn from."""
     results = cells.read(run)
     for cell in results["cells"]:
+        del cell["confusion"]
         cell["loss"] = [cell["loss"][0], cell["loss"][-1]]
+        environment = cell["environment"]
+        cell["environment"] = {
+            key: environment[key]
+            for key in ("time", "machine", "threads", "torch", "deepl0_kernels", "commit")
+        }
     record.write_json(RECORD / cells.RESULTS, results)
 
 
