@@ -12,7 +12,7 @@ from .figure import BLUE, GREEN, GREY, RED, save
 from .regression import BASELINE, DEEP
 from .reproduce import SIZES, TABLES, means
 
-PAPER = "{} (paper)"
+_PAPER = "{} (paper)"
 
 
 def frame(results: dict[str, Any], name: str):
@@ -37,7 +37,7 @@ def frame(results: dict[str, Any], name: str):
     order = sorted(columns.values(), key=len)[-1]
     frame = pandas.DataFrame(columns).reindex(order).fillna("")
     for method, values in table.paper.items():
-        frame.loc[PAPER.format(method)] = {
+        frame.loc[_PAPER.format(method)] = {
             f"p = {p}": f"{values[SIZES.index(p)]:g}" if p in SIZES else "" for p in sizes
         }
     frame.index.name = f"{table.title}, {table.unit}"

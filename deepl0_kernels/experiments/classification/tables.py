@@ -9,7 +9,7 @@ from typing import Any
 
 from ..._files import write_atomically
 from ..reproduce import SIZES
-from ..tables import PAPER, machines
+from ..tables import machines
 from .cells import values
 from .systems import DEEP_L0, DEEP_M, METHODS, TDSC, TUNED_LISTA
 
@@ -58,8 +58,8 @@ def errors(results: dict[str, Any], table: str):
         index=pandas.Index(METHODS, name="error, %"),
     )
     for method, published in PUBLISHED[table].items():
-        frame.loc[PAPER.format(method)] = {
-            f"p = {p}": f"{published[SIZES.index(p)]:g}" if p in SIZES else "" for p in sizes
+        frame.loc[f"{method} (paper)"] = {
+            f"p = {p}": f"{published[SIZES.index(p)]:.2f}" if p in SIZES else "" for p in sizes
         }
     return frame
 
@@ -103,7 +103,7 @@ def text(results: dict[str, Any]) -> str:
     """Markdown: tables beside the paper's values, claims, protocols."""
     lines: list[str] = []
     for table in results["tables"]:
-        lines += [f"## {table}: {TITLES[table]}", "", errors(results, table).to_markdown(), ""]
+        lines += [f"## {table}: {TITLES[table]}", "", errors(results, table).to_markdown(disable_numparse=True), ""]
         lines += [further(results, table).to_markdown(disable_numparse=True), ""]
     lines += ["## Claims, judged by the means", "", *(f"* {v}" for v in verdicts(results))]
     for table, protocol in results["protocols"].items():
