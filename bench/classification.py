@@ -128,8 +128,8 @@ def page(text: str) -> str:
     return reproduction.fill(
         text,
         {
-            "table5": tables.errors(results, "table5").to_markdown(disable_numparse=True),
-            "further": tables.further(results, "table5").to_markdown(disable_numparse=True),
+            "table5": tables.markdown(tables.errors(results, "table5")),
+            "further": tables.markdown(tables.further(results, "table5")),
             "claims": "\n".join(f"* {line}" for line in tables.verdicts(results)),
             "tuning": tuning(json.loads(TRIED.read_text())["trials"]),
             "machines": "\n".join(f"* {line}" for line in tables.machines(results)),
@@ -153,8 +153,7 @@ def tuning(trials: list[dict[str, Any]]) -> str:
             continue
         mean = {key: statistics.mean(v) for key, v in trial.items() if key in _SHOWN}
         rows.append(row | {shown: f"{mean[key]:.1f}" for key, shown in _SHOWN.items()})
-    frame = pandas.DataFrame(rows).fillna("")
-    return frame.to_markdown(index=False, disable_numparse=True)
+    return tables.markdown(pandas.DataFrame(rows).fillna("").set_index("system"))
 
 
 def main(arguments: Sequence[str]) -> None:

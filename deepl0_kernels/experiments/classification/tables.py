@@ -80,6 +80,11 @@ def further(results: dict[str, Any], table: str):
     )
 
 
+def markdown(frame) -> str:
+    """A pandas frame of strings, its entries as they are: 1.70 stays 1.70."""
+    return frame.to_markdown(disable_numparse=True)
+
+
 def verdicts(results: dict[str, Any]) -> list[str]:
     """What the paper claims, and whether it holds here: a line a claim."""
     return [
@@ -103,8 +108,8 @@ def text(results: dict[str, Any]) -> str:
     """Markdown: tables beside the paper's values, claims, protocols."""
     lines: list[str] = []
     for table in results["tables"]:
-        lines += [f"## {table}: {TITLES[table]}", "", errors(results, table).to_markdown(disable_numparse=True), ""]
-        lines += [further(results, table).to_markdown(disable_numparse=True), ""]
+        lines += [f"## {table}: {TITLES[table]}", "", markdown(errors(results, table)), ""]
+        lines += [markdown(further(results, table)), ""]
     lines += ["## Claims, judged by the means", "", *(f"* {v}" for v in verdicts(results))]
     for table, protocol in results["protocols"].items():
         lines += ["", f"## Protocol of {table}", ""]
