@@ -142,7 +142,8 @@ def tuning(trials: list[dict[str, Any]]) -> str:
     import pandas
 
     rows = []
-    for trial in trials:
+    # Trials of a system that came later stand by its others.
+    for trial in sorted(trials, key=lambda trial: list(TRIALS).index(trial["method"])):
         row = {
             "system": trial["method"],
             "choices": ", ".join(f"{k} = {v:g}" if isinstance(v, float) else f"{k} = {v}"
