@@ -46,7 +46,7 @@ bench: $(VENV)/test  ## run the benchmark suite and draw its figures
 	$(BIN)/python -m bench
 
 reproduce: $(VENV)/test  ## Tables 1 to 3 on all of MNIST (DEEPL0_DATA), docs/reproduction.md from them
-	$(BIN)/deepl0 reproduce all --out build/reproduction
+	$(BIN)/deepl0 reproduce table1 table2 table3 --out build/reproduction
 	$(BIN)/python -m bench.reproduction build/reproduction --variations
 
 lint: $(VENV)/test  ## ruff, mypy, clang-format

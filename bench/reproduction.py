@@ -102,6 +102,11 @@ def page(text: str) -> str:
     parts["machines"] = "\n".join(f"* {line}" for line in tables.machines(results))
     parts["protocol"] = tables.protocol(results)
     parts["variations"] = variations(json.loads((RECORD / "variations.json").read_text()))
+    return fill(text, parts)
+
+
+def fill(text: str, parts: dict[str, str]) -> str:
+    """``text`` with every part put between its markers."""
     for name, content in parts.items():
         before, rest = text.split(BEGIN.format(name))
         text = f"{before}{BEGIN.format(name)}{content}\n{rest[rest.index(END) :]}"

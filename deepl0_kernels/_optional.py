@@ -6,7 +6,7 @@ import importlib
 from types import ModuleType
 
 
-def require(module: str, purpose: str) -> ModuleType:
+def require(module: str, purpose: str, extra: str = "demo") -> ModuleType:
     """Import ``module``, or say which extra brings it."""
     try:
         return importlib.import_module(module)
@@ -14,7 +14,7 @@ def require(module: str, purpose: str) -> ModuleType:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
         raise ModuleNotFoundError(
-            f"{purpose} needs {module.split('.')[0]}: pip install 'deepl0-kernels[demo]'",
+            f"{purpose} needs {module.split('.')[0]}: pip install 'deepl0-kernels[{extra}]'",
             name=error.name,
         ) from None
 

@@ -55,7 +55,7 @@ def _app():
 
     @app.command()
     def reproduce(
-        tables: Annotated[list[str], typer.Argument(help="table1, table2, table3; or all.")],
+        tables: Annotated[list[str], typer.Argument(help="table1 to table5; or all.")],
         p: Annotated[str, typer.Option(help="Code sizes, as in '128 256 512'.")] = "128 256 512",
         seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 1,
         out: Annotated[Path, typer.Option(help="Folder of the run; resumed if it exists.")] = Path(
@@ -69,38 +69,63 @@ def _app():
         pareto: Annotated[bool, typer.Option(help="Race all methods at the smallest p.")] = True,
         progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
     ) -> None:
-        """Compute tables of the paper: prediction and support errors of encoders and iterations.
+        """Compute tables of the paper: errors of predicted codes (1 to 3), of classes (4, 5).
 
-        Needs the full MNIST (DEEPL0_DATA) unless --quick. Interrupted, it goes on where it stopped.
+        Needs the full MNIST (DEEPL0_DATA) unless --quick, and Indian Pines for table5. Interrupted,
+        it goes on where it stopped.
         """
+        from .experiments import classification, report
         from .experiments import pareto as race
-        from .experiments import report
         from .experiments import reproduce as experiment
         from .experiments import tables as rendering
         from .experiments.protocol import Protocol
 
-        names = list(experiment.TABLES) if tables == ["all"] else tables
+        every = [*experiment.TABLES, *classification.PROTOCOLS]
+        wanted = every if tables == ["all"] else list(dict.fromkeys(tables))
+        codes = [name for name in wanted if name in experiment.TABLES]
         show = progress and sys.stderr.isatty()
         try:
-            protocol = (Protocol().quickened() if quick else Protocol()).changed(settings or ())
+            if unknown := [name for name in wanted if name not in every]:
+                raise ValueError(
+                    f"tables must be among {', '.join(every)}, got {', '.join(unknown)}"
+                )
             try:
                 sizes = [int(word) for word in p.replace(",", " ").split()]
             except ValueError:
                 raise ValueError(f"p must be integers, as in '128 256 512', got {p!r}") from None
-            results = experiment.run(names, protocol, sizes, range(seeds), out, show)
-            if pareto:
-                keys = dict.fromkeys(experiment.TABLES[name].problem for name in names)
-                race.write(protocol, keys, min(sizes), out, seconds=2.0 if quick else 20.0)
-            rendering.write(results, out)
-            page = report.write(out)
+
+            def choices(protocol):
+                return (protocol.quickened() if quick else protocol).changed(settings or ())
+
+            protocols = {
+                name: choices(protocol)
+                for name, protocol in classification.PROTOCOLS.items()
+                if name in wanted
+            }
+            protocol = choices(Protocol()) if codes else None
+            if protocols:
+                classification.check(list(protocols), sizes, range(seeds))
+            texts = []
+            if protocol:
+                results = experiment.run(codes, protocol, sizes, range(seeds), out, show)
+                if pareto:
+                    keys = dict.fromkeys(experiment.TABLES[name].problem for name in codes)
+                    race.write(protocol, keys, min(sizes), out, seconds=2.0 if quick else 20.0)
+                rendering.write(results, out)
+                texts.append(rendering.text(results, race.read(out)))
+            if protocols:
+                found = classification.run(protocols, sizes, range(seeds), out, show)
+                classification.write(found, out)
+                texts.append(classification.text(found))
+            report.write(out)
         except KeyboardInterrupt:
             typer.echo(f"interrupted; the same command goes on from what {out} holds", err=True)
             raise typer.Exit(130) from None
         except (ModuleNotFoundError, OSError, RuntimeError, ValueError) as error:
             typer.echo(f"deepl0 reproduce: {error}", err=True)
             raise typer.Exit(2) from None
-        typer.echo(rendering.text(results, race.read(out)))
-        typer.echo(f"wrote results.json, results.csv, tables.md, figures and {page.name} to {out}")
+        typer.echo("\n".join(texts))
+        typer.echo(f"wrote the results, tables, figures and report.html to {out}")
 
     @app.command()
     def timing(

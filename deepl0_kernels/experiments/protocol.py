@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..datasets import mnist, mnist_subset, preprocess, random_shifts
 from ..solvers import DictionaryResult, learn_dictionary
 from .problems import L0Regularized, MSparse, Problem
+from .settings import changed
 from .training import fit_to_codes
 
 # "Iterative k": after how many iterations the solver is stopped.
@@ -69,24 +70,7 @@ class Protocol:
         Raises:
             ValueError: a setting without ``=``, an unknown name, a value of another type.
         """
-        values: dict[str, Any] = {}
-        known: dict[str, type] = {f.name: type(getattr(self, f.name)) for f in fields(self)}
-        for setting in settings:
-            name, equals, text = setting.partition("=")
-            if not equals or name not in known:
-                raise ValueError(
-                    f"a setting must be NAME=VALUE with a name of {', '.join(known)}; "
-                    f"got {setting!r}"
-                )
-            try:
-                values[name] = known[name](text)
-            except ValueError:
-                raise ValueError(
-                    f"{name} must be of type {known[name].__name__}, got {text!r}"
-                ) from None
-        if values.get("data", self.data) not in DATA:
-            raise ValueError(f"data must be one of {DATA}, got {values['data']!r}")
-        return replace(self, **values)
+        return changed(self, settings, DATA)
 
     def problem(self, key: str) -> Problem:
         """The problem called ``"m_sparse"`` or ``"l0"``."""

@@ -6,6 +6,8 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Collection
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -60,3 +62,44 @@ def _commit() -> str | None:
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """``record`` as JSON; NaN and infinity are errors."""
     write_atomically(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path, keys: Collection[str], command: str) -> dict[str, Any]:
+    """The results that ``command`` wrote.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: they cannot be read, or lack one of ``keys``.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} holds no {path.name}; run {command} first")
+    try:
+        results = json.loads(path.read_text())
+        lacks = set(keys) - set(results)
+    except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as results: {error!r}") from error
+    if lacks:
+        raise ValueError(f"{path} cannot be read as results: it lacks {', '.join(sorted(lacks))}")
+    return results
+
+
+def claim(path: Path, protocols: dict[str, Any]) -> None:
+    """Note what a folder's cells are computed by: those of different protocols must not meet.
+
+    Args:
+        path: the note. protocols: the protocol, a dataclass, of each part of the run. Parts that
+            the note does not have are added.
+
+    Raises:
+        ValueError: the folder holds a part by another protocol.
+    """
+    known = json.loads(path.read_text()) if path.exists() else {}
+    for name, protocol in protocols.items():
+        this = json.loads(json.dumps(asdict(protocol)))
+        before = known.setdefault(name, this)
+        if changed := [key for key in this if before.get(key) != this[key]]:
+            raise ValueError(
+                f"{path.parent} holds a run of another protocol ({name}: {', '.join(changed)} "
+                "differ); give another folder"
+            )
+    write_json(path, known)

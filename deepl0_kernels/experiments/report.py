@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .._files import write_atomically
-from . import pareto, reproduce, tables
+from . import classification, pareto, reproduce, tables
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -27,13 +27,25 @@ def write(folder: Path) -> Path:
         FileNotFoundError: the folder holds no results.
         ValueError: its results cannot be read.
     """
-    page = _page(reproduce.read(folder), sorted(folder.glob("*.svg")), pareto.read(folder))
+    parts = []
+    classes = (folder / classification.RESULTS).exists()
+    if (folder / reproduce.RESULTS).exists() or not classes:
+        figures = sorted(folder.glob("*.svg"))
+        parts += _codes(reproduce.read(folder), figures, pareto.read(folder))
+    if classes:
+        parts += classification.page(classification.read(folder))
+    title = "Deep l0 encoders"
+    page = (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
+        f"<style>{_STYLE}</style>\n" + "\n".join(parts) + "</html>\n"
+    )
     out = folder / "report.html"
     write_atomically(out, page.encode())
     return out
 
 
-def _page(results: dict[str, Any], figures: list[Path], times: list[dict[str, Any]]) -> str:
+def _codes(results: dict[str, Any], figures: list[Path], times: list[dict[str, Any]]) -> list[str]:
+    """Tables 1 to 3."""
     parts = ["<h1>Deep l0 encoders: how well codes are predicted</h1>"]
     parts += [
         f"<p class=note>{html.escape(line)}; seeds {results['seeds']}</p>"
@@ -63,8 +75,4 @@ def _page(results: dict[str, Any], figures: list[Path], times: list[dict[str, An
     for key, value in results["protocol"].items():
         parts.append(f"<tr><td>{html.escape(key)}<td>{html.escape(str(value))}")
     parts.append("</table>")
-    title = "Deep l0 encoders"
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
-        f"<style>{_STYLE}</style>\n" + "\n".join(parts) + "</html>\n"
-    )
+    return parts

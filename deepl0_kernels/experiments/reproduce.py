@@ -33,6 +33,7 @@ class Table:
     paper: dict[str, tuple[float, float, float]]
 
 
+RESULTS = "results.json"
 SIZES = (128, 256, 512)
 _DEEP2 = DEEP.format(k=2)
 TABLES = {
@@ -86,7 +87,7 @@ def run(
     check(tables, protocol, sizes, seeds)
     for module in ("matplotlib", "pandas", "tabulate", *(("tqdm",) if progress else ())):
         require(module, "deepl0 reproduce")
-    _claim_folder(out, protocol)
+    record.claim(out / "run.json", {"protocol": protocol})
     keys = sorted({TABLES[name].problem for name in tables})
     cells, data, of_seed = [], None, None
     for seed in seeds:
@@ -109,7 +110,7 @@ def run(
         "cells": cells,
         "claims": claims(tables, cells, sizes),
     }
-    record.write_json(out / "results.json", results)
+    record.write_json(out / RESULTS, results)
     return results
 
 
@@ -120,17 +121,8 @@ def read(out: Path) -> dict[str, Any]:
         FileNotFoundError: the folder holds none.
         ValueError: they cannot be read, or are none.
     """
-    path = out / "results.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{out} holds no results.json; run deepl0 reproduce first")
-    try:
-        results = json.loads(path.read_text())
-        lacks = {"tables", "protocol", "sizes", "seeds", "cells", "claims"} - set(results)
-    except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as results: {error!r}") from error
-    if lacks:
-        raise ValueError(f"{path} cannot be read as results: it lacks {', '.join(sorted(lacks))}")
-    return results
+    keys = ("tables", "protocol", "sizes", "seeds", "cells", "claims")
+    return record.read_json(out / RESULTS, keys, "deepl0 reproduce")
 
 
 def check(
@@ -190,19 +182,3 @@ def means(cells: list[dict[str, Any]], table: Table, p: int) -> dict[str, tuple[
         name: (statistics.mean(v), statistics.stdev(v) if len(v) > 1 else 0.0)
         for name, v in values.items()
     }
-
-
-def _claim_folder(out: Path, protocol: Protocol) -> None:
-    """Cells of different protocols must not meet in one table."""
-    path, this = out / "run.json", {"protocol": asdict(protocol)}
-    if path.exists():
-        before = json.loads(path.read_text())
-        if before != this:
-            changed = [
-                k for k, v in this["protocol"].items() if before["protocol"].get(k, None) != v
-            ]
-            raise ValueError(
-                f"{out} holds a run of another protocol ({', '.join(changed)} differ); "
-                "give another folder"
-            )
-    record.write_json(path, this)

@@ -1,20 +1,23 @@
-"""Training of an encoder to predict codes."""
+"""Training: the loop, and what it minimises to predict codes, classes or clusters."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from .._optional import progress_bar
-from ..nn import DeepL0Encoder, SigmaSchedule
+from ..nn import ClusterHead, DeepL0Encoder, SigmaSchedule
 
 
-def fit_to_codes(
-    encoder: nn.Module,
-    x: Tensor,
-    a: Tensor,
+def minimise(
+    network: nn.Module,
+    loss: Callable[[Tensor], Tensor],
+    count: int,
     *,
     epochs: int,
     batch_size: int,
@@ -23,46 +26,124 @@ def fit_to_codes(
     seed: int,
     sigma_factor: float = 0.1,
     sigma_floor: float = 0.05,
+    groups: Sequence[dict[str, Any]] | None = None,
+    begin: Callable[[int], None] | None = None,
     progress: bool = False,
     description: str = "training",
 ) -> list[float]:
-    """Regress codes a [N, p] from signals x [N, n]: squared error, Adam with a one-cycle rate.
+    """Adam with a one-cycle rate on ``loss(rows)``, rows a batch of indices below ``count``.
 
-    The gradient's norm is clipped: entries on HELU's ramp multiply it by 1 / sigma. Returns the
-    mean training loss of each epoch; leaves the encoder in evaluation mode.
+    The gradient's norm is clipped: entries on HELU's ramp multiply it by 1 / sigma. What does not
+    fill a batch waits for the next epoch's order. ``groups`` are the optimiser's, by default all
+    parameters of the network; ``begin(epoch)`` is called before each epoch. Returns the mean loss
+    of each epoch; leaves the network in evaluation mode.
 
     Raises:
         RuntimeError: the loss is not finite any more.
     """
     generator = torch.Generator().manual_seed(seed)
-    batches = len(x) // batch_size
-    optimizer = torch.optim.Adam(encoder.parameters(), lr=lr, betas=(0.9, 0.99))
+    batches = count // batch_size
+    parameters: list[dict[str, Any]] = [{"params": list(network.parameters())}]
+    if groups is not None:
+        parameters = list(groups)
+    optimizer = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99))
     rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, total_steps=batches * epochs, pct_start=0.1
+        optimizer,
+        [group.get("lr", lr) for group in parameters],
+        total_steps=batches * epochs,
+        pct_start=0.1,
     )
-    sigma = None
-    if isinstance(encoder, DeepL0Encoder):
-        sigma = SigmaSchedule(encoder, factor=sigma_factor, floor=sigma_floor)
+    sigmas = [
+        SigmaSchedule(module, factor=sigma_factor, floor=sigma_floor)
+        for module in network.modules()
+        if isinstance(module, DeepL0Encoder)
+    ]
     losses = []
-    encoder.train()
+    network.train()
     steps = ((epoch, i) for epoch in range(epochs) for i in range(batches))
     order, total = torch.empty(0), 0.0
     for epoch, i in progress_bar(steps, description, show=progress, total=epochs * batches):
         if i == 0:
-            order, total = torch.randperm(len(x), generator=generator), 0.0
-            if sigma is not None and epoch > 0:
-                sigma.step()
-        rows = order[i * batch_size : (i + 1) * batch_size]
-        loss = (encoder(x[rows]) - a[rows]).square().sum() / batch_size
+            order, total = torch.randperm(count, generator=generator), 0.0
+            if epoch > 0:
+                for sigma in sigmas:
+                    sigma.step()
+            if begin is not None:
+                begin(epoch)
+        value = loss(order[i * batch_size : (i + 1) * batch_size])
         optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(encoder.parameters(), clip)
+        value.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), clip)
         optimizer.step()
         rate.step()
-        total += loss.item()
+        total += value.item()
         if i == batches - 1:
             losses.append(total / batches)
             if not math.isfinite(total):
                 raise RuntimeError(f"training diverged: loss {total} in epoch {epoch + 1}")
-    encoder.eval()
+    network.eval()
     return losses
+
+
+def fit_to_codes(encoder: nn.Module, x: Tensor, a: Tensor, **options: Any) -> list[float]:
+    """Regress codes a [N, p] from signals x [N, n]: squared error a signal.
+
+    The options, the result and the errors are those of :func:`minimise`.
+    """
+
+    def loss(rows: Tensor) -> Tensor:
+        return (encoder(x[rows]) - a[rows]).square().sum() / len(rows)
+
+    return minimise(encoder, loss, len(x), **options)
+
+
+class Classifier(nn.Sequential):
+    """An encoder and a linear layer: signals [..., n] to the logits of ``classes`` classes.
+
+    The layer starts at zero: nothing is known of the classes, and all of its errors are informative
+    from the first step.
+    """
+
+    def __init__(self, encoder: nn.Module, code_size: int, classes: int) -> None:
+        super().__init__()
+        like = next(encoder.parameters())
+        self.encoder = encoder
+        self.head = nn.Linear(code_size, classes, device=like.device, dtype=like.dtype)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+
+def fit_to_classes(network: nn.Module, x: Tensor, y: Tensor, **options: Any) -> list[float]:
+    """Softmax cross-entropy of ``network(x)`` [N, classes] against y [N] int64, end to end.
+
+    The options, the result and the errors are those of :func:`minimise`.
+    """
+    return minimise(
+        network, lambda rows: cross_entropy(network(x[rows]), y[rows]), len(x), **options
+    )
+
+
+class Clusters(nn.Module):
+    """An encoder and a :class:`ClusterHead`; ``forward`` gives probabilities [..., clusters]."""
+
+    def __init__(self, encoder: nn.Module, head: ClusterHead) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x))
+
+
+def fit_to_clusters(
+    network: Clusters, x: Tensor, *, balance: float = 0.0, **options: Any
+) -> list[float]:
+    """Entropy of the assignments of x [N, n], end to end; see :meth:`ClusterHead.entropy`.
+
+    Start the head from a clustering. The other options, the result and the errors are those of
+    :func:`minimise`.
+    """
+
+    def loss(rows: Tensor) -> Tensor:
+        return network.head.entropy(network.encoder(x[rows]), balance)
+
+    return minimise(network, loss, len(x), **options)

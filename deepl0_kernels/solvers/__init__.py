@@ -8,12 +8,15 @@ from .pursuit import cosamp, htp
 from .result import SolverResult
 from .stability import support_margin
 from .step import squared_norm
+from .task_driven import TaskDrivenDictionary, elastic_net
 
 __all__ = [
     "DictionaryLearner",
     "DictionaryResult",
     "SolverResult",
+    "TaskDrivenDictionary",
     "cosamp",
+    "elastic_net",
     "fista",
     "htp",
     "iht",

@@ -251,7 +251,7 @@ def test_the_race_of_all_methods(run):
 def test_the_command_its_times_and_their_renewal(tmp_path, monkeypatch):
     out = tmp_path / "run"
     settings = [f"--set={s}" for s in (*SETTINGS, "digits=600", "epochs=2", "further_p=0")]
-    arguments = ["reproduce", "all", "--quick", "--p", "40", "--out", str(out), *settings]
+    arguments = ["reproduce", *ALL, "--quick", "--p", "40", "--out", str(out), *settings]
     runner = CliRunner()
     done = runner.invoke(cli._app(), arguments)
     assert done.exit_code == 0, done.output

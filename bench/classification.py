@@ -1,0 +1,170 @@
+"""docs/classification.md from a record, and the tuning of Table 5's systems.
+
+``python -m bench.classification --tune`` trains every trial below that the record lacks, on a part
+of the training pixels, and scores it on the rest of them: no test pixel is looked at. What it
+found is written into ``PROTOCOLS`` by hand. ``python -m bench.classification RUN`` takes the record
+of a run of ``deepl0 reproduce table5`` into bench/records. Both then draw; without arguments that
+is all.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from deepl0_kernels._files import write_atomically
+from deepl0_kernels.experiments import record
+from deepl0_kernels.experiments.classification import PROTOCOLS, cells, tables
+from deepl0_kernels.experiments.classification.systems import DEEP_L0, DEEP_M, TDSC, TUNED_LISTA
+
+from . import records, reproduction
+
+RECORD = records.FOLDER / "classification"
+TRIED = RECORD / "tuning.json"
+PAGE = reproduction.DOCS / "classification.md"
+
+# What the page says of a trial.
+_SHOWN = {
+    "error": "validation error, %",
+    "training_error": "training error, %",
+    "nonzeros": "nonzeros",
+    "dead_units": "dead units",
+}
+
+P, SEEDS, VALIDATION = 128, (0, 1), 0.25
+# Where tuning starts: what a trial does not set. Not the tuned values, so that trials stay what
+# they were when those change.
+START: dict[str, Any] = dict(
+    validation=VALIDATION,
+    lam=0.5,
+    l0_lam=0.5,
+    l0_lr=1e-3,
+    l0_grad="helu",
+    m_sparse_lr=1e-3,
+    lista_lr=1e-3,
+    tdsc_lr=0.3,
+    tdsc_lam=0.1,
+)
+TRIALS: dict[str, list[dict[str, Any]]] = {
+    DEEP_L0: [
+        dict(l0_grad="helu", l0_lr=1e-3, l0_lam=0.5),
+        dict(l0_grad="helu", l0_lr=3e-3, l0_lam=0.5),
+        dict(l0_grad="ste_theta", l0_lr=3e-3, l0_lam=0.5),
+        dict(l0_grad="ste_theta", l0_lr=1e-2, l0_lam=0.5),
+        dict(l0_grad="ste_theta", l0_lr=3e-2, l0_lam=0.5),
+        dict(l0_grad="ste_theta", l0_lr=3e-3, l0_lam=5.0),
+        dict(l0_grad="ste_theta", l0_lr=1e-2, l0_lam=5.0),
+    ],
+    TUNED_LISTA: [
+        dict(lista_lr=1e-3, lam=0.5),
+        dict(lista_lr=3e-3, lam=0.5),
+        dict(lista_lr=1e-2, lam=0.5),
+        dict(lista_lr=3e-2, lam=0.5),
+        dict(lista_lr=3e-3, lam=5.0),
+    ],
+    DEEP_M.format(30): [
+        dict(m_sparse_lr=1e-3),
+        dict(m_sparse_lr=3e-3),
+        dict(m_sparse_lr=1e-2),
+        dict(m_sparse_lr=3e-2),
+    ],
+    TDSC: [
+        dict(tdsc_lr=0.3, tdsc_lam=0.1),
+        dict(tdsc_lr=1.0, tdsc_lam=0.1),
+        dict(tdsc_lr=1.0, tdsc_lam=0.03),
+        dict(tdsc_lr=3.0, tdsc_lam=0.03),
+        dict(tdsc_lr=0.3, tdsc_lam=0.03),
+        dict(tdsc_lr=0.3, tdsc_lam=0.01),
+    ],
+}
+
+
+def tune(progress: bool) -> None:
+    """Train the trials that the record lacks; it is written after each."""
+    tried = json.loads(TRIED.read_text())["trials"] if TRIED.exists() else []
+    for method, trials in TRIALS.items():
+        for settings in trials:
+            base = replace(PROTOCOLS["table5"], **(START | settings))
+            protocol = asdict(base)
+            if any((t["method"], t["protocol"]) == (method, protocol) for t in tried):
+                continue
+            trial: dict[str, Any] = {"method": method, "settings": settings, "protocol": protocol}
+            try:
+                found = [
+                    cells.cell("table5", method, P, cells.Problems(base, seed, progress))
+                    for seed in SEEDS
+                ]
+            except RuntimeError as error:
+                trial["failed"] = str(error)
+            else:
+                for key in ("error", "training_error", "nonzeros", "dead_units"):
+                    trial[key] = [cell[key] for cell in found]
+            tried.append(trial)
+            record.write_json(TRIED, {"trials": tried, "environment": record.environment()})
+
+
+def take(run: Path) -> None:
+    """The record of a run into bench/records: what the page is drawn from."""
+    results = cells.read(run)
+    for cell in results["cells"]:
+        del cell["confusion"]
+        cell["loss"] = [cell["loss"][0], cell["loss"][-1]]
+        environment = cell["environment"]
+        cell["environment"] = {
+            key: environment[key]
+            for key in ("time", "machine", "threads", "torch", "deepl0_kernels", "commit")
+        }
+    record.write_json(RECORD / cells.RESULTS, results)
+
+
+def page(text: str) -> str:
+    """``text`` with every part between markers drawn from the record anew."""
+    results = cells.read(RECORD)
+    return reproduction.fill(
+        text,
+        {
+            "table5": tables.markdown(tables.errors(results, "table5")),
+            "further": tables.markdown(tables.further(results, "table5")),
+            "claims": "\n".join(f"* {line}" for line in tables.verdicts(results)),
+            "tuning": tuning(json.loads(TRIED.read_text())["trials"]),
+            "machines": "\n".join(f"* {line}" for line in tables.machines(results)),
+        },
+    )
+
+
+def tuning(trials: list[dict[str, Any]]) -> str:
+    """The trials as a table in Markdown: means over the seeds."""
+    import pandas
+
+    rows = []
+    # Trials of a system that came later stand by its others.
+    for trial in sorted(trials, key=lambda trial: list(TRIALS).index(trial["method"])):
+        row = {
+            "system": trial["method"],
+            "choices": ", ".join(f"{k} = {v:g}" if isinstance(v, float) else f"{k} = {v}"
+                                 for k, v in trial["settings"].items()),
+        }  # fmt: skip
+        if "failed" in trial:
+            rows.append({**row, "validation error, %": trial["failed"]})
+            continue
+        mean = {key: statistics.mean(v) for key, v in trial.items() if key in _SHOWN}
+        rows.append(row | {shown: f"{mean[key]:.1f}" for key, shown in _SHOWN.items()})
+    return tables.markdown(pandas.DataFrame(rows).fillna("").set_index("system"))
+
+
+def main(arguments: Sequence[str]) -> None:
+    if "--tune" in arguments:
+        tune(progress=sys.stderr.isatty())
+    for run in (Path(a) for a in arguments if a != "--tune"):
+        take(run)
+    if (RECORD / cells.RESULTS).exists() and TRIED.exists():
+        write_atomically(PAGE, page(PAGE.read_text()).encode())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,116 @@
+"""The rows of Tables 4 and 5: how each system is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ...nn import LISTA, DeepL0Encoder, DeepMSparseEncoder
+from ...solvers import TaskDrivenDictionary, fista
+from ..training import Classifier, fit_to_classes, fit_to_codes
+from .data import Labelled
+from .protocol import Protocol
+
+SPARSITIES = (10, 20, 30)
+TDSC = "TDSC"
+TUNED_LISTA = "LISTA, tuned"
+DEEP_L0 = "Deep l0-Regularized"
+DEEP_M = "Deep M-Sparse, M = {}"
+METHODS = (TDSC, TUNED_LISTA, DEEP_L0, *(DEEP_M.format(m) for m in SPARSITIES))
+
+_SPARSITY = {DEEP_M.format(m): m for m in SPARSITIES}
+
+
+class Fitted(NamedTuple):
+    """A trained system.
+
+    Attributes:
+        losses: of the start, if that is trained for itself, and of each epoch.
+        predict: signals [N, n] to classes [N]. encode: signals [N, n] to dense codes [N, p].
+    """
+
+    losses: list[float]
+    predict: Callable[[Tensor], Tensor]
+    encode: Callable[[Tensor], Tensor]
+
+
+def sparsity(method: str, protocol: Protocol) -> dict[str, Any]:
+    """The argument of ``learn_dictionary`` that bounds or weighs the nonzeros: m or lam."""
+    if method in _SPARSITY:
+        return {"m": _SPARSITY[method]}
+    return {"lam": protocol.l0_lam if method == DEEP_L0 else protocol.lam}
+
+
+def fit(
+    method: str,
+    protocol: Protocol,
+    D: Tensor,
+    data: Labelled,
+    seed: int,
+    progress: bool,
+    description: str,
+) -> Fitted:
+    """Train ``method`` from the dictionary D [n, p]; may overwrite the training signals."""
+    if method == TDSC:
+        return _task_driven(protocol, D, data, seed, progress)
+    options: dict[str, Any] = dict(
+        batch_size=min(protocol.batch_size, len(data.x)),
+        clip=protocol.clip,
+        seed=seed,
+        progress=progress,
+        description=description,
+    )
+    K = protocol.num_stages
+    encoder: nn.Module
+    if method == TUNED_LISTA:
+        lr = protocol.lista_lr
+        encoder = LISTA.from_dictionary(D, protocol.lam, K)
+        codes = fista(data.x, D, protocol.lam, history=False).dense
+        epochs = protocol.pretrain_epochs
+        fit_to_codes(encoder, data.x, codes, epochs=epochs, lr=protocol.pretrain_lr, **options)
+    elif method == DEEP_L0:
+        lr = protocol.l0_lr
+        encoder = DeepL0Encoder.from_dictionary(D, protocol.l0_lam, K, grad=protocol.l0_grad)
+        options.update(sigma_factor=protocol.sigma_factor, sigma_floor=protocol.sigma_floor)
+    else:
+        lr = protocol.m_sparse_lr
+        encoder = DeepMSparseEncoder.from_dictionary(D, _SPARSITY[method], K)
+    network = Classifier(encoder, D.shape[1], data.classes)
+    losses = fit_to_classes(
+        network, data.x, data.y, epochs=protocol.epochs, lr=lr, begin=data.begin, **options
+    )
+    return Fitted(losses, lambda x: network(x).argmax(1), encoder)
+
+
+def _task_driven(
+    protocol: Protocol, D: Tensor, data: Labelled, seed: int, progress: bool
+) -> Fitted:
+    scale = data.x.shape[1] ** -0.5  # mean square 1 to norm 1
+    unit = D / D.norm(dim=0).clamp_min(torch.finfo(D.dtype).tiny)
+    model = TaskDrivenDictionary(
+        unit,
+        data.classes,
+        protocol.tdsc_lam,
+        protocol.tdsc_lam2,
+        protocol.tdsc_nu,
+        tol=protocol.tdsc_tol,
+        max_iter=protocol.tdsc_max_iter,
+    )
+    first = model.fit_head(scale * data.x, data.y)
+    losses = model.fit(
+        scale * data.x,
+        data.y,
+        epochs=protocol.tdsc_epochs,
+        batch_size=min(protocol.tdsc_batch_size, len(data.x)),
+        lr=protocol.tdsc_lr,
+        seed=seed,
+        progress=progress,
+    )
+    return Fitted(
+        [first, *losses],
+        lambda x: model(scale * x).argmax(1),
+        lambda x: model.encode(scale * x),
+    )

@@ -1,0 +1,42 @@
+"""The start of a clustering of codes: k-means, and a logistic regression on what it found."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from .._optional import require
+from ..nn import ClusterHead
+
+
+def start_head(codes: Tensor, clusters: int, seed: int, ridge: float = 1e-3) -> ClusterHead:
+    """A :class:`ClusterHead` that assigns codes [N, p] as k-means does, as far as lines can.
+
+    Its weights minimise the mean cross-entropy against k-means' labels plus ``ridge / 2 ||w||^2``
+    (L-BFGS, 100 iterations at most). Without the ridge weights of separable clusters would grow
+    until every entropy is 0 and nothing is left to train.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is missing.
+    """
+    cluster = require("sklearn.cluster", "k-means")
+    means = cluster.KMeans(clusters, n_init=10, random_state=seed).fit(codes.numpy())
+    return logistic_head(codes, torch.from_numpy(means.labels_).long(), clusters, ridge)
+
+
+def logistic_head(codes: Tensor, labels: Tensor, clusters: int, ridge: float) -> ClusterHead:
+    """The head of the multinomial logistic regression, without intercept, of labels [N] int64."""
+    head = ClusterHead(codes.shape[1], clusters).to(codes.dtype)
+    torch.nn.init.zeros_(head.weight)
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = cross_entropy(head.logits(codes), labels) + ridge / 2 * head.weight.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    return head

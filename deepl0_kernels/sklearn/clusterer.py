@@ -1,0 +1,136 @@
+"""A deep l0 encoder and a soft assignment as a clusterer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import ClusterMixin
+from torch import Tensor, nn
+
+from ..experiments.clusters import start_head
+from ..experiments.training import Clusters, fit_to_clusters, fit_to_codes
+from ..nn import ClusterHead
+from ..ops import checks
+from .deep import DeepEstimator, training
+
+
+class DeepL0Clusterer(ClusterMixin, DeepEstimator):
+    """An encoder and the soft assignment of eq. 12, trained to lower the assignments' entropy.
+
+    The encoder first predicts optimal codes; k-means on its codes, and logistic regression on what
+    that found, start the assignment; then both move. The entropy alone is smallest with everything
+    in one cluster, which ``balance`` pays against.
+
+    Args:
+        n_clusters: clusters.
+        code_size: p; None: 2 n, or what the dictionary has.
+        m: nonzeros of a code (Deep M-Sparse); None: Deep l0-Regularized with ``lam``.
+        lam: of ``1/2 ||x - D a||^2 + lam ||a||_0``, without m.
+        num_stages: K. tied: one S and one theta for all stages.
+        grad: derivatives of the thresholds, without m: see :func:`deepl0_kernels.helu`.
+        dictionary: [p, n] to start from, a row an atom; None: learned in ``fit``.
+        dictionary_epochs, epochs, batch_size, lr: of the trainings (Adam, one-cycle rate).
+        min_steps: little data are passed over until so many steps are made.
+        sparse_output: SciPy CSR in place of dense codes.
+        random_state: of everything random.
+        balance: weight of the entropy of the mean assignment.
+
+    Attributes:
+        labels_: [N] int64, clusters of the training data.
+        components_: [p, n], the dictionary that the encoder started from.
+        network_: the trained module, signals to probabilities. encoder_: its first part.
+        loss_: mean entropy of each epoch.
+        n_features_in_, feature_names_in_: of the training data.
+
+    ``transform`` gives the codes. There is no ``partial_fit``: the entropy of a few signals at a
+    time forgets clusters that are not among them.
+
+    Raises:
+        ValueError: from ``fit``, an argument out of range, named with its value.
+
+    Source: Wang, Ling, Huang 2016, eq. 12.
+    """
+
+    labels_: np.ndarray
+    network_: Clusters
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        code_size: int | None = None,
+        *,
+        m: int | None = None,
+        lam: float = 0.5,
+        num_stages: int = 2,
+        tied: bool = True,
+        grad: str = "helu",
+        dictionary: Any = None,
+        dictionary_epochs: int = 6,
+        epochs: int = 20,
+        batch_size: int = 128,
+        lr: float = 3e-3,
+        min_steps: int = 300,
+        sparse_output: bool = False,
+        balance: float = 0.0,
+        random_state: Any = None,
+    ) -> None:
+        super().__init__(
+            code_size,
+            m=m,
+            lam=lam,
+            num_stages=num_stages,
+            tied=tied,
+            grad=grad,
+            dictionary=dictionary,
+            dictionary_epochs=dictionary_epochs,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            min_steps=min_steps,
+            sparse_output=sparse_output,
+            random_state=random_state,
+        )
+        self.n_clusters = n_clusters
+        self.balance = balance
+
+    def fit(self, X, y: Any = None) -> DeepL0Clusterer:
+        """Cluster X [N, n]; y is ignored."""
+        x, seed = self._signals(X, reset=True), self._seed()
+        clusters = checks.integer("n_clusters", self.n_clusters, 1)
+        if len(x) < clusters:
+            raise ValueError(f"n_samples = {len(x)} must be at least n_clusters = {clusters}")
+        with training(seed):
+            D = self._start(x, seed)
+            codes = self._problem().optimal(x, D).dense
+            options = self._options(len(x), seed)
+            fit_to_codes(self.encoder_, x, codes, **options)
+            with torch.no_grad():
+                head = start_head(self.encoder_(x), clusters, seed)
+            self.network_ = Clusters(self.encoder_, head)
+            self.loss_ = fit_to_clusters(self.network_, x, balance=self.balance, **options)
+            with torch.no_grad():
+                self.labels_ = self.network_(x).argmax(1).numpy()
+        return self
+
+    def predict_proba(self, X):
+        """Probabilities [N, n_clusters] of eq. 12."""
+        return self._assign(X).numpy()
+
+    def predict(self, X):
+        """The most probable cluster [N] int64."""
+        return self._assign(X).argmax(1).numpy()
+
+    def _assign(self, X) -> Tensor:
+        x = self._signals(X)
+        with torch.no_grad():
+            return self.network_(x)
+
+    _module_names = ("network_",)
+
+    def _fresh_modules(self) -> dict[str, nn.Module]:
+        self.encoder_ = self._fresh_encoder()
+        head = ClusterHead(len(self.components_), self.n_clusters)
+        self.network_ = Clusters(self.encoder_, head.to(self.encoder_.W.dtype))
+        return {"network_": self.network_}

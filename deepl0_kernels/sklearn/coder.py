@@ -1,0 +1,88 @@
+"""Sparse coding by iterative hard thresholding, as a transformer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..ops import SparseCode
+from ..solvers import iht, iht_m
+from .base import SparseEstimator
+
+
+class IHTSparseCoder(SparseEstimator):
+    """Codes by iterative hard thresholding over a dictionary, given or learned.
+
+    Args:
+        dictionary: [p, n], a row an atom, as in scikit-learn; None: learned in ``fit``.
+        code_size: p of a learned dictionary; None: 2 n.
+        m: nonzeros of a code; None: the penalty ``lam`` decides.
+        lam: of ``1/2 ||x - D a||^2 + lam ||a||_0``, without m.
+        step, init, tol: see :func:`deepl0_kernels.solvers.iht`.
+        transform_max_iter: iterations of ``transform`` at most.
+        dictionary_epochs, batch_size: of the dictionary's training.
+        min_steps: little data are passed over until so many steps are made.
+        sparse_output: SciPy CSR in place of dense arrays.
+        random_state: of the dictionary's training.
+
+    Attributes:
+        components_: [p, n], the dictionary.
+        n_features_in_, feature_names_in_: of the training data.
+
+    Raises:
+        ValueError: from ``fit`` and ``transform``, an argument out of range, named with its value.
+
+    There is no ``partial_fit``: a dictionary that moves changes what all codes before it meant.
+    Costs are those of :func:`deepl0_kernels.solvers.iht` and ``learn_dictionary``.
+    Source: Blumensath and Davies 2008.
+    """
+
+    def __init__(
+        self,
+        dictionary: Any = None,
+        *,
+        code_size: int | None = None,
+        m: int | None = None,
+        lam: float = 0.5,
+        step: str | float = "lipschitz",
+        init: str = "zero",
+        tol: float = 1e-5,
+        transform_max_iter: int = 1000,
+        dictionary_epochs: int = 6,
+        batch_size: int = 256,
+        min_steps: int = 300,
+        sparse_output: bool = False,
+        random_state: Any = None,
+    ) -> None:
+        self.dictionary = dictionary
+        self.code_size = code_size
+        self.m = m
+        self.lam = lam
+        self.step = step
+        self.init = init
+        self.tol = tol
+        self.transform_max_iter = transform_max_iter
+        self.dictionary_epochs = dictionary_epochs
+        self.batch_size = batch_size
+        self.min_steps = min_steps
+        self.sparse_output = sparse_output
+        self.random_state = random_state
+
+    def fit(self, X, y: Any = None) -> IHTSparseCoder:
+        """Learn the dictionary from X [N, n], or check that the given one fits; y is ignored."""
+        self._learn(self._signals(X, reset=True), self._seed())
+        return self
+
+    def _encode(self, x: Tensor) -> Tensor | SparseCode:
+        D = x.new_tensor(self.components_).T
+        options: dict[str, Any] = dict(
+            step=self.step,
+            init=self.init,
+            tol=self.tol,
+            max_iter=self.transform_max_iter,
+            history=False,
+        )
+        if self.m is None:
+            return iht(x, D, self.lam, **options).code
+        return iht_m(x, D, self.m, **options).code

@@ -1,0 +1,132 @@
+"""What the estimators around an encoder share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..nn import DeepL0Encoder, DeepMSparseEncoder
+from ..ops import SparseCode, checks
+from ..ops.thresholds import GRADS
+from ..solvers.step import positive
+from .base import SparseEstimator
+
+# Gradients on HELU's ramp are multiplied by 1 / sigma.
+_CLIP = 1.0
+# Width of the ramp in partial_fit, which knows no epochs: the end of the schedule.
+_SIGMA = 0.05
+
+
+class DeepEstimator(SparseEstimator):
+    """An encoder that starts from a dictionary and is trained for a task."""
+
+    encoder_: DeepL0Encoder | DeepMSparseEncoder
+
+    def __init__(
+        self,
+        code_size: int | None = None,
+        *,
+        m: int | None = None,
+        lam: float = 0.5,
+        num_stages: int = 2,
+        tied: bool = True,
+        grad: str = "helu",
+        dictionary: Any = None,
+        dictionary_epochs: int = 6,
+        epochs: int = 20,
+        batch_size: int = 128,
+        lr: float = 3e-3,
+        min_steps: int = 300,
+        sparse_output: bool = False,
+        random_state: Any = None,
+    ) -> None:
+        self.code_size = code_size
+        self.m = m
+        self.lam = lam
+        self.num_stages = num_stages
+        self.tied = tied
+        self.grad = grad
+        self.dictionary = dictionary
+        self.dictionary_epochs = dictionary_epochs
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.min_steps = min_steps
+        self.sparse_output = sparse_output
+        self.random_state = random_state
+
+    def _encode(self, x: Tensor) -> Tensor | SparseCode:
+        if isinstance(self.encoder_, DeepMSparseEncoder):
+            return self.encoder_.encode(x)
+        return self.encoder_(x)
+
+    def _start(self, x: Tensor, seed: int) -> Tensor:
+        """Dictionary and encoder from x; returns D [n, p]."""
+        D = self._learn(x, seed)
+        K, tied = self.num_stages, self.tied
+        checks.one_of("grad", self.grad, tuple(GRADS))
+        if self.m is None:
+            self.encoder_ = DeepL0Encoder.from_dictionary(D, self.lam, K, tied, grad=self.grad)
+        else:
+            self.encoder_ = DeepMSparseEncoder.from_dictionary(D, self.m, K, tied)
+        return D
+
+    def _options(self, count: int, seed: int) -> dict[str, Any]:
+        """Of the training loop."""
+        epochs, batch = self._course(count, self.epochs, "epochs")
+        lr = positive("lr", self.lr)
+        return dict(epochs=epochs, batch_size=batch, lr=lr, clip=_CLIP, seed=seed)
+
+    def _one_pass(self, network: nn.Module, loss: Any, count: int, seed: int) -> float:
+        """One epoch with an optimiser that lives on between calls; its mean loss."""
+        batch = checks.integer("batch_size", self.batch_size, 1)
+        if not hasattr(self, "_optimizer"):
+            self._optimizer = torch.optim.Adam(network.parameters(), lr=positive("lr", self.lr))
+        if isinstance(self.encoder_, DeepL0Encoder):
+            self.encoder_.sigma = _SIGMA
+        network.train()
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(count, generator=generator)
+        total = 0.0
+        for rows in order.split(batch):
+            value = loss(rows)
+            self._optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
+            self._optimizer.step()
+            total += value.item() * len(rows)
+        network.eval()
+        return total / count
+
+    def _forget(self) -> None:
+        """Before a new fit: what partial_fit kept of the old one."""
+        self.__dict__.pop("_optimizer", None)
+
+    def _fresh_encoder(self) -> DeepL0Encoder | DeepMSparseEncoder:
+        p, n = self.components_.shape
+        dtype = torch.from_numpy(self.components_).dtype
+        if self.m is None:
+            return DeepL0Encoder(n, p, self.num_stages, self.tied, grad=self.grad).to(dtype)
+        return DeepMSparseEncoder(n, p, self.m, self.num_stages, self.tied).to(dtype)
+
+    _module_names = ("encoder_",)
+
+    def _fresh_modules(self) -> dict[str, nn.Module]:
+        return {"encoder_": self._fresh_encoder()}
+
+
+@contextmanager
+def training(seed: int) -> Iterator[None]:
+    """Gradients on whatever the caller's mode, and a generator that is not the caller's."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.random.fork_rng(devices=[]),
+    ):
+        torch.manual_seed(seed)
+        yield

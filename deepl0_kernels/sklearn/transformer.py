@@ -1,0 +1,70 @@
+"""A deep l0 encoder as a transformer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..experiments.training import fit_to_codes
+from .deep import DeepEstimator, training
+
+
+class DeepL0Transformer(DeepEstimator):
+    """Codes by an encoder that is trained to predict the optimal ones.
+
+    ``fit`` learns a dictionary, finds the optimal codes of the training data by
+    :func:`deepl0_kernels.solvers.iht` from the l1 solution, and regresses them.
+
+    Args:
+        code_size: p; None: 2 n, or what the dictionary has.
+        m: nonzeros of a code (Deep M-Sparse); None: Deep l0-Regularized with ``lam``.
+        lam: of ``1/2 ||x - D a||^2 + lam ||a||_0``, without m.
+        num_stages: K. tied: one S and one theta for all stages.
+        grad: derivatives of the thresholds, without m: see :func:`deepl0_kernels.helu`.
+        dictionary: [p, n] to start from, a row an atom; None: learned in ``fit``.
+        dictionary_epochs, epochs, batch_size, lr: of the trainings (Adam, one-cycle rate).
+        min_steps: little data are passed over until so many steps are made.
+        sparse_output: SciPy CSR in place of dense codes.
+        random_state: of everything random.
+
+    Attributes:
+        components_: [p, n], the dictionary. encoder_: the trained module.
+        loss_: mean squared error a signal of each epoch, or of each call of ``partial_fit``.
+        n_features_in_, feature_names_in_: of the training data.
+
+    Raises:
+        ValueError: from ``fit``, an argument out of range, named with its value.
+
+    Source: Wang, Ling, Huang 2016.
+    """
+
+    def fit(self, X, y: Any = None) -> DeepL0Transformer:
+        """Learn dictionary and encoder from X [N, n]; y is ignored."""
+        self._forget()
+        x, seed = self._signals(X, reset=True), self._seed()
+        with training(seed):
+            D = self._start(x, seed)
+            codes = self._problem().optimal(x, D).dense
+            self.loss_ = fit_to_codes(self.encoder_, x, codes, **self._options(len(x), seed))
+        return self
+
+    def partial_fit(self, X, y: Any = None) -> DeepL0Transformer:
+        """One epoch over X [N, n]; y is ignored.
+
+        The first call learns the dictionary from its X; it stays, so that codes keep their meaning.
+        """
+        first = not self.__sklearn_is_fitted__()
+        x, seed = self._signals(X, reset=first), self._seed()
+        with training(seed):
+            if first:
+                self._start(x, seed)
+                self.loss_ = []
+            D = x.new_tensor(self.components_).T
+            codes = self._problem().optimal(x, D).dense
+
+            def loss(rows: Tensor) -> Tensor:
+                return (self.encoder_(x[rows]) - codes[rows]).square().sum() / len(rows)
+
+            self.loss_.append(self._one_pass(self.encoder_, loss, len(x), seed))
+        return self

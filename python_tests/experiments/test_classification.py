@@ -1,0 +1,239 @@
+"""Tables 4 and 5 on tiny protocols: scores, cells, resumption, claims, the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from bench import classification as page
+from deepl0_kernels import cli
+from deepl0_kernels.experiments import report
+from deepl0_kernels.experiments.classification import PROTOCOLS, cells, systems, write
+from deepl0_kernels.experiments.classification.data import labelled
+from deepl0_kernels.experiments.classification.systems import DEEP_L0, DEEP_M, METHODS
+from deepl0_kernels.experiments.scores import confusion, scores
+
+TINY = replace(
+    PROTOCOLS["table4"].quickened(),
+    digits=600,
+    held_out=300,
+    dictionary_epochs=4,
+    pretrain_epochs=2,
+    epochs=5,
+    tdsc_max_iter=60,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("classification")
+    results = cells.run({"table4": TINY}, [40], [0], out, progress=False)
+    write(results, out)
+    return out, results
+
+
+def test_scores_are_scikit_learns():
+    metrics = pytest.importorskip("sklearn.metrics")
+    g = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 4, (200,), generator=g)
+    predicted = torch.where(torch.rand(200, generator=g) < 0.6, y, y.flip(0))
+    matrix = confusion(y, predicted, 4)
+    assert (matrix.numpy() == metrics.confusion_matrix(y, predicted)).all()
+    found = scores(matrix)
+    assert found["overall_accuracy"] == pytest.approx(100 * metrics.accuracy_score(y, predicted))
+    assert found["error"] == pytest.approx(100 - found["overall_accuracy"])
+    balanced = 100 * metrics.balanced_accuracy_score(y, predicted)
+    assert found["average_accuracy"] == pytest.approx(balanced)
+    assert found["kappa"] == pytest.approx(metrics.cohen_kappa_score(y, predicted))
+
+
+def test_a_class_that_does_not_occur_counts_nothing():
+    found = scores(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
+    assert found["average_accuracy"] == pytest.approx(87.5)
+    assert scores(torch.tensor([[5]]))["kappa"] == 1
+
+
+def test_every_method_learns(run):
+    out, results = run
+    assert [cell["method"] for cell in results["cells"]] == list(METHODS)
+    for cell in results["cells"]:
+        # Chance is 90.
+        assert cell["training_error"] < 35, cell["method"]
+        assert cell["error"] < 45, cell["method"]
+        matrix = torch.tensor(cell["confusion"])
+        assert matrix.sum() == 300
+        assert cell["overall_accuracy"] == pytest.approx(matrix.trace().item() / 3)
+    nonzeros = {cell["method"]: cell["nonzeros"] for cell in results["cells"]}
+    for m in systems.SPARSITIES:
+        assert nonzeros[DEEP_M.format(m)] == m
+    with (out / "classification.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["error"]) for row in rows] == [x["error"] for x in results["cells"]]
+    text = (out / "classification.md").read_text()
+    assert "| Deep M-Sparse, M = 10 |" in text
+    assert "* tdsc_lam: 0.1" in text
+
+
+def test_a_run_goes_on_where_it_stopped(run, monkeypatch):
+    out, results = run
+    lost = out / "cells" / "table4-2-p40-seed0.json"
+    kept = json.loads(lost.read_text())
+    lost.unlink()
+    calls = []
+    real = cells.cell
+    monkeypatch.setattr(cells, "cell", lambda *a: calls.append(a[1]) or real(*a))
+    again = cells.run({"table4": TINY}, [40], [0], out, progress=False)
+    assert calls == [DEEP_L0]
+    # The cell does not depend on those before it.
+    found = json.loads(lost.read_text())
+    assert found["confusion"] == kept["confusion"]
+    assert found["loss"] == kept["loss"]
+    assert again["claims"] == results["claims"]
+    with pytest.raises(ValueError, match=r"another protocol \(table4: epochs differ\)"):
+        cells.run({"table4": replace(TINY, epochs=6)}, [40], [0], out)
+
+
+def test_test_labels_and_signals_are_for_scoring_alone(run, monkeypatch):
+    _, results = run
+
+    def other(protocol, seed):
+        data = labelled(protocol, seed)
+        return replace(data, x_test=-data.x_test, y_test=data.y_test.flip(0))
+
+    monkeypatch.setattr(cells, "labelled", other)
+    found = cells.cell("table4", DEEP_M.format(10), 40, cells.Problems(TINY, 0, False))
+    kept = next(x for x in results["cells"] if x["method"] == DEEP_M.format(10))
+    assert found["loss"] == kept["loss"]
+    assert found["training_error"] == kept["training_error"]
+    assert found["error"] != kept["error"]
+
+
+def test_indian_pines(data_dir, monkeypatch):
+    monkeypatch.setenv("DEEPL0_DATA", str(data_dir))
+    protocol = replace(
+        PROTOCOLS["table5"].quickened(), fraction=0.05, epochs=15, dictionary_epochs=4, context=1
+    )
+    data = labelled(protocol, 0)
+    assert data.x.shape[1] == 400
+    assert data.begin is None
+    torch.testing.assert_close(data.x.mean(0), torch.zeros(400), atol=1e-3, rtol=0)
+    torch.testing.assert_close(data.x.std(0), torch.ones(400), atol=1e-3, rtol=0)
+    assert len(data.x) + len(data.x_test) == 10249
+    found = cells.cell("table5", DEEP_M.format(20), 64, cells.Problems(protocol, 0, False))
+    assert len(found["confusion"]) == 16
+    # The largest class alone leaves 76 % of errors.
+    assert found["error"] < 60
+
+
+def test_digits_move_anew_in_each_epoch():
+    data = labelled(TINY, 0)
+    still = data.x.clone()
+    assert data.begin is not None
+    data.begin(1)
+    first = data.x.clone()
+    data.begin(2)
+    assert not torch.equal(first, data.x)
+    assert not torch.equal(first, still)
+    data.begin(1)
+    assert torch.equal(first, data.x)
+    assert labelled(replace(TINY, shift=0), 0).begin is None
+
+
+@pytest.mark.parametrize("table", ["table4", "table5"])
+def test_validation_signals_are_training_signals(table, data_dir, monkeypatch):
+    monkeypatch.setenv("DEEPL0_DATA", str(data_dir))
+    protocol = replace(PROTOCOLS[table].quickened(), digits=600, shift=0)
+    whole, part = (labelled(replace(protocol, validation=v), 1) for v in (0.0, 0.25))
+    assert len(part.x) + len(part.x_test) == len(whole.x)
+    assert len(part.x_test) == pytest.approx(len(whole.x) / 4, rel=0.05)
+    if table == "table4":  # bands are scaled by fewer pixels
+        rows = {tuple(row) for row in whole.x.tolist()}
+        assert {tuple(row) for row in torch.cat((part.x, part.x_test)).tolist()} == rows
+    assert set(part.y_test.tolist()) == set(whole.y.tolist())
+
+
+def test_claims_are_judged_by_the_means():
+    def seen(errors):
+        return [
+            {"table": "table5", "method": method, "p": 128, "seed": seed, "error": error}
+            for method, of_seeds in errors.items()
+            for seed, error in enumerate(of_seeds)
+        ]
+
+    errors = {systems.TDSC: (1, 1), systems.TUNED_LISTA: (2, 4), DEEP_L0: (1, 5)}
+    errors |= {DEEP_M.format(m): (e, e) for m, e in ((10, 9), (20, 1), (30, 3))}
+    found = cells.claims(["table5"], seen(errors), [128])
+    assert [(x["holds"], x["seeds_holding"]) for x in found] == [(False, 1), (True, 2), (True, 1)]
+    assert found[1]["better"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["table4", "--p", "16"], "at least M = 30, got 16"),
+        (["table4", "table77"], "table77"),
+        (["table4", "--set", "depth=3"], "got 'depth=3'"),
+        (["table5", "--set", "data=cifar"], "got 'cifar'"),
+        (["table4", "--set", "l0_grad=soft"], "l0_grad must be one of"),
+        (["table4", "--set", "validation=1.5"], "validation must be in [0, 1), got 1.5"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, words, tmp_path):
+    done = CliRunner().invoke(cli._app(), ["reproduce", *arguments, "--out", str(tmp_path)])
+    assert done.exit_code == 2
+    assert words in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_runs_both_tables_and_reports(tmp_path, monkeypatch, data_dir):
+    monkeypatch.setenv("DEEPL0_DATA", str(data_dir))
+    few = ["digits=300", "held_out=200", "fraction=0.05", "epochs=4", "dictionary_epochs=2"]
+    few += ["pretrain_epochs=1", "tdsc_epochs=1", "tdsc_max_iter=20", "tdsc_batch_size=100"]
+    arguments = ["reproduce", "table5", "table4", "--quick", "--p", "32", "--out", str(tmp_path)]
+    done = CliRunner().invoke(cli._app(), [*arguments, *(f"--set={setting}" for setting in few)])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith((tmp_path / "classification.md").read_text())
+    assert len(list((tmp_path / "cells").iterdir())) == 2 * len(METHODS)
+    shown = (tmp_path / "report.html").read_text()
+    assert "table4: Classification of MNIST" in shown
+    assert "table5: Classification of Indian Pines" in shown
+    assert shown.count("<th>Deep M-Sparse, M = 10</th>") == 4
+    # A folder of classes alone is a whole run; one of nothing is not.
+    assert report.write(tmp_path).read_text() == shown
+    (tmp_path / "classification.json").write_text("{}")
+    with pytest.raises(ValueError, match="lacks cells, claims"):
+        report.write(tmp_path)
+    (tmp_path / "classification.json").unlink()
+    with pytest.raises(FileNotFoundError, match="run deepl0 reproduce first"):
+        report.write(tmp_path)
+
+
+def test_tuning_goes_on_and_looks_at_no_test_pixel(tmp_path, monkeypatch, data_dir):
+    monkeypatch.setenv("DEEPL0_DATA", str(data_dir))
+    method, short = DEEP_M.format(30), dict(epochs=4, dictionary_epochs=2, fraction=0.05)
+    trials = [dict(m_sparse_lr=1e-2, **short), dict(m_sparse_lr=1e30, clip=1e30, **short)]
+    monkeypatch.setattr(page, "TRIALS", {method: trials})
+    monkeypatch.setattr(page, "SEEDS", (0,))
+    monkeypatch.setattr(page, "RECORD", tmp_path)
+    monkeypatch.setattr(page, "TRIED", tmp_path / "tuning.json")
+    seen = []
+    monkeypatch.setattr(cells, "labelled", lambda *a: seen.append(labelled(*a)) or seen[-1])
+    page.tune(progress=False)
+    found = json.loads(page.TRIED.read_text())["trials"]
+    assert [trial["settings"] for trial in found] == trials
+    assert "failed" in found[1]
+    whole = labelled(replace(PROTOCOLS["table5"], fraction=0.05), 0)
+    assert len(seen[0].x) + len(seen[0].x_test) == len(whole.x)
+    assert "| m_sparse_lr = 0.01, epochs = 4" in page.tuning(found)
+    monkeypatch.setattr(cells, "cell", lambda *a: pytest.fail("the trial is there already"))
+    page.tune(progress=False)
+
+
+def test_the_page_is_drawn_from_its_record():
+    text = page.PAGE.read_text()
+    assert page.page(text) == text
