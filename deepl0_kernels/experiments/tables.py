@@ -13,6 +13,7 @@ from .regression import BASELINE, DEEP
 from .reproduce import SIZES, TABLES, means
 
 _PAPER = "{} (paper)"
+_UNLEARNED = "†"
 
 
 def frame(results: dict[str, Any], name: str):
@@ -21,6 +22,7 @@ def frame(results: dict[str, Any], name: str):
 
     table, sizes = TABLES[name], results["sizes"]
     several = len(results["seeds"]) > 1
+    bad = {(c["problem"], c["p"], row["method"]) for c, row in unlearned(results)}
 
     def entry(mean: float, spread: float) -> str:
         value = f"{mean:.2f}" + (f" ± {spread:.2f}" if several else "")
@@ -29,7 +31,8 @@ def frame(results: dict[str, Any], name: str):
 
     columns = {
         f"p = {p}": {
-            method: entry(*value) for method, value in means(results["cells"], table, p).items()
+            method: entry(*value) + (f" {_UNLEARNED}" if (table.problem, p, method) in bad else "")
+            for method, value in means(results["cells"], table, p).items()
         }
         for p in sizes
     }
@@ -68,6 +71,8 @@ def text(results: dict[str, Any], times: Sequence[dict[str, Any]] = ()) -> str:
     lines = []
     for name in results["tables"]:
         lines += [f"## {name}", "", frame(results, name).to_markdown(), ""]
+    if note := unlearned_note(results):
+        lines += [note, ""]
     lines += ["## Claims, judged by the means", ""]
     lines += [claims(results)]
     lines += ["", "## Problems", "", problems(results).to_markdown(index=False), ""]
@@ -83,6 +88,26 @@ def text(results: dict[str, Any], times: Sequence[dict[str, Any]] = ()) -> str:
         "they are a reference, not a target that these rows were tuned to.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def unlearned(results: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Cell and row of every network whose loss ended above that of its first epoch."""
+    return [
+        (cell, row)
+        for cell in results["cells"]
+        for row in cell["rows"]
+        if (losses := row.get("losses")) and not losses[1] < losses[0]
+    ]
+
+
+def unlearned_note(results: dict[str, Any]) -> str:
+    """What the mark in the tables means, and whom it is on."""
+    return "\n".join(
+        f"{_UNLEARNED} did not learn: {cell['problem']}, p = {cell['p']}, seed {cell['seed']}, "
+        f"{row['method']}: mean loss {row['losses'][0]:.2f} in the first epoch, "
+        f"{row['losses'][1]:.2f} in the last."
+        for cell, row in unlearned(results)
+    )
 
 
 def claims(results: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from bench import reproduction
 from deepl0_kernels import cli
 from deepl0_kernels.experiments import pareto, protocol, regression, report, reproduce, tables
 from deepl0_kernels.experiments.metrics import prediction_error
@@ -321,3 +322,20 @@ def test_missing_data_is_named(tmp_path, monkeypatch):
     done = CliRunner().invoke(cli._app(), ["report", str(tmp_path)])
     assert done.exit_code == 2
     assert "results.json" in done.output
+
+
+def test_the_documentation_shows_the_record():
+    page = reproduction.PAGE.read_text()
+    assert reproduction.page(page) == page
+    results = reproduce.read(reproduction.RECORD)
+    assert results["sizes"] == list(reproduce.SIZES)
+    assert results["claims"] == reproduce.claims(
+        results["tables"], results["cells"], results["sizes"]
+    )
+    for found in pareto.read(reproduction.RECORD):
+        name = f"reproduction-{pareto.name_of(found['problem'], found['p'])}.svg"
+        assert f"figures/{name}" in page
+        assert (reproduction.DOCS / "figures" / name).is_file()
+    changed = page.replace("| p = 128", "| p = 129", 1)
+    assert changed != page
+    assert reproduction.page(changed) == page
