@@ -96,7 +96,10 @@ def page(text: str) -> str:
     """``text`` with every part between markers drawn from the record anew."""
     results, times = reproduce.read(RECORD), pareto.read(RECORD)
     parts = {name: tables.frame(results, name).to_markdown() for name in results["tables"]}
-    parts["claims"] = tables.claims(results)
+    parts["claims"] = tables.claims(results).to_markdown()
+    parts["ahead"] = tables.ahead(results)
+    parts["unlearned"] = tables.unlearned_note(results)
+    parts["cost"] = cost(results)
     parts["problems"] = tables.problems(results).to_markdown(index=False)
     parts["times"] = "\n".join(map(tables.time_of_codes, times))
     parts["machines"] = "\n".join(f"* {line}" for line in tables.machines(results))
@@ -106,6 +109,16 @@ def page(text: str) -> str:
         before, rest = text.split(BEGIN.format(name))
         text = f"{before}{BEGIN.format(name)}{content}\n{rest[rest.index(END) :]}"
     return text
+
+
+def cost(results: dict[str, Any]) -> str:
+    """What the cells took, in a sentence."""
+    seconds = sum(sum(cell["cpu_seconds"].values()) for cell in results["cells"])
+    threads = sorted({cell["environment"]["threads"] for cell in results["cells"]})
+    return (
+        f"The {len(results['cells'])} cells took {seconds / 60:.0f} minutes of processor time in "
+        f"all, with {' or '.join(map(str, threads))} thread(s)."
+    )
 
 
 def variations(found: dict[str, Any]) -> str:
