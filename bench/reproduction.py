@@ -2,8 +2,8 @@
 
 ``python -m bench.reproduction RUN`` takes the record of a run of ``deepl0 reproduce`` (and of
 ``deepl0 timing``, if that came after it) into bench/records; ``--variations`` computes the
-variations (on the digits in the package, in minutes). Both then draw; without arguments that is
-all.
+variations that are not on record yet (on the digits in the package). Both then draw; without
+arguments that is all.
 """
 
 from __future__ import annotations
@@ -47,32 +47,44 @@ VARIATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 SHOWN = ("Iterative-10 from zero", BASELINE, "LISTA, K = 2", DEEP.format(k=2))
 
 
-def vary(progress: bool) -> dict[str, Any]:
-    """Both problems at p = 128 under every variation; a network that diverges is a result, too."""
+def vary(path: Path, progress: bool) -> None:
+    """Both problems at p = 128 under every variation that ``path`` lacks, into ``path`` one by one.
+
+    A network that diverges is a result, too.
+    """
     base = Protocol().changed(COMMON)
-    found: dict[str, Any] = {"protocol": asdict(base), "environment": record.environment()}
-    found["variations"] = []
+    found: dict[str, Any] = {"protocol": asdict(base), "variations": []}
+    if path.exists():
+        before = json.loads(path.read_text())
+        if before["protocol"] == found["protocol"]:
+            found = before
+    done = {entry["name"] for entry in found["variations"]}
     for name, (settings, problems) in VARIATIONS.items():
-        protocol = base.changed(settings)
-        entry: dict[str, Any] = {"name": name, "settings": settings, "problems": {}}
-        for problem in problems:
-            table = "table1" if problem == L0 else "table2"
-            with tempfile.TemporaryDirectory() as out:
-                try:
-                    run = reproduce.run([table], protocol, [128], [0], Path(out), progress)
-                except RuntimeError as error:
-                    entry["problems"][problem] = {"error": str(error)}
-                    continue
-                (cell,) = run["cells"]
-                entry["problems"][problem] = {
-                    "nonzeros": cell["optimal"]["nonzeros"],
-                    "squared_norm": cell["dictionary"]["squared_norm"],
-                    "prediction_error": {
-                        row["method"]: row["prediction_error"] for row in cell["rows"]
-                    },
-                }
+        if name in done:
+            continue
+        entry = {
+            "name": name,
+            "settings": settings,
+            "environment": record.environment(),
+            "problems": {key: _varied(base.changed(settings), key, progress) for key in problems},
+        }
         found["variations"].append(entry)
-    return found
+        record.write_json(path, found)
+
+
+def _varied(protocol: Protocol, problem: str, progress: bool) -> dict[str, Any]:
+    table = "table1" if problem == L0 else "table2"
+    with tempfile.TemporaryDirectory() as out:
+        try:
+            run = reproduce.run([table], protocol, [128], [0], Path(out), progress)
+        except RuntimeError as error:
+            return {"error": str(error)}
+    (cell,) = run["cells"]
+    return {
+        "nonzeros": cell["optimal"]["nonzeros"],
+        "squared_norm": cell["dictionary"]["squared_norm"],
+        "prediction_error": {row["method"]: row["prediction_error"] for row in cell["rows"]},
+    }
 
 
 def take(run: Path) -> None:
@@ -146,7 +158,7 @@ def _write_figures(files: dict[str, bytes]) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     if "--variations" in arguments:
-        record.write_json(RECORD / "variations.json", vary(progress=sys.stderr.isatty()))
+        vary(RECORD / "variations.json", progress=sys.stderr.isatty())
     for run in (Path(a) for a in arguments if a != "--variations"):
         take(run)
     draw()
