@@ -107,12 +107,12 @@ def draw() -> None:
 def page(text: str) -> str:
     """``text`` with every part between markers drawn from the record anew."""
     results, times = reproduce.read(RECORD), pareto.read(RECORD)
-    parts = {name: tables.frame(results, name).to_markdown() for name in results["tables"]}
-    parts["claims"] = tables.claims(results).to_markdown()
+    parts = {name: tables.markdown(tables.frame(results, name)) for name in results["tables"]}
+    parts["claims"] = tables.markdown(tables.claims(results))
     parts["ahead"] = tables.ahead(results)
     parts["unlearned"] = tables.unlearned_note(results)
     parts["cost"] = cost(results)
-    parts["problems"] = tables.problems(results).to_markdown(index=False)
+    parts["problems"] = tables.markdown(tables.problems(results).set_index("problem"))
     parts["times"] = "\n".join(map(tables.time_of_codes, times))
     parts["machines"] = "\n".join(f"* {line}" for line in tables.machines(results))
     parts["protocol"] = tables.protocol(results)
@@ -147,7 +147,7 @@ def variations(found: dict[str, Any]) -> str:
             errors = cell["prediction_error"]
             row |= {"nonzeros": f"{cell['nonzeros']:.1f}", "‖D‖²": f"{cell['squared_norm']:.1f}"}
             rows.append(row | {name: f"{errors[name]:.2f}" for name in SHOWN})
-    return pandas.DataFrame(rows).fillna("").to_markdown(index=False)
+    return tables.markdown(pandas.DataFrame(rows).fillna("").set_index("change"))
 
 
 def _write_figures(files: dict[str, bytes]) -> None:

@@ -47,6 +47,11 @@ def frame(results: dict[str, Any], name: str):
     return frame
 
 
+def markdown(frame) -> str:
+    """A pandas frame with its entries as they are: 1.70 stays 1.70."""
+    return frame.to_markdown(disable_numparse=True)
+
+
 def write(results: dict[str, Any], out: Path) -> None:
     """``tables.md``, ``results.csv`` and one figure a table, each whole or not at all.
 
@@ -70,13 +75,13 @@ def text(results: dict[str, Any], times: Sequence[dict[str, Any]] = ()) -> str:
     """Markdown: tables, claims, times, protocol."""
     lines = []
     for name in results["tables"]:
-        lines += [f"## {name}", "", frame(results, name).to_markdown(), ""]
+        lines += [f"## {name}", "", markdown(frame(results, name)), ""]
     if note := unlearned_note(results):
         lines += [note, ""]
     lines += ["## Claims, judged by the means", ""]
-    lines += [claims(results).to_markdown()]
+    lines += [markdown(claims(results))]
     lines += ["", "## Rows ahead of the K = 2 encoder", "", ahead(results)]
-    lines += ["", "## Problems", "", problems(results).to_markdown(index=False), ""]
+    lines += ["", "## Problems", "", markdown(problems(results).set_index("problem")), ""]
     if times:
         lines += ["## Times", "", *map(time_of_codes, times), ""]
     lines += ["## Protocol", ""]
@@ -105,8 +110,8 @@ def unlearned(results: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, A
 def unlearned_note(results: dict[str, Any]) -> str:
     """What the mark in the tables means, and whom it is on."""
     return "\n".join(
-        f"{_UNLEARNED} did not learn: {cell['problem']}, p = {cell['p']}, seed {cell['seed']}, "
-        f"{row['method']}: mean loss {row['losses'][0]:.2f} in the first epoch, "
+        f"{_UNLEARNED} The loss rose: {cell['problem']}, p = {cell['p']}, seed {cell['seed']}, "
+        f"{row['method']}: a mean of {row['losses'][0]:.2f} in the first epoch, "
         f"{row['losses'][1]:.2f} in the last."
         for cell, row in unlearned(results)
     )
@@ -212,6 +217,7 @@ def draw(results: dict[str, Any], name: str) -> dict[str, bytes]:
         DEEP.format(k=2): (RED, "*-"),
     }
     found = {p: means(results["cells"], table, p) for p in sizes}
+    labels: list[tuple[float, int, str, str]] = []
     for method, (color, style) in shown.items():
         at = [p for p in sizes if method in found[p]]
         if not at:
@@ -221,10 +227,7 @@ def draw(results: dict[str, Any], name: str) -> dict[str, bytes]:
             at, [v[0] for v in values], yerr=[v[1] for v in values],
             fmt=style, color=color, ms=9 if "*" in style else 5, lw=1.2, capsize=2,
         )  # fmt: skip
-        axes.annotate(
-            method, (at[-1], values[-1][0]), xytext=(8, -3), textcoords="offset points",
-            color=color, fontsize=8,
-        )  # fmt: skip
+        labels.append((values[-1][0], at[-1], method, color))
     for method, published in table.paper.items():
         known = [(p, published[SIZES.index(p)]) for p in sizes if p in SIZES]
         color = shown.get(method, shown["Iterative-10 from zero"])[0]
@@ -237,6 +240,13 @@ def draw(results: dict[str, Any], name: str) -> dict[str, bytes]:
     axes.minorticks_off()
     axes.margins(x=0.1)
     axes.set_xlim(right=sizes[-1] * (2.2 if len(sizes) > 1 else 1.5))
+    low, high = axes.get_ylim()
+    height = 0.0
+    for value, p, method, color in sorted(labels):
+        height = max(value, height * (high / low) ** 0.045)  # a line of text above the last one
+        axes.annotate(
+            method, (p, height), xytext=(8, -3), textcoords="offset points", color=color, fontsize=8
+        )
     axes.grid(True, which="major", color="#e3e6ea", lw=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     return save(figure, name)

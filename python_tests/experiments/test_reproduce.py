@@ -218,7 +218,7 @@ def test_claims_are_judged_by_the_means():
     }
 
 
-def test_a_network_that_did_not_learn_is_a_marked_row(run):
+def test_a_network_whose_loss_rose_is_a_marked_row(run):
     _, results = run
     deepest = "Deep encoder, K = 4, untied"
 
