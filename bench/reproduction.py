@@ -33,16 +33,16 @@ COMMON = ("data=subset", "digits=12000", "copies=2", "held_out=2000", "epochs=10
 M_SPARSE, L0 = "m_sparse", "l0"
 VARIATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "none": ((), (L0, M_SPARSE)),
-    "no shifted copies": (("copies=1",), (L0, M_SPARSE)),
-    "three times as many epochs": (("epochs=30",), (L0, M_SPARSE)),
     "dictionary: l1, atoms of unit norm": (("dictionary=l1",), (L0, M_SPARSE)),
-    "dictionary: MOD, atoms of unit norm": (("dictionary=mod",), (L0, M_SPARSE)),
-    "gradient not clipped": (("clip=1e9",), (L0, M_SPARSE)),
-    "optimal codes from l1 at 0.5": (("m_sparse_l1_lam=0.5",), (M_SPARSE,)),
     "M = 10": (("m=10",), (M_SPARSE,)),
     "lam = 0.1": (("lam=0.1",), (L0,)),
+    "gradient not clipped": (("clip=1e9",), (L0, M_SPARSE)),
     "sigma not below 0.2": (("sigma_floor=0.2",), (L0,)),
     "sigma down to 0.01": (("sigma_floor=0.01",), (L0,)),
+    "three times as many epochs": (("epochs=30",), (L0, M_SPARSE)),
+    "no shifted copies": (("copies=1",), (L0, M_SPARSE)),
+    "optimal codes from l1 at 0.5": (("m_sparse_l1_lam=0.5",), (M_SPARSE,)),
+    "dictionary: MOD, atoms of unit norm": (("dictionary=mod",), (L0, M_SPARSE)),
 }
 SHOWN = ("Iterative-10 from zero", BASELINE, "LISTA, K = 2", DEEP.format(k=2))
 
