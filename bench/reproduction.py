@@ -147,7 +147,10 @@ def variations(found: dict[str, Any]) -> str:
             errors = cell["prediction_error"]
             row |= {"nonzeros": f"{cell['nonzeros']:.1f}", "‖D‖²": f"{cell['squared_norm']:.1f}"}
             rows.append(row | {name: f"{errors[name]:.2f}" for name in SHOWN})
-    return tables.markdown(pandas.DataFrame(rows).fillna("").set_index("change"))
+    table = tables.markdown(pandas.DataFrame(rows).fillna("").set_index("change"))
+    done = {entry["name"] for entry in found["variations"]}
+    missing = [name for name in VARIATIONS if name not in done]
+    return table + (f"\n\nNot run: {'; '.join(missing)}." if missing else "")
 
 
 def _write_figures(files: dict[str, bytes]) -> None:
