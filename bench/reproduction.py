@@ -2,8 +2,8 @@
 
 ``python -m bench.reproduction RUN`` takes the record of a run of ``deepl0 reproduce`` (and of
 ``deepl0 timing``, if that came after it) into bench/records; ``--variations`` computes the
-variations (on the digits in the package, in minutes). Both then draw; without arguments that is
-all.
+variations that are not on record yet (on the digits in the package). Both then draw; without
+arguments that is all.
 """
 
 from __future__ import annotations
@@ -33,46 +33,58 @@ COMMON = ("data=subset", "digits=12000", "copies=2", "held_out=2000", "epochs=10
 M_SPARSE, L0 = "m_sparse", "l0"
 VARIATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "none": ((), (L0, M_SPARSE)),
-    "no shifted copies": (("copies=1",), (L0, M_SPARSE)),
-    "three times as many epochs": (("epochs=30",), (L0, M_SPARSE)),
     "dictionary: l1, atoms of unit norm": (("dictionary=l1",), (L0, M_SPARSE)),
-    "dictionary: MOD, atoms of unit norm": (("dictionary=mod",), (L0, M_SPARSE)),
-    "gradient not clipped": (("clip=1e9",), (L0, M_SPARSE)),
-    "optimal codes from l1 at 0.5": (("m_sparse_l1_lam=0.5",), (M_SPARSE,)),
     "M = 10": (("m=10",), (M_SPARSE,)),
     "lam = 0.1": (("lam=0.1",), (L0,)),
+    "gradient not clipped": (("clip=1e9",), (L0, M_SPARSE)),
     "sigma not below 0.2": (("sigma_floor=0.2",), (L0,)),
     "sigma down to 0.01": (("sigma_floor=0.01",), (L0,)),
+    "three times as many epochs": (("epochs=30",), (L0, M_SPARSE)),
+    "no shifted copies": (("copies=1",), (L0, M_SPARSE)),
+    "optimal codes from l1 at 0.5": (("m_sparse_l1_lam=0.5",), (M_SPARSE,)),
+    "dictionary: MOD, atoms of unit norm": (("dictionary=mod",), (L0, M_SPARSE)),
 }
 SHOWN = ("Iterative-10 from zero", BASELINE, "LISTA, K = 2", DEEP.format(k=2))
 
 
-def vary(progress: bool) -> dict[str, Any]:
-    """Both problems at p = 128 under every variation; a network that diverges is a result, too."""
+def vary(path: Path, progress: bool) -> None:
+    """Both problems at p = 128 under every variation that ``path`` lacks, into ``path`` one by one.
+
+    A network that diverges is a result, too.
+    """
     base = Protocol().changed(COMMON)
-    found: dict[str, Any] = {"protocol": asdict(base), "environment": record.environment()}
-    found["variations"] = []
+    found: dict[str, Any] = {"protocol": asdict(base), "variations": []}
+    if path.exists():
+        before = json.loads(path.read_text())
+        if before["protocol"] == found["protocol"]:
+            found = before
+    done = {entry["name"] for entry in found["variations"]}
     for name, (settings, problems) in VARIATIONS.items():
-        protocol = base.changed(settings)
-        entry: dict[str, Any] = {"name": name, "settings": settings, "problems": {}}
-        for problem in problems:
-            table = "table1" if problem == L0 else "table2"
-            with tempfile.TemporaryDirectory() as out:
-                try:
-                    run = reproduce.run([table], protocol, [128], [0], Path(out), progress)
-                except RuntimeError as error:
-                    entry["problems"][problem] = {"error": str(error)}
-                    continue
-                (cell,) = run["cells"]
-                entry["problems"][problem] = {
-                    "nonzeros": cell["optimal"]["nonzeros"],
-                    "squared_norm": cell["dictionary"]["squared_norm"],
-                    "prediction_error": {
-                        row["method"]: row["prediction_error"] for row in cell["rows"]
-                    },
-                }
+        if name in done:
+            continue
+        entry = {
+            "name": name,
+            "settings": settings,
+            "environment": record.environment(),
+            "problems": {key: _varied(base.changed(settings), key, progress) for key in problems},
+        }
         found["variations"].append(entry)
-    return found
+        record.write_json(path, found)
+
+
+def _varied(protocol: Protocol, problem: str, progress: bool) -> dict[str, Any]:
+    table = "table1" if problem == L0 else "table2"
+    with tempfile.TemporaryDirectory() as out:
+        try:
+            run = reproduce.run([table], protocol, [128], [0], Path(out), progress)
+        except RuntimeError as error:
+            return {"error": str(error)}
+    (cell,) = run["cells"]
+    return {
+        "nonzeros": cell["optimal"]["nonzeros"],
+        "squared_norm": cell["dictionary"]["squared_norm"],
+        "prediction_error": {row["method"]: row["prediction_error"] for row in cell["rows"]},
+    }
 
 
 def take(run: Path) -> None:
@@ -95,9 +107,12 @@ def draw() -> None:
 def page(text: str) -> str:
     """``text`` with every part between markers drawn from the record anew."""
     results, times = reproduce.read(RECORD), pareto.read(RECORD)
-    parts = {name: tables.frame(results, name).to_markdown() for name in results["tables"]}
-    parts["claims"] = tables.claims(results)
-    parts["problems"] = tables.problems(results).to_markdown(index=False)
+    parts = {name: tables.markdown(tables.frame(results, name)) for name in results["tables"]}
+    parts["claims"] = tables.markdown(tables.claims(results))
+    parts["ahead"] = tables.ahead(results)
+    parts["unlearned"] = tables.unlearned_note(results)
+    parts["cost"] = cost(results)
+    parts["problems"] = tables.markdown(tables.problems(results).set_index("problem"))
     parts["times"] = "\n".join(map(tables.time_of_codes, times))
     parts["machines"] = "\n".join(f"* {line}" for line in tables.machines(results))
     parts["protocol"] = tables.protocol(results)
@@ -111,6 +126,16 @@ def fill(text: str, parts: dict[str, str]) -> str:
         before, rest = text.split(BEGIN.format(name))
         text = f"{before}{BEGIN.format(name)}{content}\n{rest[rest.index(END) :]}"
     return text
+
+
+def cost(results: dict[str, Any]) -> str:
+    """What the cells took, in a sentence."""
+    seconds = sum(sum(cell["cpu_seconds"].values()) for cell in results["cells"])
+    threads = sorted({cell["environment"]["threads"] for cell in results["cells"]})
+    return (
+        f"The {len(results['cells'])} cells took {seconds / 60:.0f} minutes of processor time in "
+        f"all, with {' or '.join(map(str, threads))} thread(s)."
+    )
 
 
 def variations(found: dict[str, Any]) -> str:
@@ -127,7 +152,10 @@ def variations(found: dict[str, Any]) -> str:
             errors = cell["prediction_error"]
             row |= {"nonzeros": f"{cell['nonzeros']:.1f}", "‖D‖²": f"{cell['squared_norm']:.1f}"}
             rows.append(row | {name: f"{errors[name]:.2f}" for name in SHOWN})
-    return pandas.DataFrame(rows).fillna("").to_markdown(index=False)
+    table = tables.markdown(pandas.DataFrame(rows).fillna("").set_index("change"))
+    done = {entry["name"] for entry in found["variations"]}
+    missing = [name for name in VARIATIONS if name not in done]
+    return table + (f"\n\nNot run: {'; '.join(missing)}." if missing else "")
 
 
 def _write_figures(files: dict[str, bytes]) -> None:
@@ -138,7 +166,7 @@ def _write_figures(files: dict[str, bytes]) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     if "--variations" in arguments:
-        record.write_json(RECORD / "variations.json", vary(progress=sys.stderr.isatty()))
+        vary(RECORD / "variations.json", progress=sys.stderr.isatty())
     for run in (Path(a) for a in arguments if a != "--variations"):
         take(run)
     draw()

@@ -62,6 +62,7 @@ def draw(result: dict[str, Any]) -> dict[str, bytes]:
 
 def save(figure, name: str) -> dict[str, bytes]:
     """``<name>.png`` and ``<name>.svg``; the same figure gives the same bytes."""
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
@@ -69,7 +70,8 @@ def save(figure, name: str) -> dict[str, bytes]:
     for kind in ("png", "svg"):
         buffer = io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else None
-        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+        with rc_context({"svg.hashsalt": name}):  # else the ids of its parts are random
+            figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
         files[f"{name}.{kind}"] = buffer.getvalue()
     return files
 

@@ -16,7 +16,7 @@ table { border-collapse: collapse; margin: 1rem 0; }
 td, th { padding: .25rem .8rem; border-bottom: 1px solid #e3e6ea; text-align: right; }
 td:first-child, th:first-child { text-align: left; }
 svg { max-width: 100%; height: auto; }
-.no { color: #c53030; font-weight: 600; } .note { color: #555b66; }
+.note { color: #555b66; }
 """
 
 
@@ -54,14 +54,10 @@ def _codes(results: dict[str, Any], figures: list[Path], times: list[dict[str, A
     for name in results["tables"]:
         parts.append(f"<h2>{name}: {html.escape(reproduce.TABLES[name].title)}</h2>")
         parts.append(tables.frame(results, name).to_html(border=0))
-    parts.append("<h2>Claims, judged by the means over seeds</h2><ul>")
-    for claim in results["claims"]:
-        verdict = "holds" if claim["holds"] else "<span class=no>does not hold</span>"
-        parts.append(
-            f"<li>{claim['table']}, p = {claim['p']}: encoder {claim['encoder']:.2f}, "
-            f"{html.escape(claim['rival'])} {claim['rival_value']:.2f}: {verdict}</li>"
-        )
-    parts.append("</ul><h2>Figures</h2>")
+    parts.append(f"<p class=note>{html.escape(tables.unlearned_note(results))}</p>")
+    parts.append("<h2>Claims, judged by the means over seeds</h2>")
+    parts.append(tables.claims(results).to_html(border=0))
+    parts.append("<h2>Figures</h2>")
     for figure in figures:
         svg = figure.read_text()
         parts.append(f"<figure>{svg[svg.index('<svg') :]}</figure>")

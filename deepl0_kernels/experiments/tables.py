@@ -13,6 +13,7 @@ from .regression import BASELINE, DEEP
 from .reproduce import SIZES, TABLES, means
 
 _PAPER = "{} (paper)"
+_UNLEARNED = "†"
 
 
 def frame(results: dict[str, Any], name: str):
@@ -21,6 +22,7 @@ def frame(results: dict[str, Any], name: str):
 
     table, sizes = TABLES[name], results["sizes"]
     several = len(results["seeds"]) > 1
+    bad = {(c["problem"], c["p"], row["method"]) for c, row in unlearned(results)}
 
     def entry(mean: float, spread: float) -> str:
         value = f"{mean:.2f}" + (f" ± {spread:.2f}" if several else "")
@@ -29,7 +31,8 @@ def frame(results: dict[str, Any], name: str):
 
     columns = {
         f"p = {p}": {
-            method: entry(*value) for method, value in means(results["cells"], table, p).items()
+            method: entry(*value) + (f" {_UNLEARNED}" if (table.problem, p, method) in bad else "")
+            for method, value in means(results["cells"], table, p).items()
         }
         for p in sizes
     }
@@ -42,6 +45,11 @@ def frame(results: dict[str, Any], name: str):
         }
     frame.index.name = f"{table.title}, {table.unit}"
     return frame
+
+
+def markdown(frame) -> str:
+    """A pandas frame with its entries as they are: 1.70 stays 1.70."""
+    return frame.to_markdown(disable_numparse=True)
 
 
 def write(results: dict[str, Any], out: Path) -> None:
@@ -67,15 +75,19 @@ def text(results: dict[str, Any], times: Sequence[dict[str, Any]] = ()) -> str:
     """Markdown: tables, claims, times, protocol."""
     lines = []
     for name in results["tables"]:
-        lines += [f"## {name}", "", frame(results, name).to_markdown(), ""]
+        lines += [f"## {name}", "", markdown(frame(results, name)), ""]
+    if note := unlearned_note(results):
+        lines += [note, ""]
     lines += ["## Claims, judged by the means", ""]
-    lines += [claims(results)]
-    lines += ["", "## Problems", "", problems(results).to_markdown(index=False), ""]
+    lines += [markdown(claims(results))]
+    lines += ["", "## Rows ahead of the K = 2 encoder", "", ahead(results)]
+    lines += ["", "## Problems", "", markdown(problems(results).set_index("problem")), ""]
     if times:
         lines += ["## Times", "", *map(time_of_codes, times), ""]
     lines += ["## Protocol", ""]
     lines += [
         protocol(results),
+        "",
         f"* seeds: {results['seeds']}",
         *(f"* cells: {line}" for line in machines(results)),
         "",
@@ -85,19 +97,60 @@ def text(results: dict[str, Any], times: Sequence[dict[str, Any]] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
-def claims(results: dict[str, Any]) -> str:
-    """The orderings that the paper claims, as a list."""
+def unlearned(results: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Cell and row of every network whose loss ended above that of its first epoch."""
+    return [
+        (cell, row)
+        for cell in results["cells"]
+        for row in cell["rows"]
+        if (losses := row.get("losses")) and not losses[1] < losses[0]
+    ]
+
+
+def unlearned_note(results: dict[str, Any]) -> str:
+    """What the mark in the tables means, and whom it is on."""
     return "\n".join(
-        f"* {claim['table']}, p = {claim['p']}: {DEEP.format(k=2)} {claim['encoder']:.2f}, "
-        f"{claim['rival']} {claim['rival_value']:.2f}: "
-        + ("holds" if claim["holds"] else "**does not hold**")
-        for claim in results["claims"]
+        f"{_UNLEARNED} The loss rose: {cell['problem']}, p = {cell['p']}, seed {cell['seed']}, "
+        f"{row['method']}: a mean of {row['losses'][0]:.2f} in the first epoch, "
+        f"{row['losses'][1]:.2f} in the last."
+        for cell, row in unlearned(results)
     )
 
 
+def claims(results: dict[str, Any]):
+    """The orderings that the paper claims, as a pandas frame: the K = 2 encoder against rivals."""
+    import pandas
+
+    frame = pandas.DataFrame()
+    for claim in results["claims"]:
+        entry = f"{claim['encoder']:.2f} < {claim['rival_value']:.2f}"
+        if not claim["holds"]:
+            entry = f"{claim['encoder']:.2f} ≥ {claim['rival_value']:.2f}, does not hold"
+        frame.loc[f"{claim['table']}: {claim['rival']}", f"p = {claim['p']}"] = entry
+    frame.index.name = f"{DEEP.format(k=2)}, against"
+    return frame.fillna("")
+
+
+def ahead(results: dict[str, Any]) -> str:
+    """Which rows beat the K = 2 encoder without more stages or an l1 solution, as a list."""
+    lines = []
+    for name in results["tables"]:
+        for p in results["sizes"]:
+            mean = means(results["cells"], TABLES[name], p)
+            encoder = mean[DEEP.format(k=2)][0]
+            better = [
+                f"{method} {value:.2f}"
+                for method, (value, _) in mean.items()
+                if value < encoder and not method.endswith("l1") and "Deep" not in method
+            ]
+            found = ", ".join(better) or "none"
+            lines.append(f"* {name}, p = {p} (encoder {encoder:.2f}): {found}")
+    return "\n".join(lines)
+
+
 def protocol(results: dict[str, Any]) -> str:
-    """Every choice, as a list."""
-    return "\n".join(f"* {key}: {value}" for key, value in results["protocol"].items())
+    """Every choice, as ``--set`` takes them."""
+    return "`" + " ".join(f"{key}={value}" for key, value in results["protocol"].items()) + "`"
 
 
 def problems(results: dict[str, Any]):
@@ -119,7 +172,6 @@ def problems(results: dict[str, Any]):
                 "squared norm of D": f"{dictionary['squared_norm']:.2f}",
                 "coherence": f"{dictionary['coherence']:.2f}",
                 "dead atoms": dictionary["dead_atoms"],
-                "minutes": f"{sum(cell['seconds'].values()) / 60:.1f}",
                 "processor minutes": f"{sum(cell['cpu_seconds'].values()) / 60:.1f}",
             }
         )
@@ -162,9 +214,10 @@ def draw(results: dict[str, Any], name: str) -> dict[str, bytes]:
         **{f"Iterative-{k} from zero": (BLUE, "o-") for k in (2, 5, 10)},
         BASELINE: (GREY, "s-"),
         "LISTA, K = 2": (GREEN, "^-"),
-        **{DEEP.format(k=k): (RED, "*-" if k == 2 else ".-") for k in (2, 3, 4)},
+        DEEP.format(k=2): (RED, "*-"),
     }
     found = {p: means(results["cells"], table, p) for p in sizes}
+    labels: list[tuple[float, int, str, str]] = []
     for method, (color, style) in shown.items():
         at = [p for p in sizes if method in found[p]]
         if not at:
@@ -174,10 +227,7 @@ def draw(results: dict[str, Any], name: str) -> dict[str, bytes]:
             at, [v[0] for v in values], yerr=[v[1] for v in values],
             fmt=style, color=color, ms=9 if "*" in style else 5, lw=1.2, capsize=2,
         )  # fmt: skip
-        axes.annotate(
-            method, (at[-1], values[-1][0]), xytext=(8, -3), textcoords="offset points",
-            color=color, fontsize=8,
-        )  # fmt: skip
+        labels.append((values[-1][0], at[-1], method, color))
     for method, published in table.paper.items():
         known = [(p, published[SIZES.index(p)]) for p in sizes if p in SIZES]
         color = shown.get(method, shown["Iterative-10 from zero"])[0]
@@ -190,6 +240,13 @@ def draw(results: dict[str, Any], name: str) -> dict[str, bytes]:
     axes.minorticks_off()
     axes.margins(x=0.1)
     axes.set_xlim(right=sizes[-1] * (2.2 if len(sizes) > 1 else 1.5))
+    low, high = axes.get_ylim()
+    height = 0.0
+    for value, p, method, color in sorted(labels):
+        height = max(value, height * (high / low) ** 0.045)  # a line of text above the last one
+        axes.annotate(
+            method, (p, height), xytext=(8, -3), textcoords="offset points", color=color, fontsize=8
+        )
     axes.grid(True, which="major", color="#e3e6ea", lw=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     return save(figure, name)

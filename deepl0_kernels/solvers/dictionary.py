@@ -22,6 +22,8 @@ from .updates import MOD, OnlineL1, Outcome, Unrolled, Update
 METHODS = ("unrolled", "l1", "mod")
 # Default patience of a stream: so many signals an atom. One in use gets m / p of the signals.
 _PATIENCE = 50
+# Default patience over a set of signals.
+_EPOCHS = 3
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class DictionaryLearner:
     Methods, each from its source:
 
     * ``"unrolled"`` (m or lam): K stages of IHT (step 1) from zero code a batch; Adam follows the
-      gradient of the objective through all of them, and D is scaled back to ``||D||_2 <= 1``: the
+      gradient of the objective through all of them, from the nearest tight frame to the initial
+      atoms, and D is projected to ``||D||_2 <= 1``: the
       dictionary for which an encoder of few stages is good (the codes of Blumensath and Davies
       2008, the gradient of Gregor and LeCun 2010).
     * ``"l1"`` (lam): ``1/2 ||x - D a||^2 + lam ||a||_1``, codes by :func:`fista`, one sweep of
@@ -67,8 +70,8 @@ class DictionaryLearner:
       Skretting and Engan 2010).
 
     The last two leave ``||D||_2^2`` at 30 to 160 on image patches; the solvers adapt their step.
-    An atom that ``patience`` signals in a row have not used is dead, and the signal that is
-    represented worst takes its place.
+    An atom that ``patience`` signals in a row have not used is dead, and what the code leaves of
+    the signal that is represented worst takes its place.
 
     Args:
         p: atoms.
@@ -148,8 +151,8 @@ class DictionaryLearner:
             ValueError: x is not finite, of another shape or dtype than before, empty, or (the first
                 time) all 0; m above n for "mod".
 
-        "unrolled": 6 K p^2 flops a signal at most, and n p^2; the others: the codes, p^2 a signal,
-        and 2 n p^2 ("mod": and p^3).
+        "unrolled": 6 K p^2 flops a signal at most, n p^2 and min(n, p)^3; the others: the codes,
+        p^2 a signal, and 2 n p^2 ("mod": and p^3).
         """
         x = _signals(x)
         if self._update is None:
@@ -256,7 +259,7 @@ class DictionaryLearner:
             self._update = MOD(D, o["forgetting"], o["m"])
         else:
             names = ("m", "lam", "num_stages", "lr", "total_steps")
-            self._update = Unrolled(D, self.generator, **{name: o[name] for name in names})
+            self._update = Unrolled(D, **{name: o[name] for name in names})
 
     def _keep_count(self, x: Tensor, outcome: Outcome) -> None:
         """Usage, idle atoms, and new ones for the dead."""
@@ -274,8 +277,7 @@ class DictionaryLearner:
         worst = error.argsort(descending=True, stable=True)[: len(dead)]
         worst = worst[error[worst] > 0]
         dead = dead[: len(worst)]
-        signals = x[worst] / x[worst].norm(dim=1, keepdim=True)
-        self._update.replace(dead, signals)
+        self._update.replace(dead, outcome.residual[worst] / error[worst, None].sqrt())
         self._idle[dead], self._used[dead], self._usage[dead] = 0, False, 0
         self._replaced += len(dead)
 
@@ -308,7 +310,8 @@ def learn_dictionary(
             :class:`DictionaryLearner`; the rate of "unrolled" goes through one cycle.
         epochs, batch_size: every epoch goes through the signals in another order; what does not
             fill a batch is left out of it.
-        patience: None for an epoch.
+        patience: None for three epochs; a dictionary that has just been begun uses some atoms
+            rarely, and comes to use them.
         seed: of the initialisation (p signals plus noise) and the order of batches; the result is
             deterministic for a given number of threads.
         checkpoint: a file that is written, whole or not at all, after every epoch; if it exists, it
@@ -334,7 +337,7 @@ def learn_dictionary(
         lr=lr,
         total_steps=batches * epochs,
         forgetting=forgetting,
-        patience=batches * batch_size if patience is None else patience,
+        patience=_EPOCHS * batches * batch_size if patience is None else patience,
         tol=tol,
         max_iter=max_iter,
         seed=seed,

@@ -43,8 +43,8 @@ class Update(ABC):
         """Code x [B, n] and move D."""
 
     @abstractmethod
-    def replace(self, atoms: Tensor, signals: Tensor) -> None:
-        """Put ``signals`` [k, n] in the place of D[:, atoms]; forget what was known of those."""
+    def replace(self, atoms: Tensor, directions: Tensor) -> None:
+        """Put ``directions`` [k, n], of norm 1, in the place of D[:, atoms]; these begin anew."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]: ...
@@ -63,7 +63,6 @@ class Unrolled(Update):
     def __init__(
         self,
         D: Tensor,
-        generator: torch.Generator,
         *,
         m: int | None,
         lam: float | None,
@@ -71,7 +70,10 @@ class Unrolled(Update):
         lr: float,
         total_steps: int | None,
     ) -> None:
-        self.D = (D / math.sqrt(steps.squared_norm(D))).requires_grad_()
+        # The nearest tight frame: all singular values are 1, and every atom is in use from the
+        # start. Signals as they are share one direction, whose bound would shrink all the others.
+        U, _, Vh = torch.linalg.svd(D.double(), full_matrices=False)
+        self.D = (U @ Vh).to(D.dtype).contiguous().requires_grad_()
         self.m, self.lam, self.num_stages = m, lam, num_stages
         p = D.shape[1]
         self.eye = torch.eye(p, dtype=D.dtype, device=D.device)
@@ -81,7 +83,6 @@ class Unrolled(Update):
             self.schedule = torch.optim.lr_scheduler.OneCycleLR(
                 self.optimizer, lr, total_steps=total_steps
             )
-        self.direction = torch.randn(p, generator=generator, dtype=D.dtype).to(D.device)
 
     def __call__(self, x: Tensor) -> Outcome:
         D = self.D
@@ -104,25 +105,34 @@ class Unrolled(Update):
         self.optimizer.step()
         if self.schedule is not None:
             self.schedule.step()
-        with torch.no_grad():
-            # One warm-started power step follows D closely; result() makes the bound exact.
-            self.direction = D.T @ (D @ self.direction)
-            self.direction /= self.direction.norm()
-            D /= (D @ self.direction).norm().clamp_min(1)
+        self._project()
         return Outcome(used, loss.item() + penalty, residual.detach())
 
     @torch.no_grad()
-    def replace(self, atoms: Tensor, signals: Tensor) -> None:
-        self.D[:, atoms] = (signals * (self.D.norm() / math.sqrt(self.D.shape[1]))).T
+    def _project(self) -> None:
+        """The nearest D with ``||D||_2 <= 1``: singular values above 1 become 1, no other moves."""
+        n, p = self.D.shape
+        wide = n <= p
+        squares, U = torch.linalg.eigh(self.D @ self.D.T if wide else self.D.T @ self.D)
+        over = squares > 1
+        if over.any():
+            U = U[:, over]
+            shrink = 1 - squares[over].rsqrt()
+            self.D -= (
+                U @ (shrink[:, None] * (U.T @ self.D)) if wide else (self.D @ U * shrink) @ U.T
+            )
+
+    @torch.no_grad()
+    def replace(self, atoms: Tensor, directions: Tensor) -> None:
+        self.D[:, atoms] = (directions * (self.D.norm() / math.sqrt(self.D.shape[1]))).T
         for moment in self.optimizer.state[self.D].values():
             if moment.shape == self.D.shape:
                 moment[:, atoms] = 0
-        self.D /= max(1.0, math.sqrt(steps.squared_norm(self.D)))
+        self._project()
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "D": self.D.detach().clone(),
-            "direction": self.direction.clone(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
         }
@@ -130,13 +140,12 @@ class Unrolled(Update):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
             self.D.copy_(state["D"])
-        self.direction = state["direction"].clone()
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
 
     def result(self) -> Tensor:
-        D = super().result()
+        D = super().result()  # projected up to rounding
         return D / max(1.0, math.sqrt(steps.squared_norm(D)))
 
 
@@ -173,8 +182,8 @@ class _Statistics(Update):
         self.D = self.solve(self.D.double()).to(x.dtype)
         return Outcome((a != 0).sum(0), objective.double().mean().item(), residual)
 
-    def replace(self, atoms: Tensor, signals: Tensor) -> None:
-        self.D[:, atoms] = signals.T
+    def replace(self, atoms: Tensor, directions: Tensor) -> None:
+        self.D[:, atoms] = directions.T
         self.A[atoms], self.A[:, atoms], self.B[:, atoms] = 0, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
