@@ -56,7 +56,9 @@ def _app():
     @app.command()
     def reproduce(
         tables: Annotated[list[str], typer.Argument(help="table1 to table5; or all.")],
-        p: Annotated[str, typer.Option(help="Code sizes, as in '128 256 512'.")] = "128 256 512",
+        p: Annotated[
+            str | None, typer.Option(help="Code sizes; by default --p 128 256 512.")
+        ] = None,
         seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 1,
         out: Annotated[Path, typer.Option(help="Folder of the run; resumed if it exists.")] = Path(
             "deepl0-tables"
@@ -81,6 +83,9 @@ def _app():
         from .experiments.protocol import Protocol
 
         every = [*experiment.TABLES, *classification.PROTOCOLS]
+        if p is not None:  # an option takes one value: further sizes arrive among the tables
+            p = " ".join([p, *(word for word in tables if word.isdigit())])
+            tables = [word for word in tables if not word.isdigit()]
         wanted = every if tables == ["all"] else list(dict.fromkeys(tables))
         codes = [name for name in wanted if name in experiment.TABLES]
         show = progress and sys.stderr.isatty()
@@ -90,7 +95,7 @@ def _app():
                     f"tables must be among {', '.join(every)}, got {', '.join(unknown)}"
                 )
             try:
-                sizes = [int(word) for word in p.replace(",", " ").split()]
+                sizes = [int(n) for n in (p or "128 256 512").replace(",", " ").split()]
             except ValueError:
                 raise ValueError(f"p must be integers, as in '128 256 512', got {p!r}") from None
 

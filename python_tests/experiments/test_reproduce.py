@@ -318,6 +318,8 @@ def test_the_command_its_times_and_their_renewal(tmp_path, monkeypatch):
         (["table9", "--quick"], "table9"),
         (["table1", "--quick", "--p", "16"], "got 16"),
         (["table1", "--quick", "--p", "many"], "many"),
+        (["table1", "--quick", "--p", "40", "16"], "got 16"),
+        (["table1", "256"], "got 256"),
         (["table1", "--quick", "--seeds", "0"], "greater than or equal to 1"),
         (["table1", "--quick", "--set", "depth=3"], "got 'depth=3'"),
     ],
