@@ -29,14 +29,15 @@ def recovered(D, truth) -> float:
     return (cosines.abs().amax(0) > 0.99).double().mean().item()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_learning(kind):
+# What is left of the objective: of some kinds most of it is the noise, or the penalty.
+@pytest.mark.parametrize(("kind", "left"), zip(KINDS, (0.7, 0.9, 0.9, 0.75), strict=True))
+def test_learning(kind, left):
     x, _, _ = planted(n=20, p=30, rows=1000, dtype=torch.float32)
     r = learn_dictionary(x, 30, **kind, epochs=8, batch_size=50, seed=3)
     assert r.D.shape == (20, 30)
     assert r.D.dtype == torch.float32
     assert not r.D.requires_grad
-    assert r.loss[-1] < 0.9 * r.loss[0]
+    assert r.loss[-1] < left * r.loss[0]
     norm = torch.linalg.matrix_norm(r.D.double(), 2).item()
     if kind["method"] == "unrolled":
         assert norm <= 1 + 1e-5
