@@ -301,6 +301,14 @@ void run(Tile<COLUMNS>, const PersistentEncoder& a, cudaStream_t stream) {
 
 }  // namespace
 
+int64_t persistent_most() {
+    const int available = current_device().shared_bytes;
+    int64_t most = kPersistentP;
+    while (most > 0 && with_tile(most, [](auto tile) { return tile.kSharedBytes; }) > available)
+        most = most > 128 ? most / 2 : 0;
+    return most;
+}
+
 size_t persistent_workspace_bytes(int64_t rows, int64_t p, int stages) {
     if (stages <= 2) return 0;
     const int64_t columns = persistent_columns(p);

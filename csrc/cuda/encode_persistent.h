@@ -6,9 +6,13 @@
 
 namespace deepl0::cuda {
 
-/// The longest code, and the length that a code of p entries is padded to: 128, 256 or 512.
+/// The longest code at all, and the length that a code of p entries is padded to: 128, 256 or 512.
 constexpr int64_t kPersistentP = 512;
 constexpr int64_t persistent_columns(int64_t p) { return p <= 128 ? 128 : p <= 256 ? 256 : 512; }
+
+/// The longest code on the current device: its tile must fit the shared memory of a block. 512 on
+/// an A100 or H100, 256 where that is 100 KB.
+int64_t persistent_most();
 
 /// The depth of a slice of W: n is a multiple of it.
 constexpr int64_t kPersistentDepth = 16;

@@ -13,8 +13,7 @@ from torch.nn.functional import pad
 
 from . import library
 
-# csrc/cuda/encode_persistent.h: the longest code of the single launch, the depth of its slices.
-PERSISTENT_P = 512
+# csrc/cuda/encode_persistent.h: the depth of a slice.
 DEPTH = 16
 # A tile of 64 rows for every multiprocessor of an H100.
 FULL_BATCH = 64 * 132
@@ -59,7 +58,7 @@ def encode_top_m(
 
 def is_persistent(x: Tensor, W: Tensor) -> bool:
     """Whether one launch carries the signals through all stages."""
-    return x.dtype == torch.bfloat16 and W.shape[0] <= PERSISTENT_P
+    return x.dtype == torch.bfloat16 and W.shape[0] <= library.persistent_most(x.device)
 
 
 def fills_the_device(x: Tensor) -> bool:

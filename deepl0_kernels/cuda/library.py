@@ -53,6 +53,13 @@ def refusal(device: torch.device) -> str | None:
     return None
 
 
+@functools.cache
+def persistent_most(device: torch.device) -> int:
+    """The longest code that the device's shared memory lets one launch encode; without a device, as
+    an H100 would."""
+    return kernels.persistent_most(device.index or 0) if device.type == "cuda" else 512
+
+
 def by_columns(t: Tensor) -> bool:
     """Whether the matrix is a transposed view of a contiguous one: so its gradient is, too."""
     rows, columns = t.shape[-2:]

@@ -90,6 +90,16 @@ def test_blocks_stay_for_many_tiles(run, emulator):
     assert many[2].shape == many[3].shape == (0, 70, 12)
 
 
+@pytest.mark.parametrize(
+    ("shared", "most"),
+    [(232448, 512), (166912, 512), (101376, 256), (48 << 10, 128), (32 << 10, 0)],
+)
+def test_the_longest_code_fits_the_device(ops, emulator, shared, most):
+    """H100, A100, a desktop's card, and less."""
+    emulator.set_device(4, shared)
+    assert ops.persistent_most(0) == most
+
+
 def test_the_code_is_multiplied_as_float32(run):
     """With S = I a stage doubles the kept entries of x W', all 24 bits of them."""
     x, W, _ = draw(3, 32, 90)

@@ -18,6 +18,11 @@ const void* packs_of(const Tensor& first, const Tensor& t, const char* name) {
 
 }  // namespace
 
+int64_t persistent_most(int64_t device) {
+    Call call(static_cast<int32_t>(device));
+    return cuda::persistent_most();
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m(Tensor x, Tensor W, Tensor S, int64_t p,
                                                         int64_t m, int64_t num_stages, bool save) {
     STD_TORCH_CHECK(p <= cuda::kPersistentP && num_stages >= 1,

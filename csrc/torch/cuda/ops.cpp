@@ -26,6 +26,7 @@ STABLE_TORCH_LIBRARY(deepl0_cuda, m) {
         "outer_atomic(Tensor rows, Tensor c, Tensor indices, Tensor values, Tensor(a!) out,"
         " bool accumulate) -> ()");
     m.def("product_on_support(Tensor upper, Tensor c, Tensor lower, Tensor s) -> Tensor");
+    m.def("persistent_most(int device) -> int");
     m.def("probe(int device) -> ()");
 }
 
@@ -59,5 +60,6 @@ STABLE_TORCH_LIBRARY_IMPL(deepl0_emulated, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(deepl0_cuda, CUDA, m) { implement(m); }
 STABLE_TORCH_LIBRARY_IMPL(deepl0_cuda, CompositeExplicitAutograd, m) {
 #endif
+    m.impl("persistent_most", TORCH_BOX(&ops::persistent_most));
     m.impl("probe", TORCH_BOX(&ops::probe));
 }

@@ -21,6 +21,9 @@ std::tuple<Tensor, Tensor> gather_top_m(Tensor wx, Tensor values, Tensor indices
 std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m(Tensor x, Tensor W, Tensor S, int64_t p,
                                                         int64_t m, int64_t num_stages, bool save);
 
+/// The longest p that encode_top_m takes on the device.
+int64_t persistent_most(int64_t device);
+
 /// [B, n]: sums of rows of w; float32 if `wide`, else of w's dtype.
 Tensor gather_rows(Tensor values, Tensor indices, Tensor w, bool wide);
 Tensor row_dots(Tensor indices, Tensor w, Tensor x);
