@@ -24,7 +24,7 @@ TINY = replace(
     held_out=300,
     dictionary_epochs=4,
     pretrain_epochs=2,
-    epochs=5,
+    epochs=8,
     tdsc_max_iter=60,
 )
 
@@ -63,8 +63,8 @@ def test_every_method_learns(run):
     assert [cell["method"] for cell in results["cells"]] == list(METHODS)
     for cell in results["cells"]:
         # Chance is 90.
-        assert cell["training_error"] < 40, cell["method"]
-        assert cell["error"] < 50, cell["method"]
+        assert cell["training_error"] < 35, cell["method"]
+        assert cell["error"] < 45, cell["method"]
         matrix = torch.tensor(cell["confusion"])
         assert matrix.sum() == 300
         assert cell["overall_accuracy"] == pytest.approx(matrix.trace().item() / 3)
