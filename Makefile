@@ -10,8 +10,10 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell nproc)
 
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+# Python compiles what it imports; all of torch beforehand would take half a minute.
+PIP := $(BIN)/pip install --quiet --no-compile
 # Editable, against the torch that is installed: a rebuild takes seconds, and no second torch is fetched.
-INSTALL := $(BIN)/pip install --quiet --no-build-isolation --editable
+INSTALL := $(PIP) --no-build-isolation --editable
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench reproduce lint format cpp-test instructions install-test clean
@@ -21,7 +23,7 @@ help:  ## list the targets
 
 $(VENV)/torch: Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet '$(TORCH)' numpy ninja pybind11 'setuptools>=64' wheel
+	$(PIP) '$(TORCH)' numpy ninja pybind11 'setuptools>=64' wheel
 	touch $@
 
 # CUDA kernels are built where nvcc is found; DEEPL0_CUDA=0 make demo leaves them out.

@@ -175,7 +175,7 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
         lines.append(f"build {name}: cxx {in_graph(source)}")
         lines.append(f"  extra = {extra}")
 
-    if cuda:  # first, because nvcc takes longest
+    if cuda:  # first, because nvcc takes longest; the short ones last leave no core idle
         toolkit = cuda.toolkit
         lines += [
             f"nvcc = {in_command(toolkit.nvcc)}",
@@ -193,6 +193,9 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
         cuda_flags = f"{binding_flags} -isystem {in_command(toolkit.include)}"
         for source in sorted((CSRC / "torch" / "cuda").glob("*.cpp")):
             compile_one(source, f"torch_cuda/{source.stem}.o", cuda_flags)
+    bindings = sorted((CSRC / "torch").glob("*.cpp"))
+    for source in [CSRC / "module.cpp", *bindings, CSRC / "torch_ops.cpp"]:
+        compile_one(source, f"{source.parent.name}/{source.stem}.o", binding_flags)
     for source in sorted((CSRC / "core").glob("*.cpp")):
         if source.name in COMPILED_ONCE:
             compile_one(source, f"core/{source.stem}.o", "")
@@ -200,9 +203,6 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
         for level, (isa, isa_flags) in enumerate(ISA_FLAGS.items()):
             extra = f"{isa_flags} -DDEEPL0_ISA={isa} -DDEEPL0_ISA_LEVEL={level}"
             compile_one(source, f"core/{source.stem}.{isa}.o", extra)
-    bindings = sorted((CSRC / "torch").glob("*.cpp"))
-    for source in [*bindings, CSRC / "torch_ops.cpp", CSRC / "module.cpp"]:
-        compile_one(source, f"{source.parent.name}/{source.stem}.o", binding_flags)
     lines.append(f"build {in_graph(target)}: link {' '.join(objects)}")
     lines.append(f"default {in_graph(target)}")
     return "\n".join(lines) + "\n"

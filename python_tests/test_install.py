@@ -66,7 +66,7 @@ def pythons(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("other")
     run(sys.executable, "-m", "venv", folder)
     other = folder / "bin/python"
-    run(other, "-m", "pip", "install", OTHER_TORCH, *BUILD_TOOLS, *TEST_TOOLS)
+    run(other, "-m", "pip", "install", "--no-compile", OTHER_TORCH, *BUILD_TOOLS, *TEST_TOOLS)
     versions = {
         p: run(p, "-c", "import torch; print(torch.__version__)").stdout
         for p in (sys.executable, other)
@@ -129,7 +129,7 @@ def test_pip_install(options, source, tmp_path):
         / "base.pth"
     ).write_text(str(Path(site.stdout.strip()).parent))
     cuda = {} if options else {"DEEPL0_CUDA": "0"}
-    run(python, "-m", "pip", "install", "--no-deps", *options, source, **cuda)
+    run(python, "-m", "pip", "install", "--no-compile", "--no-deps", *options, source, **cuda)
     out = run(python, "-c", SMOKE).stdout
     assert str(source if "-e" in options else venv) in out
 

@@ -194,7 +194,7 @@ DEEPL0_INLINE Bracket candidate_bound(const float* u, int64_t p, int64_t m, int3
 }
 
 /// The cut that keeps exactly min(max(m, 0), p) of the p entries of u. scratch: cut_scratch(p).
-DEEPL0_INLINE Cut find_cut(const float* u, int64_t p, int64_t m, int32_t* scratch) {
+DEEPL0_NOINLINE Cut find_cut(const float* u, int64_t p, int64_t m, int32_t* scratch) {
     if (m <= 0) return {kNanKey, 0};
     if (m >= p) return {0, -1};
     Bracket b = candidate_bound(u, p, m, scratch);
@@ -320,7 +320,7 @@ DEEPL0_INLINE int64_t collect(const float* u, int64_t p, int32_t lo, int32_t* ke
 /// Writes the min(max(m, 0), p) entries of u of largest |u|, by the contract of top_m.h: indices
 /// ascending, values bit-equal. idx and val need room for m + kSelectSlack; scratch:
 /// cut_scratch(p); no two of them may overlap, nor u. p < 2^31.
-DEEPL0_INLINE void select_top_m(const float* u, int64_t p, int64_t m, int32_t* scratch,
+DEEPL0_NOINLINE void select_top_m(const float* u, int64_t p, int64_t m, int32_t* scratch,
                                 int32_t* idx, float* val) {
     if (m <= 0 || m >= p || m > kMaxGrouped) {
         write_row(u, p, find_cut(u, p, m, scratch), idx, val);

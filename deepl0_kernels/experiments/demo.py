@@ -46,7 +46,7 @@ class Config(Protocol):
     digits: int = 12_000
     copies: int = 12
     held_out: int = 2_000
-    epochs: int = 40
+    epochs: int = 20
     timing_batch: int = 512
     timing_seconds: float = 8.0
     seed: int = 0
