@@ -135,10 +135,11 @@ template <class T>
 DEEPL0_INLINE bool settle(const FistaProblem<T>& f, const FistaRows<T>& s, int64_t r, const T* b,
                           const T* q) {
     const int64_t k = s.iterations[r];
-    const bool last = s.status[r] == IhtStatus::last;
-    if (s.history || last) {
+    const bool last = s.status[r] == IhtStatus::last, first = k == 0 && s.first;
+    if (s.history || last || first) {
         const T value = objective(f, s, r, b, q);
         if (s.history) s.history[k / kIhtBlock][k % kIhtBlock * s.history_ld + r] = value;
+        if (first) s.first[r] = value;
         s.objective[r] = value;
     }
     if (last) s.status[r] = IhtStatus::done;

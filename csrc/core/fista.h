@@ -31,11 +31,11 @@ struct FistaProblem {
     int64_t max_iter;
 };
 
-/// The state of some rows, k = iterations[r]. All start at the code 0 with t = 1, momentum 0 and
-/// threshold max |b|.
+/// The state of some rows, k = iterations[r]. All start with t = 1 and momentum 0; at the code 0
+/// with threshold max |b|, or at a given code with the last threshold.
 template <class T>
 struct FistaRows {
-    T* codes[2];  // [*, p]: a_k of row r in codes[k % 2], a_(k-1) in the other; both 0 at k = 0
+    T* codes[2];  // [*, p]: a_k of row r in codes[k % 2], a_(k-1) in the other; both a_0 at k = 0
     T* slopes;    // [*, p]: q of a_(k-1)
     T* t;
     T* momentum;     // w of the step to come
@@ -48,7 +48,8 @@ struct FistaRows {
     T* objective;       // of the final code
     T* const* history;  // as in IhtRows, or null: only the final objective is wanted
     int64_t history_ld;
-    int64_t limit;  // a row pauses after this many iterations
+    int64_t limit;       // a row pauses after this many iterations
+    T* first = nullptr;  // takes the objective at k = 0, unless null
 };
 
 /// The kernels of one ISA level for T = float or double. rows: the n rows to work on. b [*, p] =

@@ -127,7 +127,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> iht_top_m(Tensor x, Tensor D,
 std::tuple<Tensor, Tensor, Tensor, Tensor> iht_l0(Tensor x, Tensor D, std::optional<Tensor> start,
                                                   double lam, double step, double tol,
                                                   int64_t max_iter, bool history);
-std::tuple<Tensor, Tensor, Tensor, Tensor> fista(Tensor x, Tensor D, double lam, double step,
-                                                 double tol, int64_t max_iter, bool history);
+std::tuple<Tensor, Tensor, Tensor, Tensor> fista(Tensor x, Tensor D, std::optional<Tensor> start,
+                                                 double lam, double step, double tol,
+                                                 int64_t max_iter, bool history);
 
 }  // namespace deepl0::torch_ops

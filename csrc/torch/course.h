@@ -91,4 +91,15 @@ inline void check_solver(const char* op, const Tensor& x, const Tensor& d, doubl
     STD_TORCH_CHECK(step > 0 && max_iter >= 1, op, ": step must be > 0 and max_iter >= 1");
 }
 
+/// The data of a start [B, p], null without one. Keeps it contiguous.
+inline const void* dense_start(const char* op, const Tensor& x, const Tensor& d,
+                               std::optional<Tensor>& start) {
+    if (!start) return nullptr;
+    STD_TORCH_CHECK(start->dim() == 2 && start->size(0) == x.size(0) &&
+                        start->size(1) == d.size(1) && start->scalar_type() == x.scalar_type(),
+                    op, ": the start must be [B, p] of the dtype of x");
+    start = torch::stable::contiguous(*start);
+    return start->const_data_ptr();
+}
+
 }  // namespace deepl0::torch_ops

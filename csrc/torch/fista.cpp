@@ -88,22 +88,28 @@ class Panel {
           status_(rows),
           workspace_(fista_workspace<T>(f.p)) {}
 
-    /// Solves for the rows x [rows, n] and writes their codes [rows, p].
-    void run(Matrix<const T> x, T* codes, int64_t* iterations, bool* converged, T* first,
-             T* objective, History<T>* history) {
+    /// Solves for the rows x [rows, n], from 0 or start [rows, p], and writes their codes [rows,
+    /// p].
+    void run(Matrix<const T> x, const T* start, T* codes, int64_t* iterations, bool* converged,
+             T* first, T* objective, History<T>* history) {
         const int64_t p = f_.p, rows = x.rows;
-        for (const auto& zeros : {even_.get(), odd_.get(), slopes_.get()})
-            std::fill_n(zeros, rows * p, T(0));
+        std::fill_n(slopes_.get(), rows * p, T(0));
+        for (T* code : {even_.get(), odd_.get()})
+            start ? std::copy_n(start, rows * p, code) : std::fill_n(code, rows * p, T(0));
         std::fill_n(t_.get(), rows, T(1));
         std::fill_n(momentum_.get(), rows, T(0));
-        std::fill_n(count_.get(), rows, 0);
+        for (int64_t r = 0; r < rows; ++r) {
+            const T* code = even_.get() + r * p;
+            count_.get()[r] = start ? int32_t(p - std::count(code, code + p, T(0))) : 0;
+        }
         std::fill_n(status_.get(), rows, IhtStatus::running);
         std::fill_n(iterations, rows, int64_t(0));
         std::fill_n(converged, rows, false);
         for (int64_t r = 0; r < rows; ++r)
             first[r] = half_xx_.get()[r] = half_square(x.data + r * x.row_stride, x.cols);
         d_.correlations(x, b_.get());
-        for (int64_t r = 0; r < rows; ++r) threshold_.get()[r] = largest(b_.get() + r * p, p);
+        for (int64_t r = 0; r < rows; ++r)
+            threshold_.get()[r] = start ? f_.threshold : largest(b_.get() + r * p, p);
 
         FistaRows<T> s{{even_.get(), odd_.get()},
                        slopes_.get(),
@@ -118,16 +124,17 @@ class Panel {
                        objective,
                        nullptr,
                        rows,
-                       f_.max_iter};
+                       f_.max_iter,
+                       start ? first : nullptr};
         active_.resize(size_t(rows));
         for (int64_t r = 0; r < rows; ++r) active_[size_t(r)] = int32_t(r);
         const auto& kernels = fista_kernels<T>();
-        for (bool start = true; !active_.empty(); start = false) {
+        for (bool at_zero = !start; !active_.empty(); at_zero = false) {
             if (history) {
                 s.limit = history->grow(active_, iterations);
                 s.history = history->pointers.data();
             }
-            if (start) {
+            if (at_zero) {
                 kernels.advance(f_, s, active_.data(), rows, b_.get(), nullptr, false);
                 continue;
             }
@@ -199,8 +206,8 @@ class Panel {
 using Result = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 template <class T>
-Result run(Tensor x, Tensor d, double lam, double step, double tol, int64_t max_iter,
-           bool with_history) {
+Result run(Tensor x, Tensor d, const T* start, double lam, double step, double tol,
+           int64_t max_iter, bool with_history) {
     const Matrix<const T> xm = row_major_matrix<T>(x), dm = plain_matrix<T>(d);
     const int64_t batch = xm.rows, p = dm.cols;
     Tensor code = fresh({batch, p}, x.scalar_type());
@@ -226,8 +233,8 @@ Result run(Tensor x, Tensor d, double lam, double step, double tol, int64_t max_
                 history->rows = rows;
             }
             T *first = ends.get() + b, *objective = first + batch;
-            panel.run(xm.range(b, b + rows), codes + b * p, iterations + b, converged + b, first,
-                      objective, history);
+            panel.run(xm.range(b, b + rows), start ? start + b * p : nullptr, codes + b * p,
+                      iterations + b, converged + b, first, objective, history);
         }
     });
     if (with_history)
@@ -239,13 +246,14 @@ Result run(Tensor x, Tensor d, double lam, double step, double tol, int64_t max_
 
 }  // namespace
 
-Result fista(Tensor x, Tensor D, double lam, double step, double tol, int64_t max_iter,
-             bool history) {
+Result fista(Tensor x, Tensor D, std::optional<Tensor> start, double lam, double step, double tol,
+             int64_t max_iter, bool history) {
     check_solver("fista", x, D, step, max_iter);
     STD_TORCH_CHECK(lam > 0, "fista: lam must be > 0, got ", lam);
+    const void* a = dense_start("fista", x, D, start);
     if (x.scalar_type() == ScalarType::Double)
-        return run<double>(x, D, lam, step, tol, max_iter, history);
-    return run<float>(x, D, lam, step, tol, max_iter, history);
+        return run<double>(x, D, static_cast<const double*>(a), lam, step, tol, max_iter, history);
+    return run<float>(x, D, static_cast<const float*>(a), lam, step, tol, max_iter, history);
 }
 
 }  // namespace deepl0::torch_ops

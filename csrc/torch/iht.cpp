@@ -317,13 +317,7 @@ L0Result iht_l0(Tensor x, Tensor D, std::optional<Tensor> start, double lam, dou
                 double tol, int64_t max_iter, bool history) {
     check_solver("iht_l0", x, D, step, max_iter);
     STD_TORCH_CHECK(lam > 0, "iht_l0: lam must be > 0, got ", lam);
-    if (start) {
-        STD_TORCH_CHECK(start->dim() == 2 && start->size(0) == x.size(0) &&
-                            start->size(1) == D.size(1) && start->scalar_type() == x.scalar_type(),
-                        "iht_l0: the start must be [B, p] of the dtype of x");
-        start = torch::stable::contiguous(*start);
-    }
-    const void* a = start ? start->const_data_ptr() : nullptr;
+    const void* a = dense_start("iht_l0", x, D, start);
     if (x.scalar_type() == ScalarType::Double)
         return run_l0<double>(x, D, static_cast<const double*>(a), lam, step, tol, max_iter,
                               history);

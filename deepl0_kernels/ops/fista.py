@@ -10,15 +10,15 @@ from . import registration
 from .iht import fake_course
 
 
-def _fake(x, D, lam, step, tol, max_iter, history):
+def _fake(x, D, start, lam, step, tol, max_iter, history):
     return x.new_empty((x.shape[0], D.shape[1])), *fake_course(x, history)
 
 
 # -> code, iterations [B], converged [B], objective [T + 1, B], or [2, B] without history.
 registration.define(
     "fista",
-    "(Tensor x, Tensor D, float lam, float step, float tol, int max_iter, bool history)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor x, Tensor D, Tensor? start, float lam, float step, float tol, int max_iter,"
+    " bool history) -> (Tensor, Tensor, Tensor, Tensor)",
     _fake,
 )
 registration.constant_result("fista")

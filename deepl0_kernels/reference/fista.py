@@ -13,9 +13,17 @@ _FALL = 0.8
 
 
 def fista(
-    x: Tensor, D: Tensor, lam: float, step: float, tol: float, max_iter: int, history: bool
+    x: Tensor,
+    D: Tensor,
+    start: Tensor | None,
+    lam: float,
+    step: float,
+    tol: float,
+    max_iter: int,
+    history: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Codes [B, p], iterations and converged [B], objective [T + 1, B] with lam ||a||_1."""
+    """From ``start`` [B, p], or from 0: codes [B, p], iterations and converged [B], objective
+    [T + 1, B] with lam ||a||_1."""
     lowest = x.new_tensor(step * lam)
 
     def advance(x, b, a, descent, state):
@@ -39,12 +47,14 @@ def fista(
 
     def new_state(b, a):
         one = a.new_ones(len(a))
-        theta = step * torch.nn.functional.pad(b, (0, 1)).abs().amax(1)  # p = 0 too
+        theta = lowest * one
+        if start is None:
+            theta = step * torch.nn.functional.pad(b, (0, 1)).abs().amax(1)  # p = 0 too
         return {"a": a, "descent": torch.zeros_like(a), "t": one, "beta": 0 * one, "theta": theta}
 
     return Loop(Quadratic(D), tol, max_iter, history).run(
         x,
-        None,
+        start,
         advance,
         lambda a: lam * a.abs().sum(1),
         new_state,

@@ -16,6 +16,7 @@ def fista(
     D: Tensor,
     lam: float,
     *,
+    init: str | Tensor = "zero",
     tol: float = 1e-5,
     max_iter: int = 1000,
     history: bool = True,
@@ -25,6 +26,7 @@ def fista(
     Args:
         x: [..., n], float32 or float64. D: [n, p], same dtype.
         lam: > 0.
+        init: "zero", or codes [..., p] to start from.
         tol: a sample has converged when its last step is at most ``tol ||a||``.
         max_iter: iterations at most.
         history: keep the objective of every iteration.
@@ -33,22 +35,40 @@ def fista(
         :class:`SolverResult` with a dense code. The objective need not fall in every iteration.
 
     Raises:
-        ValueError: non-finite or mismatched x or D, lam or tol not > 0.
+        ValueError: non-finite or mismatched x, D or init, lam or tol not > 0.
 
     From zero, with a penalty that falls from the largest correlation to ``lam`` in the first
-    iterations, so that codes are sparse all the way; a sample cannot converge before. With k
+    iterations, so that codes are sparse all the way; a sample cannot converge before. From codes,
+    which are sparse already, the penalty is ``lam`` at once. With k
     nonzeros min(2 k p, 2 (n k + n p)) flops a sample and iteration, in one operator. Sources: Beck
     and Teboulle 2009; the momentum restarts where it points uphill (O'Donoghue and Candes 2015);
     the falling penalty is Hale, Yin and Zhang 2008.
     """
-    rows = steps.signals(x, D)
-    D = D.detach()
+    steps.signals(x, D)
     lam, tol = steps.positive("lam", lam), steps.positive("tol", tol)
     max_iter = checks.integer("max_iter", max_iter, 1)
+    start = None
+    if isinstance(init, str):
+        checks.one_of("init", init, ("zero",))
+    else:
+        start = steps.codes("init", init, x, D)
+    return descend(x, D.detach(), start, lam, 1 / steps.squared_norm(D), tol, max_iter, history)
+
+
+def descend(
+    x: Tensor,
+    D: Tensor,
+    start: Tensor | None,
+    lam: float,
+    step: float,
+    tol: float,
+    max_iter: int,
+    history: bool,
+) -> SolverResult:
+    """:func:`fista` with a step of at most ``1 / ||D||_2^2``; nothing is checked."""
+    rows = x.detach().reshape(-1, x.shape[-1])
     solve = implementation("fista", rows)
-    a, iterations, converged, objective = solve(
-        rows, D, lam, 1 / steps.squared_norm(D), tol, max_iter, history
-    )
+    a, iterations, converged, objective = solve(rows, D, start, lam, step, tol, max_iter, history)
     lead = x.shape[:-1]
     return SolverResult(
         a.reshape(*lead, D.shape[1]),

@@ -151,12 +151,7 @@ def _start(init, x: Tensor, D: Tensor, lam: float, tol: float, max_iter: int) ->
             return None
         l1 = fista(x, D, lam, tol=tol, max_iter=max_iter, history=False)
         return l1.dense.reshape(-1, p)
-    checks.like("init", init, "x", x)
-    checks.has_shape("init", init, (*x.shape[:-1], p), "[..., p]")
-    if not torch.isfinite(init).all():
-        bad = int((~torch.isfinite(init)).sum())
-        raise ValueError(f"init must be finite, got {bad} entries that are nan or inf")
-    return init.detach().reshape(-1, p)
+    return steps.codes("init", init, x, D)
 
 
 def _normalized(

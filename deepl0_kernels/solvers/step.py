@@ -85,6 +85,16 @@ def signals(x: Tensor, D: Tensor) -> Tensor:
     return x.detach().reshape(-1, x.shape[-1])
 
 
+def codes(name: str, init: Tensor, x: Tensor, D: Tensor) -> Tensor:
+    """Codes [..., p] that fit x [..., n] and D [n, p] and are finite; as rows [B, p], detached."""
+    checks.like(name, init, "x", x)
+    checks.has_shape(name, init, (*x.shape[:-1], D.shape[1]), "[..., p]")
+    if not torch.isfinite(init).all():
+        bad = int((~torch.isfinite(init)).sum())
+        raise ValueError(f"{name} must be finite, got {bad} entries that are nan or inf")
+    return init.detach().reshape(-1, D.shape[1])
+
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 

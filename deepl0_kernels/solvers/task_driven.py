@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from .._optional import progress_bar
 from ..ops import checks
 from . import step as steps
-from .fista import fista
+from .fista import descend
 from .result import SolverResult
 
 
@@ -39,9 +39,12 @@ def elastic_net(
     steps.signals(x, D)
     p = D.shape[1]
     root = math.sqrt(steps.positive("lam2", lam2))
+    lam, tol = steps.positive("lam", lam), steps.positive("tol", tol)
+    max_iter = checks.integer("max_iter", max_iter, 1)
     longer = torch.cat((D, root * torch.eye(p, dtype=D.dtype, device=D.device)))
     signals = torch.cat((x, x.new_zeros(*x.shape[:-1], p)), -1)
-    return fista(signals, longer, lam, tol=tol, max_iter=max_iter, history=False)
+    step = 1 / (steps.squared_norm(D) + lam2)
+    return descend(signals, longer, None, lam, step, tol, max_iter, history=False)
 
 
 class _ElasticNet(torch.autograd.Function):

@@ -140,7 +140,9 @@ def valid_calls(draw, op: str) -> dict:
     elif op == "fista":
         x, D = (tensor(*shape, dtype=low) for shape in ((batch, n), (n, p)))
         # n p entries of at most 2: the step is below 1 / ||D||^2.
-        args = [x, D, 0.5, 1 / (4 * n * p + 1), 0.01, draw(st.integers(1, 7)), draw(st.booleans())]
+        start = tensor(batch, p, dtype=low) if draw(st.booleans()) else None
+        args = [x, D, start, 0.5, 1 / (4 * n * p + 1), 0.01, draw(st.integers(1, 7))]
+        args.append(draw(st.booleans()))
     elif op == "decode":
         args = [tensor(batch, m), code(), tensor(n, p)]
     else:
@@ -158,7 +160,7 @@ def careless_calls(draw, op: str) -> dict:
         args[i] = draw(spoilt(args[i]))
         if op in ("encode_l0", "encode_top_m") and i == 4 and args[i] > 1000:
             args[i] = 4  # so many stages would only take long
-        if op == "fista" and i == 5 and args[i] > 1000:
+        if op == "fista" and i == 6 and args[i] > 1000:
             args[i] = 4
     return call
 

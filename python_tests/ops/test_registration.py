@@ -63,8 +63,8 @@ def samples(dtype: torch.dtype, grad: bool, batch: int = B):
         yield "iht_top_m", (x, randn(N, P), start, indices, M, *fixed, True)
         yield "iht_l0", (x, randn(N, P), None, 0.1, *fixed, False)
         yield "iht_l0", (x, randn(N, P), z, 0.1, *fixed, True)
-        yield "fista", (x, randn(N, P), 0.1, *fixed, False)
-        yield "fista", (x, randn(N, P), 0.1, *fixed, True)
+        yield "fista", (x, randn(N, P), None, 0.1, *fixed, False)
+        yield "fista", (x, randn(N, P), z, 0.1, *fixed, True)
     if not grad:
         yield "encode_l0", (x, W, S, thetas(), K, 0.0, "helu", False)
         yield "encode_top_m", (x, W, S, M, K, False)

@@ -95,7 +95,7 @@ def test_every_iteration_follows_the_float64_reference(form, lam, dtype):
     options = dict(tol=1e-30, history=True)
     for k in (1, 2, 3, 6, 13, 40):
         got = fista(x, D, lam, max_iter=k, **options)
-        want = dk.reference.fista(x.double(), D.double(), lam, mu, 1e-30, k, True)
+        want = dk.reference.fista(x.double(), D.double(), None, lam, mu, 1e-30, k, True)
         if k <= 13:  # rounding decides when a row stands still to the last bit
             assert torch.equal(got.iterations, want[1])
             assert torch.equal(got.converged, want[2])
@@ -107,6 +107,62 @@ def test_every_iteration_follows_the_float64_reference(form, lam, dtype):
         scale = 1 + x.double().square().sum(1)
         bound = k * (n + p + 2) * torch.finfo(dtype).eps / 2 * scale / mu
         assert ((got.objective[:longest].double() - want[3][:longest]).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("lam", [0.05, 1e-3])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_from_given_codes_every_iteration_follows_the_float64_reference(form, lam, dtype):
+    x, D, _ = planted(**FORMS[form], dtype=dtype)
+    n, p = D.shape
+    mu = 1 / dk.solvers.squared_norm(D)
+    start = torch.randn(len(x), p, dtype=dtype)
+    start[::2] *= torch.rand(len(x), p)[::2] < 0.1  # rows that are sparse, others that are dense
+    for k in (1, 2, 5, 12):
+        want = dk.reference.fista(x.double(), D.double(), start.double(), lam, mu, 1e-30, k, True)
+        terms = mu * (x.abs() @ D.abs() + start.abs() @ (D.T.abs() @ D.abs()))
+        bound = (k + 1) * (n + p + 2) * torch.finfo(dtype).eps / 2 * terms.double().max()
+        for history in (True, False):
+            got = fista(x, D, lam, init=start, tol=1e-30, max_iter=k, history=history)
+            if k <= 5:  # rounding decides when a row stands still to the last bit
+                assert torch.equal(got.iterations, want[1])
+            assert (got.code.double() - want[0]).abs().max() <= bound
+            for which in (0, -1):  # the objective of the start, and of the end
+                scale = 1 + want[3][0].abs()
+                assert (
+                    (got.objective[which].double() - want[3][which]).abs() <= bound * scale / mu
+                ).all()
+
+
+def test_a_warm_start_is_followed_and_saves_iterations():
+    x, D, _ = planted(rows=100)
+    cold = fista(x, D, 0.05, tol=1e-8, max_iter=20000)
+    warm = fista(x, D, 0.05, init=cold.code, tol=1e-6)
+    assert warm.converged.all()
+    assert warm.iterations.float().mean() < cold.iterations.float().mean() / 2
+    torch.testing.assert_close(warm.objective[0], cold.objective[-1])
+    torch.testing.assert_close(warm.code, cold.code, atol=1e-6, rtol=1e-5)
+    # Another penalty, leading dimensions, gradients: only the values of the start count.
+    start = cold.code.reshape(4, 25, -1).requires_grad_()
+    other = fista(x.reshape(4, 25, -1), D, 0.1, init=start, tol=1e-9, max_iter=20000)
+    assert not other.code.requires_grad
+    direct = fista(x, D, 0.1, tol=1e-9, max_iter=20000)
+    torch.testing.assert_close(other.code.reshape(100, -1), direct.code, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [
+        ("l1", "init must be one of"),
+        (torch.zeros(3, 50, dtype=torch.float64), "init must have shape"),
+        (torch.zeros(4, 50), "init must have the dtype of x"),
+        (torch.full((4, 50), math.nan, dtype=torch.float64), "init must be finite, got 200"),
+    ],
+)
+def test_a_bad_start_is_named(init, message):
+    x, D, _ = planted(n=30, p=50, rows=4)
+    with pytest.raises(ValueError, match=message):
+        fista(x, D, 0.1, init=init)
 
 
 def kkt_violation(x, D, a, lam):
@@ -196,7 +252,7 @@ def test_the_same_bits_for_any_number_of_threads(form, dtype):
         for n in (1, 2, 3):
             torch.set_num_threads(n)
             mu = 1 / 40  # an argument of the operator: the norm is not its business
-            found.append(torch.ops.deepl0.fista(x, D, 1e-3, mu, 1e-6, 200, True))
+            found.append(torch.ops.deepl0.fista(x, D, None, 1e-3, mu, 1e-6, 200, True))
     finally:
         torch.set_num_threads(threads)
     for other in found[1:]:
@@ -278,10 +334,12 @@ def test_the_operator_refuses_what_it_does_not_serve():
     x, D, _ = planted()
     op = torch.ops.deepl0.fista
     with pytest.raises(RuntimeError, match="x and D must both be float32 or float64"):
-        op(x.half(), D.half(), 0.1, 0.1, 1e-3, 5, False)
+        op(x.half(), D.half(), None, 0.1, 0.1, 1e-3, 5, False)
     with pytest.raises(RuntimeError, match="do not fit"):
-        op(x[:, 1:], D, 0.1, 0.1, 1e-3, 5, False)
+        op(x[:, 1:], D, None, 0.1, 0.1, 1e-3, 5, False)
     with pytest.raises(RuntimeError, match="lam must be > 0"):
-        op(x, D, -0.1, 0.1, 1e-3, 5, False)
+        op(x, D, None, -0.1, 0.1, 1e-3, 5, False)
     with pytest.raises(RuntimeError, match="step must be > 0"):
-        op(x, D, 0.1, float("nan"), 1e-3, 5, False)
+        op(x, D, None, 0.1, float("nan"), 1e-3, 5, False)
+    with pytest.raises(RuntimeError, match=r"the start must be \[B, p\] of the dtype of x"):
+        op(x, D, x, 0.1, 0.1, 1e-3, 5, False)
