@@ -104,10 +104,8 @@ def cuda_build() -> CudaBuild | None:
 
 
 def build_folder() -> Path:
-    """One per interpreter and torch, so that a rebuild compiles only what changed."""
-    import torch
-
-    return ROOT / "build" / f"{sys.implementation.cache_tag}-torch-{torch.__version__}"
+    """One per interpreter, so that a rebuild compiles only what changed."""
+    return ROOT / "build" / str(sys.implementation.cache_tag)
 
 
 def ninja_executable() -> str:
@@ -122,11 +120,6 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
     import torch
 
     torch_root = Path(torch.__file__).parent
-    includes = [
-        torch_root / "include",
-        pybind11.get_include(),
-        sysconfig.get_paths()["include"],
-    ]
     major, minor = TORCH_TARGET
     flags = [
         # Without contraction every instruction set rounds alike; kernels call fma by name.
@@ -137,15 +130,17 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
         # Errors name csrc/..., not where this machine built it.
         f"-fmacro-prefix-map={in_command(ROOT)}/=",
         f"-I{in_command(CSRC)}",
-        *(f"-isystem {in_command(folder)}" for folder in includes),
         os.environ.get("CXXFLAGS", ""),
     ]
-    # What build_info() reports and what the stable ABI is asked for; only the bindings see these.
+    # The bindings alone see torch, what the stable ABI is asked for, and what build_info() reports.
+    includes = (torch_root / "include", pybind11.get_include(), sysconfig.get_paths()["include"])
+    bound = f"torch-{torch.__version__}"  # another torch compiles the bindings alone
     target_version = f"0x{major:02x}{minor:02x}000000000000"
     binding_flags = (
         f"-DTORCH_TARGET_VERSION={target_version} -DDEEPL0_TORCH_TARGET={major}.{minor}"
         f" -DDEEPL0_TORCH_BUILT_WITH={torch.__version__}"
-        f" -DDEEPL0_CUDA_ARCHS={shlex.quote(cuda.describe() if cuda else '')}"
+        f" -DDEEPL0_CUDA_ARCHS={shlex.quote(cuda.describe() if cuda else '')} "
+        + " ".join(f"-isystem {in_command(folder)}" for folder in includes)
     )
     ldflags = f"-shared -L{in_command(torch_root / 'lib')} -ltorch_cpu -lc10"
     if cuda:
@@ -192,10 +187,10 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
             lines.append(f"build {objects[-1]}: cuda {in_graph(source)}")
         cuda_flags = f"{binding_flags} -isystem {in_command(toolkit.include)}"
         for source in sorted((CSRC / "torch" / "cuda").glob("*.cpp")):
-            compile_one(source, f"torch_cuda/{source.stem}.o", cuda_flags)
+            compile_one(source, f"{bound}/cuda/{source.stem}.o", cuda_flags)
     bindings = sorted((CSRC / "torch").glob("*.cpp"))
     for source in [CSRC / "module.cpp", *bindings, CSRC / "torch_ops.cpp"]:
-        compile_one(source, f"{source.parent.name}/{source.stem}.o", binding_flags)
+        compile_one(source, f"{bound}/{source.stem}.o", binding_flags)
     for source in sorted((CSRC / "core").glob("*.cpp")):
         if source.name in COMPILED_ONCE:
             compile_one(source, f"core/{source.stem}.o", "")
