@@ -70,7 +70,8 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 def write_arrays(path: Path, arrays: Mapping[str, Tensor]) -> None:
     """Tensors as a compressed .npz, whole or not at all."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{name: a.numpy(force=True) for name, a in arrays.items()})
+    plain: dict[str, Any] = {name: a.numpy(force=True) for name, a in arrays.items()}
+    np.savez_compressed(buffer, **plain)
     write_atomically(path, buffer.getvalue())
 
 

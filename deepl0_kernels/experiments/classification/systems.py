@@ -100,7 +100,7 @@ def fit(
         network, data.x, data.y, epochs=protocol.epochs, lr=lr, begin=begin, **options
     )
     course.look()
-    theta = encoder.theta.detach() if theta_start is not None else None
+    theta = None if isinstance(encoder, DeepMSparseEncoder) else encoder.theta.detach()
     W = encoder.W.detach()
     return Fitted(losses, lambda x: network(x).argmax(1), encoder, W, course, theta, theta_start)
 
