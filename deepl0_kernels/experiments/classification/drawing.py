@@ -37,7 +37,7 @@ def confusion(cells: Sequence[Mapping[str, Any]], names: Sequence[str]):
     for axes, cell in zip(panels, cells, strict=True):
         matrix = torch.tensor(cell["confusion"])
         share = 100 * matrix / matrix.sum(1, keepdim=True).clamp_min(1)
-        image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100, interpolation="none")
+        image = axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=100, interpolation="none")
         for row, column in matrix.nonzero().tolist():
             axes.text(
                 column, row, str(int(matrix[row, column])), ha="center", va="center", fontsize=6,
@@ -69,7 +69,7 @@ def class_map(method: str, arrays: Mapping[str, Tensor], names: Sequence[str]):
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
-    figure, panels = _figure(1, 3, (4.2, 5.4))
+    figure, panels = _figure(1, 3, (4.2, 5.0))
     errors = judged(arrays["truth"], arrays["predicted"], arrays["tested"])
     classes = CLASSES[: len(names)]
     for axes, title, image, colors in (
@@ -78,7 +78,7 @@ def class_map(method: str, arrays: Mapping[str, Tensor], names: Sequence[str]):
         (panels[2], "errors", errors, tuple(JUDGED.values())),
     ):
         palette = ListedColormap((BACKGROUND, *colors))
-        axes.imshow(image, cmap=palette, vmin=0, vmax=len(colors), interpolation="none")
+        axes.imshow(image.numpy(), cmap=palette, vmin=0, vmax=len(colors), interpolation="none")
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("column, pixels")
     panels[0].set_ylabel("row, pixels")
@@ -86,9 +86,7 @@ def class_map(method: str, arrays: Mapping[str, Tensor], names: Sequence[str]):
         Patch(color=color, label=f"{name}: {int((errors == i).sum()):,}")
         for i, (name, color) in enumerate(JUDGED.items(), 1)
     ]
-    panels[2].legend(
-        handles=found, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8
-    )
+    figure.legend(handles=found, loc="outside lower right", ncols=1, fontsize=8, frameon=False)
     figure.legend(
         handles=[Patch(color=c, label=name) for c, name in zip(classes, names, strict=True)],
         loc="outside lower left", ncols=6, fontsize=8, frameon=False,
@@ -136,7 +134,7 @@ def filters(found: Mapping[str, Tensor], images: bool):
             axes.set_xlabel("band", fontsize=8)
             axes.set_ylabel("filter, by its largest weight's band", fontsize=8)
         image = axes.imshow(
-            picture, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="none",
+            picture.numpy(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="none",
             aspect="equal" if images else "auto",
         )  # fmt: skip
         axes.set_title(title, fontsize=8)
@@ -148,6 +146,8 @@ def filters(found: Mapping[str, Tensor], images: bool):
 
 def thresholds(found: Mapping[str, Mapping[str, Tensor]]):
     """How the trained theta [p] of each method are distributed, and where theta_start was."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure, panels = _figure(1, len(found), (4.6, 3.6))
     for axes, (method, arrays) in zip(panels, found.items(), strict=True):
         theta, start = arrays["theta"], arrays["theta_start"]
@@ -158,6 +158,10 @@ def thresholds(found: Mapping[str, Mapping[str, Tensor]]):
             label = "start" if i == 0 else None
             axes.axvline(value, color=PALETTE[1], ls="--", label=label)
         axes.set(xscale="log", title=method, xlabel="threshold theta, on the scale of W x")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_axisbelow(True)
         axes.legend(frameon=False, fontsize=8)
         tidy(axes)
     panels[0].set_ylabel(f"units, of p = {len(theta)}")
