@@ -1,4 +1,4 @@
-"""Training: the loop, and what it minimises to predict codes, classes or clusters."""
+"""Training: the loop, what it minimises to predict codes, classes or clusters, how codes fare."""
 
 from __future__ import annotations
 

@@ -213,11 +213,13 @@ def test_the_command_runs_both_tables_and_reports(tmp_path, monkeypatch, data_di
     done = CliRunner().invoke(cli._app(), [*arguments, *(f"--set={setting}" for setting in few)])
     assert done.exit_code == 0, done.output
     assert done.output.startswith((tmp_path / "classification.md").read_text())
-    assert len(list((tmp_path / "cells").iterdir())) == 2 * len(METHODS)
+    for kind in ("json", "npz"):
+        assert len(list((tmp_path / "cells").glob(f"*.{kind}"))) == 2 * len(METHODS)
     shown = (tmp_path / "report.html").read_text()
     assert "table4: Classification of MNIST" in shown
     assert "table5: Classification of Indian Pines" in shown
     assert shown.count("<th>Deep M-Sparse, M = 10</th>") == 4
+    assert shown.count("<svg") == 5 + 4  # digits have no map
     # A folder of classes alone is a whole run; one of nothing is not.
     assert report.write(tmp_path).read_text() == shown
     (tmp_path / "classification.json").write_text("{}")

@@ -4,6 +4,7 @@ run.json               the protocol of each table
 cells/table*-*.json    one method, code size and seed: scores, confusion matrix, seconds, machine
 cells/table*-*.npz     what else its figures are drawn from, see :func:`arrays`
 classification.json    all of it; classification.csv, classification.md, report.html: drawn from it
+figures/table*.svg     those of the report
 
 One cell is computed from its seed alone, so a run can be interrupted anywhere between two cells.
 """
