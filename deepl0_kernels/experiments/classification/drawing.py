@@ -69,7 +69,8 @@ def class_map(method: str, arrays: Mapping[str, Tensor], names: Sequence[str]):
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
-    figure, panels = _figure(1, 3, (4.2, 5.1))
+    figure, panels = _figure(1, 3, (4.2, 5.4))
+    figure.get_layout_engine().set(h_pad=0.15)  # legends outside take some of what titles need
     errors = judged(arrays["truth"], arrays["predicted"], arrays["tested"])
     classes = CLASSES[: len(names)]
     for axes, title, image, colors in (
@@ -89,7 +90,7 @@ def class_map(method: str, arrays: Mapping[str, Tensor], names: Sequence[str]):
     figure.legend(handles=found, loc="outside lower right", ncols=2, fontsize=8, frameon=False)
     figure.legend(
         handles=[Patch(color=c, label=name) for c, name in zip(classes, names, strict=True)],
-        loc="outside lower left", ncols=5, fontsize=8, frameon=False,
+        loc="outside lower left", ncols=6, fontsize=8, frameon=False,
     )  # fmt: skip
     return figure
 
