@@ -221,7 +221,6 @@ def test_the_command_runs_both_tables_and_reports(tmp_path, monkeypatch, data_di
     assert shown.count("<th>Deep M-Sparse, M = 10</th>") == 4
     assert shown.count("<svg") == 5 + 4  # digits have no map
     # A folder of classes alone is a whole run; one of nothing is not.
-    assert report.write(tmp_path).read_text() == shown
     (tmp_path / "classification.json").write_text("{}")
     with pytest.raises(ValueError, match="lacks cells, claims"):
         report.write(tmp_path)

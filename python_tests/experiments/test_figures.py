@@ -100,7 +100,9 @@ def test_the_report_shows_the_figures_and_says_what_an_old_run_lacks(run, tmp_pa
     out = shutil.copytree(run[0], tmp_path / "run")
     names = {f"table4-{name}.svg" for name in ("confusion", "filters", "theta", "training")}
     page = report.write(out).read_text()
-    assert {path.name for path in (out / "figures").iterdir()} == names
+    files = {path.name: path.read_bytes() for path in (out / "figures").iterdir()}
+    assert set(files) == names
+    assert figures.draw(run[1], "table4", out).files == files
     assert page.count("<svg") == 4
     assert "Not drawn" not in page
     for path in (out / "cells").glob("*.npz"):
