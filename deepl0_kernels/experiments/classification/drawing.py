@@ -128,7 +128,7 @@ def filters(found: Mapping[str, Tensor], images: bool):
         if images:
             picture = mosaic(rows, round(rows.shape[1] ** 0.5))
             shown = min(len(rows), MOSAIC**2)
-            title = f"{method}\n{shown} of {len(rows)} filters, those of largest norm"
+            title = f"{method}\n{shown} of {len(rows)} filters, the largest by norm"
             axes.set_axis_off()
         else:
             picture, title = spectra(rows), method
