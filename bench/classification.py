@@ -3,8 +3,8 @@
 ``python -m bench.classification --tune`` trains every trial below that the record lacks, on a part
 of the training pixels, and scores it on the rest of them: no test pixel is looked at. What it
 found is written into ``PROTOCOLS`` by hand. ``python -m bench.classification RUN`` takes the record
-of a run of ``deepl0 reproduce table5`` into bench/records. Both then draw; without arguments that
-is all.
+of a run of ``deepl0 reproduce table5`` into bench/records; ``--figures RUN`` takes what the page's
+figures are drawn from, of a run of one seed. All then draw; without arguments that is all.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from typing import Any
 
 from deepl0_kernels._files import write_atomically
 from deepl0_kernels.experiments import record
-from deepl0_kernels.experiments.classification import PROTOCOLS, cells, tables
+from deepl0_kernels.experiments.classification import PROTOCOLS, cells, figures, tables
 from deepl0_kernels.experiments.classification.systems import DEEP_L0, DEEP_M, TDSC, TUNED_LISTA
 
 from . import records, reproduction
 
 RECORD = records.FOLDER / "classification"
 TRIED = RECORD / "tuning.json"
+FIGURES = RECORD / "figures"
+# Those that the page shows, and what they are drawn from beside the scores.
+DRAWN = ("table5-confusion.svg", "table5-map.svg", "table5-training.svg")
+ARRAYS = ("truth", "predicted", "tested", "nonzeros", "dead_units")
 PAGE = reproduction.DOCS / "classification.md"
 
 # What the page says of a trial.
@@ -110,16 +114,29 @@ def tune(progress: bool) -> None:
 
 def take(run: Path) -> None:
     """The record of a run into bench/records: what the page is drawn from."""
+    _take(run, RECORD, ("confusion",))
+
+
+def take_figures(run: Path) -> None:
+    """The record of a run into bench/records: what the page's figures are drawn from."""
+    _take(run, FIGURES, ())
+    for path in sorted((run / "cells").glob("*.npz")):
+        arrays = record.read_arrays(path)
+        record.write_arrays(FIGURES / "cells" / path.name, {key: arrays[key] for key in ARRAYS})
+
+
+def _take(run: Path, folder: Path, left_out: Sequence[str]) -> None:
     results = cells.read(run)
     for cell in results["cells"]:
-        del cell["confusion"]
+        for key in left_out:
+            del cell[key]
         cell["loss"] = [cell["loss"][0], cell["loss"][-1]]
         environment = cell["environment"]
         cell["environment"] = {
             key: environment[key]
             for key in ("time", "machine", "threads", "torch", "deepl0_kernels", "commit")
         }
-    record.write_json(RECORD / cells.RESULTS, results)
+    record.write_json(folder / cells.RESULTS, results)
 
 
 def page(text: str) -> str:
@@ -133,6 +150,7 @@ def page(text: str) -> str:
             "claims": "\n".join(f"* {line}" for line in tables.verdicts(results)),
             "tuning": tuning(json.loads(TRIED.read_text())["trials"]),
             "machines": "\n".join(f"* {line}" for line in tables.machines(results)),
+            "shown": "\n".join(f"* {line}" for line in tables.machines(cells.read(FIGURES))),
         },
     )
 
@@ -157,13 +175,20 @@ def tuning(trials: list[dict[str, Any]]) -> str:
     return tables.markdown(pandas.DataFrame(rows).fillna("").set_index("system"))
 
 
+def draw() -> None:
+    """The page and its figures from the records."""
+    found = figures.draw(cells.read(FIGURES), "table5", FIGURES)
+    reproduction.write_figures({name: found.files[name] for name in DRAWN}, "classification")
+    write_atomically(PAGE, page(PAGE.read_text()).encode())
+
+
 def main(arguments: Sequence[str]) -> None:
     if "--tune" in arguments:
         tune(progress=sys.stderr.isatty())
-    for run in (Path(a) for a in arguments if a != "--tune"):
-        take(run)
-    if (RECORD / cells.RESULTS).exists() and TRIED.exists():
-        write_atomically(PAGE, page(PAGE.read_text()).encode())
+    taken = take_figures if "--figures" in arguments else take
+    for run in (Path(a) for a in arguments if not a.startswith("--")):
+        taken(run)
+    draw()
 
 
 if __name__ == "__main__":

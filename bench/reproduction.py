@@ -98,9 +98,9 @@ def draw() -> None:
     """Figures and the parts of docs/reproduction.md that come from the record."""
     results = reproduce.read(RECORD)
     for found in pareto.read(RECORD):
-        _write_figures(pareto.draw(found))
+        write_figures(pareto.draw(found), "reproduction")
     for name in results["tables"]:
-        _write_figures(tables.draw(results, name))
+        write_figures(tables.draw(results, name), "reproduction")
     write_atomically(PAGE, page(PAGE.read_text()).encode())
 
 
@@ -158,10 +158,11 @@ def variations(found: dict[str, Any]) -> str:
     return table + (f"\n\nNot run: {'; '.join(missing)}." if missing else "")
 
 
-def _write_figures(files: dict[str, bytes]) -> None:
+def write_figures(files: dict[str, bytes], page: str) -> None:
+    """The SVG files among ``files`` into docs/figures, named after the page that shows them."""
     for name, content in files.items():
         if name.endswith(".svg"):
-            write_atomically(DOCS / "figures" / f"reproduction-{name}", content)
+            write_atomically(DOCS / "figures" / f"{page}-{name}", content)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 BLUE, GREY, RED, GREEN = "#2b6cb0", "#8a8f98", "#c53030", "#2f855a"
+# Of Okabe and Ito (2008): told apart with any colour vision.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
 def draw(result: dict[str, Any]) -> dict[str, bytes]:
@@ -44,9 +47,8 @@ def draw(result: dict[str, Any]) -> dict[str, bytes]:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(plain)
             axis.set_minor_formatter(NullFormatter())
-        axes.grid(True, which="major", color="#e3e6ea", lw=0.7)
         axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
     panels[0].set_ylabel("prediction error on held-out digits, %")
     config, environment = result["config"], result["environment"]
     figure.supxlabel(
@@ -60,20 +62,32 @@ def draw(result: dict[str, Any]) -> dict[str, bytes]:
     return save(figure, "figure")
 
 
-def save(figure, name: str) -> dict[str, bytes]:
+def tidy(axes) -> None:
+    """Light lines of a grid, no frame on the right and above."""
+    axes.grid(True, which="major", color="#e3e6ea", lw=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure, name: str, kinds: Sequence[str] = ("png", "svg")) -> dict[str, bytes]:
     """``<name>.png`` and ``<name>.svg``; the same figure gives the same bytes."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
     files = {}
-    for kind in ("png", "svg"):
+    for kind in kinds:
         buffer = io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else None
         with rc_context({"svg.hashsalt": name}):  # else the ids of its parts are random
             figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
         files[f"{name}.{kind}"] = buffer.getvalue()
     return files
+
+
+def embedded(svg: bytes) -> str:
+    """An SVG file as a part of an HTML page."""
+    text = svg.decode()
+    return f"<figure>{text[text.index('<svg') :]}</figure>"
 
 
 def _note(axes, x, y, text, color, offset, ha, *, top: bool = False, bold: bool = True) -> None:

@@ -19,7 +19,7 @@ from ..backends import use_backend
 from ..solvers import SolverResult, cosamp, htp, omp
 from ..solvers.step import safe_step
 from . import record
-from .figure import BLUE, GREEN, GREY, RED, save
+from .figure import BLUE, GREEN, GREY, RED, save, tidy
 from .metrics import prediction_error, support_error
 from .problems import MSparse, Problem
 from .protocol import Protocol, signals
@@ -208,8 +208,7 @@ def draw(found: dict[str, Any]) -> dict[str, bytes]:
             )
         axes.set(xscale="log", yscale="log")
         axes.margins(x=0.16, y=0.1)
-        axes.grid(True, which="major", color="#e3e6ea", lw=0.7)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
     panels[0].set(xlabel="iterations, stages", ylabel="prediction error, %")
     panels[1].set_xlabel("microseconds per sample, one thread")
     figure.suptitle(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from .._files import write_atomically
 from ..backends import backends
@@ -62,6 +65,29 @@ def _commit() -> str | None:
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """``record`` as JSON; NaN and infinity are errors."""
     write_atomically(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Tensor]) -> None:
+    """Tensors as a compressed .npz, whole or not at all."""
+    buffer = io.BytesIO()
+    plain: dict[str, Any] = {name: a.numpy(force=True) for name, a in arrays.items()}
+    np.savez_compressed(buffer, **plain)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, Tensor]:
+    """What :func:`write_arrays` wrote; empty where there is no such file.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: torch.from_numpy(file[name]) for name in file.files}
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as arrays: {error!r}") from error
 
 
 def read_json(path: Path, keys: Collection[str], command: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from .._files import write_atomically
 from . import classification, pareto, reproduce, tables
+from .figure import embedded
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -30,10 +31,11 @@ def write(folder: Path) -> Path:
     parts = []
     classes = (folder / classification.RESULTS).exists()
     if (folder / reproduce.RESULTS).exists() or not classes:
-        figures = sorted(folder.glob("*.svg"))
-        parts += _codes(reproduce.read(folder), figures, pareto.read(folder))
+        drawn = sorted(folder.glob("*.svg"))
+        parts += _codes(reproduce.read(folder), drawn, pareto.read(folder))
     if classes:
-        parts += classification.page(classification.read(folder))
+        results = classification.read(folder)
+        parts += classification.page(results, classification.figures.write(results, folder))
     title = "Deep l0 encoders"
     page = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
@@ -58,9 +60,7 @@ def _codes(results: dict[str, Any], figures: list[Path], times: list[dict[str, A
     parts.append("<h2>Claims, judged by the means over seeds</h2>")
     parts.append(tables.claims(results).to_html(border=0))
     parts.append("<h2>Figures</h2>")
-    for figure in figures:
-        svg = figure.read_text()
-        parts.append(f"<figure>{svg[svg.index('<svg') :]}</figure>")
+    parts += [embedded(path.read_bytes()) for path in figures]
     parts.append("<h2>Problems</h2>")
     parts.append(tables.problems(results).to_html(border=0, index=False))
     if times:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .._files import write_atomically
 from . import pareto
-from .figure import BLUE, GREEN, GREY, RED, save
+from .figure import BLUE, GREEN, GREY, RED, save, tidy
 from .regression import BASELINE, DEEP
 from .reproduce import SIZES, TABLES, means
 
@@ -247,6 +247,5 @@ def draw(results: dict[str, Any], name: str) -> dict[str, bytes]:
         axes.annotate(
             method, (p, height), xytext=(8, -3), textcoords="offset points", color=color, fontsize=8
         )
-    axes.grid(True, which="major", color="#e3e6ea", lw=0.7)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     return save(figure, name)

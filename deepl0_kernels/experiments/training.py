@@ -1,4 +1,4 @@
-"""Training: the loop, and what it minimises to predict codes, classes or clusters."""
+"""Training: the loop, what it minimises to predict codes, classes or clusters, how codes fare."""
 
 from __future__ import annotations
 
@@ -83,6 +83,38 @@ def minimise(
                 raise RuntimeError(f"training diverged: loss {total} in epoch {epoch + 1}")
     network.eval()
     return losses
+
+
+class Course:
+    """How sparse the codes of a few training signals are as a model trains.
+
+    Args:
+        model: put into evaluation mode for each look, and back. encode: signals [B, n] to codes
+            [B, p], by that model.
+        x: [N, n] training signals; :attr:`SIGNALS` of them at even distances are copied.
+
+    Attributes:
+        nonzeros: of a code, the mean of each look. dead_units: entries that no code uses.
+    """
+
+    SIGNALS = 256
+
+    def __init__(self, model: nn.Module, encode: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        self.model, self.encode = model, encode
+        rows = torch.linspace(0, len(x) - 1, min(len(x), self.SIGNALS)).round().long()
+        self.x = x[rows]
+        self.nonzeros: list[float] = []
+        self.dead_units: list[int] = []
+
+    @torch.no_grad()
+    def look(self) -> None:
+        """Encode the signals once and note what is found; nothing random is drawn."""
+        training = self.model.training
+        self.model.eval()
+        used = self.encode(self.x) != 0
+        self.model.train(training)
+        self.nonzeros.append(used.sum(1).double().mean().item())
+        self.dead_units.append(int((~used.any(0)).sum()))
 
 
 def fit_to_codes(encoder: nn.Module, x: Tensor, a: Tensor, **options: Any) -> list[float]:

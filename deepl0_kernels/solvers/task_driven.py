@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -220,6 +221,7 @@ class TaskDrivenDictionary(nn.Module):
         batch_size: int = 200,
         lr: float = 0.1,
         seed: int = 0,
+        begin: Callable[[int], None] | None = None,
         progress: bool = False,
     ) -> list[float]:
         """Projected stochastic gradient on D and the classifier; mean loss of each epoch.
@@ -228,6 +230,7 @@ class TaskDrivenDictionary(nn.Module):
             x: [N, n]. y: [N] int64 in 0 .. classes - 1.
             lr: rate rho of the first tenth of all steps T; then ``rho T / (10 t)``.
             seed: of the order of the batches. What does not fill a batch waits for the next epoch.
+            begin: called with the epoch's number, from 0, before each.
             progress: show a bar (needs tqdm).
 
         Raises:
@@ -244,6 +247,8 @@ class TaskDrivenDictionary(nn.Module):
         optimizer = torch.optim.SGD(self.parameters(), lr=lr)
         losses, t = [], 0
         for epoch in range(epochs):
+            if begin is not None:
+                begin(epoch)
             order = torch.randperm(len(x), generator=generator)
             total = 0.0
             text = f"task-driven dictionary, epoch {epoch + 1}/{epochs}"

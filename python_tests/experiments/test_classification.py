@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from bench import classification as page
-from deepl0_kernels import cli
-from deepl0_kernels.experiments import report
+from deepl0_kernels import cli, scenes
+from deepl0_kernels.experiments import record, report
 from deepl0_kernels.experiments.classification import PROTOCOLS, cells, systems, write
 from deepl0_kernels.experiments.classification.data import labelled
 from deepl0_kernels.experiments.classification.systems import DEEP_L0, DEEP_M, METHODS
@@ -128,6 +129,19 @@ def test_indian_pines(data_dir, monkeypatch):
     assert len(found["confusion"]) == 16
     # The largest class alone leaves 76 % of errors.
     assert found["error"] < 60
+    # The map of the scene holds every labelled pixel once, and the scores.
+    kept, scene = found["arrays"], scenes.indian_pines()
+    assert torch.equal(kept["truth"].long(), scene.y)
+    assert int(kept["tested"].sum()) == len(data.x_test)
+    at = kept["tested"]
+    matrix = confusion(kept["truth"][at].long() - 1, kept["predicted"][at].long() - 1, 16)
+    assert matrix.tolist() == found["confusion"]
+    wrong = kept["truth"] != kept["predicted"]
+    assert int((wrong & ~at).sum()) / len(data.x) == pytest.approx(found["training_error"] / 100)
+    # Unless pixels of the training set stand in for those of the test set.
+    place = labelled(replace(protocol, validation=0.25), 0).place
+    assert len(place.train) + len(place.test) == len(data.x)
+    assert not at.flatten()[torch.cat((place.train, place.test))].any()
 
 
 def test_digits_move_anew_in_each_epoch():
@@ -199,13 +213,14 @@ def test_the_command_runs_both_tables_and_reports(tmp_path, monkeypatch, data_di
     done = CliRunner().invoke(cli._app(), [*arguments, *(f"--set={setting}" for setting in few)])
     assert done.exit_code == 0, done.output
     assert done.output.startswith((tmp_path / "classification.md").read_text())
-    assert len(list((tmp_path / "cells").iterdir())) == 2 * len(METHODS)
+    for kind in ("json", "npz"):
+        assert len(list((tmp_path / "cells").glob(f"*.{kind}"))) == 2 * len(METHODS)
     shown = (tmp_path / "report.html").read_text()
     assert "table4: Classification of MNIST" in shown
     assert "table5: Classification of Indian Pines" in shown
     assert shown.count("<th>Deep M-Sparse, M = 10</th>") == 4
+    assert shown.count("<svg") == 5 + 4  # digits have no map
     # A folder of classes alone is a whole run; one of nothing is not.
-    assert report.write(tmp_path).read_text() == shown
     (tmp_path / "classification.json").write_text("{}")
     with pytest.raises(ValueError, match="lacks cells, claims"):
         report.write(tmp_path)
@@ -238,3 +253,23 @@ def test_tuning_goes_on_and_looks_at_no_test_pixel(tmp_path, monkeypatch, data_d
 def test_the_page_is_drawn_from_its_record():
     text = page.PAGE.read_text()
     assert page.page(text) == text
+    for name in page.DRAWN:
+        assert f"(figures/classification-{name})" in text
+        assert (page.reproduction.DOCS / "figures" / f"classification-{name}").is_file()
+    # The figures are of a run that the table holds.
+    errors = {
+        (cell["method"], cell["seed"]): cell["error"] for cell in cells.read(page.RECORD)["cells"]
+    }
+    for cell in cells.read(page.FIGURES)["cells"]:
+        assert cell["error"] == errors[cell["method"], cell["seed"]]
+
+
+def test_a_run_is_taken_for_the_figures_of_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "FIGURES", tmp_path / "taken")
+    kept = Path(page.RECORD / "figures")
+    page.take_figures(kept)
+    for path in kept.rglob("*.npz"):
+        taken, there = (record.read_arrays(f) for f in (tmp_path / "taken/cells" / path.name, path))
+        assert set(taken) == set(page.ARRAYS) == set(there)
+        assert all(torch.equal(taken[key], there[key]) for key in there)
+    assert cells.read(tmp_path / "taken") == cells.read(kept)

@@ -100,7 +100,9 @@ def test_learning_the_dictionary_beats_learning_the_classifier_alone():
         torch.testing.assert_close(net.D.norm(dim=0), torch.ones(12))
         fixed = net.fit_head(x, y)
         assert fixed == pytest.approx(net.loss(x, y).item(), rel=1e-4)
-        losses = net.fit(x, y, epochs=10, batch_size=40, lr=0.3)
+        begun: list[int] = []
+        losses = net.fit(x, y, epochs=10, batch_size=40, lr=0.3, begin=begun.append)
+        assert begun == list(range(10))
         assert losses[-1] < 0.8 * fixed
         assert net.D.norm(dim=0).max() <= 1 + 1e-6
         runs.append(losses)

@@ -2,7 +2,9 @@
 
 run.json               the protocol of each table
 cells/table*-*.json    one method, code size and seed: scores, confusion matrix, seconds, machine
+cells/table*-*.npz     what else its figures are drawn from, see :func:`arrays`
 classification.json    all of it; classification.csv, classification.md, report.html: drawn from it
+figures/table*.svg     those of the report
 
 One cell is computed from its seed alone, so a run can be interrupted anywhere between two cells.
 """
@@ -25,7 +27,7 @@ from ...solvers import learn_dictionary
 from .. import record
 from ..scores import confusion, scores
 from . import systems
-from .data import labelled
+from .data import Labelled, labelled
 from .protocol import PROTOCOLS, Protocol
 from .systems import DEEP_L0, DEEP_M, METHODS, SPARSITIES, TUNED_LISTA
 
@@ -59,7 +61,7 @@ class Problems:
 
 
 def cell(table: str, method: str, p: int, problems: Problems) -> dict[str, Any]:
-    """One method trained and scored.
+    """One method trained and scored; ``arrays`` of the result is no JSON.
 
     Raises:
         RuntimeError: training diverged, or its loss is not below that of a guess.
@@ -72,16 +74,16 @@ def cell(table: str, method: str, p: int, problems: Problems) -> dict[str, Any]:
     learned = time.perf_counter()
     torch.manual_seed(seed)
     description = f"{table}, {method}, p = {p}, seed {seed}"
-    losses, predict, encode = systems.fit(
-        method, protocol, D, data, seed, problems.progress, description
-    )
+    fitted = systems.fit(method, protocol, D, data, seed, problems.progress, description)
+    losses = fitted.losses
     trained = time.perf_counter()
     if not losses[-1] < math.log(data.classes):
         raise RuntimeError(f"{description} learned nothing: loss {losses[-1]:.4g}, as of a guess")
     with torch.no_grad():
-        matrix = confusion(data.y_test, predict(data.x_test), data.classes)
-        training = confusion(data.y, predict(data.x), data.classes)
-        used = encode(data.x_test) != 0
+        predicted, predicted_test = fitted.predict(data.x), fitted.predict(data.x_test)
+        used = fitted.encode(data.x_test) != 0
+    matrix = confusion(data.y_test, predicted_test, data.classes)
+    training = confusion(data.y, predicted, data.classes)
     found = scores(matrix)
     # A digit without contrast, which is discarded, is not recognised.
     right = found["overall_accuracy"] * len(data.y_test)
@@ -100,7 +102,39 @@ def cell(table: str, method: str, p: int, problems: Problems) -> dict[str, Any]:
         "signals": data.counts(),
         "seconds": {"dictionary": learned - start, "training": trained - learned},
         "environment": record.environment(),
+        "arrays": arrays(fitted, data, predicted, predicted_test),
     }
+
+
+def arrays(
+    fitted: systems.Fitted, data: Labelled, predicted: Tensor, predicted_test: Tensor
+) -> dict[str, Tensor]:
+    """What the figures of a cell need beside its scores.
+
+    filters [p, n] float16; nonzeros and dead_units [epochs + 1]: the start, then after each epoch;
+    theta and theta_start [p] of an encoder with thresholds; of a scene truth and predicted
+    [h, w] uint8, classes from 1, 0 where no signal is, and tested [h, w] bool.
+    """
+    found = {
+        "filters": fitted.filters.half(),
+        "nonzeros": torch.tensor(fitted.course.nonzeros),
+        "dead_units": torch.tensor(fitted.course.dead_units),
+    }
+    if fitted.theta is not None and fitted.theta_start is not None:
+        found |= {"theta": fitted.theta, "theta_start": fitted.theta_start}
+    if place := data.place:
+        test = torch.ones_like(data.y_test)
+        found |= {
+            "truth": place.map(data.y, data.y_test),
+            "predicted": place.map(predicted, predicted_test),
+            "tested": place.map(torch.zeros_like(data.y), test) == 2,
+        }
+    return found
+
+
+def path_of(out: Path, table: str, method: str, p: int, seed: int) -> Path:
+    """The JSON of a cell; its arrays stand beside it."""
+    return out / "cells" / f"{table}-{METHODS.index(method)}-p{p}-seed{seed}.json"
 
 
 def check(tables: Sequence[str], sizes: Sequence[int], seeds: Sequence[int]) -> None:
@@ -131,7 +165,7 @@ def run(
         FileNotFoundError: a data set is not where the protocol looks for it.
     """
     check(list(protocols), sizes, seeds)
-    for module in ("pandas", "tabulate", *(("tqdm",) if progress else ())):
+    for module in ("matplotlib", "pandas", "tabulate", *(("tqdm",) if progress else ())):
         require(module, "deepl0 reproduce")
     record.claim(out / "run.json", protocols)
     cells = []
@@ -139,10 +173,12 @@ def run(
         for seed in seeds:
             problems = Problems(protocol, seed, progress)
             for p in sizes:
-                for i, method in enumerate(METHODS):
-                    path = out / "cells" / f"{table}-{i}-p{p}-seed{seed}.json"
+                for method in METHODS:
+                    path = path_of(out, table, method, p, seed)
                     if not path.exists():
-                        record.write_json(path, cell(table, method, p, problems))
+                        found = cell(table, method, p, problems)
+                        record.write_arrays(path.with_suffix(".npz"), found.pop("arrays"))
+                        record.write_json(path, found)
                     cells.append(json.loads(path.read_text()))
     results = {
         "tables": list(protocols),

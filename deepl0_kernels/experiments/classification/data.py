@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,25 @@ from torch import Tensor
 from ... import scenes
 from ...datasets import mnist, mnist_subset, preprocess, random_shifts
 from .protocol import Protocol
+
+
+class Place(NamedTuple):
+    """Where in a scene the signals are.
+
+    Attributes:
+        shape: height and width. train, test: positions [N] int64 of the signals, row by row.
+    """
+
+    shape: tuple[int, int]
+    train: Tensor
+    test: Tensor
+
+    def map(self, train: Tensor, test: Tensor) -> Tensor:
+        """[h, w] uint8 of classes from 1, given those of the signals from 0; elsewhere 0."""
+        drawn = torch.zeros(self.shape, dtype=torch.uint8).flatten()
+        drawn[self.train] = (train + 1).to(torch.uint8)
+        drawn[self.test] = (test + 1).to(torch.uint8)
+        return drawn.reshape(self.shape)
 
 
 @dataclass
@@ -23,6 +43,7 @@ class Labelled:
     y_test: Tensor
     classes: int
     discarded_test: int = 0
+    place: Place | None = field(default=None, repr=False)
     begin: Callable[[int], None] | None = field(default=None, repr=False)
 
     def counts(self) -> dict[str, int]:
@@ -74,7 +95,8 @@ def _digits(protocol: Protocol, seed: int) -> Labelled:
 
 
 def _pixels(protocol: Protocol, seed: int) -> Labelled:
-    pixels = scenes.labelled_pixels(scenes.indian_pines(), protocol.context)
+    scene = scenes.indian_pines()
+    pixels = scenes.labelled_pixels(scene, protocol.context)
     train, test = scenes.stratified_split(pixels.y, protocol.fraction, seed)
     # Bands differ in scale by what they measure; the training pixels alone say by how much.
     mean, std = pixels.x[train].mean(0), pixels.x[train].std(0)
@@ -82,4 +104,8 @@ def _pixels(protocol: Protocol, seed: int) -> Labelled:
         kept, held = _validation(pixels.y[train], protocol.validation, seed)
         train, test = train[kept], train[held]
     x = (pixels.x - mean) / std.clamp_min(torch.finfo(std.dtype).tiny)
-    return Labelled(x[train], pixels.y[train], x[test], pixels.y[test], len(scenes.NAMES))
+    at = scene.y.flatten().nonzero()[:, 0]
+    height, width = scene.y.shape
+    place = Place((height, width), at[train], at[test])
+    y = pixels.y
+    return Labelled(x[train], y[train], x[test], y[test], len(scenes.NAMES), place=place)

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...nn import LISTA, DeepL0Encoder, DeepMSparseEncoder
 from ...solvers import TaskDrivenDictionary, fista
-from ..training import Classifier, fit_to_classes, fit_to_codes
+from ..training import Classifier, Course, fit_to_classes, fit_to_codes
 from .data import Labelled
 from .protocol import Protocol
 
@@ -30,11 +30,18 @@ class Fitted(NamedTuple):
     Attributes:
         losses: of the start, if that is trained for itself, and of each epoch.
         predict: signals [N, n] to classes [N]. encode: signals [N, n] to dense codes [N, p].
+        filters: [p, n], rows of W; the atoms of TDSC. course: looked at before the first and after
+            each epoch.
+        theta, theta_start: thresholds [p] after and before training, where there are any.
     """
 
     losses: list[float]
     predict: Callable[[Tensor], Tensor]
     encode: Callable[[Tensor], Tensor]
+    filters: Tensor
+    course: Course
+    theta: Tensor | None = None
+    theta_start: Tensor | None = None
 
 
 def sparsity(method: str, protocol: Protocol) -> dict[str, Any]:
@@ -64,25 +71,38 @@ def fit(
         description=description,
     )
     K = protocol.num_stages
-    encoder: nn.Module
+    encoder: LISTA | DeepL0Encoder | DeepMSparseEncoder
+    theta_start = None
     if method == TUNED_LISTA:
         lr = protocol.lista_lr
         encoder = LISTA.from_dictionary(D, protocol.lam, K)
+        theta_start = encoder.theta.detach()
         codes = fista(data.x, D, protocol.lam, history=False).dense
         epochs = protocol.pretrain_epochs
         fit_to_codes(encoder, data.x, codes, epochs=epochs, lr=protocol.pretrain_lr, **options)
     elif method == DEEP_L0:
         lr = protocol.l0_lr
         encoder = DeepL0Encoder.from_dictionary(D, protocol.l0_lam, K, grad=protocol.l0_grad)
+        theta_start = encoder.theta.detach()
         options.update(sigma_factor=protocol.sigma_factor, sigma_floor=protocol.sigma_floor)
     else:
         lr = protocol.m_sparse_lr
         encoder = DeepMSparseEncoder.from_dictionary(D, _SPARSITY[method], K)
     network = Classifier(encoder, D.shape[1], data.classes)
+    course = Course(encoder, encoder, data.x)
+
+    def begin(epoch: int) -> None:
+        course.look()
+        if data.begin is not None:
+            data.begin(epoch)
+
     losses = fit_to_classes(
-        network, data.x, data.y, epochs=protocol.epochs, lr=lr, begin=data.begin, **options
+        network, data.x, data.y, epochs=protocol.epochs, lr=lr, begin=begin, **options
     )
-    return Fitted(losses, lambda x: network(x).argmax(1), encoder)
+    course.look()
+    theta = None if isinstance(encoder, DeepMSparseEncoder) else encoder.theta.detach()
+    W = encoder.W.detach()
+    return Fitted(losses, lambda x: network(x).argmax(1), encoder, W, course, theta, theta_start)
 
 
 def _task_driven(
@@ -99,7 +119,12 @@ def _task_driven(
         tol=protocol.tdsc_tol,
         max_iter=protocol.tdsc_max_iter,
     )
+
+    def encode(x: Tensor) -> Tensor:
+        return model.encode(scale * x)
+
     first = model.fit_head(scale * data.x, data.y)
+    course = Course(model, encode, data.x)
     losses = model.fit(
         scale * data.x,
         data.y,
@@ -107,10 +132,9 @@ def _task_driven(
         batch_size=min(protocol.tdsc_batch_size, len(data.x)),
         lr=protocol.tdsc_lr,
         seed=seed,
+        begin=lambda epoch: course.look(),
         progress=progress,
     )
-    return Fitted(
-        [first, *losses],
-        lambda x: model(scale * x).argmax(1),
-        lambda x: model.encode(scale * x),
-    )
+    course.look()
+    atoms = model.D.detach().T
+    return Fitted([first, *losses], lambda x: model(scale * x).argmax(1), encode, atoms, course)

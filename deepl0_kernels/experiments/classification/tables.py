@@ -10,6 +10,7 @@ from typing import Any
 from ..._files import write_atomically
 from ..reproduce import SIZES
 from ..tables import machines
+from . import figures
 from .cells import values
 from .systems import DEEP_L0, DEEP_M, METHODS, TDSC, TUNED_LISTA
 
@@ -125,8 +126,8 @@ def text(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def page(results: dict[str, Any]) -> list[str]:
-    """The part of the report, in HTML."""
+def page(results: dict[str, Any], drawn: dict[str, figures.Drawn]) -> list[str]:
+    """The part of the report, in HTML; ``drawn`` are the figures of each table."""
     parts = ["<h1>Deep l0 encoders as classifiers</h1>"]
     parts += [
         f"<p class=note>{html.escape(line)}; seeds {results['seeds']}</p>"
@@ -136,6 +137,7 @@ def page(results: dict[str, Any]) -> list[str]:
         parts.append(f"<h2>{table}: {TITLES[table]}</h2>")
         parts += [errors(results, table).to_html(border=0)]
         parts += [further(results, table).to_html(border=0)]
+        parts += figures.page(results, drawn[table])
     parts.append("<h2>Claims, judged by the means over seeds</h2><ul>")
     parts += [f"<li>{html.escape(line)}</li>" for line in verdicts(results)]
     parts.append("</ul>")

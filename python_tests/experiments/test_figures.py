@@ -1,0 +1,234 @@
+"""Figures of classifiers and of codes: what a run keeps for them, and what they show."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deepl0_kernels.experiments import embedding, record, report
+from deepl0_kernels.experiments.classification import PROTOCOLS, cells, drawing, figures
+from deepl0_kernels.experiments.classification.data import Place
+from deepl0_kernels.experiments.classification.systems import (
+    DEEP_L0,
+    DEEP_M,
+    METHODS,
+    TDSC,
+    TUNED_LISTA,
+)
+from deepl0_kernels.experiments.training import Classifier, Course, fit_to_classes
+from deepl0_kernels.nn import DeepL0Encoder
+
+TINY = replace(
+    PROTOCOLS["table4"].quickened(),
+    digits=300,
+    held_out=200,
+    dictionary_epochs=2,
+    pretrain_epochs=1,
+    epochs=4,
+    tdsc_epochs=1,
+    tdsc_max_iter=20,
+    tdsc_batch_size=100,
+    tdsc_lr=0.03,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("figures")
+    return out, cells.run({"table4": TINY}, [32], [0], out, progress=False)
+
+
+def stored(out, method):
+    return record.read_arrays(cells.path_of(out, "table4", method, 32, 0).with_suffix(".npz"))
+
+
+def test_a_run_keeps_what_its_figures_need(run):
+    out, results = run
+    for method in METHODS:
+        arrays = stored(out, method)
+        epochs = TINY.tdsc_epochs if method == TDSC else TINY.epochs
+        assert arrays["filters"].shape == (32, 256)
+        assert arrays["nonzeros"].shape == arrays["dead_units"].shape == (epochs + 1,)
+        assert ("theta" in arrays) == (method in (TUNED_LISTA, DEEP_L0))
+        assert "truth" not in arrays
+        assert cells.path_of(out, "table4", method, 32, 0).with_suffix(".npz").stat().st_size < 2e4
+    assert (stored(out, DEEP_M.format(20))["nonzeros"] == 20).all()
+    l0 = stored(out, DEEP_L0)
+    assert len(l0["theta_start"].unique()) == 1
+    assert not torch.equal(l0["theta"], l0["theta_start"])
+    assert all("arrays" not in cell for cell in results["cells"])
+
+
+def test_sparsity_over_training_is_that_of_the_encoder_after_each_epoch():
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(600, 16, generator=g), torch.randint(0, 3, (600,), generator=g)
+    options = dict(epochs=3, batch_size=50, lr=1e-2, clip=1.0, seed=0)
+
+    def fit(looks):
+        torch.manual_seed(0)
+        encoder = DeepL0Encoder(16, 40)
+        course, seen = Course(encoder, encoder, x), []
+
+        def begin(epoch):
+            course.look()
+            assert encoder.training
+            seen.append(copy.deepcopy(encoder))
+
+        begin = begin if looks else None
+        network = Classifier(encoder, 40, 3)
+        losses = fit_to_classes(network, x, y, begin=begin, **options)
+        course.look()
+        return losses, course, [*seen, encoder]
+
+    losses, course, encoders = fit(looks=True)
+    rows = [round(i * 599 / 255) for i in range(256)]
+    for i, encoder in enumerate(encoders):
+        codes = encoder.eval()(x)[rows]
+        count = sum(int(value != 0) for code in codes.tolist() for value in code)
+        assert course.nonzeros[i] == pytest.approx(count / 256)
+        assert course.dead_units[i] == sum(not codes[:, j].any() for j in range(40))
+    assert len(course.nonzeros) == len(encoders) == 4
+    # Looking changes nothing.
+    assert fit(looks=False)[0] == losses
+
+
+def test_the_report_shows_the_figures_and_says_what_an_old_run_lacks(run, tmp_path):
+    out = shutil.copytree(run[0], tmp_path / "run")
+    names = {f"table4-{name}.svg" for name in ("confusion", "filters", "theta", "training")}
+    page = report.write(out).read_text()
+    files = {path.name: path.read_bytes() for path in (out / "figures").iterdir()}
+    assert set(files) == names
+    assert figures.draw(run[1], "table4", out).files == files
+    assert page.count("<svg") == 4
+    assert "Not drawn" not in page
+    for path in (out / "cells").glob("*.npz"):
+        path.unlink()
+    page = report.write(out).read_text()
+    assert page.count("<svg") == 1
+    assert "Not drawn: filters, theta, training." in page
+    (out / "cells" / "table4-0-p32-seed0.npz").write_bytes(b"no zip")
+    with pytest.raises(ValueError, match=r"seed0.npz cannot be read as arrays"):
+        report.write(out)
+
+
+def test_the_confusion_matrix_shows_every_count():
+    matrix = [[8, 2, 0], [0, 5, 5], [0, 0, 0]]
+    cells = [{"method": name, "error": 35.0, "confusion": matrix} for name in ("best", "worst")]
+    figure = drawing.confusion(cells, ("a", "b", "c"))
+    first, second, bar = figure.axes
+    for axes in (first, second):
+        shown = {(*t.get_position(), t.get_text()) for t in axes.texts}
+        assert shown == {(0, 0, "8"), (1, 0, "2"), (1, 1, "5"), (2, 1, "5")}
+        share = [[80, 20, 0], [0, 50, 50], [0, 0, 0]]
+        assert axes.images[0].get_array().tolist() == share
+        assert [t.get_text() for t in axes.get_yticklabels()] == ["a", "b", "c"]
+    assert second.get_title() == "worst: 35.00 % wrong"
+    assert bar.get_ylabel() == "share of the true class, %"
+
+
+def test_the_class_map_shows_truth_prediction_and_errors():
+    place = Place((2, 3), torch.tensor([0, 4]), torch.tensor([2, 3, 5]))
+    truth = place.map(torch.tensor([0, 1]), torch.tensor([1, 1, 0]))
+    assert truth.tolist() == [[1, 0, 2], [2, 2, 1]]
+    predicted = place.map(torch.tensor([0, 0]), torch.tensor([1, 0, 0]))
+    tested = torch.tensor([[False, False, True], [True, False, True]])
+    arrays = {"truth": truth, "predicted": predicted, "tested": tested}
+    figure = drawing.class_map("M", arrays, ("field", "wood"))
+    shown = [axes.images[0].get_array() for axes in figure.axes]
+    assert shown[0].tolist() == truth.tolist()
+    assert shown[1].tolist() == predicted.tolist()
+    assert shown[2].tolist() == [[1, 0, 3], [4, 2, 3]]
+    labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert {"test, wrong: 1", "test, right: 2", "training, wrong: 1", "wood"} <= set(labels)
+    assert figure.axes[0].get_xlabel() == "column, pixels"
+    assert len(set(drawing.CLASSES)) == 16
+
+
+def test_filters_are_pictures_or_spectra():
+    rows = torch.arange(1.0, 71)[:, None] * torch.tensor([1.0, -0.5, 0.25, 0.0])
+    figure = drawing.filters({"a": rows, "b": rows[:3]}, images=True)
+    assert len(figure.axes) == 3  # with the bar of colours
+    picture = figure.axes[0].images[0].get_array()
+    assert picture.shape == (8 * 3 - 1, 8 * 3 - 1)
+    assert picture[:2, :2].tolist() == [[1, -0.5], [0.25, 0]]
+    assert picture.mask[2].all()
+    assert "64 of 70 filters" in figure.axes[0].get_title()
+    assert figure.axes[1].images[0].get_array().shape == (2, 3 * 3 - 1)
+    spectra = torch.tensor([[0.0, 1, 4], [-2, 1, 0], [0, 0, 0]])
+    figure = drawing.filters({"a": spectra.half()}, images=False)
+    shown = figure.axes[0].images[0].get_array()
+    assert shown.tolist() == [[-1, 0.5, 0], [0, 0, 0], [0, 0.25, 1]]
+    assert figure.axes[0].get_xlabel() == "band"
+
+
+def test_theta_and_training_are_drawn_as_they_are():
+    theta = {"theta": torch.linspace(0.5, 2, 40), "theta_start": torch.full((40,), 0.9)}
+    (axes,) = drawing.thresholds({"a": theta}).axes
+    assert sum(bar.get_height() for bar in axes.patches) == 40
+    assert axes.lines[0].get_xdata()[0] == pytest.approx(0.9)
+    assert axes.get_ylabel() == "units, of p = 40"
+    of = {
+        "a": {"nonzeros": torch.tensor([3.0, 2.5]), "dead_units": torch.tensor([0, 1])},
+        "b": {"nonzeros": torch.tensor([9.0, 8, 7]), "dead_units": torch.tensor([5, 4, 3])},
+    }
+    figure = drawing.course(of, 40, 256)
+    for axes, key in zip(figure.axes, ("nonzeros", "dead_units"), strict=True):
+        assert [line.get_ydata().tolist() for line in axes.lines] == [
+            arrays[key].tolist() for arrays in of.values()
+        ]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+    assert figure.axes[1].get_ylabel() == "dead units, of p = 40"
+
+
+def test_the_best_method_is_on_the_map(run, monkeypatch):
+    out, results = run
+    drawn = []
+    monkeypatch.setattr(drawing, "class_map", lambda method, *a: drawn.append(method))
+    monkeypatch.setattr(drawing, "confusion", lambda seen, names: drawn.extend(seen))
+    monkeypatch.setattr(drawing, "filters", lambda *a, **k: None)
+    monkeypatch.setattr(record, "read_arrays", lambda path: {"truth": torch.zeros(1)})
+    scene = {**results, "protocols": {"table4": {"data": "indian_pines"}}}
+    found = figures.draw(scene, "table4", out)
+    errors = sorted(cell["error"] for cell in results["cells"])
+    assert [cell["error"] for cell in drawn[:2]] == [errors[0], errors[-1]]
+    assert drawn[2] == drawn[0]["method"]
+    assert found.lacking == ["confusion", "map", "filters", "theta", "training"]
+
+
+def test_codes_in_the_plane():
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    codes = torch.eye(3)[labels] @ torch.randn(3, 12, generator=g) * 5
+    codes = codes + 0.1 * torch.randn(60, 12, generator=g)
+    centred = codes - codes.mean(0)
+    points = embedding.embed(codes, "PCA")
+    ours = centred @ torch.linalg.svd(centred).Vh[:2].T
+    torch.testing.assert_close(points.abs(), ours.abs(), atol=1e-4, rtol=1e-4)
+    figure = embedding.draw(codes, labels, ("a", "b", "c"), "codes")
+    assert [axes.get_title() for axes in figure.axes] == ["PCA", "t-SNE"]
+    for axes in figure.axes:
+        assert len(axes.collections) == 3
+        assert sum(len(dots.get_offsets()) for dots in axes.collections) == 60
+        # Three tight groups stay three.
+        spread = max(dots.get_offsets().std(0).max() for dots in axes.collections)
+        centres = torch.tensor([dots.get_offsets().mean(0).tolist() for dots in axes.collections])
+        assert torch.pdist(centres).min() > 2 * spread
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (lambda c, y: embedding.embed(c, "UMAP"), "method must be one of"),
+        (lambda c, y: embedding.embed(c[:2], "PCA"), r"N >= 3, p >= 2\], got shape \(2, 4\)"),
+        (lambda c, y: embedding.draw(c, y[:3], "ab"), r"got shape \(3,\)"),
+        (lambda c, y: embedding.draw(c, y + 1, "ab"), r"in \[0, 1\] for 2 names, got 1 to 2"),
+    ],
+)
+def test_bad_codes_and_labels_are_named(act, words):
+    with pytest.raises(ValueError, match=words):
+        act(torch.ones(6, 4), torch.arange(6) % 2)
