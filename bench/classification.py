@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from deepl0_kernels._files import write_atomically
-from deepl0_kernels.experiments import record
+from deepl0_kernels.experiments import grid, record
 from deepl0_kernels.experiments.classification import PROTOCOLS, cells, tables
 from deepl0_kernels.experiments.classification.systems import DEEP_L0, DEEP_M, TDSC, TUNED_LISTA
+from deepl0_kernels.experiments.tables import machines, markdown
 
 from . import records, reproduction
 
@@ -111,14 +112,7 @@ def tune(progress: bool) -> None:
 def take(run: Path) -> None:
     """The record of a run into bench/records: what the page is drawn from."""
     results = cells.read(run)
-    for cell in results["cells"]:
-        del cell["confusion"]
-        cell["loss"] = [cell["loss"][0], cell["loss"][-1]]
-        environment = cell["environment"]
-        cell["environment"] = {
-            key: environment[key]
-            for key in ("time", "machine", "threads", "torch", "deepl0_kernels", "commit")
-        }
+    results["cells"] = [grid.short(cell, ("confusion",)) for cell in results["cells"]]
     record.write_json(RECORD / cells.RESULTS, results)
 
 
@@ -128,11 +122,11 @@ def page(text: str) -> str:
     return reproduction.fill(
         text,
         {
-            "table5": tables.markdown(tables.errors(results, "table5")),
-            "further": tables.markdown(tables.further(results, "table5")),
+            "table5": markdown(tables.errors(results, "table5")),
+            "further": markdown(tables.further(results, "table5")),
             "claims": "\n".join(f"* {line}" for line in tables.verdicts(results)),
             "tuning": tuning(json.loads(TRIED.read_text())["trials"]),
-            "machines": "\n".join(f"* {line}" for line in tables.machines(results)),
+            "machines": "\n".join(f"* {line}" for line in machines(results)),
         },
     )
 
@@ -154,7 +148,7 @@ def tuning(trials: list[dict[str, Any]]) -> str:
             continue
         mean = {key: statistics.mean(v) for key, v in trial.items() if key in _SHOWN}
         rows.append(row | {shown: f"{mean[key]:.1f}" for key, shown in _SHOWN.items()})
-    return tables.markdown(pandas.DataFrame(rows).fillna("").set_index("system"))
+    return markdown(pandas.DataFrame(rows).fillna("").set_index("system"))
 
 
 def main(arguments: Sequence[str]) -> None:
