@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .._files import write_atomically
-from . import classification, pareto, reproduce, tables
+from . import classification, clustering, pareto, reproduce, tables
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -29,11 +29,14 @@ def write(folder: Path) -> Path:
     """
     parts = []
     classes = (folder / classification.RESULTS).exists()
-    if (folder / reproduce.RESULTS).exists() or not classes:
-        figures = sorted(folder.glob("*.svg"))
+    clusters = (folder / clustering.RESULTS).exists()
+    if (folder / reproduce.RESULTS).exists() or not (classes or clusters):
+        figures = sorted(f for f in folder.glob("*.svg") if not f.name.startswith("embedding"))
         parts += _codes(reproduce.read(folder), figures, pareto.read(folder))
     if classes:
         parts += classification.page(classification.read(folder))
+    if clusters:
+        parts += clustering.page(clustering.read(folder))
     title = "Deep l0 encoders"
     page = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
