@@ -62,9 +62,7 @@ def cmu_pie(folder: str | Path | None = None) -> Images:
 def _read(name: str, folder: str | Path | None) -> Images:
     folder = folder if folder is not None else os.environ.get("DEEPL0_DATA")
     if not folder:
-        raise FileNotFoundError(
-            f"set DEEPL0_DATA to a folder that holds {name}.npz. {WHERE[name]}"
-        )
+        raise FileNotFoundError(f"set DEEPL0_DATA to a folder that holds {name}.npz. {WHERE[name]}")
     np = require("numpy", "reading a data set")
     npz, mat = Path(folder) / f"{name}.npz", Path(folder) / _MAT[name]
     source = npz if npz.is_file() else mat

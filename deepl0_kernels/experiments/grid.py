@@ -1,4 +1,4 @@
-"""Tables of methods by code size and seed: computed cell by cell, into a folder that can be resumed.
+"""Tables of methods by code size and seed, cell by cell, into a folder that can be resumed.
 
 run.json                the protocol of each table
 cells/table*-*.json     one method, code size and seed
@@ -156,10 +156,10 @@ def errors(
     import pandas
 
     sizes, cells = results["sizes"], results["cells"]
-    frame = pandas.DataFrame(
-        {f"p = {p}": [entry(values(cells, table, m, p, "error"), 2) for m in methods] for p in sizes},
-        index=pandas.Index(methods, name="error, %"),
-    )
+    columns = {
+        f"p = {p}": [entry(values(cells, table, m, p, "error"), 2) for m in methods] for p in sizes
+    }
+    frame = pandas.DataFrame(columns, index=pandas.Index(methods, name="error, %"))
     for method, errors in published.items():
         frame.loc[f"{method} (paper)"] = {
             f"p = {p}": f"{errors[SIZES.index(p)]:.2f}" if p in SIZES else "" for p in sizes

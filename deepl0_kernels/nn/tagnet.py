@@ -14,8 +14,8 @@ from .encoders import LISTA
 class TAGNet(LISTA):
     """K stages of graph-regularised sparse coding with learned weights.
 
-    ``z <- soft(W x + S z - gamma L z)``, over all signals together: row i of L z is what the code of
-    signal i differs by from those of its neighbours. gamma = mu alpha stays as it is; W, S and the
+    ``z <- soft(W x + S z - gamma L z)``, over all signals together: row i of L z is what the
+    code of signal i differs by from its neighbours'. gamma = mu alpha stays as it is; W, S and the
     thresholds are learned. With gamma = 0 it is :class:`LISTA`.
 
     Args:

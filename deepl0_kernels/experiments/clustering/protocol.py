@@ -64,7 +64,7 @@ class Protocol:
             dictionary_epochs=5,
             epochs=5,
             batch_size=64,
-            tagnet_steps=10,
+            tagnet_steps=20,
             joint_steps=3,
             joint_max_iter=50,
         )
@@ -74,8 +74,9 @@ class Protocol:
         protocol = changed(self, settings, DATA)
         checks.one_of("l0_grad", protocol.l0_grad, tuple(GRADS))
         checks.one_of("start", protocol.start, STARTS)
-        for name in ("every", "size", "inits", "neighbours", "epochs", "tagnet_steps"):
+        for name in ("every", "size", "inits", "neighbours", "epochs", "joint_steps"):
             checks.integer(name, getattr(protocol, name), 1)
+        checks.integer("tagnet_steps", protocol.tagnet_steps, 11)  # the rate rises for a tenth
         checks.integer("whiten", protocol.whiten, 0, protocol.size**2, "size^2")
         return protocol
 
