@@ -32,10 +32,10 @@ class Protocol:
     whiten: int = 0  # principal components, each scaled to variance 1; 0: the pixels
     start: str = "kmeans"
     inits: int = 10  # of every k-means
-    ridge: float = 1e-3  # of the logistic regression
+    ridge: float = 1e-5  # of the logistic regression, times the mean squared norm of the codes
     balance: float = 0.0  # weight of the entropy of the mean assignment
     neighbours: int = 5  # of the graph: the rivals' Laplacian, and spectral clustering
-    alpha: float = 1.0  # weight of the graph in the rivals' codes
+    alpha: float = 5.0  # weight of the graph in the rivals' codes
     lam: float = 0.5  # l1 penalty of the rivals
     l0_lam: float = 0.5  # of Deep l0-Regularized
     num_stages: int = 2

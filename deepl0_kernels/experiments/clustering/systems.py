@@ -90,10 +90,11 @@ def fit(
 
     def begin(codes: Tensor) -> ClusterHead:
         """The head that every system starts from."""
+        # Codes of different systems differ in scale; the ridge is to mean the same for all.
+        ridge = protocol.ridge * codes.square().sum(1).mean().item()
         if protocol.start == "kmeans":
-            return start_head(codes, clusters, seed, protocol.ridge, protocol.inits)
-        found = spectral(x, clusters, protocol, seed)
-        return logistic_head(codes, found, clusters, protocol.ridge)
+            return start_head(codes, clusters, seed, ridge, protocol.inits)
+        return logistic_head(codes, spectral(x, clusters, protocol, seed), clusters, ridge)
 
     if method in (SOFT_MAX, MARGIN):
         return _joint(method, protocol, D, x, begin, progress)
