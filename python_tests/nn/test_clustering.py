@@ -59,7 +59,7 @@ def test_the_gradient_goes_through_the_minimiser(loss):
     balance = 0.3 if loss == "entropy" else 0.0
     model, x, L = joint(6, 3, 5, 4, loss=loss, balance=balance, nu=0.1)
     active = model.encode(x, L).detach() != 0
-    assert 0 < active.sum(1).min() < active.sum(1).max() < 6
+    assert 0 < active.sum(1).min() < active.sum(1).max()
     model.loss(model.encode(x, L)).backward()
     for parameter in model.parameters():
         flat = parameter.detach().view(-1)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 from ...ops import checks
 from ...ops.thresholds import GRADS
+from ...solvers.graph import nonnegative
+from ...solvers.step import positive
 from ..settings import changed
 
 DATA = ("coil20", "cmu_pie")
@@ -48,12 +50,12 @@ class Protocol:
     l0_grad: str = "ste_theta"  # derivatives of the thresholds, see deepl0_kernels.helu
     sigma_factor: float = 0.1
     sigma_floor: float = 0.05
-    tagnet_steps: int = 200  # on all signals at once: the graph does not allow batches
-    joint_steps: int = 30  # of D and head, each with new codes
+    tagnet_steps: int = 100  # on all signals at once: the graph does not allow batches
+    joint_steps: int = 20  # of D and head, each with new codes
     joint_lam2: float = 1e-2
     joint_nu: float = 1e-3
-    joint_tol: float = 1e-4
-    joint_max_iter: int = 300
+    joint_tol: float = 1e-3
+    joint_max_iter: int = 200
 
     def quickened(self) -> Protocol:
         """A run of a minute that exercises everything; its errors say little."""
@@ -73,6 +75,10 @@ class Protocol:
         """With fields set anew, each written ``name=value``; a bad one is a ValueError."""
         protocol = changed(self, settings, DATA)
         checks.one_of("l0_grad", protocol.l0_grad, tuple(GRADS))
+        for name in ("lam", "l0_lam", "joint_lam2", "lr", "ridge"):
+            positive(name, getattr(protocol, name))
+        for name in ("balance", "alpha", "joint_nu"):
+            nonnegative(name, getattr(protocol, name))
         checks.one_of("start", protocol.start, STARTS)
         for name in ("every", "size", "inits", "neighbours", "epochs", "joint_steps"):
             checks.integer(name, getattr(protocol, name), 1)
