@@ -12,7 +12,7 @@ from __future__ import annotations
 import html
 import json
 import statistics
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ def errors(
     results: dict[str, Any],
     table: str,
     methods: Sequence[str],
-    published: dict[str, Sequence[float]],
+    published: Mapping[str, Sequence[float]],
 ):
     """A table as a pandas frame of strings: methods by code size, the paper's values below."""
     import pandas

@@ -179,10 +179,11 @@ def graph_sparse_code(
     mu = 1 / (steps.squared_norm(D) + lam2 + alpha * largest_row(L))
     first = _objective(rows, D, L, a, lam, alpha, lam2)
     z, t, done, count = a, 1.0, False, 0
-    # The smaller of two forms of the gradient of the fit.
-    gram, target = (D.T @ D, rows @ D) if D.shape[1] <= 2 * D.shape[0] else (None, None)
+    # The cheaper of two forms of the gradient of the fit.
+    by_gram = D.shape[1] <= 2 * D.shape[0]
+    gram, target = (D.T @ D if by_gram else D), rows @ D
     while not done and count < max_iter:
-        fit = (z @ D.T - rows) @ D if gram is None else z @ gram - target
+        fit = (z @ gram if by_gram else (z @ D.T) @ D) - target
         slope = fit + lam2 * z + alpha * (L @ z) if alpha else fit + lam2 * z
         u = z - mu * slope
         new = u - u.clamp(-mu * lam, mu * lam)
