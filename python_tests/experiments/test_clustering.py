@@ -175,7 +175,7 @@ def test_claims_are_judged_by_the_means_and_tested_over_seeds():
         (["table7", "--set", "start=random"], "start must be one of"),
         (["table7", "--set", "every=0"], "every must be >= 1, got 0"),
         (["table7", "--set", "whiten=999"], "whiten must be >= 0 and <= size^2 = 256, got 999"),
-        (["table6", "--set", "tagnet_steps=5"], "tagnet_steps must be >= 11, got 5"),
+        (["table6", "--set", "tagnet_steps=0"], "tagnet_steps must be >= 1, got 0"),
         (["table6", "--set", "balance=-1"], "balance must be a finite number >= 0, got -1.0"),
         (["table6", "--set", "lam=0"], "lam must be a finite number > 0, got 0.0"),
     ],
@@ -189,7 +189,8 @@ def test_bad_arguments_are_named(arguments, words, tmp_path):
 
 def test_the_command_runs_both_tables_and_reports(tmp_path, monkeypatch, data_dir):
     monkeypatch.setenv("DEEPL0_DATA", str(data_dir))
-    few = ["every=24", "size=8", "dictionary_epochs=1", "epochs=2", "joint_max_iter=20"]
+    few = ["every=36", "size=8", "dictionary_epochs=1", "epochs=2", "joint_max_iter=10"]
+    few += ["joint_steps=1", "inits=1"]
     arguments = ["reproduce", "table7", "table6", "--quick", "--p", "32", "--out", str(tmp_path)]
     done = CliRunner().invoke(cli._app(), [*arguments, *(f"--set={setting}" for setting in few)])
     assert done.exit_code == 0, done.output

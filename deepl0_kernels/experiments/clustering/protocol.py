@@ -13,6 +13,11 @@ from ..settings import changed
 
 DATA = ("coil20", "cmu_pie")
 STARTS = ("kmeans", "spectral")
+# What must be at least 1.
+_COUNTS = (
+    "every", "size", "inits", "neighbours", "num_stages", "dictionary_epochs", "epochs",
+    "batch_size", "tagnet_steps", "joint_steps", "joint_max_iter",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Protocol:
             dictionary_epochs=5,
             epochs=5,
             batch_size=64,
-            tagnet_steps=20,
+            tagnet_steps=10,
             joint_steps=3,
             joint_max_iter=50,
         )
@@ -80,9 +85,8 @@ class Protocol:
         for name in ("balance", "alpha", "joint_nu"):
             nonnegative(name, getattr(protocol, name))
         checks.one_of("start", protocol.start, STARTS)
-        for name in ("every", "size", "inits", "neighbours", "epochs", "joint_steps"):
+        for name in _COUNTS:
             checks.integer(name, getattr(protocol, name), 1)
-        checks.integer("tagnet_steps", protocol.tagnet_steps, 11)  # the rate rises for a tenth
         checks.integer("whiten", protocol.whiten, 0, protocol.size**2, "size^2")
         return protocol
 
