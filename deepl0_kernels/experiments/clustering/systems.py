@@ -18,8 +18,8 @@ from .protocol import Protocol
 SPARSITIES = (10, 20, 30)
 K_MEANS = "k-means on signals"
 SPECTRAL = "spectral clustering"
-JOINT = "Joint sparse coding and clustering, {}"
-SOFT_MAX, MARGIN = JOINT.format("soft-max"), JOINT.format("max-margin")
+JOINT = "Joint sparse coding and clustering"
+SOFT_MAX, MARGIN = f"{JOINT}, soft-max", f"{JOINT}, max-margin"
 TAGNET = "Graph-regularised deep clustering (TAGnet)"
 DEEP_L0 = "Deep l0-Regularized"
 DEEP_M = "Deep M-Sparse, M = {}"
