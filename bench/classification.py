@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from deepl0_kernels._files import write_atomically
-from deepl0_kernels.experiments import record
+from deepl0_kernels.experiments import grid, record
 from deepl0_kernels.experiments.classification import PROTOCOLS, cells, figures, tables
 from deepl0_kernels.experiments.classification.systems import DEEP_L0, DEEP_M, TDSC, TUNED_LISTA
+from deepl0_kernels.experiments.tables import machines, markdown
 
 from . import records, reproduction
 
@@ -127,15 +128,7 @@ def take_figures(run: Path) -> None:
 
 def _take(run: Path, folder: Path, left_out: Sequence[str]) -> None:
     results = cells.read(run)
-    for cell in results["cells"]:
-        for key in left_out:
-            del cell[key]
-        cell["loss"] = [cell["loss"][0], cell["loss"][-1]]
-        environment = cell["environment"]
-        cell["environment"] = {
-            key: environment[key]
-            for key in ("time", "machine", "threads", "torch", "deepl0_kernels", "commit")
-        }
+    results["cells"] = [grid.short(cell, left_out) for cell in results["cells"]]
     record.write_json(folder / cells.RESULTS, results)
 
 
@@ -145,12 +138,12 @@ def page(text: str) -> str:
     return reproduction.fill(
         text,
         {
-            "table5": tables.markdown(tables.errors(results, "table5")),
-            "further": tables.markdown(tables.further(results, "table5")),
+            "table5": markdown(tables.errors(results, "table5")),
+            "further": markdown(tables.further(results, "table5")),
             "claims": "\n".join(f"* {line}" for line in tables.verdicts(results)),
             "tuning": tuning(json.loads(TRIED.read_text())["trials"]),
-            "machines": "\n".join(f"* {line}" for line in tables.machines(results)),
-            "shown": "\n".join(f"* {line}" for line in tables.machines(cells.read(FIGURES))),
+            "machines": "\n".join(f"* {line}" for line in machines(results)),
+            "shown": "\n".join(f"* {line}" for line in machines(cells.read(FIGURES))),
         },
     )
 
@@ -172,7 +165,7 @@ def tuning(trials: list[dict[str, Any]]) -> str:
             continue
         mean = {key: statistics.mean(v) for key, v in trial.items() if key in _SHOWN}
         rows.append(row | {shown: f"{mean[key]:.1f}" for key, shown in _SHOWN.items()})
-    return tables.markdown(pandas.DataFrame(rows).fillna("").set_index("system"))
+    return markdown(pandas.DataFrame(rows).fillna("").set_index("system"))
 
 
 def draw() -> None:

@@ -55,7 +55,7 @@ def _app():
 
     @app.command()
     def reproduce(
-        tables: Annotated[list[str], typer.Argument(help="table1 to table5; or all.")],
+        tables: Annotated[list[str], typer.Argument(help="table1 to table7; or all.")],
         p: Annotated[
             str | None, typer.Option(help="Code sizes; by default --p 128 256 512.")
         ] = None,
@@ -73,16 +73,16 @@ def _app():
     ) -> None:
         """Compute tables of the paper: errors of predicted codes (1 to 3), of classes (4, 5).
 
-        Needs the full MNIST (DEEPL0_DATA) unless --quick, and Indian Pines for table5. Interrupted,
-        it goes on where it stopped.
+        And of clusters (6, 7). Needs the full MNIST (DEEPL0_DATA) unless --quick, Indian Pines for
+        table5, COIL-20 for table6, CMU PIE for table7. Interrupted, it goes on where it stopped.
         """
-        from .experiments import classification, report
+        from .experiments import classification, clustering, report
         from .experiments import pareto as race
         from .experiments import reproduce as experiment
         from .experiments import tables as rendering
         from .experiments.protocol import Protocol
 
-        every = [*experiment.TABLES, *classification.PROTOCOLS]
+        every = [*experiment.TABLES, *classification.PROTOCOLS, *clustering.PROTOCOLS]
         if p is not None:  # an option takes one value: further sizes arrive among the tables
             p = " ".join([p, *(word for word in tables if word.isdigit())])
             tables = [word for word in tables if not word.isdigit()]
@@ -102,14 +102,20 @@ def _app():
             def choices(protocol):
                 return (protocol.quickened() if quick else protocol).changed(settings or ())
 
-            protocols = {
-                name: choices(protocol)
-                for name, protocol in classification.PROTOCOLS.items()
-                if name in wanted
-            }
+            parts = [
+                (part, protocols)
+                for part in (classification, clustering)
+                if (
+                    protocols := {
+                        name: choices(protocol)
+                        for name, protocol in part.PROTOCOLS.items()
+                        if name in wanted
+                    }
+                )
+            ]
             protocol = choices(Protocol()) if codes else None
-            if protocols:
-                classification.check(list(protocols), sizes, range(seeds))
+            for part, protocols in parts:
+                part.check(list(protocols), sizes, range(seeds))
             texts = []
             if protocol:
                 results = experiment.run(codes, protocol, sizes, range(seeds), out, show)
@@ -118,10 +124,10 @@ def _app():
                     race.write(protocol, keys, min(sizes), out, seconds=2.0 if quick else 20.0)
                 rendering.write(results, out)
                 texts.append(rendering.text(results, race.read(out)))
-            if protocols:
-                found = classification.run(protocols, sizes, range(seeds), out, show)
-                classification.write(found, out)
-                texts.append(classification.text(found))
+            for part, protocols in parts:
+                found = part.run(protocols, sizes, range(seeds), out, show)
+                part.write(found, out)
+                texts.append(part.text(found))
             report.write(out)
         except KeyboardInterrupt:
             typer.echo(f"interrupted; the same command goes on from what {out} holds", err=True)

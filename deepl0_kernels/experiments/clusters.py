@@ -10,18 +10,20 @@ from .._optional import require
 from ..nn import ClusterHead
 
 
-def start_head(codes: Tensor, clusters: int, seed: int, ridge: float = 1e-3) -> ClusterHead:
+def start_head(
+    codes: Tensor, clusters: int, seed: int, ridge: float = 1e-3, inits: int = 10
+) -> ClusterHead:
     """A :class:`ClusterHead` that assigns codes [N, p] as k-means does, as far as lines can.
 
     Its weights minimise the mean cross-entropy against k-means' labels plus ``ridge / 2 ||w||^2``
     (L-BFGS, 100 iterations at most). Without the ridge weights of separable clusters would grow
-    until every entropy is 0 and nothing is left to train.
+    until every entropy is 0 and nothing is left to train. k-means starts ``inits`` times.
 
     Raises:
         ModuleNotFoundError: scikit-learn is missing.
     """
     cluster = require("sklearn.cluster", "k-means")
-    means = cluster.KMeans(clusters, n_init=10, random_state=seed).fit(codes.numpy())
+    means = cluster.KMeans(clusters, n_init=inits, random_state=seed).fit(codes.numpy())
     return logistic_head(codes, torch.from_numpy(means.labels_).long(), clusters, ridge)
 
 

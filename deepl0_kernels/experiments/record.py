@@ -13,11 +13,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .._files import write_atomically
+from .._optional import require
 from ..backends import backends
 from ..version import __version__
 
@@ -69,6 +69,7 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 
 def write_arrays(path: Path, arrays: Mapping[str, Tensor]) -> None:
     """Tensors as a compressed .npz, whole or not at all."""
+    np = require("numpy", "the figures of a run")
     buffer = io.BytesIO()
     plain: dict[str, Any] = {name: a.numpy(force=True) for name, a in arrays.items()}
     np.savez_compressed(buffer, **plain)
@@ -83,6 +84,7 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
     """
     if not path.exists():
         return {}
+    np = require("numpy", "the figures of a run")
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: torch.from_numpy(file[name]) for name in file.files}

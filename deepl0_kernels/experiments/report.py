@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .._files import write_atomically
-from . import classification, pareto, reproduce, tables
+from . import classification, clustering, pareto, reproduce, tables
 from .figure import embedded
 
 _STYLE = """
@@ -30,12 +30,15 @@ def write(folder: Path) -> Path:
     """
     parts = []
     classes = (folder / classification.RESULTS).exists()
-    if (folder / reproduce.RESULTS).exists() or not classes:
+    clusters = (folder / clustering.RESULTS).exists()
+    if (folder / reproduce.RESULTS).exists() or not (classes or clusters):
         drawn = sorted(folder.glob("*.svg"))
         parts += _codes(reproduce.read(folder), drawn, pareto.read(folder))
     if classes:
         results = classification.read(folder)
         parts += classification.page(results, classification.figures.write(results, folder))
+    if clusters:
+        parts += clustering.page(clustering.read(folder))
     title = "Deep l0 encoders"
     page = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"

@@ -1,9 +1,11 @@
-"""Scores of a classification, all from its confusion matrix."""
+"""Scores of a classification, all from its confusion matrix, and of a clustering."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from .._optional import require
 
 
 def confusion(y: Tensor, predicted: Tensor, classes: int) -> Tensor:
@@ -27,4 +29,27 @@ def scores(matrix: Tensor) -> dict[str, float]:
         "overall_accuracy": 100 * overall.item(),
         "average_accuracy": 100 * recall.mean().item(),
         "kappa": kappa.item(),
+    }
+
+
+def clustering(y: Tensor, assigned: Tensor) -> dict[str, float]:
+    """How well clusters [N] int64 fit classes y [N] int64.
+
+    ``error`` in percent under the best matching of clusters to classes (Kuhn 1955, "Hungarian"),
+    one to one; ``nmi``, normalised by the arithmetic mean of the entropies, and ``ari``, the
+    adjusted Rand index, both at most 1; ``clusters`` that are not empty.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn, which brings SciPy, is missing.
+    """
+    optimize = require("scipy.optimize", "the matching of clusters", extra="sklearn")
+    metrics = require("sklearn.metrics", "NMI and ARI", extra="sklearn")
+    size = int(max(y.max(), assigned.max())) + 1
+    table = confusion(y, assigned, size).numpy()
+    rows, columns = optimize.linear_sum_assignment(table, maximize=True)
+    return {
+        "error": 100 * (1 - float(table[rows, columns].sum()) / len(y)),
+        "nmi": float(metrics.normalized_mutual_info_score(y.numpy(), assigned.numpy())),
+        "ari": float(metrics.adjusted_rand_score(y.numpy(), assigned.numpy())),
+        "clusters": len(assigned.unique()),
     }

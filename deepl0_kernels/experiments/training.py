@@ -51,7 +51,8 @@ def minimise(
         optimizer,
         [group.get("lr", lr) for group in parameters],
         total_steps=batches * epochs,
-        pct_start=0.1,
+        # It divides by pct_start * total_steps - 1.
+        pct_start=0.2 if batches * epochs == 10 else 0.1,
     )
     sigmas = [
         SigmaSchedule(module, factor=sigma_factor, floor=sigma_floor)

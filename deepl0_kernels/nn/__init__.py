@@ -3,7 +3,9 @@
 from .baseline import BaselineEncoder
 from .encoders import LISTA, DeepL0Encoder, DeepMSparseEncoder
 from .heads import ClusterHead
+from .joint import JointSparseClustering
 from .schedules import SigmaSchedule
+from .tagnet import TAGNet
 
 __all__ = [
     "LISTA",
@@ -11,5 +13,7 @@ __all__ = [
     "ClusterHead",
     "DeepL0Encoder",
     "DeepMSparseEncoder",
+    "JointSparseClustering",
     "SigmaSchedule",
+    "TAGNet",
 ]

@@ -2,6 +2,7 @@
 
 from .dictionary import DictionaryLearner, DictionaryResult, learn_dictionary
 from .fista import fista
+from .graph import graph_laplacian, graph_sparse_code, knn_affinity
 from .iht import iht, iht_m
 from .omp import omp
 from .pursuit import cosamp, htp
@@ -18,9 +19,12 @@ __all__ = [
     "cosamp",
     "elastic_net",
     "fista",
+    "graph_laplacian",
+    "graph_sparse_code",
     "htp",
     "iht",
     "iht_m",
+    "knn_affinity",
     "learn_dictionary",
     "omp",
     "squared_norm",

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deepl0_kernels.experiments import embedding, record, report
+from deepl0_kernels.experiments import grid, record, report
 from deepl0_kernels.experiments.classification import PROTOCOLS, cells, drawing, figures
 from deepl0_kernels.experiments.classification.data import Place
 from deepl0_kernels.experiments.classification.systems import (
@@ -42,8 +42,12 @@ def run(tmp_path_factory):
     return out, cells.run({"table4": TINY}, [32], [0], out, progress=False)
 
 
+def beside(out, method):
+    return grid.path_of(out, "table4", METHODS.index(method), 32, 0).with_suffix(".npz")
+
+
 def stored(out, method):
-    return record.read_arrays(cells.path_of(out, "table4", method, 32, 0).with_suffix(".npz"))
+    return record.read_arrays(beside(out, method))
 
 
 def test_a_run_keeps_what_its_figures_need(run):
@@ -55,7 +59,7 @@ def test_a_run_keeps_what_its_figures_need(run):
         assert arrays["nonzeros"].shape == arrays["dead_units"].shape == (epochs + 1,)
         assert ("theta" in arrays) == (method in (TUNED_LISTA, DEEP_L0))
         assert "truth" not in arrays
-        assert cells.path_of(out, "table4", method, 32, 0).with_suffix(".npz").stat().st_size < 2e4
+        assert beside(out, method).stat().st_size < 2e4
     assert (stored(out, DEEP_M.format(20))["nonzeros"] == 20).all()
     l0 = stored(out, DEEP_L0)
     assert len(l0["theta_start"].unique()) == 1
@@ -197,38 +201,3 @@ def test_the_best_method_is_on_the_map(run, monkeypatch):
     assert [cell["error"] for cell in drawn[:2]] == [errors[0], errors[-1]]
     assert drawn[2] == drawn[0]["method"]
     assert found.lacking == ["confusion", "map", "filters", "theta", "training"]
-
-
-def test_codes_in_the_plane():
-    g = torch.Generator().manual_seed(0)
-    labels = torch.arange(60) % 3
-    codes = torch.eye(3)[labels] @ torch.randn(3, 12, generator=g) * 5
-    codes = codes + 0.1 * torch.randn(60, 12, generator=g)
-    centred = codes - codes.mean(0)
-    points = embedding.embed(codes, "PCA")
-    ours = centred @ torch.linalg.svd(centred).Vh[:2].T
-    torch.testing.assert_close(points.abs(), ours.abs(), atol=1e-4, rtol=1e-4)
-    figure = embedding.draw(codes, labels, ("a", "b", "c"), "codes")
-    assert [axes.get_title() for axes in figure.axes] == ["PCA", "t-SNE"]
-    for axes in figure.axes:
-        assert len(axes.collections) == 3
-        assert sum(len(dots.get_offsets()) for dots in axes.collections) == 60
-        # Three tight groups stay three.
-        spread = max(dots.get_offsets().std(0).max() for dots in axes.collections)
-        centres = torch.tensor([dots.get_offsets().mean(0).tolist() for dots in axes.collections])
-        assert torch.pdist(centres).min() > 2 * spread
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]
-
-
-@pytest.mark.parametrize(
-    ("act", "words"),
-    [
-        (lambda c, y: embedding.embed(c, "UMAP"), "method must be one of"),
-        (lambda c, y: embedding.embed(c[:2], "PCA"), r"N >= 3, p >= 2\], got shape \(2, 4\)"),
-        (lambda c, y: embedding.draw(c, y[:3], "ab"), r"got shape \(3,\)"),
-        (lambda c, y: embedding.draw(c, y + 1, "ab"), r"in \[0, 1\] for 2 names, got 1 to 2"),
-    ],
-)
-def test_bad_codes_and_labels_are_named(act, words):
-    with pytest.raises(ValueError, match=words):
-        act(torch.ones(6, 4), torch.arange(6) % 2)

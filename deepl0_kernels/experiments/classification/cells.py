@@ -1,30 +1,23 @@
-"""Tables 4 and 5, cell by cell, into a folder that can be resumed.
+"""Tables 4 and 5, cell by cell: scores, confusion matrix, seconds, machine.
 
-run.json               the protocol of each table
-cells/table*-*.json    one method, code size and seed: scores, confusion matrix, seconds, machine
-cells/table*-*.npz     what else its figures are drawn from, see :func:`arrays`
-classification.json    all of it; classification.csv, classification.md, report.html: drawn from it
-figures/table*.svg     those of the report
-
-One cell is computed from its seed alone, so a run can be interrupted anywhere between two cells.
+``classification.json`` holds all of a run (see :mod:`..grid`); ``classification.csv``,
+``classification.md``, ``figures/table*.svg`` and ``report.html`` are drawn from it, figures also
+from what stands beside each cell in ``cells/table*-*.npz`` (see :func:`arrays`).
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..._optional import require
-from ...solvers import learn_dictionary
-from .. import record
+from .. import grid, record
+from ..grid import Problems, values
 from ..scores import confusion, scores
 from . import systems
 from .data import Labelled, labelled
@@ -32,32 +25,6 @@ from .protocol import PROTOCOLS, Protocol
 from .systems import DEEP_L0, DEEP_M, METHODS, SPARSITIES, TUNED_LISTA
 
 RESULTS = "classification.json"
-
-
-class Problems:
-    """The dictionaries of one table and seed, made when a cell asks for them."""
-
-    def __init__(self, protocol: Protocol, seed: int, progress: bool) -> None:
-        self.protocol, self.seed, self.progress = protocol, seed, progress
-        self._dictionaries: dict[tuple[Any, ...], Tensor] = {}
-
-    def dictionary(self, x: Tensor, p: int, method: str) -> Tensor:
-        """D [n, p] that ``method`` starts from."""
-        protocol = self.protocol
-        sparsity = systems.sparsity(method, protocol)
-        key = (p, *sparsity.items())
-        if key not in self._dictionaries:
-            self._dictionaries[key] = learn_dictionary(
-                x,
-                p,
-                **sparsity,
-                epochs=protocol.dictionary_epochs,
-                batch_size=min(256, len(x)),
-                lr=protocol.dictionary_lr,
-                seed=self.seed,
-                progress=self.progress,
-            ).D
-        return self._dictionaries[key]
 
 
 def cell(table: str, method: str, p: int, problems: Problems) -> dict[str, Any]:
@@ -70,7 +37,7 @@ def cell(table: str, method: str, p: int, problems: Problems) -> dict[str, Any]:
     # Read anew: the moves of one training are not the next one's start.
     data = labelled(protocol, seed)
     start = time.perf_counter()
-    D = problems.dictionary(data.x, p, method)
+    D = problems.dictionary(data.x, p, **systems.sparsity(method, protocol))
     learned = time.perf_counter()
     torch.manual_seed(seed)
     description = f"{table}, {method}, p = {p}, seed {seed}"
@@ -132,22 +99,9 @@ def arrays(
     return found
 
 
-def path_of(out: Path, table: str, method: str, p: int, seed: int) -> Path:
-    """The JSON of a cell; its arrays stand beside it."""
-    return out / "cells" / f"{table}-{METHODS.index(method)}-p{p}-seed{seed}.json"
-
-
 def check(tables: Sequence[str], sizes: Sequence[int], seeds: Sequence[int]) -> None:
     """Everything that can be wrong with the arguments, before any work."""
-    for name in tables:
-        if name not in PROTOCOLS:
-            raise ValueError(f"tables must be among {', '.join(PROTOCOLS)}, got {name!r}")
-    for name, values in (("tables", tables), ("sizes", sizes), ("seeds", seeds)):
-        if not values:
-            raise ValueError(f"{name} must not be empty")
-    for p in sizes:
-        if p < max(SPARSITIES):
-            raise ValueError(f"p must be at least M = {max(SPARSITIES)}, got {p}")
+    grid.check(tables, PROTOCOLS, sizes, seeds, max(SPARSITIES))
 
 
 def run(
@@ -165,43 +119,12 @@ def run(
         FileNotFoundError: a data set is not where the protocol looks for it.
     """
     check(list(protocols), sizes, seeds)
-    for module in ("matplotlib", "pandas", "tabulate", *(("tqdm",) if progress else ())):
-        require(module, "deepl0 reproduce")
-    record.claim(out / "run.json", protocols)
-    cells = []
-    for table, protocol in protocols.items():
-        for seed in seeds:
-            problems = Problems(protocol, seed, progress)
-            for p in sizes:
-                for method in METHODS:
-                    path = path_of(out, table, method, p, seed)
-                    if not path.exists():
-                        found = cell(table, method, p, problems)
-                        record.write_arrays(path.with_suffix(".npz"), found.pop("arrays"))
-                        record.write_json(path, found)
-                    cells.append(json.loads(path.read_text()))
-    results = {
-        "tables": list(protocols),
-        "protocols": {name: asdict(protocol) for name, protocol in protocols.items()},
-        "sizes": list(sizes),
-        "seeds": list(seeds),
-        "cells": cells,
-        "claims": claims(list(protocols), cells, sizes),
-    }
-    record.write_json(out / RESULTS, results)
-    return results
+    return grid.run(RESULTS, protocols, METHODS, sizes, seeds, out, progress, cell, claims)
 
 
 def read(out: Path) -> dict[str, Any]:
-    """The results of a run; errors are those of :func:`record.read_json`."""
-    keys = ("tables", "protocols", "sizes", "seeds", "cells", "claims")
-    return record.read_json(out / RESULTS, keys, "deepl0 reproduce")
-
-
-def values(cells: list[dict[str, Any]], table: str, method: str, p: int, key: str) -> list[float]:
-    """The figure ``key`` of each seed, in the order of the seeds."""
-    found = [c for c in cells if (c["table"], c["method"], c["p"]) == (table, method, p)]
-    return [c[key] for c in sorted(found, key=lambda c: c["seed"])]
+    """The results of a run; errors are those of :func:`grid.read`."""
+    return grid.read(out / RESULTS)
 
 
 def claims(

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from ... import scenes
 from ..._files import write_atomically
-from .. import record
+from .. import grid, record
 from ..figure import embedded, save
 from ..training import Course
 from . import drawing
-from .cells import path_of
-
-FOLDER = "figures"
+from .systems import METHODS
 
 
 class Drawn(NamedTuple):
@@ -44,7 +42,7 @@ def draw(results: dict[str, Any], table: str, out: Path) -> Drawn:
     cells.sort(key=lambda cell: cell["error"])
     stored: dict[str, dict[str, Tensor]] = {
         cell["method"]: record.read_arrays(
-            path_of(out, table, cell["method"], p, seed).with_suffix(".npz")
+            grid.path_of(out, table, METHODS.index(cell["method"]), p, seed).with_suffix(".npz")
         )
         for cell in sorted(cells, key=lambda cell: results["cells"].index(cell))
     }
@@ -80,7 +78,7 @@ def write(results: dict[str, Any], out: Path) -> dict[str, Drawn]:
     drawn = {table: draw(results, table, out) for table in results["tables"]}
     for found in drawn.values():
         for name, content in found.files.items():
-            write_atomically(out / FOLDER / name, content)
+            write_atomically(out / grid.FIGURES / name, content)
     return drawn
 
 

@@ -1,0 +1,94 @@
+"""Unrolled sparse coding on a graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..ops import soft_threshold
+from ..solvers import step as steps
+from ..solvers.graph import check_laplacian, largest_row, nonnegative
+from .encoders import LISTA
+
+
+class TAGNet(LISTA):
+    """K stages of graph-regularised sparse coding with learned weights.
+
+    ``z <- soft(W x + S z - gamma L z)``, over all signals together: row i of L z is what the
+    code of signal i differs by from its neighbours'. gamma = mu alpha stays as it is; W, S and the
+    thresholds are learned. With gamma = 0 it is :class:`LISTA`.
+
+    Args:
+        gamma: >= 0. The others are those of :class:`LISTA`.
+
+    ``encoder(x, laplacian)``: signals [N, n] and symmetric sparse COO [N, N], as of
+    :func:`deepl0_kernels.solvers.graph_laplacian` -> dense codes [N, p]. Rows are no batch that
+    could be cut: the graph ties them.
+
+    Raises:
+        ValueError: an argument out of range, or x and laplacian that do not fit, with the value.
+
+    2 N p (n + (K - 1) p) + 2 (K - 1) edges p flops. A reading of the abstract of Wang, Chang, Zhou,
+    Wang, Huang, "Learning a task-specific deep architecture for clustering" (TAGnet), SDM 2016.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        code_size: int,
+        num_stages: int = 2,
+        tied: bool = True,
+        *,
+        gamma: float = 0.0,
+    ) -> None:
+        super().__init__(in_features, code_size, num_stages, tied)
+        self.gamma = nonnegative("gamma", gamma)
+
+    @classmethod
+    def from_graph(
+        cls,
+        D: Tensor,
+        laplacian: Tensor,
+        lam: float,
+        alpha: float,
+        num_stages: int = 2,
+        tied: bool = True,
+    ) -> TAGNet:
+        """The encoder that is K plain steps of :func:`deepl0_kernels.solvers.graph_sparse_code`.
+
+        Args:
+            D: [n, p], finite. laplacian: as in the call; only its size of entries is used here.
+            lam: > 0. alpha: >= 0.
+
+        The step mu is ``0.99 / (||D||_2^2 + alpha max_i sum_j |L_ij|)``.
+
+        Raises:
+            ValueError: an argument out of range, named with its value.
+        """
+        steps.dictionary("D", D)
+        alpha = nonnegative("alpha", alpha)
+        L = check_laplacian(laplacian, torch.empty(len(laplacian), 0, dtype=D.dtype))
+        mu = 0.99 / (steps.squared_norm(D) + alpha * largest_row(L))
+        self = cls.from_dictionary(D, lam, num_stages, tied, mu)
+        assert isinstance(self, TAGNet)
+        self.gamma = mu * alpha
+        return self
+
+    def forward(self, x: Tensor, laplacian: Tensor) -> Tensor:  # type: ignore[override]
+        """Dense codes [N, p] of x [N, n]."""
+        self._check(x)
+        if x.dim() != 2:
+            raise ValueError(f"x must be [N, n], got {tuple(x.shape)}")
+        L = check_laplacian(laplacian, x)
+        theta = self.theta
+        c = x @ self.W.T
+        z = soft_threshold(c, theta if self.tied else theta[0])
+        for k in range(1, self.num_stages):
+            assert self.S is not None
+            S = self.S if self.tied else self.S[k - 1]
+            u = c + z @ S.T - self.gamma * torch.sparse.mm(L, z)
+            z = soft_threshold(u, theta if self.tied else theta[k])
+        return z
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, gamma={self.gamma:g}"

@@ -1,0 +1,141 @@
+"""Graphs and graph-regularised codes: scikit-learn, optimality conditions, bad input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deepl0_kernels.solvers import elastic_net, fista, graph_laplacian, graph_sparse_code
+from deepl0_kernels.solvers import knn_affinity as affinity_of
+
+
+def problem(rows=12, n=8, p=14):
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(rows, n, generator=g, dtype=torch.float64)
+    D = torch.randn(n, p, generator=g, dtype=torch.float64)
+    return x, D / D.norm(dim=0), graph_laplacian(affinity_of(x, 3))
+
+
+def test_the_affinity_is_that_of_the_formula():
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    x = problem(rows=30)[0]
+    V = affinity_of(x, 4, width=1.3).to_dense()
+    graph = torch.from_numpy(neighbors.kneighbors_graph(x.numpy(), 4).toarray()) > 0
+    # Nobody is their own neighbour.
+    near = (graph & ~torch.eye(30, dtype=torch.bool)).double()
+    search = torch.cdist(x, x).fill_diagonal_(torch.inf)
+    kept = torch.zeros_like(near).scatter(1, search.topk(4, largest=False).indices, 1.0)
+    assert torch.equal(kept, near)
+    kept = torch.maximum(kept, kept.T)
+    expected = torch.exp(-torch.cdist(x, x).square() / (2 * 1.3**2)) * kept
+    torch.testing.assert_close(V, expected)
+    # By default the median neighbour weighs exp(-1/2).
+    found = affinity_of(x, 1).values()
+    assert found.min() < torch.tensor(-0.5).exp() < found.max()
+
+
+def test_the_laplacian_is_scipys():
+    csgraph = pytest.importorskip("scipy.sparse.csgraph")
+    V = affinity_of(problem(rows=30)[0], 3)
+    for normalized in (True, False):
+        L = graph_laplacian(V, normalized)
+        theirs = torch.from_numpy(csgraph.laplacian(V.to_dense().numpy(), normed=normalized))
+        torch.testing.assert_close(L.to_dense(), theirs)
+        values = torch.linalg.eigvalsh(L.to_dense())
+        assert values[0] > -1e-12
+        assert not normalized or values[-1] < 2 + 1e-12
+
+
+def test_who_has_no_neighbours_is_left_alone():
+    V = torch.tensor([[0, 0.5, 0], [0.5, 0, 0], [0, 0, 0]]).to_sparse()
+    expected = torch.tensor([[1.0, -1, 0], [-1, 1, 0], [0, 0, 0]])
+    torch.testing.assert_close(graph_laplacian(V).to_dense(), expected)
+
+
+def test_without_a_graph_these_are_other_solvers_codes():
+    x, D, L = problem()
+    tight = dict(tol=1e-12, max_iter=20_000)
+    found = graph_sparse_code(x, D, L, 0.2, 0.0, **tight)
+    torch.testing.assert_close(found.code, fista(x, D, 0.2, **tight).code, atol=1e-8, rtol=0)
+    found = graph_sparse_code(x, D, L, 0.2, 0.0, 0.1, **tight)
+    theirs = elastic_net(x, D, 0.2, 0.1, **tight).code
+    torch.testing.assert_close(found.code, theirs, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("p", [6, 40])  # both forms of the gradient
+@pytest.mark.parametrize("lam2", [0.0, 0.05])
+def test_the_optimum_meets_its_conditions(p, lam2):
+    x, D, L = problem(p=p)
+    lam, alpha = 0.2, 0.7
+    found = graph_sparse_code(x, D, L, lam, alpha, lam2, tol=1e-12, max_iter=50_000)
+    assert found.converged.all()
+    a = found.dense
+    slope = (a @ D.T - x) @ D + lam2 * a + alpha * L.to_dense() @ a
+    on = a != 0
+    assert 0.1 < on.double().mean() < 0.9
+    torch.testing.assert_close(slope[on], -lam * a[on].sign(), atol=1e-8, rtol=0)
+    assert slope[~on].abs().max() < lam + 1e-8
+    # The objective that is returned is that of the sum.
+    value = (x - a @ D.T).square().sum() / 2 + lam * a.abs().sum() + lam2 / 2 * a.square().sum()
+    value += alpha / 2 * torch.trace(a.T @ L.to_dense() @ a)
+    torch.testing.assert_close(found.objective[1].sum(), value)
+    torch.testing.assert_close(found.objective[0].sum(), x.square().sum() / 2)
+
+
+def test_the_graph_draws_neighbours_together_and_a_start_saves_steps():
+    x, D, L = problem(rows=40)
+
+    def roughness(alpha):
+        a = graph_sparse_code(x, D, L, 0.1, alpha).dense
+        return (torch.trace(a.T @ (L @ a)) / a.square().sum()).item()
+
+    assert roughness(3.0) < 0.6 * roughness(0.0)
+    cold = graph_sparse_code(x, D, L, 0.1, 1.0)
+    warm = graph_sparse_code(x, D, L, 0.1, 1.0, start=cold.dense)
+    assert warm.iterations[0] < cold.iterations[0] / 2
+    short = graph_sparse_code(x, D, L, 0.1, 1.0, max_iter=2)
+    assert short.iterations.tolist() == [2] * 40
+    assert not short.converged.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(lam=0.0), "lam must be a finite number > 0, got 0.0"),
+        (dict(alpha=-1.0), "alpha must be a finite number >= 0, got -1.0"),
+        (dict(lam2=float("inf")), "lam2 must be a finite number >= 0, got inf"),
+        (dict(max_iter=0), "max_iter must be >= 1, got 0"),
+        (dict(x=torch.zeros(3, 8, dtype=torch.float64)), "N = 3, got"),
+        (dict(x=torch.zeros(2, 6, 8, dtype=torch.float64)), r"x must be \[N, n\]"),
+        (dict(start=torch.zeros(12, 3, dtype=torch.float64)), r"start must have shape \[N, p\]"),
+        (dict(start=torch.full((12, 14), torch.nan, dtype=torch.float64)), "start must be finite"),
+        (dict(laplacian=torch.eye(12).to_sparse()), "laplacian must have the dtype of x"),
+    ],
+)
+def test_bad_arguments_are_named(change, words):
+    x, D, L = problem()
+    arguments = dict(x=x, D=D, laplacian=L, lam=0.1, alpha=1.0) | change
+    with pytest.raises(ValueError, match=words):
+        graph_sparse_code(**arguments)
+
+
+def test_bad_graphs_are_named():
+    x = problem()[0]
+    with pytest.raises(ValueError, match=r"neighbours must be >= 1 and <= N - 1 = 11, got 12"):
+        affinity_of(x, 12)
+    with pytest.raises(ValueError, match=r"width must be a finite number > 0, got 0"):
+        affinity_of(x, 2, 0.0)
+    with pytest.raises(ValueError, match="x must be finite"):
+        affinity_of(x / 0, 2)
+    with pytest.raises(ValueError, match="give width"):
+        affinity_of(torch.zeros(5, 3), 2)
+    with pytest.raises(ValueError, match=r"\[N, n\], got torch.float32 \(5, 1, 1\)"):
+        affinity_of(torch.zeros(5, 1, 1), 2)
+    with pytest.raises(TypeError, match="affinity must be a sparse COO tensor"):
+        graph_laplacian(torch.eye(3))
+    with pytest.raises(ValueError, match=r"affinity must be \[N, N\]"):
+        graph_laplacian(torch.ones(2, 3).to_sparse())
+    with pytest.raises(ValueError, match="affinity must be symmetric"):
+        graph_laplacian(torch.ones(3, 3).triu().to_sparse())
+    with pytest.raises(ValueError, match="affinity must be >= 0, got -1"):
+        graph_laplacian(-torch.ones(3, 3).to_sparse())
