@@ -1,9 +1,10 @@
-"""docs/classification.md from a record, and the tuning of Table 5's systems.
+"""docs/classification.md from records, and the tuning of Table 5's systems.
 
 ``python -m bench.classification --tune`` trains every trial below that the record lacks, on a part
 of the training pixels, and scores it on the rest of them: no test pixel is looked at. What it
 found is written into ``PROTOCOLS`` by hand. ``python -m bench.classification RUN`` takes the record
-of a run of ``deepl0 reproduce table5`` into bench/records; ``--figures RUN`` takes what the page's
+of a run of ``deepl0 reproduce table4 table5`` into bench/records, a file for each table;
+``--figures RUN`` takes what the page's
 figures are drawn from, of a run of one seed. All then draw; without arguments that is all.
 """
 
@@ -114,38 +115,42 @@ def tune(progress: bool) -> None:
 
 
 def take(run: Path) -> None:
-    """The record of a run into bench/records: what the page is drawn from."""
-    _take(run, RECORD, ("confusion",))
+    """The record of a run into bench/records, a file for each table."""
+    results = cells.read(run)
+    for table in results["tables"]:
+        only = grid.part(results, table, ("confusion",))
+        record.write_json(RECORD / f"{table}.json", only)
 
 
 def take_figures(run: Path) -> None:
     """The record of a run into bench/records: what the page's figures are drawn from."""
-    _take(run, FIGURES, ())
+    results = cells.read(run)
+    results["cells"] = [grid.short(cell, ()) for cell in results["cells"]]
+    record.write_json(FIGURES / cells.RESULTS, results)
     for path in sorted((run / "cells").glob("*.npz")):
         arrays = record.read_arrays(path)
         record.write_arrays(FIGURES / "cells" / path.name, {key: arrays[key] for key in ARRAYS})
 
 
-def _take(run: Path, folder: Path, left_out: Sequence[str]) -> None:
-    results = cells.read(run)
-    results["cells"] = [grid.short(cell, left_out) for cell in results["cells"]]
-    record.write_json(folder / cells.RESULTS, results)
-
-
 def page(text: str) -> str:
-    """``text`` with every part between markers drawn from the record anew."""
-    results = cells.read(RECORD)
-    return reproduction.fill(
-        text,
-        {
-            "table5": markdown(tables.errors(results, "table5")),
-            "further": markdown(tables.further(results, "table5")),
-            "claims": "\n".join(f"* {line}" for line in tables.verdicts(results)),
-            "tuning": tuning(json.loads(TRIED.read_text())["trials"]),
-            "machines": "\n".join(f"* {line}" for line in machines(results)),
-            "shown": "\n".join(f"* {line}" for line in machines(cells.read(FIGURES))),
-        },
-    )
+    """``text`` with every part between markers drawn from the records anew."""
+    parts = {
+        "tuning": tuning(json.loads(TRIED.read_text())["trials"]),
+        "shown": _items(machines(cells.read(FIGURES))),
+    }
+    for table in PROTOCOLS:
+        results = grid.read(RECORD / f"{table}.json")
+        parts |= {
+            table: markdown(tables.errors(results, table)),
+            f"{table}: further": markdown(tables.further(results, table)),
+            f"{table}: claims": _items(tables.verdicts(results)),
+            f"{table}: machines": _items(machines(results)),
+        }
+    return reproduction.fill(text, parts)
+
+
+def _items(lines: Sequence[str]) -> str:
+    return "\n".join(f"* {line}" for line in lines)
 
 
 def tuning(trials: list[dict[str, Any]]) -> str:

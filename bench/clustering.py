@@ -29,13 +29,7 @@ def take(run: Path) -> None:
     results = cells.read(run)
     drop = ("labels", "classes", "embedding")
     for table, protocol in results["protocols"].items():
-        only = {
-            **results,
-            "tables": [table],
-            "protocols": {table: protocol},
-            "cells": [grid.short(c, drop) for c in results["cells"] if c["table"] == table],
-            "claims": [claim for claim in results["claims"] if claim["table"] == table],
-        }
+        only = grid.part(results, table, drop)
         record.write_json(RECORD / f"{table}-{protocol['start']}.json", only)
 
 

@@ -151,6 +151,17 @@ def short(cell: Cell, without: Collection[str]) -> Cell:
     return kept
 
 
+def part(results: dict[str, Any], table: str, without: Collection[str]) -> dict[str, Any]:
+    """One table of the results as a record keeps it, its cells :func:`short`."""
+    return {
+        **results,
+        "tables": [table],
+        "protocols": {table: results["protocols"][table]},
+        "cells": [short(cell, without) for cell in results["cells"] if cell["table"] == table],
+        "claims": [claim for claim in results["claims"] if claim["table"] == table],
+    }
+
+
 def entry(seen: Sequence[float | None], digits: int) -> str:
     """Mean and standard deviation over the seeds; nothing for what a method does not have."""
     known = [value for value in seen if value is not None]

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from bench import classification as page
 from deepl0_kernels import cli, scenes
-from deepl0_kernels.experiments import record, report
+from deepl0_kernels.experiments import grid, record, report
 from deepl0_kernels.experiments.classification import PROTOCOLS, cells, systems, write
 from deepl0_kernels.experiments.classification.data import labelled
 from deepl0_kernels.experiments.classification.systems import DEEP_L0, DEEP_M, METHODS
@@ -257,9 +257,8 @@ def test_the_page_is_drawn_from_its_record():
         assert f"(figures/classification-{name})" in text
         assert (page.reproduction.DOCS / "figures" / f"classification-{name}").is_file()
     # The figures are of a run that the table holds.
-    errors = {
-        (cell["method"], cell["seed"]): cell["error"] for cell in cells.read(page.RECORD)["cells"]
-    }
+    results = grid.read(page.RECORD / "table5.json")
+    errors = {(cell["method"], cell["seed"]): cell["error"] for cell in results["cells"]}
     for cell in cells.read(page.FIGURES)["cells"]:
         assert cell["error"] == errors[cell["method"], cell["seed"]]
 
