@@ -55,7 +55,7 @@ def part(results: dict[str, Any]) -> str:
             "",
             *(f"* {line}" for line in tables.verdicts(results)),
             "",
-            f"{seeds} seeds; the longest cell took {max(taken):.0f} s, all cells of a seed "
+            f"Seeds: {seeds}; the longest cell took {max(taken):.0f} s, all cells of a seed "
             f"{sum(taken) / seeds:.0f} s on a machine that did other work beside. Computed on:",
             "",
             *(f"* {line}" for line in machines(results)),
