@@ -321,7 +321,7 @@ DEEPL0_INLINE int64_t collect(const float* u, int64_t p, int32_t lo, int32_t* ke
 /// ascending, values bit-equal. idx and val need room for m + kSelectSlack; scratch:
 /// cut_scratch(p); no two of them may overlap, nor u. p < 2^31.
 DEEPL0_NOINLINE void select_top_m(const float* u, int64_t p, int64_t m, int32_t* scratch,
-                                int32_t* idx, float* val) {
+                                  int32_t* idx, float* val) {
     if (m <= 0 || m >= p || m > kMaxGrouped) {
         write_row(u, p, find_cut(u, p, m, scratch), idx, val);
         return;
