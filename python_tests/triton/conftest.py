@@ -40,12 +40,7 @@ def crossed(*axes: list) -> list[tuple]:
     return [tuple(axis[i % len(axis)] for axis in axes) for i in range(max(map(len, axes)))]
 
 
-def marked(engines: list[str]) -> list:
-    """As parameters: other instructions for the same code, of sm_80, are left to the long run."""
-    return [pytest.param(e, marks=pytest.mark.aot) if e == "sm80" else e for e in engines]
-
-
-@pytest.fixture(params=marked(ENGINES))
+@pytest.fixture(params=ENGINES)
 def engine(request, monkeypatch):
     """Serve the device under test by Triton through the named engine.
 

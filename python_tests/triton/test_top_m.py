@@ -9,7 +9,7 @@ import deepl0_kernels as dk
 from deepl0_kernels import reference
 from deepl0_kernels.reference.top_m import pack_mask
 from python_tests.oracle import STYLES, as_bits, hostile, same_bits, top_m_by_sorting
-from python_tests.triton.conftest import ENGINES, marked
+from python_tests.triton.conftest import ENGINES
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # p -> rows: more than one program has, and not a multiple. One column, ragged, a whole tile; the
@@ -214,9 +214,7 @@ if DIRECT := [name for name in ENGINES if not name.startswith("sm")]:
 
 
 # On a GPU python_tests/ops checks the registration.
-@pytest.mark.parametrize(
-    "engine", marked([name for name in ENGINES if name != "gpu"]), indirect=True
-)
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "gpu"], indirect=True)
 def test_opcheck(engine, device):
     ops = torch.ops.deepl0
     u = torch.randn(3, 20, device=device)
