@@ -22,7 +22,6 @@ needs_nvcc = pytest.mark.skipif(build.toolkit() is None, reason="nvcc is missing
 
 
 @needs_nvcc
-@pytest.mark.aot
 def test_no_kernel_spills_and_the_table_of_the_docs_holds():
     from . import budget
 
