@@ -202,7 +202,7 @@ def iht_m(batch: int, p: int, iterations: int, dtype: torch.dtype, device: str) 
     )  # fmt: skip
 
 
-def decode(batch: int, p: int, dtype: torch.dtype, device: str) -> Problem:
+def decode(batch: int, p: int, dtype: torch.dtype, device: str, train: bool = False) -> Problem:
     D = _weights(p, dtype, device, dense=False)[0].t().contiguous().t()
     values, indices = dk.reference.top_m(torch.randn(batch, p, device=device).to(dtype), min(M, p))
     code = dk.SparseCode(values, indices, p)
@@ -211,12 +211,28 @@ def decode(batch: int, p: int, dtype: torch.dtype, device: str) -> Problem:
     def check(name, out):
         torch.testing.assert_close(out, want, rtol=0.05, atol=0.05 if dtype.itemsize == 2 else 1e-4)
 
-    providers = {
+    calls = {
         EAGER: lambda: code.to_dense() @ D.t(),
         OURS: lambda: dk.decode(code, D),
     }
+    grad = torch.randn(batch, N, device=device).to(dtype)
+
+    def step(call):
+        def both():
+            out = call()
+            torch.autograd.grad(out, (values, D), grad)
+            return out
+
+        return both
+
+    if train:
+        values.requires_grad_()
+        D.requires_grad_()
+        calls = {name: step(call) for name, call in calls.items()}
     moved = values.numel() * (dtype.itemsize + 8) + dtype.itemsize * (D.numel() + batch * N)
-    return Problem("decode", f"B={batch} p={p} {_name(dtype)}", providers, check, moved)
+    operator = "decode forward + backward" if train else "decode"
+    moved *= 2 if train else 1
+    return Problem(operator, f"B={batch} p={p} {_name(dtype)}", calls, check, moved)
 
 
 CASES: list[Callable[[torch.dtype, str], Problem]] = [
@@ -227,11 +243,14 @@ CASES: list[Callable[[torch.dtype, str], Problem]] = [
     *(lambda d, dev, s=s: helu_training(*s, d, dev) for s in ((4096, 512), (65536, 512))),
     *(lambda d, dev, s=s: encode_top_m(*s, d, dev) for s in (
         *((b, p, 2) for p in (128, 256, 512) for b in (128, 4096, 65536)),
+        (4096, 1024, 2), (4096, 2048, 2), (4096, 4096, 2),
         (4096, 16384, 1), (512, 131072, 1))),
-    *(lambda d, dev, p=p: encode_top_m(4096, p, 2, d, dev, True) for p in (128, 256, 512)),
+    *(lambda d, dev, p=p: encode_top_m(4096, p, 2, d, dev, True)
+      for p in (128, 256, 512, 1024, 2048, 4096)),
     *(lambda d, dev, p=p: encode_l0(4096, p, 2, d, dev) for p in (128, 256, 512)),
     lambda d, dev: iht_m(4096, 512, 10, d, dev),
     *(lambda d, dev, p=p: decode(4096, p, d, dev) for p in (512, 16384, 131072)),
+    *(lambda d, dev, p=p: decode(4096, p, d, dev, True) for p in (512, 16384)),
 ]  # fmt: skip
 
 
@@ -241,20 +260,21 @@ def test_on_the_gpu(case, dtype, request):
     problem = CASES[case](dtype, "cuda")
     for name, call in problem.providers.items():
         problem.check(name, call())
-    assert dk.last_call().backend in ("cuda", "triton")
+    serving = dk.last_call().backend
+    assert serving in ("cuda", "triton")
     half = torch.empty(problem.bytes // 2, dtype=torch.uint8, device="cuda")
     other = torch.empty_like(half)
-    floors = _by_floor(problem.providers[OURS])
+    floors = _by_floor(problem.providers[OURS], serving)
     providers = problem.providers | floors | {COPY: lambda: other.copy_(half)}
     budget = request.config.getoption("--seconds")
     for mode, times in _race(providers, budget).items():
         _record(f"{problem.operator}, {mode}", problem.shape, times)
 
 
-def _by_floor(call: Callable[[], object]) -> dict[str, Callable]:
-    """The call by each of the two GPU backends that has all its operators."""
+def _by_floor(call: Callable[[], object], serving: str) -> dict[str, Callable]:
+    """The call by the GPU backend that is not ``serving``, if it has all its operators."""
     found = {}
-    for floor in ("cuda", "triton"):
+    for floor in {"cuda", "triton"} - {serving}:
 
         def forced(floor=floor):
             with dk.use_backend(floor):

@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _C
-from .cuda.encode import fills_the_device, is_persistent
-from .cuda.library import products_per_gather, refusal
+from .cuda.library import refusal
 
 NAMES = ("reference", "cpu", "cuda", "triton")
 
@@ -88,40 +87,20 @@ def implementation(operator: str, tensor: Tensor) -> Callable:
 def choose(operator: str, backends: Sequence[str], args: Sequence) -> str:
     """Which of the GPU backends that have ``operator`` serves this call.
 
-    An override wins where it has the operator. CUDA kernels that the device cannot run (its driver
-    is older than their runtime, or no compiled architecture serves it) are left out. Else the cost
-    model decides, docs/gpu-cuda.md has its figures:
-
-    * ``encode_top_m``: Triton. Its fused stages are dense products on tensor cores with the code
-      resident, and for long codes tiles that never hold [B, p]. Two exceptions: large batches of
-      bfloat16 with p <= 512, where the single launch of the CUDA kernels reads S half as often; and
-      512 < p <= 1024, where Triton's tile of whole rows is small, if a gather-sum of m rows of S'
-      beats a product of length p (``library.products_per_gather``).
-    * ``encode_top_m_backward``: Triton to p = 512, by dense tiles; CUDA beyond, by sorted supports.
-    * ``decode_backward``: Triton, which writes the gradient of D in its dtype at once.
-    * all other selection, and decode: CUDA. A radix select with a histogram, ballots and scans take
-      fewer instructions there, and nothing is compiled on first use.
+    An override wins where it has the operator. Else the CUDA kernels serve, where the device can
+    run them (its driver is not older than their runtime, and a compiled architecture fits): as
+    measured on an H200 they are the faster ones at all but a few sizes, where microseconds are
+    lost (docs/benchmarks-gpu.md), and nothing is compiled on first use. Triton has the operators
+    that CUDA has not, and serves AMD GPUs.
     """
     global _last
     usable = [b for b in backends if b != "cuda" or _runs_cuda(args)]
     if _forced in backends:
         backend, reason = str(_forced), "forced by use_backend"
-    elif len(usable) < 2:
-        backend, reason = (usable or backends)[0], "the only kernel for the device"
-    elif operator == "encode_top_m":
-        backend, reason = "triton", "dense stages on tensor cores, or tiles of a long code"
-        if is_persistent(*args[:2]) and fills_the_device(args[0]):
-            backend, reason = "cuda", "one launch, tiles of 64 rows"
-        elif _gathers(*args):
-            backend, reason = "cuda", "gather-sums of rows of S'"
-    elif operator == "encode_top_m_backward":
-        backend, reason = "cuda", "sums by unit"
-        if args[5].shape[0] <= 512:
-            backend, reason = "triton", "dense tiles"
-    elif operator == "decode_backward":
-        backend, reason = "triton", "sums by unit in the dtype of D"
+    elif "cuda" in usable and len(usable) > 1:
+        backend, reason = "cuda", "measured to be the faster one"
     else:
-        backend, reason = "cuda", "selection and gather-sums"
+        backend, reason = (usable or backends)[0], "the only kernel for the device"
     if _forced is None and _last is not None and _last[0] == operator:
         _last = operator, backend, reason
     return backend
@@ -130,12 +109,6 @@ def choose(operator: str, backends: Sequence[str], args: Sequence) -> str:
 def _runs_cuda(args: Sequence) -> bool:
     device = args[0].device
     return device.type != "cuda" or refusal(device) is None
-
-
-def _gathers(x: Tensor, W: Tensor, S: Tensor | None, m: int, num_stages: int, save: bool) -> bool:
-    """Whether encode_top_m is served by the gather stage."""
-    p = W.shape[0]
-    return num_stages > 1 and 512 < p <= 1024 and products_per_gather() * m <= p
 
 
 def _differentiates_functionally() -> bool:
@@ -164,11 +137,8 @@ def backends() -> dict[str, dict[str, str]]:
 
 
 def _report(operator: str, device: str) -> str:
-    """The native backends, joined where the size of the call decides between them."""
     natives = _natives(operator, device)
-    if len(natives) > 1 and operator != "encode_top_m":
-        natives = ("cuda",)
-    return " or ".join(natives) or "reference"
+    return natives[0] if natives else "reference"
 
 
 def last_call() -> Call | None:

@@ -18,6 +18,7 @@ SMALL = [
     lambda d: bench_gpu.encode_l0(6, 64, 2, d, "cpu"),
     lambda d: bench_gpu.iht_m(6, 64, 3, d, "cpu"),
     lambda d: bench_gpu.decode(6, 64, d, "cpu"),
+    lambda d: bench_gpu.decode(6, 64, d, "cpu", True),
 ]
 
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace deepl0::cuda {
 
@@ -75,6 +76,33 @@ __device__ Pack<Bits, V> load_pack(const Bits* row, int begin, int size, bool al
 #pragma unroll
     for (int v = 0; v < V; ++v) pack.at[v] = begin + v < size ? row[begin + v] : Bits(0);
     return pack;
+}
+
+/// Whether load_pack<V, true> may be used: no pack of a row is cut off or misaligned.
+template <class Bits, int V>
+__device__ bool rows_whole(const Bits* data, int64_t stride, int size) {
+    return rows_aligned<Bits, V>(data, stride) && size % V == 0;
+}
+
+/// The same for rows of whole packs, without a branch: loads ahead of their use stay ahead of it.
+template <int V, bool WHOLE, class Bits>
+__device__ Pack<Bits, V> load_pack(const Bits* row, int begin, int size, bool aligned) {
+    if constexpr (WHOLE) {
+        Pack<Bits, V> pack{};
+        if (begin < size) pack = *reinterpret_cast<const Pack<Bits, V>*>(row + begin);
+        return pack;
+    } else {
+        return load_pack<V>(row, begin, size, aligned);
+    }
+}
+
+/// Calls run(std::true_type()) or run(std::false_type()), as `whole` says.
+template <class Run>
+__device__ void by_whole(bool whole, Run run) {
+    if (whole)
+        run(std::true_type());
+    else
+        run(std::false_type());
 }
 
 /// The opposite of load_pack; nothing is written from `size` on.

@@ -8,7 +8,13 @@ constexpr int kWarpsPerBlock = 4;
 
 /// Blocks a multiprocessor should hold. Left to itself the compiler spills a register or two for a
 /// rounder number.
-constexpr int blocks_for(int items) { return items <= 8 ? 7 : items == 16 ? 5 : 3; }
+constexpr int blocks_for(int items) { return items <= 8 ? 7 : items == 16 ? 4 : 3; }
+
+/// Entries of z whose rows of S' are in flight together: 8 or 16 packs a lane.
+template <int ITEMS>
+constexpr int kUnroll = ITEMS <= 4    ? 8
+                        : ITEMS <= 16 ? 4
+                                      : 2;
 
 constexpr int kStaged = 256;  // entries of z that a block holds at a time
 
@@ -30,24 +36,27 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock, blocks_for(ITEMS))
         for (int v = 0; v < V; ++v) u[k + v] = pack.at[v];
     }
     const bool aligned_s = rows_aligned<Bits, V>(st, st_stride);
-    for (int first = 0; first < m; first += 32) {
-        // A lane holds one entry of z, and hands it to all.
-        const int own = first + lane_id(), count = min(32, m - first);
-        const float z = own < m ? values[row * m + own] : 0.0f;
-        const int64_t index = own < m ? indices[row * m + own] : 0;
-        if (index < 0 || index >= p) __trap();
-#pragma unroll 2
-        for (int j = 0; j < count; ++j) {
-            const float zj = __shfl_sync(kAllLanes, z, j);
-            const Bits* atom = st + __shfl_sync(kAllLanes, int(index), j) * st_stride;
+    by_whole(rows_whole<Bits, V>(st, st_stride, p), [&](auto whole) {
+        for (int first = 0; first < m; first += 32) {
+            // A lane holds one entry of z, and hands it to all.
+            const int own = first + lane_id(), count = min(32, m - first);
+            const float z = own < m ? values[row * m + own] : 0.0f;
+            const int64_t index = own < m ? indices[row * m + own] : 0;
+            if (index < 0 || index >= p) __trap();
+#pragma unroll kUnroll < ITEMS>
+            for (int j = 0; j < count; ++j) {
+                const float zj = __shfl_sync(kAllLanes, z, j);
+                const Bits* atom = st + __shfl_sync(kAllLanes, int(index), j) * st_stride;
 #pragma unroll
-            for (int k = 0; k < ITEMS; k += V) {
-                const auto pack = load_pack<V>(atom, entry_of<V>(k), p, aligned_s);
+                for (int k = 0; k < ITEMS; k += V) {
+                    const auto pack =
+                        load_pack<V, decltype(whole)::value>(atom, entry_of<V>(k), p, aligned_s);
 #pragma unroll
-                for (int v = 0; v < V; ++v) u[k + v] = fmaf(zj, S::value(pack.at[v]), u[k + v]);
+                    for (int v = 0; v < V; ++v) u[k + v] = fmaf(zj, S::value(pack.at[v]), u[k + v]);
+                }
             }
         }
-    }
+    });
     int key[ITEMS];
     const KeyOf<uint32_t> key_of{kNanF32};
 #pragma unroll
@@ -61,7 +70,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock, blocks_for(ITEMS))
 }
 
 template <class S>
-__global__ void __launch_bounds__(1024)
+__global__ void __launch_bounds__(1024, 1)
     gather_top_m_block_kernel(const float* wx, int64_t wx_stride, const float* values,
                               const int64_t* indices, const typename S::Bits* st, int64_t st_stride,
                               int p, int m, float* out_values, int64_t* out_indices) {
@@ -87,20 +96,23 @@ __global__ void __launch_bounds__(1024)
         }
         __syncthreads();
         // A thread owns its columns: what it adds to, nobody else touches before the barrier.
-        for (int at = thread * V; at < p; at += threads * V) {
-            const auto sum = first > 0 ? load_pack<V>(u, at, p, true)
-                                       : load_pack<V>(wx + row * wx_stride, at, p, aligned);
-            float own[V];
+        by_whole(rows_whole<Bits, V>(st, st_stride, p), [&](auto whole) {
+            for (int at = thread * V; at < p; at += threads * V) {
+                const auto sum = first > 0 ? load_pack<V>(u, at, p, true)
+                                           : load_pack<V>(wx + row * wx_stride, at, p, aligned);
+                float own[V];
 #pragma unroll
-            for (int v = 0; v < V; ++v) own[v] = sum.at[v];
-#pragma unroll 4
-            for (int j = 0; j < count; ++j) {
-                const auto pack = load_pack<V>(st + index[j] * st_stride, at, p, aligned_s);
+                for (int v = 0; v < V; ++v) own[v] = sum.at[v];
+#pragma unroll 8
+                for (int j = 0; j < count; ++j) {
+                    const Bits* atom = st + index[j] * st_stride;
+                    const auto pack = load_pack<V, decltype(whole)::value>(atom, at, p, aligned_s);
 #pragma unroll
-                for (int v = 0; v < V; ++v) own[v] = fmaf(z[j], S::value(pack.at[v]), own[v]);
+                    for (int v = 0; v < V; ++v) own[v] = fmaf(z[j], S::value(pack.at[v]), own[v]);
+                }
+                store_pack<V>(u, at, p, true, Pack<float, V>{{own[0], own[1], own[2], own[3]}});
             }
-            store_pack<V>(u, at, p, true, Pack<float, V>{{own[0], own[1], own[2], own[3]}});
-        }
+        });
     }
     __syncthreads();
     const KeyOf<uint32_t> key_of{kNanF32};

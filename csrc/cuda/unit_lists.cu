@@ -6,7 +6,7 @@ namespace deepl0::cuda {
 
 constexpr int kDigits = 256;
 constexpr int kSortWarps = 8;
-constexpr int kSortSteps = 16;  // of 32 entries, by each warp
+constexpr int kSortSteps = 4;  // of 32 entries, by each warp
 constexpr int kSortTile = kSortWarps * kSortSteps * 32;
 constexpr int kScanEach = 8;  // counts a thread, in one round of the scan
 
@@ -39,6 +39,23 @@ struct SortSource {
     __device__ int entry_at(int e) const { return indices ? e : entry[e]; }
 };
 
+/// The inclusive sum of `own` over the threads of a block of kSortWarps warps, and that of all.
+__device__ int block_sums(int own, int& all) {
+    __shared__ int of_warp[kSortWarps];
+    int inclusive = own;
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+        const int other = __shfl_up_sync(kAllLanes, inclusive, d);
+        if (lane_id() >= d) inclusive += other;
+    }
+    __syncthreads();  // the sums of another call have been read
+    if (lane_id() == 31) of_warp[warp_id()] = inclusive;
+    __syncthreads();
+    const int warp_sum = lane_id() < kSortWarps ? of_warp[lane_id()] : 0;
+    all = __reduce_add_sync(kAllLanes, warp_sum);
+    return inclusive + __reduce_add_sync(kAllLanes, lane_id() < warp_id() ? warp_sum : 0);
+}
+
 /// counts[digit * tiles + tile]: entries of the tile with that digit.
 __global__ void __launch_bounds__(32 * kSortWarps)
     sort_count_kernel(const int64_t* indices, const int32_t* unit, int entries, int64_t units,
@@ -55,37 +72,28 @@ __global__ void __launch_bounds__(32 * kSortWarps)
     counts[int64_t(thread) * gridDim.x + blockIdx.x] = bins[thread];
 }
 
-/// Exclusive sums in place, by one block of 1024.
-__global__ void __launch_bounds__(1024) sort_scan_kernel(int* counts, int size) {
-    __shared__ int totals[32];
+/// A block a digit: exclusive sums of its counts in place, and their total.
+__global__ void __launch_bounds__(32 * kSortWarps)
+    sort_scan_kernel(int* counts, int tiles, int* totals) {
+    int* own_counts = counts + int64_t(blockIdx.x) * tiles;
     int carry = 0;
-    for (int first = 0; first < size; first += 1024 * kScanEach) {
+    for (int first = 0; first < tiles; first += 32 * kSortWarps * kScanEach) {
         const int at = first + int(threadIdx.x) * kScanEach;
         int own[kScanEach], sum = 0;
 #pragma unroll
         for (int i = 0; i < kScanEach; ++i) {
-            own[i] = at + i < size ? counts[at + i] : 0;
+            own[i] = at + i < tiles ? own_counts[at + i] : 0;
             sum += own[i];
         }
-        int inclusive = sum;
-#pragma unroll
-        for (int d = 1; d < 32; d *= 2) {
-            const int other = __shfl_up_sync(kAllLanes, inclusive, d);
-            if (lane_id() >= d) inclusive += other;
-        }
-        if (lane_id() == 31) totals[warp_id()] = inclusive;
-        __syncthreads();
-        const int total = totals[lane_id()];
-        const int before = __reduce_add_sync(kAllLanes, lane_id() < warp_id() ? total : 0);
-        int sum_before = carry + before + inclusive - sum;
-        carry += __reduce_add_sync(kAllLanes, total);
-        __syncthreads();
+        int all, before = carry + block_sums(sum, all) - sum;
+        carry += all;
 #pragma unroll
         for (int i = 0; i < kScanEach; ++i) {
-            if (at + i < size) counts[at + i] = sum_before;
-            sum_before += own[i];
+            if (at + i < tiles) own_counts[at + i] = before;
+            before += own[i];
         }
     }
+    if (threadIdx.x == 0) totals[blockIdx.x] = carry;
 }
 
 /// Moves the entries of a tile to their places by one digit. A warp has consecutive entries and
@@ -93,7 +101,7 @@ __global__ void __launch_bounds__(1024) sort_scan_kernel(int* counts, int size) 
 __global__ void __launch_bounds__(32 * kSortWarps)
     sort_scatter_kernel(const int64_t* indices, const int32_t* unit, const int32_t* entry,
                         int entries, int64_t units, int shift, const int* offsets,
-                        int32_t* out_unit, int32_t* out_entry) {
+                        const int* totals, int32_t* out_unit, int32_t* out_entry) {
     __shared__ int place[kSortWarps][kDigits];
     const SortSource source{indices, unit, entry, units};
     const int thread = int(threadIdx.x), warp = warp_id(), lane = lane_id();
@@ -105,7 +113,9 @@ __global__ void __launch_bounds__(32 * kSortWarps)
         atomicAdd(&place[warp][digit_of(source.unit_at(begin + i))], 1);
     __syncthreads();
     // A thread a digit: counts become the place of each warp's first entry.
-    int at = offsets[int64_t(thread) * gridDim.x + blockIdx.x];
+    const int total = totals[thread];
+    int all, at = block_sums(total, all) - total;
+    at += offsets[int64_t(thread) * gridDim.x + blockIdx.x];
     for (int w = 0; w < kSortWarps; ++w) {
         const int count = place[w][thread];
         place[w][thread] = at;
@@ -154,13 +164,22 @@ __global__ void __launch_bounds__(256)
 
 // -------------------------------------------------------------------------------------- combine
 
+/// A pack of float32 sums in the element type X.
+template <class X>
+__device__ Pack<typename X::Bits, 4> rounded_pack(const Pack<float, 4>& sum) {
+    Pack<typename X::Bits, 4> pack;
+#pragma unroll
+    for (int v = 0; v < 4; ++v) pack.at[v] = X::rounded(sum.at[v]);
+    return pack;
+}
+
 /// The sums of a chunk of positions, 128 columns a warp. A list inside the chunk goes to out; one
 /// that began before, to the chunk's first partial row; one that goes on after, to the second.
 template <class X>
 __global__ void __launch_bounds__(32 * kWarpsPerBlock, 6)
     combine_kernel(const int32_t* start, const int32_t* unit, const int32_t* entry, const float* c,
                    int entries, int batch, int m, const typename X::Bits* x, int64_t x_stride,
-                   int n, int tiles, float* out, float* partial) {
+                   int n, int tiles, typename X::Bits* out, float* partial) {
     constexpr int V = 4;
     using Bits = typename X::Bits;
     const int64_t job = int64_t(blockIdx.x) * kWarpsPerBlock + warp_id();
@@ -174,50 +193,56 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock, 6)
     int current = unit[begin];
     float sum[V] = {0.0f, 0.0f, 0.0f, 0.0f};
     const auto flush = [&] {
-        float* to = out + int64_t(current) * n;
-        if (start[current] < begin)
-            to = first_partial;
-        else if (start[current + 1] > end)
-            to = first_partial + n;
-        store_pack<V>(to, at, n, aligned_out, Pack<float, V>{{sum[0], sum[1], sum[2], sum[3]}});
+        const bool earlier = start[current] < begin;
+        if (earlier || start[current + 1] > end)
+            store_pack<V>(first_partial + (earlier ? 0 : n), at, n, aligned_out,
+                          Pack<float, V>{{sum[0], sum[1], sum[2], sum[3]}});
+        else
+            store_pack<V>(out + int64_t(current) * n, at, n, aligned_out,
+                          rounded_pack<X>({{sum[0], sum[1], sum[2], sum[3]}}));
     };
-    for (int step = begin; step < end; step += 32) {
-        // A lane reads one position, and hands it to all. Past the end: nothing, of the last unit.
-        const int own = step + lane_id();
-        const int e = entry[min(own, end - 1)], own_unit = unit[min(own, end - 1)];
-        const float factor = own < end ? c[e] : 0.0f;
-        const int row = e / m % batch;
-        const int size = own < end ? n : 0;
-        for (int group = 0; group < 32; group += kAhead) {
-            Pack<Bits, V> ahead[kAhead];
+    by_whole(rows_whole<Bits, V>(x, x_stride, n), [&](auto whole) {
+        for (int step = begin; step < end; step += 32) {
+            // A lane reads one position and hands it to all. Past the end: nothing, of the last
+            // unit.
+            const int own = step + lane_id();
+            const int e = entry[min(own, end - 1)], own_unit = unit[min(own, end - 1)];
+            const float factor = own < end ? c[e] : 0.0f;
+            const int row = e / m % batch;
+            const int size = own < end ? n : 0;
+            for (int group = 0; group < 32; group += kAhead) {
+                Pack<Bits, V> ahead[kAhead];
 #pragma unroll
-            for (int j = 0; j < kAhead; ++j) {
-                const Bits* from = x + __shfl_sync(kAllLanes, row, group + j) * x_stride;
-                ahead[j] = load_pack<V>(from, at, __shfl_sync(kAllLanes, size, group + j), aligned);
-            }
-#pragma unroll
-            for (int j = 0; j < kAhead; ++j) {
-                const int next = __shfl_sync(kAllLanes, own_unit, group + j);
-                const float f = __shfl_sync(kAllLanes, factor, group + j);
-                if (next != current) {
-                    flush();
-                    current = next;
-#pragma unroll
-                    for (int v = 0; v < V; ++v) sum[v] = 0.0f;
+                for (int j = 0; j < kAhead; ++j) {
+                    const Bits* from = x + __shfl_sync(kAllLanes, row, group + j) * x_stride;
+                    const int until = __shfl_sync(kAllLanes, size, group + j);
+                    ahead[j] = load_pack<V, decltype(whole)::value>(from, at, until, aligned);
                 }
 #pragma unroll
-                for (int v = 0; v < V; ++v) sum[v] = fmaf(f, X::value(ahead[j].at[v]), sum[v]);
+                for (int j = 0; j < kAhead; ++j) {
+                    const int next = __shfl_sync(kAllLanes, own_unit, group + j);
+                    const float f = __shfl_sync(kAllLanes, factor, group + j);
+                    if (next != current) {
+                        flush();
+                        current = next;
+#pragma unroll
+                        for (int v = 0; v < V; ++v) sum[v] = 0.0f;
+                    }
+#pragma unroll
+                    for (int v = 0; v < V; ++v) sum[v] = fmaf(f, X::value(ahead[j].at[v]), sum[v]);
+                }
             }
         }
-    }
+    });
     flush();
 }
 
 /// What combine leaves: zeros of the empty lists, and the lists of several chunks, whose partial
 /// rows are added in order.
+template <class X>
 __global__ void __launch_bounds__(32 * kWarpsPerBlock)
     combine_edges_kernel(const int32_t* start, int64_t units, int n, int tiles,
-                         const float* partial, float* out) {
+                         const float* partial, typename X::Bits* out) {
     constexpr int V = 4;
     const int64_t job = int64_t(blockIdx.x) * kWarpsPerBlock + warp_id();
     const int64_t unit = job / tiles;
@@ -237,7 +262,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
             for (int v = 0; v < V; ++v) sum.at[v] += more.at[v];
         }
     }
-    store_pack<V>(out + unit * n, at, n, aligned, sum);
+    store_pack<V>(out + unit * n, at, n, aligned, rounded_pack<X>(sum));
 }
 
 // ---------------------------------------------------------------------------------------- outer
@@ -379,7 +404,7 @@ void by_type(DType dtype, Run run) {
 }  // namespace
 
 size_t group_workspace_bytes(int64_t entries) {
-    return size_t(4 * (2 * padded(entries) + kDigits * sort_tiles(entries)));
+    return size_t(4 * (2 * padded(entries) + kDigits * (sort_tiles(entries) + 1)));
 }
 
 void group(const int64_t* indices, int64_t entries, int64_t units, UnitLists lists, void* workspace,
@@ -395,7 +420,8 @@ void group(const int64_t* indices, int64_t entries, int64_t units, UnitLists lis
     const int passes = (bits + 7) / 8, tiles = int(sort_tiles(entries));
     int32_t* spare_unit = static_cast<int32_t*>(workspace);
     int32_t* spare_entry = spare_unit + padded(entries);
-    int* counts = spare_entry + padded(entries);
+    int* totals = spare_entry + padded(entries);
+    int* counts = totals + kDigits;
     const int64_t* source = indices;
     const int32_t *unit = nullptr, *entry = nullptr;
     for (int pass = 0; pass < passes; ++pass) {
@@ -405,10 +431,10 @@ void group(const int64_t* indices, int64_t entries, int64_t units, UnitLists lis
         sort_count_kernel<<<tiles, 32 * kSortWarps, 0, stream>>>(source, unit, int(entries), units,
                                                                  8 * pass, counts);
         launched("sort_count_kernel");
-        sort_scan_kernel<<<1, 1024, 0, stream>>>(counts, kDigits * tiles);
+        sort_scan_kernel<<<kDigits, 32 * kSortWarps, 0, stream>>>(counts, tiles, totals);
         launched("sort_scan_kernel");
         sort_scatter_kernel<<<tiles, 32 * kSortWarps, 0, stream>>>(
-            source, unit, entry, int(entries), units, 8 * pass, counts, to_unit, to_entry);
+            source, unit, entry, int(entries), units, 8 * pass, counts, totals, to_unit, to_entry);
         launched("sort_scatter_kernel");
         source = nullptr;
         unit = to_unit;
@@ -425,7 +451,7 @@ size_t combine_workspace_bytes(int64_t entries, int64_t n) {
 }
 
 void combine(UnitLists lists, const float* c, int64_t entries, int64_t batch, int64_t m,
-             int64_t units, DType dtype, const void* x, int64_t x_stride, int64_t n, float* out,
+             int64_t units, DType dtype, const void* x, int64_t x_stride, int64_t n, void* out,
              void* workspace, cudaStream_t stream) {
     if (units == 0 || n == 0) return;
     const int64_t tiles = ceil_div(n, kColumns);
@@ -439,14 +465,17 @@ void combine(UnitLists lists, const float* c, int64_t entries, int64_t batch, in
                 <<<grid_size(ceil_div(jobs, kWarpsPerBlock), name), 32 * kWarpsPerBlock, 0,
                    stream>>>(lists.start, lists.unit, lists.entry, c, int(entries), int(batch),
                              int(m), static_cast<const typename X::Bits*>(x), x_stride, int(n),
-                             int(tiles), out, partial);
+                             int(tiles), static_cast<typename X::Bits*>(out), partial);
         });
         launched(name);
     }
     const char* name = "combine_edges_kernel";
-    combine_edges_kernel<<<grid_size(ceil_div(units * tiles, kWarpsPerBlock), name),
-                           32 * kWarpsPerBlock, 0, stream>>>(lists.start, units, int(n), int(tiles),
-                                                             partial, out);
+    by_type(dtype, [&](auto of_x) {
+        using X = decltype(of_x);
+        combine_edges_kernel<X><<<grid_size(ceil_div(units * tiles, kWarpsPerBlock), name),
+                                  32 * kWarpsPerBlock, 0, stream>>>(
+            lists.start, units, int(n), int(tiles), partial, static_cast<typename X::Bits*>(out));
+    });
     launched(name);
 }
 

@@ -28,10 +28,14 @@ def installed() -> bool:
 
 
 def launcher(operator: str) -> Callable:
-    """The function that serves ``operator``."""
+    """The function that serves ``operator``; its module is imported by the first call."""
+
+    module = None
 
     def launch(*args):
-        module = importlib.import_module(f"{__name__}.{OPERATORS[operator]}")
+        nonlocal module
+        if module is None:
+            module = importlib.import_module(f"{__name__}.{OPERATORS[operator]}")
         return getattr(module, operator)(*args)
 
     return launch

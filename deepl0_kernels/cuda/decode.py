@@ -19,7 +19,7 @@ def decode(values: Tensor, indices: Tensor, D: Tensor) -> Tensor:
         indices = torch.arange(indices.numel(), device=D.device).view(indices.shape)
     else:
         atoms = D
-    return library.kernels.gather_rows(values.float(), indices, atoms.t().contiguous(), False)
+    return library.kernels.gather_rows(values.float(), indices, library.transposed(atoms), False)
 
 
 def decode_backward(
@@ -31,9 +31,9 @@ def decode_backward(
     each atom.
     """
     kernels = library.kernels
-    atoms = D.t().contiguous()
+    atoms = library.transposed(D)
     grad_values = kernels.row_dots(indices, atoms, grad).to(values.dtype)
     lists = kernels.group(indices, D.shape[1])
-    grad_atoms = kernels.combine(*lists, values.float(), grad).to(D.dtype)
+    grad_atoms = kernels.combine(*lists, values.float(), grad)
     grad_D = grad_atoms.t()
     return grad_values, grad_D if library.by_columns(D) else grad_D.contiguous()

@@ -1,22 +1,18 @@
-"""The M-sparse encoder: in bfloat16 and for short codes one launch (csrc/cuda/encode_persistent.h);
-else W x by torch's product, then a gather stage each (csrc/cuda/encode.h). Its backward by products
-on supports and unit lists (csrc/cuda/unit_lists.h).
+"""The M-sparse encoder: W x by torch's product, then a gather stage each (csrc/cuda/encode.h). Its
+backward by products on supports and unit lists (csrc/cuda/unit_lists.h).
 
-A product goes the dense way where flops are cheaper than gathers; the rules stand beside each.
+A product goes the dense way where flops are cheaper than gathers; the rules stand in library.py.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from . import library
 
-# csrc/cuda/encode_persistent.h: the depth of a slice.
-DEPTH = 16
-# A tile of 64 rows for every multiprocessor of an H100.
-FULL_BATCH = 64 * 132
+# Of W x at a time: 1 GB.
+ELEMENTS = 1 << 28
 
 
 def encode_top_m(
@@ -24,58 +20,37 @@ def encode_top_m(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Serves ``deepl0::encode_top_m``.
 
-    Bytes, but for bfloat16 and short codes: x, W and 4 B p for W x, written once and read by every
-    stage; then 4 B m p of S' from L2 a stage, or a product with the dense code.
+    Bytes: x, W and 4 B p for W x, written once and read by every stage; then 4 B m p of S' from L2
+    a stage, or a product with the dense code. No more than ``ELEMENTS`` of W x are held at a time.
     """
     kernels = library.kernels
     p = W.shape[0]
-    if is_persistent(x, W):
-        columns = max(128, 1 << (p - 1).bit_length())
-        matrices = _padded(x, 0), _padded(W, columns), x if S is None else _padded(S, columns, True)
-        values, *rest = kernels.encode_top_m(*matrices, p, m, num_stages, save)
-        return values.to(x.dtype), *rest
+    most = max(1, ELEMENTS // max(1, p))
+    if x.shape[0] > most:
+        parts = [encode_top_m(rows, W, S, m, num_stages, save) for rows in x.split(most)]
+        values, indices, *saved = (list(t) for t in zip(*parts, strict=True))
+        saved_values, saved_indices = (torch.cat(t, 1) for t in saved)
+        return torch.cat(values), torch.cat(indices), saved_values, saved_indices
     wx = _product(x, W)
     values, indices = kernels.top_m(wx, m)
-    gather = p >= library.products_per_gather() * m
+    gather = library.gathers_pay(p, m)
     before = []
     for k in range(1, num_stages):
         assert S is not None
         before.append((values, indices))
         step = S[k - 1] if S.dim() == 3 else S
         if gather:
-            # Rows of S': S itself where it is a transposed view, else a copy of 2 p^2 elements.
-            values, indices = kernels.gather_top_m(wx, values, indices, step.t().contiguous())
+            values, indices = kernels.gather_top_m(wx, values, indices, library.transposed(step))
         else:
             z = kernels.unpool(values, indices, p)
-            u = torch.addmm(wx, z, step.t().to(z.dtype))
+            add_product = wx.addmm_ if k + 1 == num_stages else wx.addmm
+            u = add_product(z, step.t().to(z.dtype))
             values, indices = kernels.top_m(u, m)
     if save and before:
         saved_values, saved_indices = (torch.stack(s) for s in zip(*before, strict=True))
     else:
         saved_values, saved_indices = (t.new_empty((0, *t.shape)) for t in (values, indices))
     return values.to(x.dtype), indices, saved_values, saved_indices
-
-
-def is_persistent(x: Tensor, W: Tensor) -> bool:
-    """Whether one launch carries the signals through all stages."""
-    return x.dtype == torch.bfloat16 and W.shape[0] <= library.persistent_most(x.device)
-
-
-def fills_the_device(x: Tensor) -> bool:
-    """Whether there are tiles for all multiprocessors; below, smaller tiles are faster."""
-    return x.shape[0] >= FULL_BATCH
-
-
-def _padded(t: Tensor, rows: int, square: bool = False) -> Tensor:
-    """With zeros to at least ``rows`` rows and to whole slices (or ``rows``) of columns, contiguous
-    and aligned; ``t`` itself if it is so already."""
-    columns = rows if square else -(-t.shape[-1] // DEPTH) * DEPTH
-    missing = (0, columns - t.shape[-1], 0, max(0, rows - t.shape[-2]))
-    if any(missing):
-        return pad(t, missing)
-    if t.is_contiguous() and t.data_ptr() % 16 == 0:
-        return t
-    return t.clone(memory_format=torch.contiguous_format)
 
 
 def encode_top_m_backward(
@@ -97,30 +72,28 @@ def encode_top_m_backward(
     p, m = W.shape[0], grad_values.shape[1]
     index = [*saved_indices, indices]
     du = [grad_values.float()]  # of the last stage first
-    # Dense, a row costs 2 p^2 flops at 60 TFLOP/s; sparse, 12 m^2 bytes from L2 at 5.5 TB/s.
-    dense = p < 8 * m
-    grad_S = None if S is None else _Steps(S, dense)
+    batch, n = x.shape
+    grad_S = None if S is None else _Steps(S, not library.sorting_pays(p, m, 2.0 * batch * p * p))
     for k in range(len(saved_values), 0, -1):
         assert S is not None
         assert grad_S is not None
         step = S[k - 1] if S.dim() == 3 else S
         upper, lower, z = index[k], index[k - 1], saved_values[k - 1]
         grad_S.add(k - 1, upper, du[-1], lower, z)
-        if dense:
+        if library.gathers_pay(p, m):
+            du.append(kernels.product_on_support(upper, du[-1], lower, step))
+        else:
             below = kernels.unpool(du[-1], upper, p) @ step.float()
             du.append(below.gather(1, lower))
-        else:
-            du.append(kernels.product_on_support(upper, du[-1], lower, step))
     du.reverse()
-    entries = m * len(du)
-    if p < library.products_per_gather() * entries:
+    if library.sorting_pays(p, m * len(du), 2.0 * batch * p * n):
+        all_du, all_index = torch.stack(du), torch.stack(index)
+        grad_W = kernels.combine(*kernels.group(all_index, p), all_du, x)
+    else:
         total = kernels.unpool(du[0], index[0], p)
         for k in range(1, len(du)):
             total += kernels.unpool(du[k], index[k], p)
         grad_W = total.t() @ x.float()
-    else:
-        all_du, all_index = torch.stack(du), torch.stack(index)
-        grad_W = kernels.combine(*kernels.group(all_index, p), all_du, x)
     grad_x = x.new_empty(0)
     if need_x:
         grad_x = kernels.gather_rows(torch.cat(du, 1), torch.cat(index, 1), W, False)

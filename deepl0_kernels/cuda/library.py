@@ -53,24 +53,33 @@ def refusal(device: torch.device) -> str | None:
     return None
 
 
-@functools.cache
-def persistent_most(device: torch.device) -> int:
-    """The longest code that the device's shared memory lets one launch encode; without a device, as
-    an H100 would."""
-    return kernels.persistent_most(device.index or 0) if device.type == "cuda" else 512
-
-
 def by_columns(t: Tensor) -> bool:
     """Whether the matrix is a transposed view of a contiguous one: so its gradient is, too."""
     rows, columns = t.shape[-2:]
     return t.stride(-2) == 1 and t.stride(-1) == rows and columns > 1
 
 
-def products_per_gather() -> int:
-    """p / m up to which a dense product of length p beats a gather-sum of m rows.
+def transposed(matrix: Tensor) -> Tensor:
+    """The rows of the transpose, contiguous: a view where the matrix has them, else a copy."""
+    return matrix.t() if by_columns(matrix) else kernels.transpose(matrix)
 
-    Per entry of the result 2 p flops stand against 4 m bytes from L2. The code is float32 whatever
-    the signals are, and so is the product: at 5.5 TB/s and 60 TFLOP/s they meet at p = 22 m, at 400
-    TFLOP/s, where TF32 is allowed, at p = 145 m. From data sheets of the H100; not measured.
+
+def gathers_pay(p: int, entries: int) -> bool:
+    """Whether a sum of ``entries`` rows of length p beats a dense product, p wide and p deep.
+
+    From p = 4 entries on, measured on an H200: per row of the result 2 p^2 flops at about 45
+    TFLOP/s stand against 4 p entries bytes from L2, and the dense code is written and read as well.
+    Where TF32 is allowed a product is eight times as fast; 64 follows from that, and is no
+    measurement of the two.
     """
-    return 145 if torch.backends.cuda.matmul.fp32_precision == "tf32" else 22
+    return p >= (64 if torch.backends.cuda.matmul.fp32_precision == "tf32" else 4) * entries
+
+
+def sorting_pays(width: int, entries: int, flops: float) -> bool:
+    """Whether a sum over the batch is cheaper by sorted supports than as a dense product.
+
+    ``entries`` units of ``width`` are in use a row; ``flops`` are those of the dense product.
+    Sorting takes some 25 us whatever the size, so small products stay dense; beyond, from
+    width = 12 entries on. Measured on an H200.
+    """
+    return width >= 12 * entries and flops >= 1 << 30

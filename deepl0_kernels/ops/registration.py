@@ -16,6 +16,7 @@ from .. import cuda as cuda_kernels
 from .. import triton as triton_kernels
 from ..backends import choose, register, serve_device
 from . import checks
+from .operands import CHECKS
 
 # Backends of a GPU -> what they serve.
 _FLOORS = {"cuda": cuda_kernels, "triton": triton_kernels}
@@ -91,8 +92,11 @@ def _launcher(name: str, floors: Sequence[str]) -> Callable:
         floor: _FLOORS[floor].launcher(name) for floor in floors if name in _FLOORS[floor].OPERATORS
     }
 
+    check, names = CHECKS[name], tuple(launchers)
+
     def launch(*args):
-        return launchers[choose(name, tuple(launchers), args)](*args)
+        check(*args)
+        return launchers[choose(name, names, args)](*args)
 
     return launch
 

@@ -31,8 +31,12 @@ def installed() -> bool:
 def launcher(operator: str) -> Callable:
     """The function that serves ``operator``; its module is imported by the first call."""
 
+    module = None
+
     def launch(*args):
-        module = importlib.import_module(f"{__name__}.{OPERATORS[operator]}")
+        nonlocal module
+        if module is None:
+            module = importlib.import_module(f"{__name__}.{OPERATORS[operator]}")
         with tuned.serving(args[0]):
             return getattr(module, operator)(*args)
 

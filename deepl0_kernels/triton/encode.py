@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import ceil_div, launch, power_of_two
-from .product import add_product, depth, precision
+from .product import add_product, by_pytorch, depth, precision
 from .select import magnitude_key, selected, selection
 from .stage import threshold_tiles
 from .table import Config, resident_programs, whole_rows
@@ -190,6 +190,10 @@ def encode_l0(
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     """Serves ``deepl0::encode_l0``."""
+    if by_pytorch(W):
+        from . import encode_dense
+
+        return encode_dense.encode_l0(x, W, S, theta, num_stages, sigma, kind, save)
     (batch, n), p = x.shape, W.shape[0]
     saved = x.new_empty((num_stages if save else 0, batch, p), dtype=torch.float32)
     z = x.new_empty((batch, p))

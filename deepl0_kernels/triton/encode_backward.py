@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .encode import FUSED_P, matrix_and_strides, of_stage, padded, within_32_bits
 from .launch import ceil_div, launch
-from .product import add_product, precision
+from .product import add_product, by_pytorch, precision
 from .table import config, whole_rows
 from .thresholds import apply_threshold, threshold_derivatives
 
@@ -192,6 +192,10 @@ def encode_l0_backward(
     need_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Serves ``deepl0::encode_l0_backward``."""
+    if by_pytorch(W):
+        from . import encode_dense
+
+        return encode_dense.encode_l0_backward(grad_z, saved, x, W, S, theta, sigma, kind, need_x)
     stages, batch, p = saved.shape
     grad_z, saved, theta = grad_z.contiguous(), saved.contiguous(), theta.contiguous()
     out = _gradients(x, W, S, need_x)

@@ -1,5 +1,9 @@
-"""The M-sparse encoder for long codes that are not sparse enough for gathers: dense products by
-blocks of rows, as PyTorch multiplies them, and the selection of ``top_m``."""
+"""Encoders by dense products, as PyTorch multiplies them, between kernels of this package.
+
+The M-sparse encoder for long codes that are not sparse enough for gathers, by blocks of rows, with
+the selection of ``top_m``; and the l0-regularized encoder and its backward in float32, where that
+is faster than products inside a kernel (``product.by_pytorch``).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from torch import Tensor
 from ..ops.registration import gradient_of_matrix
 from ..reference import unpool
 from ..reference.precision import accumulation_dtype
+from . import thresholds
+from .encode import of_stage
 from .launch import ceil_div
 
 # Elements of a block of pre-activations.
@@ -83,3 +89,43 @@ def encode_top_m_backward(
         if need_x:
             grad_x[rows] = (total @ matrix).to(x.dtype)
     return grad_x, grad_W.to(x.dtype), grad_S.to(x.dtype)
+
+
+def encode_l0(
+    x: Tensor, W: Tensor, S: Tensor | None, theta: Tensor, num_stages: int, sigma: float,
+    kind: str, save: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """As ``reference.encode_l0``, for float32."""
+    shape = (x.shape[0], W.shape[0])
+    saved = x.new_empty((num_stages if save else 0, *shape))
+    u = wx = torch.mm(x, W.t(), out=saved[0] if save else x.new_empty(shape))
+    z = wx
+    for k in range(num_stages):
+        if k > 0:
+            assert S is not None
+            u = x.new_empty(shape) if not save else saved[k]
+            torch.addmm(wx, z, of_stage(S, k - 1).t(), out=u)
+        z = thresholds.threshold(u, of_stage(theta, k, 2), sigma, kind)
+    return z, saved
+
+
+def encode_l0_backward(
+    grad_z: Tensor, saved: Tensor, x: Tensor, W: Tensor, S: Tensor | None, theta: Tensor,
+    sigma: float, kind: str, need_x: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients in x, W, S and theta, for float32; formulas in encode_backward.py."""
+    grad_S = x.new_empty(0) if S is None else x.new_zeros(S.shape)
+    grad_theta = torch.zeros_like(theta)
+    above, total = grad_z, torch.zeros_like(grad_z)
+    for k in reversed(range(saved.shape[0])):
+        here = of_stage(theta, k, 2)
+        du, of_theta = thresholds.threshold_backward(above, saved[k], here, sigma, kind)
+        of_stage(grad_theta, k, 2).add_(of_theta)
+        total += du
+        if k > 0:
+            assert S is not None
+            z = thresholds.threshold(saved[k - 1], of_stage(theta, k - 1, 2), sigma, kind)
+            of_stage(grad_S, k - 1).addmm_(du.t(), z)
+            above = du @ of_stage(S, k - 1)
+    grad_x = total @ W if need_x else x.new_empty(0)
+    return grad_x, total.t() @ x, grad_S, grad_theta

@@ -44,6 +44,18 @@ def precision(a: torch.dtype, b: Tensor) -> str:
     return "tf32" if tf32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
+def by_pytorch(matrix: Tensor) -> bool:
+    """Whether products with ``matrix`` are better left to PyTorch: in float32, on NVIDIA. There the
+    multiply-adds of ``tl.dot`` take two to four times as long (measured on an H200), more than the
+    passes over memory that fusing saves."""
+    return (
+        matrix.dtype == torch.float32
+        and not _INTERPRETED
+        and precision(torch.float32, matrix) == "ieee"
+        and table.device_class(matrix.device).startswith("sm")
+    )
+
+
 def depth(c: table.Config, *operands: Tensor) -> int:
     """The depth of a step: a matrix unit takes no less than 16 of a half type."""
     half = any(t.element_size() < 4 for t in operands)

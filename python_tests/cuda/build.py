@@ -17,7 +17,7 @@ import cuda_toolkit
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
-SOURCES = ("top_m", "encode", "encode_persistent", "decode", "unit_lists")
+SOURCES = ("top_m", "encode", "decode", "transpose", "unit_lists")
 ARCH = "80"
 
 

@@ -97,26 +97,6 @@ def _gather_top_m(a):
                 {"fp32": 2.0 * rows * a.m * a.p + issued}, gathers, atoms)  # fmt: skip
 
 
-def persistent_selection(a: Launch) -> dict[str, float]:
-    columns = int(a.variant)
-    return {"fp32": ISSUE * a.rows * a.stages * WARP_SELECT[4, columns // 32, False]}
-
-
-def _encode_top_m(a):
-    """Selection is taken to hide behind the products of other blocks; see the page."""
-    columns, rows, steps = int(a.variant), float(a.rows), a.stages - 1
-    tiles = math.ceil(rows / 64)
-    matrices = 2.0 * columns * (a.n + steps * columns)
-    kept = 4.0 * columns * 64 * tiles * steps if steps > 1 else 0.0
-    streamed = rows * (2.0 * a.n + 12.0 * a.m)
-    operations = {
-        "half": 2.0 * tiles * 64 * columns * (a.n + 3 * steps * columns),
-        **persistent_selection(a),
-    }
-    return Cost(streamed + matrices, streamed + kept + tiles * matrices, operations,
-                tiles * matrices, matrices)  # fmt: skip
-
-
 def _gather_rows(a):
     e = _element(a)
     gathers, atoms = float(a.rows) * a.m * a.n * e, float(a.units) * a.n * e
@@ -127,11 +107,17 @@ def _gather_rows(a):
 
 def _row_dots(a):
     e = _element(a)
-    gathers, atoms = float(a.entries) * a.n * e, float(a.units) * a.n * e
-    rows = a.entries / a.m * a.n * e
-    moved = 12.0 * a.entries + rows
-    return Cost(moved + min(atoms, gathers), moved + 2 * gathers,
-                {"fp32": 2.0 * a.entries * a.n}, gathers, atoms)  # fmt: skip
+    entries = float(a.rows) * a.m
+    gathers, atoms = entries * a.n * e, float(a.units) * a.n * e
+    rows = float(a.rows) * a.n * e
+    moved = 12.0 * entries + rows
+    return Cost(moved + min(atoms, gathers), moved + gathers + (a.tiles - 1) * rows,
+                {"fp32": 2.0 * entries * a.n}, gathers, atoms)  # fmt: skip
+
+
+def _transpose(a):
+    moved = 2.0 * _element(a) * a.rows * a.columns
+    return Cost(moved, moved, {})
 
 
 def _sort_count(a):
@@ -140,9 +126,8 @@ def _sort_count(a):
 
 
 def _sort_scan(a):
-    """One block: what a multiprocessor can take."""
-    moved = 8.0 * a.size
-    return Cost(moved, moved, {"fp32": ISSUE * a.size / 32 * 20})
+    moved = 8.0 * a.grid * a.tiles
+    return Cost(moved, moved, {"fp32": ISSUE * a.grid * a.tiles / 32 * 20})
 
 
 def _sort_scatter(a):
@@ -210,9 +195,9 @@ FORMULAS: dict[str, Callable[[Launch], Cost]] = {
     "apply_mask_kernel": _apply_mask,
     "gather_top_m_warp_kernel": _gather_top_m,
     "gather_top_m_block_kernel": _gather_top_m,
-    "encode_top_m_kernel": _encode_top_m,
     "gather_rows_kernel": _gather_rows,
     "row_dots_kernel": _row_dots,
+    "transpose_kernel": _transpose,
     "sort_count_kernel": _sort_count,
     "sort_scan_kernel": _sort_scan,
     "sort_scatter_kernel": _sort_scatter,

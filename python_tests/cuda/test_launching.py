@@ -120,7 +120,8 @@ def test_the_atomic_sum(ops, batch, p, m):
 
 
 @pytest.fixture
-def atomics():
+def atomics(monkeypatch):
+    monkeypatch.setattr(library, "sorting_pays", lambda *sizes: True)
     dk.allow_atomics()
     yield
     dk.allow_atomics(False)
@@ -158,18 +159,27 @@ def test_atomics_are_refused_under_deterministic_algorithms(device, atomics):
 
 
 def test_tf32_moves_the_crossover_however_it_was_allowed():
-    assert library.products_per_gather() == 22
+    def gathers() -> list[bool]:
+        return [library.gathers_pay(p, 10) for p in (39, 40, 639, 640)]
+
+    assert gathers() == [False, True, True, True]
     torch.set_float32_matmul_precision("high")
     try:
-        assert library.products_per_gather() == 145
+        assert gathers() == [False, False, False, True]
     finally:
         torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
-        assert library.products_per_gather() == 145
+        assert gathers() == [False, False, False, True]
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
-    assert library.products_per_gather() == 22
+    assert gathers() == [False, True, True, True]
+
+
+def test_small_sums_over_the_batch_are_dense_products():
+    assert not library.sorting_pays(119, 10, 1e12)
+    assert library.sorting_pays(120, 10, 1e12)
+    assert not library.sorting_pays(120, 10, 1e8)
 
 
 def test_training_on_meta_tensors_leaves_no_trace(emulator):

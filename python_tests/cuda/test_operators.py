@@ -24,8 +24,8 @@ def exact(*shape: int) -> torch.Tensor:
 
 
 def gradients(out, inputs):
-    return torch.autograd.grad((out * torch.arange(1.0, out.numel() + 1).view_as(out) / 8).sum(),
-                               inputs)  # fmt: skip
+    weights = torch.arange(1.0, out.numel() + 1, device=out.device).view_as(out) / 8
+    return torch.autograd.grad((out * weights).sum(), inputs)
 
 
 def test_selection_and_its_gradients(device):
@@ -78,7 +78,8 @@ def test_encoder(device, batch, p, n, m, stages, layout, dtype):
 @pytest.mark.parametrize("transposed", [True, False])
 def test_both_ways_of_every_product(device, monkeypatch, gather, transposed):
     """The dense and the sparse way of the encoder and of its backward, at one size."""
-    monkeypatch.setattr(library, "products_per_gather", lambda: 0 if gather else 1000)
+    for rule in ("gathers_pay", "sorting_pays"):
+        monkeypatch.setattr(library, rule, lambda *sizes: gather)
     batch, p, n, m = 5, (170 if gather else 30), 7, (20 if gather else 6)
     x, W, S = exact(batch, n), exact(p, n), exact(p, p) * (torch.rand(p, p) < 0.1)
     if transposed:
@@ -169,47 +170,21 @@ class TestChoice:
 
     both = ("cuda", "triton")
 
-    def encoder(self, p: int, m: int, stages: int, dtype=torch.float32, batch: int = 4):
-        W, S = torch.empty(p, 8, dtype=dtype, device="meta"), None
-        return torch.empty(batch, 8, dtype=dtype, device="meta"), W, S, m, stages, False
-
-    def test_selection_is_cuda_and_the_gradient_of_atoms_triton(self):
+    def test_cuda_serves_what_it_has(self):
         x = torch.empty(2, 3, device="meta")
-        for name in ("top_m", "keep_top_m", "unpool", "apply_mask", "decode"):
+        for name in OPERATORS:
             assert backends.choose(name, self.both, (x,)) == "cuda"
-        assert backends.choose("decode_backward", self.both, (x,)) == "triton"
-
-    @pytest.mark.parametrize(
-        ("p", "m", "stages", "dtype", "batch", "want"),
-        [
-            (512, 10, 2, torch.float32, 65536, "triton"),
-            (512, 10, 2, torch.bfloat16, 65536, "cuda"),
-            (512, 10, 2, torch.bfloat16, 4096, "triton"),
-            (512, 10, 2, torch.float16, 65536, "triton"),
-            (768, 32, 2, torch.float32, 4, "cuda"),
-            (768, 40, 2, torch.float32, 4, "triton"),
-            (1024, 32, 3, torch.bfloat16, 4, "cuda"),
-            (1024, 32, 1, torch.bfloat16, 4, "triton"),
-            (2048, 32, 2, torch.float32, 4, "triton"),
-        ],
-    )
-    def test_the_encoder_by_size(self, p, m, stages, dtype, batch, want):
-        args = self.encoder(p, m, stages, dtype, batch)
-        assert backends.choose("encode_top_m", self.both, args) == want
-
-    @pytest.mark.parametrize(("p", "want"), [(512, "triton"), (513, "cuda")])
-    def test_the_encoders_backward_by_size(self, p, want):
-        x, W = torch.empty(4, 8, device="meta"), torch.empty(p, 8, device="meta")
-        args = (x, x, x, x, x, W, None, False)
-        assert backends.choose("encode_top_m_backward", self.both, args) == want
+        assert backends.choose("encode_l0", ("triton",), (x,)) == "triton"
 
     def test_a_forced_backend_wins_where_it_has_the_operator(self, monkeypatch):
-        args = self.encoder(512, 32, 2)
-        monkeypatch.setattr(backends, "_forced", "cuda")
-        assert backends.choose("encode_top_m", self.both, args) == "cuda"
+        x = torch.empty(2, 3, device="meta")
         monkeypatch.setattr(backends, "_forced", "triton")
-        assert backends.choose("top_m", self.both, args) == "triton"
-        assert backends.choose("decode", ("cuda",), args) == "cuda"
+        assert backends.choose("top_m", self.both, (x,)) == "triton"
+        assert backends.choose("decode", ("cuda",), (x,)) == "cuda"
+
+    def test_a_device_that_cannot_run_them_gets_triton(self, monkeypatch):
+        monkeypatch.setattr(backends, "_runs_cuda", lambda args: False)
+        assert backends.choose("top_m", self.both, (torch.empty(2, 3),)) == "triton"
 
 
 def test_reference_agrees_on_the_mask(device):

@@ -10,11 +10,13 @@ from __future__ import annotations
 import faulthandler
 import json
 import math
+import os
 import sys
 
 import torch
 from torch import Tensor
 
+import deepl0_kernels as dk
 from deepl0_kernels import reference
 from deepl0_kernels.reference.encode import stage_matrix, stage_theta
 from deepl0_kernels.reference.precision import accumulation_dtype
@@ -34,7 +36,7 @@ UNCLEAR = (
 )
 
 
-def build(recipe: dict) -> Tensor:
+def build(recipe: dict, device: str = "cpu") -> Tensor:
     """The tensor of a recipe: shape, dtype, style of its values, layout, seed."""
     shape, style = tuple(recipe["shape"]), recipe["style"]
     dtype, g = getattr(torch, recipe["dtype"]), torch.Generator().manual_seed(recipe["seed"])
@@ -50,7 +52,7 @@ def build(recipe: dict) -> Tensor:
         values = torch.randint(1, 5, shape, generator=g) / 2
     else:
         values = hostile(shape, torch.float64, recipe["seed"], style)
-    values = values.to(dtype)
+    values = values.to(dtype).to(device)
     layout = recipe["layout"]
     if layout == "transposed" and values.dim() >= 2:
         return values.transpose(-1, -2).contiguous().transpose(-1, -2)
@@ -149,10 +151,16 @@ def distinct(t: Tensor) -> bool:
 
 def verdict(recipe: dict) -> str:
     """ "" where all is well, else what is wrong."""
-    op, args = recipe["op"], [build(a) if isinstance(a, dict) else a for a in recipe["args"]]
-    before = [a.clone() if isinstance(a, Tensor) else a for a in args]
+    op, device = recipe["op"], recipe.get("device", "cpu")
+    args = [build(a, device) if isinstance(a, dict) else a for a in recipe["args"]]
+    before = [build(a) if isinstance(a, dict) else a for a in recipe["args"]]
     try:
-        got = getattr(torch.ops.deepl0, op)(*args)
+        with dk.use_backend(recipe.get("backend")):
+            got = getattr(torch.ops.deepl0, op)(*args)
+        if device != "cpu":
+            torch.cuda.synchronize()
+    except torch.AcceleratorError:
+        os._exit(3)  # the device is lost to this process
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
         # torch's own refusals (of memory, say) are clear; where it got them from is appended.
         message = str(error).split(" (originally from")[0]
@@ -160,16 +168,17 @@ def verdict(recipe: dict) -> str:
         if recipe.get("valid"):
             return f"refused a valid call: {message}"
         return f"unclear exception {type(error).__name__}: {message}" if unclear else ""
-    tensors = [(a, b) for a, b in zip(args, before, strict=True) if isinstance(a, Tensor)]
+    tensors = [(a.cpu(), b) for a, b in zip(args, before, strict=True) if isinstance(a, Tensor)]
     if any(a.isnan().sum() != b.isnan().sum() or not same(a, b, 0.0) for a, b in tensors):
         return "changed its arguments"
     if any(not distinct(a) for a, _ in tensors if a.dtype == torch.int64):
         return ""  # outside the contract, except that nothing may crash
     try:
-        want = ORACLES[op](*args)
+        want = ORACLES[op](*before)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         return f"answered where the reference raises {type(error).__name__}: {error}"
     got, want = ([t] if isinstance(t, Tensor) else list(t) for t in (got, want))
+    got = [t.cpu() for t in got]
     finite = all(math.isfinite(a.double().abs().sum()) for a, _ in tensors)
     largest = max((a.double().abs().max() for a, _ in tensors if a.numel()), default=0.0)
     plain = op in MOVE_VALUES or (finite and largest <= 64)

@@ -14,6 +14,7 @@ import warnings
 import pytest
 import torch
 
+import deepl0_kernels as dk
 from deepl0_kernels import triton as triton_kernels
 from deepl0_kernels.backends import serve_device
 from deepl0_kernels.ops import registration
@@ -47,7 +48,8 @@ def engine(request, monkeypatch):
     Fresh memory holds NaN, so that a kernel that reads what nobody wrote shows it.
     """
     if request.param == "gpu":
-        yield "gpu"
+        with dk.use_backend("triton"):
+            yield "gpu"
         return
     if request.param != "interpreter":
         from deepl0_kernels.triton import launch, table

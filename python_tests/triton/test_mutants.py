@@ -89,6 +89,7 @@ SUBJECTS = {
 }
 
 
+@pytest.mark.parametrize("engine", ["sm80", "sm90"], indirect=True)
 @pytest.mark.parametrize("kernel", SUBJECTS)
 def test_most_mutants_are_caught(kernel, mutable, capsys):
     make, least = SUBJECTS[kernel]

@@ -12,9 +12,7 @@ STABLE_TORCH_LIBRARY(deepl0_cuda, m) {
     m.def("unpool(Tensor values, Tensor indices, int size) -> Tensor");
     m.def("apply_mask(Tensor u, Tensor mask) -> Tensor");
     m.def("gather_top_m(Tensor wx, Tensor values, Tensor indices, Tensor St) -> (Tensor, Tensor)");
-    m.def(
-        "encode_top_m(Tensor x, Tensor W, Tensor S, int p, int m, int num_stages, bool save)"
-        " -> (Tensor, Tensor, Tensor, Tensor)");
+    m.def("transpose(Tensor matrix) -> Tensor");
     m.def("gather_rows(Tensor values, Tensor indices, Tensor w, bool wide) -> Tensor");
     m.def("row_dots(Tensor indices, Tensor w, Tensor x) -> Tensor");
     m.def("group(Tensor indices, int units) -> (Tensor, Tensor, Tensor)");
@@ -26,7 +24,6 @@ STABLE_TORCH_LIBRARY(deepl0_cuda, m) {
         "outer_atomic(Tensor rows, Tensor c, Tensor indices, Tensor values, Tensor(a!) out,"
         " bool accumulate) -> ()");
     m.def("product_on_support(Tensor upper, Tensor c, Tensor lower, Tensor s) -> Tensor");
-    m.def("persistent_most(int device) -> int");
     m.def("probe(int device) -> ()");
 }
 
@@ -39,7 +36,7 @@ void implement(Library& m) {
     m.impl("unpool", TORCH_BOX(&ops::unpool));
     m.impl("apply_mask", TORCH_BOX(&ops::apply_mask));
     m.impl("gather_top_m", TORCH_BOX(&ops::gather_top_m));
-    m.impl("encode_top_m", TORCH_BOX(&ops::encode_top_m));
+    m.impl("transpose", TORCH_BOX(&ops::transpose));
     m.impl("gather_rows", TORCH_BOX(&ops::gather_rows));
     m.impl("row_dots", TORCH_BOX(&ops::row_dots));
     m.impl("group", TORCH_BOX(&ops::group));
@@ -60,6 +57,5 @@ STABLE_TORCH_LIBRARY_IMPL(deepl0_emulated, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(deepl0_cuda, CUDA, m) { implement(m); }
 STABLE_TORCH_LIBRARY_IMPL(deepl0_cuda, CompositeExplicitAutograd, m) {
 #endif
-    m.impl("persistent_most", TORCH_BOX(&ops::persistent_most));
     m.impl("probe", TORCH_BOX(&ops::probe));
 }

@@ -14,15 +14,8 @@ Tensor apply_mask(Tensor u, Tensor mask);
 /// top_m of wx + z S' for the sparse z = (values, indices); St is S'.
 std::tuple<Tensor, Tensor> gather_top_m(Tensor wx, Tensor values, Tensor indices, Tensor St);
 
-/// Values and indices [B, m] of the last stage and, if `save`, [num_stages - 1, B, m] of the
-/// others; x [B, n], W [columns, n], S [columns, columns] or [num_stages - 1, columns, columns],
-/// all bfloat16 and padded with zeros as csrc/cuda/encode_persistent.h asks, p the real length of
-/// the codes.
-std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m(Tensor x, Tensor W, Tensor S, int64_t p,
-                                                        int64_t m, int64_t num_stages, bool save);
-
-/// The longest p that encode_top_m takes on the device.
-int64_t persistent_most(int64_t device);
+/// A contiguous [columns, rows] of a matrix [rows, columns].
+Tensor transpose(Tensor matrix);
 
 /// [B, n]: sums of rows of w; float32 if `wide`, else of w's dtype.
 Tensor gather_rows(Tensor values, Tensor indices, Tensor w, bool wide);
@@ -30,6 +23,7 @@ Tensor row_dots(Tensor indices, Tensor w, Tensor x);
 
 /// start [units + 1], unit and entry [entries]: the indices [..., B, m] by unit.
 std::tuple<Tensor, Tensor, Tensor> group(Tensor indices, int64_t units);
+/// [units, n] of x's dtype.
 Tensor combine(Tensor start, Tensor unit, Tensor entry, Tensor c, Tensor x);
 void outer(Tensor start, Tensor entry, Tensor c, Tensor indices, Tensor values, Tensor out,
            bool accumulate);

@@ -1,5 +1,6 @@
 // Sums by sparse codes and over their transpose.
 #include "cuda/decode.h"
+#include "cuda/transpose.h"
 #include "cuda/unit_lists.h"
 #include "torch/cuda/ops.h"
 
@@ -17,6 +18,17 @@ cuda::UnitLists lists_of(const Tensor& start, const Tensor& unit, const Tensor& 
 int64_t units_of(const Tensor& start) { return start.size(0) - 1; }
 
 }  // namespace
+
+Tensor transpose(Tensor matrix) {
+    const size_t element = element_of(matrix, "matrix");
+    STD_TORCH_CHECK(matrix.dim() == 2, "transpose: expected a matrix");
+    Call call(matrix);
+    const Rows rows(matrix, "matrix");
+    Tensor out = empty(matrix, {rows.cols, rows.rows}, matrix.scalar_type());
+    cuda::transpose(element, data_of(rows.tensor), rows.stride, rows.rows, rows.cols,
+                    mutable_data_of(out), call.stream());
+    return out;
+}
 
 Tensor gather_rows(Tensor values, Tensor indices, Tensor w, bool wide) {
     const cuda::DType dtype = dtype_of(w, "w");
@@ -80,11 +92,11 @@ Tensor combine(Tensor start, Tensor unit, Tensor entry, Tensor c, Tensor x) {
     c = like(x, c, ScalarType::Float, "c");
     const Rows rows(x, "x");
     const int64_t n = x.size(1), entries = c.numel();
-    Tensor out = empty(x, {units_of(start), n}, ScalarType::Float);
+    Tensor out = empty(x, {units_of(start), n}, x.scalar_type());
     void* workspace = call.workspace(x, cuda::combine_workspace_bytes(entries, n));
     cuda::combine(lists_of(start, unit, entry), data_of<float>(c), entries, x.size(0),
                   last_size(c, "c"), units_of(start), dtype, data_of(rows.tensor), rows.stride, n,
-                  mutable_data_of<float>(out), workspace, call.stream());
+                  mutable_data_of(out), workspace, call.stream());
     return out;
 }
 

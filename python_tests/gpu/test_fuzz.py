@@ -1,0 +1,39 @@
+"""Hostile and valid calls of the operators on the GPU, as python_tests/ops/test_fuzz.py makes them
+on the CPU: an exception that names what is wrong, or the reference's answer; never an illegal
+access, which would end the process that makes the calls."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+
+from deepl0_kernels import cuda
+from deepl0_kernels import triton as triton_kernels
+from python_tests.ops import fuzzing
+from python_tests.ops.test_fuzz import FUZZ, Caller, careless_calls, run, valid_calls
+
+from .conftest import FLOORS
+
+SERVED = {"cuda": cuda.OPERATORS, "triton": triton_kernels.OPERATORS}
+CASES = [(op, f) for f in FLOORS for op in fuzzing.ORACLES if op in SERVED[f]]
+
+
+@pytest.fixture
+def caller():
+    caller = Caller()
+    yield caller
+    caller.close()
+
+
+@pytest.mark.parametrize("calls", [careless_calls, valid_calls])
+@pytest.mark.parametrize(("op", "backend"), CASES)
+def test_calls(caller, op, backend, calls):
+    @settings(FUZZ, max_examples=30)
+    @given(calls(op))
+    def check(recipe):
+        recipe = json.loads(json.dumps(recipe).replace("float64", "float32"))  # has no kernels
+        run(caller, recipe | dict(device="cuda", backend=backend))
+
+    check()

@@ -1,0 +1,66 @@
+"""The checks before a GPU launch, on the calls of the fuzzer: they let valid calls pass, and what
+they let pass the reference can compute."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+
+from deepl0_kernels import cuda
+from deepl0_kernels import triton as triton_kernels
+from deepl0_kernels.ops.operands import CHECKS
+from python_tests.ops import fuzzing
+from python_tests.ops.test_fuzz import FUZZ, careless_calls, valid_calls
+
+
+def test_every_operator_of_a_gpu_has_checks():
+    assert set(CHECKS) == set(cuda.OPERATORS) | set(triton_kernels.OPERATORS)
+
+
+def arguments(recipe: dict) -> list:
+    """Those of a call without float64, which has no GPU kernels."""
+    recipe = json.loads(json.dumps(recipe).replace("float64", "float32"))
+    return [fuzzing.build(a) if isinstance(a, dict) else a for a in recipe["args"]]
+
+
+@pytest.mark.parametrize("op", CHECKS)
+def test_valid_calls_pass(op):
+    @settings(FUZZ, max_examples=100)
+    @given(valid_calls(op))
+    def check(recipe):
+        CHECKS[op](*arguments(recipe))
+
+    check()
+
+
+@pytest.mark.parametrize("op", CHECKS)
+def test_what_passes_can_be_computed(op):
+    @settings(FUZZ, max_examples=300)
+    @given(careless_calls(op))
+    def check(recipe):
+        args = arguments(recipe)
+        try:
+            CHECKS[op](*args)
+        except (ValueError, TypeError) as error:
+            if not str(error):
+                raise
+            return
+        indices = [a for a in args if isinstance(a, torch.Tensor) and a.dtype == torch.int64]
+        if all(fuzzing.distinct(a) and (a.abs() < 1000).all() for a in indices):
+            try:
+                fuzzing.ORACLES[op](*args)
+            except RuntimeError as error:
+                allowed = ("out of bounds", "out of range", "allocate memory")
+                if not any(words in str(error) for words in allowed):
+                    raise
+
+    check()
+
+
+def test_float64_is_refused_by_name():
+    u = torch.zeros(3, 4, dtype=torch.float64)
+    with pytest.raises(ValueError, match="u must be float32, float16 or bfloat16 on a GPU"):
+        CHECKS["top_m"](u, 2)
