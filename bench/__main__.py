@@ -27,4 +27,7 @@ if __name__ == "__main__":
     if status == 0:
         draw.all_figures(record)
     # Says that it skips where there is no GPU; its record stands beside that of the CPU.
-    sys.exit(status or suites(records.FOLDER / "gpu.csv", [GPU]))
+    status = status or suites(records.FOLDER / "gpu.csv", [GPU])
+    if status == 0:
+        draw.gpu_tables(records.FOLDER / "gpu.csv")
+    sys.exit(status)

@@ -21,10 +21,9 @@ import deepl0_kernels as dk
 
 from . import records
 from .conftest import EAGER, OURS, _rows
+from .draw import COMPILED, COPY
 from .rivals import eager_encode_l0, eager_encode_top_m, eager_iht_m, eager_keep_top_m, eager_top_m
 
-COPY = "copy of the same bytes"
-COMPILED = "torch.compile"
 N, M = 256, 32
 DTYPES = (torch.float32, torch.bfloat16)
 

@@ -53,7 +53,8 @@ def decode(code: SparseCode, D: Tensor) -> Tensor:
     Raises:
         TypeError: code is not a :class:`SparseCode`.
         ValueError: wrong shape, dtype or device, or ``code.size`` is not p.
-        RuntimeError: an index is out of range.
+        RuntimeError: an index is out of range. On a GPU the CUDA kernels stop, which the next
+            synchronisation reports as a CUDA error; the Triton kernels make the row NaN.
 
     2 B m n flops, m rows of n read per sample. The gradient in D is grouped by atom. Source: the
     synthesis ``x = D a`` of Wang, Ling, Huang 2016, eq. 1.

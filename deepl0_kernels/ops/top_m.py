@@ -122,8 +122,10 @@ def unpool(values: Tensor, indices: Tensor, size: int) -> Tensor:
     Raises:
         ValueError: shapes differ, indices are not int64, or m > size.
         RuntimeError: an index is out of range, or (cpu backend) occurs twice in a row. On a GPU
-            nothing waits for the kernel to find out: an index out of range is dropped, and of
-            several values for one position any one is written.
+            nothing waits for the kernel to find out: an index out of range stops the CUDA kernels,
+            which the next synchronisation reports as a CUDA error (as for PyTorch's own indexing),
+            and is dropped by the Triton kernels; of several values for one position any one is
+            written.
 
     O(size) per row, written once. Source: Wang, Ling, Huang 2016 (max_M unpooling).
     """

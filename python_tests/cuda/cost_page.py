@@ -1,13 +1,12 @@
-"""The predictions in docs/gpu-cuda.md: the CUDA kernels beside the Triton ones, by the cost model.
+"""The predictions in docs/gpu-cuda.md: the CUDA kernels beside the Triton ones, by the cost model,
+and beside them what the committed record has measured.
 
-``python -m python_tests.cuda.cost_page --write`` writes them; a test compares, and holds
-``deepl0_kernels.backends.choose`` to them.
+``python -m python_tests.cuda.cost_page --write`` writes them; a test compares.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import math
 import re
 import sys
@@ -18,10 +17,12 @@ from typing import NamedTuple
 import torch
 
 import deepl0_kernels as dk
+from bench import records
+from bench.conftest import OURS
 from deepl0_kernels.cuda import library
 from deepl0_kernels.triton import table
 from python_tests.triton import cost_page as triton_page
-from python_tests.triton.cost import EFFICIENCY, Cost, Device, predict, torch_cost
+from python_tests.triton.cost import Cost, Device, predict, torch_cost
 from python_tests.triton.cost_page import Case, Step
 from python_tests.triton.recording import Capturable
 
@@ -30,7 +31,8 @@ from .cost import FORMULAS, H20, H100, ISSUE
 from .emulator import Emulator
 from .recording import Launch, recording
 
-backends = importlib.import_module("deepl0_kernels.backends")
+# The mode of the record that no launch overhead hides.
+GRAPH = ", graph"
 
 # Instructions of a warp a row that Triton's kernels take, counted like those in cost.py: (bytes of
 # an element, p) -> (top_m, keep_top_m), m = min(p / 16, 32).
@@ -45,13 +47,12 @@ TRITON_LONG = {4: (120, 143), 2: (190, 213)}
 
 
 class Both(NamedTuple):
-    """Seconds that a call should take by either floor, and which one ``choose`` takes."""
+    """Seconds that a call should take by either floor."""
 
     case: Case
     cuda: float
     triton: float
     bytes: float  # from DRAM, by the CUDA kernels
-    chosen: str
 
 
 def resident(a: Launch, usage: dict[tuple[str, str], tuple[int, int]]) -> int:
@@ -158,49 +159,22 @@ def cases() -> Iterator[Case]:
         )
         for p in (128, 512, 1024, 4096, 8192):
             yield page.keep(4096, p, dtype)
-        for p in (256, 512, 1024, 2048, 4096, 8192, 16384):
+        for p in (128, 256, 512, 1024, 2048, 4096, 8192, 16384):
             yield page.encoder(4096, p, 2, dtype)
         yield from (page.encoder(65536, p, 2, dtype) for p in (128, 256, 512))
         yield page.encoder(4096, 16384, 1, dtype)
-        for p in (256, 512, 1024, 2048, 4096, 8192, 16384):
+        for p in (128, 256, 512, 1024, 2048, 4096, 8192, 16384):
             yield page.encoder(4096, p, 2, dtype, True)
         for p in (512, 16384, 131072):
             yield page.decode(4096, p, dtype)
             yield backward_of_decode(4096, p, dtype)
 
 
-def chosen(case: Case) -> str:
-    """What ``backends.choose`` takes for the call's operator, on the sizes of the case."""
-    p = int(re.search(r"p=(\d+)", case.shape)[1])
-    stages = re.search(r"K=(\d+)", case.shape)
-    W = torch.empty(p, triton_page.N, dtype=case.dtype, device="meta")
-    x = W.new_empty(int(re.search(r"B=(\d+)", case.shape)[1]), triton_page.N)
-    operator = case.operator.split()[0]
-    args: tuple = (x,)
-    if case.operator.endswith("backward"):
-        operator += "_backward"
-        args = (x, x, x, x, x, W)
-    elif stages:
-        args = (x, W, None, triton_page.M, int(stages[1]), False)
-    return backends.choose(operator, ("cuda", "triton"), args)
-
-
 def both(case: Case, emulator: Emulator, device: Device = H100) -> Both:
     steps = steps_of(case, device, emulator)
     by_cuda, by_other = seconds(steps), by_triton(case, device)
-    if case.operator.endswith("backward"):  # the backward alone is chosen
-        forward = forward_of(case)
-        by_cuda -= seconds(steps_of(forward, device, emulator))
-        by_other -= by_triton(forward, device)
     moved = sum(s.prediction.dram for s in steps)
-    return Both(case, by_cuda, by_other, moved, chosen(case))
-
-
-def forward_of(case: Case) -> Case:
-    batch, p, *stages = (int(n) for n in re.findall(r"=(\d+)", case.shape))
-    if stages:
-        return triton_page.encoder(batch, p, stages[0], case.dtype)
-    return triton_page.decode(batch, p, case.dtype)
+    return Both(case, by_cuda, by_other, moved)
 
 
 def _us(seconds: float) -> str:
@@ -208,17 +182,41 @@ def _us(seconds: float) -> str:
     return f"{us:.0f}" if us >= 100 else f"{us:.3g}"
 
 
+def measured() -> dict[tuple[str, str, str], float]:
+    """(operator, shape, "cuda" or "triton") -> median microseconds in a CUDA graph."""
+    names = {OURS: "cuda", f"{OURS}, triton": "triton"}
+    return {
+        (row.operator.removesuffix(GRAPH), row.shape, names[row.provider]): row.p50
+        for row in records.read(records.FOLDER / "gpu.csv")
+        if row.operator.endswith(GRAPH) and row.provider in names
+    }
+
+
+def shape_in_record(case: Case) -> str:
+    dtype = str(case.dtype).removeprefix("torch.")
+    if case.operator.startswith("decode"):
+        return f"{case.shape} {dtype}"
+    batch_and_p, *stages = case.shape.split(" K=")
+    return " ".join([batch_and_p, f"m={triton_page.M}", *(f"K={k}" for k in stages), dtype])
+
+
 def table_of(found: list[Both]) -> str:
     lines = [
-        "| operator | shape | dtype | CUDA, us | Triton, us | serves |",
-        "|---|---|---|---|---|---|",
+        "| operator | shape | dtype | CUDA: predicted, us | measured, us |"
+        " Triton: predicted, us | measured, us |",
+        "|---|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {b.case.operator.replace('forward + ', '')} | {b.case.shape} | "
-        f"{str(b.case.dtype).removeprefix('torch.')} | {_us(b.cuda)} | {_us(b.triton)} | "
-        f"{b.chosen} |"
-        for b in found
-    ]
+    record = measured()
+    for b in found:
+        key = b.case.operator, shape_in_record(b.case)
+        cuda, triton = (
+            f"{record[(*key, floor)]:.4g}" if (*key, floor) in record else ""
+            for floor in ("cuda", "triton")
+        )
+        lines.append(
+            f"| {b.case.operator} | {b.case.shape} | {str(b.case.dtype).removeprefix('torch.')} | "
+            f"{_us(b.cuda)} | {cuda} | {_us(b.triton)} | {triton} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -306,46 +304,11 @@ def sum_of_outer(steps: list[Step]) -> float:
     return seconds(steps[first : at + 1])
 
 
-def persistent(emulator: Emulator) -> str:
-    """The encoder in one launch by either floor. Ours in bfloat16: the model's figure, and what it
-    would be if no selection hid behind a product. For float32, which ours does not serve: Triton's
-    with selection free, and its products alone at their assumed share of the peak."""
-    lines = [
-        "| B = 65536, K = 2 | Triton, us | bound by | CUDA, us | bound by | nothing hidden, us |"
-        " Triton, selection free, us | products alone, us |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for dtype in (torch.bfloat16, torch.float32):
-        for p in (128, 256, 512):
-            case = triton_page.encoder(65536, p, 2, dtype)
-            (step,) = triton_page.steps_of(case, H100)
-            found = step.prediction
-            cells = [_us(found.seconds), found.bound]
-            if dtype == torch.bfloat16:
-                ours = steps_of(case, H100, emulator)
-                (kernel,) = (s.prediction for s in ours if s.name == "encode_top_m_kernel")
-                select = kernel.operations["fp32"] / H100.units["fp32"] / EFFICIENCY["fp32"]
-                alone = max(kernel.operations["half"] / H100.units["half"] / EFFICIENCY["half"],
-                            kernel.l2 / H100.l2 / EFFICIENCY["L2"])  # fmt: skip
-                both = _us(select + alone + seconds(ours) - kernel.seconds)
-                cells += [_us(seconds(ours)), kernel.bound, both, "", ""]
-            else:
-                free = {**H100.units, "int32": 1e30}
-                steps = triton_page.steps_of(case, H100._replace(units=free))
-                units = {u: n for u, n in found.operations.items() if u != "int32"}
-                products = max(n / H100.units[u] / EFFICIENCY[u] for u, n in units.items())
-                cells += ["", "", "", _us(seconds(steps)), _us(products)]
-            name = str(dtype).removeprefix("torch.")
-            lines.append(f"| p = {p}, {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
 def page(emulator: Emulator) -> str:
     parts = {
         "choice": table_of([both(case, emulator) for case in cases()]),
         "published": published(emulator),
         "atomic": atomic(emulator),
-        "persistent": persistent(emulator),
     }
     text = DOCUMENT.read_text()
     for name, body in parts.items():

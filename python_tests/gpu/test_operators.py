@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import deepl0_kernels as dk
-from python_tests.cuda.test_encode_persistent import check as check_stages
+from python_tests.cuda.test_encode import check as check_stages
 from python_tests.oracle import STYLES, hostile, same_bits, same_values
 from python_tests.triton.test_top_m import check, expect
 
