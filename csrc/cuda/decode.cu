@@ -11,7 +11,7 @@ constexpr int kDots = 8;       // of a warp of row_dots
 // The second bound leaves the compiler room: left to itself it spills for a rounder number of
 // blocks.
 template <class W, class Out>
-__global__ void __launch_bounds__(32 * kWarpsPerBlock, 9)
+__global__ void __launch_bounds__(32 * kWarpsPerBlock, 8)
     gather_rows_kernel(const float* values, const int64_t* indices, int64_t rows, int m,
                        const typename W::Bits* w, int64_t w_stride, int64_t units, int n, int tiles,
                        const float* base, int64_t base_stride, typename Out::Bits* out) {

@@ -83,14 +83,17 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     ),
     "whole_rows_half": (
         (512, Config(32, 0, 16, 8, 2)),
-        (_ANY, Config(16, 0, 16, 4, 1)),
+        (_ANY, Config(16, 0, 16, 8, 1)),
     ),
     # Float32 multiply-adds take their operands through registers: no room to prefetch.
-    "whole_rows_ieee": ((_ANY, Config(32, 0, 8, 8, 1)),),
+    "whole_rows_ieee": (
+        (512, Config(32, 0, 8, 8, 1)),
+        (_ANY, Config(16, 0, 8, 8, 1)),
+    ),
     # By n, the depth of the product, for each of its modes (product.py).
-    "encode_large_half": ((_ANY, Config(32, 128, 32, 4, 3)),),
+    "encode_large_half": ((_ANY, Config(32, 128, 32, 4, 3)),),  # of the candidates, on an H200
     "encode_large_tf32": ((_ANY, Config(64, 128, 16, 8, 3)),),
-    "encode_large_ieee": ((_ANY, Config(64, 128, 16, 4, 1)),),
+    "encode_large_ieee": ((_ANY, Config(64, 128, 16, 8, 1)),),
     # By the length of a row of candidates: as many rows as fill the tile.
     "encode_large_select": ((_ANY, Config(1, 4096, warps=8)),),
 }

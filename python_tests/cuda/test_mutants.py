@@ -158,6 +158,9 @@ PROBLEMS = {
     "row_dots_kernel": sums,
 }
 
+# Their barrier before the second round of sums: more than 2048 tiles have one, these problems not.
+BETWEEN_ROUNDS = ("sort_scan_kernel", "sort_scatter_kernel")
+
 mutate.KINDS.setdefault(
     "vote",
     mutate._substitute(r"(vote\.sync\.ballot\.b32\s+%r\d+, )(%p\d+)", lambda m: f"{m[1]}!{m[2]}"),
@@ -218,4 +221,5 @@ def test_mutants_are_noticed(ops, emulator, kernel):
     assert tried >= 3
     assert len(missed) < tried
     assert 2 * len(missed) <= tried + 2, "\n".join(missed)
-    assert not [m for m in missed if m.startswith(("drop barrier", "vote"))]
+    strict = [m for m in missed if m.startswith(("drop barrier", "vote"))]
+    assert len(strict) == (kernel in BETWEEN_ROUNDS), strict

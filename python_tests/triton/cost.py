@@ -342,7 +342,8 @@ def torch_cost(name: str, tensors: list[torch.Tensor]) -> Cost:
     moved = float(sum(t.numel() * t.element_size() for t in tensors))
     work = {}
     if name.rstrip("_") in ("mm", "addmm", "bmm", "baddbmm"):
-        a, b = [t for t in tensors if t.dim() >= 2][-3:-1]
+        first = 1 if "add" in name else 0  # after what is added to
+        a, b = [t for t in tensors if t.dim() >= 2][first : first + 2]
         unit = {torch.float32: "fp32"}.get(a.dtype, "half")
         work = {unit: 2.0 * a.numel() * b.shape[-1]}
     return Cost(moved * (6 if "sort" in name else 1), moved, work)

@@ -28,6 +28,7 @@ SPILLS = {
     ("encode_top_m_fwd_kernel", "sm80"): 48,
     ("encode_l0_bwd_kernel", "sm80"): 40,
     ("encode_large_fwd_kernel", "sm90"): 64,
+    ("encode_large_fwd_kernel", "sm120"): 16,
 }
 
 
