@@ -20,6 +20,7 @@ SPILLS = {
     # ptxas aims at more blocks on the SM than the registers hold: 48, 72, 128 a thread.
     ("apply_mask_fwd_kernel", "sm90"): 8,
     ("apply_mask_fwd_kernel", "sm120"): 16,
+    ("threshold_bwd_kernel", "sm120"): 8,
     ("outer_kernel", "sm90"): 8,
     ("combine_kernel", "sm86"): 8,
     ("combine_kernel", "sm89"): 8,
