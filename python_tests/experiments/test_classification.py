@@ -258,9 +258,9 @@ def test_the_page_is_drawn_from_its_record():
         assert (page.reproduction.DOCS / "figures" / f"classification-{name}").is_file()
     # The figures are of a run that the table holds.
     results = grid.read(page.RECORD / "table5.json")
-    errors = {(cell["method"], cell["seed"]): cell["error"] for cell in results["cells"]}
+    errors = {(c["method"], c["p"], c["seed"]): c["error"] for c in results["cells"]}
     for cell in cells.read(page.FIGURES)["cells"]:
-        assert cell["error"] == errors[cell["method"], cell["seed"]]
+        assert cell["error"] == errors[cell["method"], cell["p"], cell["seed"]]
 
 
 def test_a_run_is_taken_for_the_figures_of_the_page(tmp_path, monkeypatch):
