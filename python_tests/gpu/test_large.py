@@ -76,5 +76,8 @@ def test_decode(floor):
     want = dk.reference.decode(values[at].double(), indices[at], D.double())
     torch.testing.assert_close(out[at].double(), want, rtol=1e-5, atol=1e-5)
     grads = torch.ops.deepl0.decode_backward(out, values, indices, D)
-    want = (out[at].double()[:, None, :] * D.t().double()[indices[at]]).sum(-1)
-    torch.testing.assert_close(grads[0][at].double(), want, rtol=1e-4, atol=1e-1)
+    terms = out[at].double()[:, None, :] * D.t().double()[indices[at]]
+    # A lane adds P / 32 products, then lanes are added.
+    bound = (P / 32 + 8) * 2.0**-24 * terms.abs().sum(-1)
+    assert ((grads[0][at].double() - terms.sum(-1)).abs() <= bound).all()
+    assert terms.sum(-1).abs().median() > 1000 * bound.max()

@@ -67,11 +67,7 @@ def test_encoder_and_its_gradients_are_exact(floor, dtype, batch, n, p, m, stage
     with dk.use_backend("reference"):
         want = encoded([t.double().detach().requires_grad_() for t in leaves], m, stages)
     for got, expected in zip(ours, want, strict=True):
-        expected = expected.to(got.dtype)
-        if dtype == torch.float32 or got.dtype == torch.int64:
-            assert torch.equal(got, expected)
-        else:  # du of an inner stage is rounded to the dtype by one floor and not by the other
-            torch.testing.assert_close(got, expected, rtol=2e-2, atol=0.5)
+        assert torch.equal(got, expected.to(got.dtype))
 
 
 @pytest.mark.parametrize("p", [100, 128, 256, 300, 512])
@@ -92,7 +88,7 @@ def test_the_encoder_in_one_launch_stage_by_stage(p, stages):
 @pytest.mark.parametrize("stages", [1, 2])
 def test_encode_l0_and_its_gradients_are_exact(dtype, stages):
     x, W, S = small(3000, 64, keep=0.2), small(300, 64, keep=0.2), small(300, 300, keep=0.01).sign()
-    theta = torch.full((300,), 2.0)
+    theta = torch.full((300,), 2.5)  # 2 is on the ramp
     found = []
     for backend, to in (("triton", dtype), ("reference", torch.float64)):
         with dk.use_backend(backend):
@@ -103,8 +99,8 @@ def test_encode_l0_and_its_gradients_are_exact(dtype, stages):
             wanted = [t for i, t in enumerate(leaves) if stages > 1 or i != 2]
             found.append((z, *torch.autograd.grad(z, wanted, grad)))
     for got, want in zip(*found, strict=True):
-        tolerance = dict(rtol=0.0, atol=0.0) if dtype == torch.float32 else dict(rtol=0.02, atol=1)
-        torch.testing.assert_close(got, want.to(got.dtype), **tolerance)
+        assert torch.equal(got, want.to(got.dtype))
+    assert found[0][-1].any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
