@@ -12,9 +12,9 @@ constexpr int blocks_for(int items) { return items <= 8 ? 7 : items == 16 ? 4 : 
 
 /// Entries of z whose rows of S' are in flight together: 8 or 16 packs a lane.
 template <int ITEMS>
-constexpr int kUnroll = ITEMS <= 4    ? 8
-                        : ITEMS <= 16 ? 4
-                                      : 2;
+constexpr int kInFlight = ITEMS <= 4    ? 8
+                          : ITEMS <= 16 ? 4
+                                        : 2;
 
 constexpr int kStaged = 256;  // entries of z that a block holds at a time
 
@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock, blocks_for(ITEMS))
     gather_top_m_warp_kernel(const float* wx, int64_t wx_stride, const float* values,
                              const int64_t* indices, const typename S::Bits* st, int64_t st_stride,
                              int64_t rows, int p, int m, float* out_values, int64_t* out_indices) {
-    constexpr int V = 4;
+    constexpr int V = 4, kAhead = kInFlight<ITEMS>;
     using Bits = typename S::Bits;
     const int64_t row = int64_t(blockIdx.x) * kWarpsPerBlock + warp_id();
     if (row >= rows) return;
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock, blocks_for(ITEMS))
             const float z = own < m ? values[row * m + own] : 0.0f;
             const int64_t index = own < m ? indices[row * m + own] : 0;
             if (index < 0 || index >= p) __trap();
-#pragma unroll kUnroll < ITEMS>
+#pragma unroll kAhead
             for (int j = 0; j < count; ++j) {
                 const float zj = __shfl_sync(kAllLanes, z, j);
                 const Bits* atom = st + __shfl_sync(kAllLanes, int(index), j) * st_stride;
