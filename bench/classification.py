@@ -20,6 +20,7 @@ from typing import Any
 
 from deepl0_kernels._files import write_atomically
 from deepl0_kernels.experiments import grid, record
+from deepl0_kernels.experiments.claims import verdicts
 from deepl0_kernels.experiments.classification import PROTOCOLS, cells, figures, tables
 from deepl0_kernels.experiments.classification.systems import DEEP_L0, DEEP_M, TDSC, TUNED_LISTA
 from deepl0_kernels.experiments.tables import machines, markdown
@@ -143,7 +144,7 @@ def page(text: str) -> str:
         parts |= {
             table: markdown(tables.errors(results, table)),
             f"{table}: further": markdown(tables.further(results, table)),
-            f"{table}: claims": _items(tables.verdicts(results)),
+            f"{table}: claims": _items(verdicts(results)),
             f"{table}: machines": _items(machines(results)),
         }
     return reproduction.fill(text, parts)

@@ -1,27 +1,80 @@
-"""docs/clustering.md from records.
+"""docs/clustering.md from records, and the choice of a graph without labels.
 
 ``python -m bench.clustering RUN ...`` takes the record of each run of ``deepl0 reproduce table6
-table7`` into bench/records, a file for each table and each clustering that its systems start from,
-and draws; without arguments it only draws.
+table7`` into bench/records: a file for each table, each clustering that its systems start from, and
+pixels or what :func:`chosen` says. ``--graphs`` judges the graphs below anew (two minutes). Both
+draw; without arguments that is all.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from deepl0_kernels._files import write_atomically
 from deepl0_kernels.experiments import grid, record
-from deepl0_kernels.experiments.clustering import PROTOCOLS, cells, tables
+from deepl0_kernels.experiments.claims import verdicts
+from deepl0_kernels.experiments.clustering import PROTOCOLS, cells, data, systems, tables
 from deepl0_kernels.experiments.clustering.protocol import STARTS
+from deepl0_kernels.experiments.scores import clustering
 from deepl0_kernels.experiments.tables import machines, markdown
+from deepl0_kernels.solvers import eigengap, graph_laplacian, knn_affinity
 
 from . import records, reproduction
 
 RECORD = records.FOLDER / "clustering"
+GRAPHS = RECORD / "graphs.json"
 PAGE = reproduction.DOCS / "clustering.md"
+
+# The graphs that are judged. Of equal eigengaps the first wins: fewest components, then neighbours.
+WHITEN, NEIGHBOURS = (0, 8, 16, 32, 64, 128), (3, 4, 5, 7, 10)
+CHOSEN = "-eigengap"
+
+
+def judge_graphs() -> None:
+    """The eigengap of every graph into bench/records; then, to show beside it, the error."""
+    judged = []
+    for table, base in PROTOCOLS.items():
+        clusters = data.CLASSES[base.data]
+        for whiten, neighbours in itertools.product(WHITEN, NEIGHBOURS):
+            protocol = replace(base, whiten=whiten, neighbours=neighbours)
+            x = data.signals(protocol)
+            gap = eigengap(graph_laplacian(knn_affinity(x, neighbours)), clusters)
+            found = systems.spectral(x, clusters, protocol, seed=0)
+            error = clustering(data.classes(protocol), found)["error"]
+            judged.append(dict(table=table, whiten=whiten, neighbours=neighbours,
+                               eigengap=gap, error=error))  # fmt: skip
+    record.write_json(GRAPHS, {"graphs": judged, "environment": record.environment()})
+
+
+def graphs(table: str) -> list[dict[str, Any]]:
+    """What is on record of the graphs of a table."""
+    return [g for g in json.loads(GRAPHS.read_text())["graphs"] if g["table"] == table]
+
+
+def chosen(table: str) -> dict[str, int]:
+    """The fields of the protocol that give the graph with the largest eigengap."""
+    best = max(graphs(table), key=lambda graph: graph["eigengap"])
+    return {key: best[key] for key in ("whiten", "neighbours")}
+
+
+def name_of(table: str, protocol: dict[str, Any]) -> str:
+    """The record that a run of that protocol belongs to.
+
+    Raises:
+        ValueError: the page has no place for it.
+    """
+    base = PROTOCOLS[table]
+    for start, (ending, settings) in itertools.product(STARTS, (("", {}), (CHOSEN, chosen(table)))):
+        if protocol == asdict(replace(base, start=start, **settings)):
+            return f"{table}-{start}{ending}"
+    other = {key: v for key, v in protocol.items() if v != getattr(base, key)}
+    raise ValueError(f"{table} was run with {other}, which is on no page")
 
 
 def take(run: Path) -> None:
@@ -30,16 +83,34 @@ def take(run: Path) -> None:
     drop = ("labels", "classes", "embedding")
     for table, protocol in results["protocols"].items():
         only = grid.part(results, table, drop)
-        record.write_json(RECORD / f"{table}-{protocol['start']}.json", only)
+        record.write_json(RECORD / f"{name_of(table, protocol)}.json", only)
 
 
 def page(text: str) -> str:
     """``text`` with the part of every table and start drawn from its record anew."""
     parts = {}
-    for name in (f"{table}-{start}" for start in STARTS for table in PROTOCOLS):
-        path = RECORD / f"{name}.json"
-        parts[name] = part(grid.read(path)) if path.exists() else "Not on record yet."
+    for table in PROTOCOLS:
+        parts[f"{table}-graphs"] = graphs_table(table)
+        for start, ending in itertools.product(STARTS, ("", CHOSEN)):
+            name = f"{table}-{start}{ending}"
+            parts[name] = part(grid.read(RECORD / f"{name}.json"))
     return reproduction.fill(text, parts)
+
+
+def graphs_table(table: str) -> str:
+    """Eigengap and error of every graph; the one with the largest gap in bold."""
+    import pandas
+
+    best = chosen(table)
+    shown: dict[str, dict[str, str]] = {}
+    for graph in graphs(table):
+        text = f"{graph['eigengap']:.3f} ({graph['error']:.2f})"
+        is_best = all(graph[key] == value for key, value in best.items())
+        row = f"{graph['whiten']} components" if graph["whiten"] else "pixels"
+        shown.setdefault(row, {})[f"{graph['neighbours']} neighbours"] = (
+            f"**{text}**" if is_best else text
+        )
+    return markdown(pandas.DataFrame(shown).T)
 
 
 def part(results: dict[str, Any]) -> str:
@@ -53,7 +124,7 @@ def part(results: dict[str, Any]) -> str:
             "",
             markdown(tables.further(results, table)),
             "",
-            *(f"* {line}" for line in tables.verdicts(results)),
+            *(f"* {line}" for line in verdicts(results)),
             "",
             f"Seeds: {seeds}; the longest cell took {max(taken):.0f} s, all cells of a seed "
             f"{sum(taken) / seeds:.0f} s on a machine that did other work beside. Computed on:",
@@ -64,7 +135,9 @@ def part(results: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    for run in arguments:
+    if "--graphs" in arguments:
+        judge_graphs()
+    for run in (a for a in arguments if not a.startswith("--")):
         take(Path(run))
     write_atomically(PAGE, page(PAGE.read_text()).encode())
 

@@ -9,9 +9,11 @@ from torch.nn.functional import cross_entropy
 from .._optional import require
 from ..nn import ClusterHead
 
+RIDGE = 1e-3
+
 
 def start_head(
-    codes: Tensor, clusters: int, seed: int, ridge: float = 1e-3, inits: int = 10
+    codes: Tensor, clusters: int, seed: int, ridge: float = RIDGE, inits: int = 10
 ) -> ClusterHead:
     """A :class:`ClusterHead` that assigns codes [N, p] as k-means does, as far as lines can.
 
@@ -27,7 +29,9 @@ def start_head(
     return logistic_head(codes, torch.from_numpy(means.labels_).long(), clusters, ridge)
 
 
-def logistic_head(codes: Tensor, labels: Tensor, clusters: int, ridge: float) -> ClusterHead:
+def logistic_head(
+    codes: Tensor, labels: Tensor, clusters: int, ridge: float = RIDGE
+) -> ClusterHead:
     """The head of the multinomial logistic regression, without intercept, of labels [N] int64."""
     head = ClusterHead(codes.shape[1], clusters).to(codes.dtype)
     torch.nn.init.zeros_(head.weight)

@@ -24,8 +24,9 @@ from torch import Tensor
 from .._optional import require
 from ..solvers import learn_dictionary
 from . import record
+from .claims import judged, verdicts
 from .reproduce import SIZES
-from .tables import machines
+from .tables import machines, markdown
 
 Cell = dict[str, Any]
 
@@ -101,7 +102,7 @@ def run(
     Raises:
         ValueError: ``out`` holds a run of another protocol.
     """
-    for module in ("matplotlib", "pandas", "tabulate", *(("tqdm",) if progress else ())):
+    for module in ("matplotlib", "pandas", "scipy", "tabulate", *(("tqdm",) if progress else ())):
         require(module, "deepl0 reproduce")
     record.claim(out / "run.json", protocols)
     cells = []
@@ -139,6 +140,24 @@ def values(cells: list[Cell], table: str, method: str, p: int, key: str) -> list
     """The figure ``key`` of each seed, in the order of the seeds."""
     found = [c for c in cells if (c["table"], c["method"], c["p"]) == (table, method, p)]
     return [c[key] for c in sorted(found, key=lambda c: c["seed"])]
+
+
+def falling(
+    table: str, methods: Sequence[str], cells: list[Cell], sizes: Sequence[int]
+) -> list[Cell]:
+    """The claim that every method errs less with the largest code than with the smallest."""
+    low, high = min(sizes), max(sizes)
+    if low == high:
+        return []
+    return [
+        judged(
+            table,
+            f"{method}: p = {high} below p = {low}",
+            values(cells, table, method, high, "error"),
+            values(cells, table, method, low, "error"),
+        )
+        for method in methods
+    ]
 
 
 def short(cell: Cell, without: Collection[str]) -> Cell:
@@ -225,13 +244,26 @@ def protocols(results: dict[str, Any]) -> list[str]:
     ]
 
 
+def text(
+    results: dict[str, Any], titles: dict[str, str], frames: Callable[[str], list[Any]]
+) -> str:
+    """Markdown: the frames of each table, claims, protocols."""
+    lines: list[str] = []
+    for table in results["tables"]:
+        lines += [f"## {table}: {titles[table]}", ""]
+        for frame in frames(table):
+            lines += [markdown(frame), ""]
+    lines += ["## Claims, judged by the means", "", *(f"* {v}" for v in verdicts(results))]
+    lines += protocols(results)
+    return "\n".join(lines) + "\n"
+
+
 def page(
     results: dict[str, Any],
     title: str,
     titles: dict[str, str],
     frames: Callable[[str], list[Any]],
     figures: Callable[[str], list[str]],
-    verdicts: Sequence[str],
 ) -> list[str]:
     """The part of the report, in HTML: the frames and figures of each table, claims, protocols."""
     parts = [f"<h1>{title}</h1>"]
@@ -244,7 +276,7 @@ def page(
         parts += [frame.to_html(border=0) for frame in frames(table)]
         parts += figures(table)
     parts.append("<h2>Claims, judged by the means over seeds</h2><ul>")
-    parts += [f"<li>{html.escape(line)}</li>" for line in verdicts]
+    parts += [f"<li>{html.escape(line)}</li>" for line in verdicts(results)]
     parts.append("</ul>")
     for table, protocol in results["protocols"].items():
         parts.append(f"<h2>Protocol of {table}</h2><table>")

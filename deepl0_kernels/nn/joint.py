@@ -20,9 +20,9 @@ class _Codes(torch.autograd.Function):
     """Graph-regularised elastic-net codes, with the derivative of the minimiser in D."""
 
     @staticmethod
-    def forward(ctx, D, x, L, lam, lam2, alpha, start, tol, max_iter):
+    def forward(ctx, D, x, L, lam, lam2, alpha, init, tol, max_iter):
         a = graph_sparse_code(
-            x, D, L, lam, alpha, lam2, start=start, tol=tol, max_iter=max_iter
+            x, D, L, lam, alpha, lam2, init=init, tol=tol, max_iter=max_iter
         ).dense
         ctx.save_for_backward(D, x, L, a)
         ctx.lam2, ctx.alpha, ctx.tol = lam2, alpha, tol
@@ -142,14 +142,14 @@ class JointSparseClustering(nn.Module):
         self.head = head
         self.project()
 
-    def encode(self, x: Tensor, laplacian: Tensor, start: Tensor | None = None) -> Tensor:
+    def encode(self, x: Tensor, laplacian: Tensor, init: Tensor | None = None) -> Tensor:
         """Codes [N, p] of all signals x [N, n] of the graph, differentiable in D, once.
 
-        ``start``, [N, p], is where the solver starts. Errors are those of
+        ``init``, [N, p], is where the solver starts. Errors are those of
         :func:`deepl0_kernels.solvers.graph_sparse_code`.
         """
         return _Codes.apply(
-            self.D, x, laplacian, self.lam, self.lam2, self.alpha, start, self.tol, self.max_iter
+            self.D, x, laplacian, self.lam, self.lam2, self.alpha, init, self.tol, self.max_iter
         )
 
     def forward(self, x: Tensor, laplacian: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from .dictionary import DictionaryLearner, DictionaryResult, learn_dictionary
 from .fista import fista
-from .graph import graph_laplacian, graph_sparse_code, knn_affinity
+from .graph import eigengap, graph_laplacian, graph_sparse_code, knn_affinity
 from .iht import iht, iht_m
 from .omp import omp
 from .pursuit import cosamp, htp
@@ -17,6 +17,7 @@ __all__ = [
     "SolverResult",
     "TaskDrivenDictionary",
     "cosamp",
+    "eigengap",
     "elastic_net",
     "fista",
     "graph_laplacian",

@@ -1,4 +1,4 @@
-"""Graphs of signals, and sparse codes that vary slowly along them."""
+"""Graphs of signals, their spectrum, and sparse codes that vary slowly along them."""
 
 from __future__ import annotations
 
@@ -93,6 +93,41 @@ def graph_laplacian(affinity: Tensor, normalized: bool = True) -> Tensor:
     return torch.sparse_coo_tensor(at, both, (N, N), check_invariants=True).coalesce()
 
 
+@torch.no_grad()
+def eigengap(laplacian: Tensor, clusters: int) -> float:
+    """How clearly a graph falls into that many parts, by its spectrum: no label is needed.
+
+    ``1 - lambda_c / lambda_(c+1)``, of the eigenvalues in ascending order, c = ``clusters``: 1 if
+    the graph is c connected components, near 0 if another number of parts is as natural, 0 if it
+    has more components than c. The ratio compares graphs of different density.
+
+    Args:
+        laplacian: L, symmetric positive semidefinite sparse COO [N, N], as of
+            :func:`graph_laplacian`, normalised for spectral clustering by normalised cuts.
+        clusters: 1 to N - 1.
+
+    Returns:
+        In [0, 1].
+
+    Raises:
+        ValueError: an argument out of range or of another shape, named with its value.
+
+    O(N^3) time and 8 N^2 bytes: all eigenvalues, dense in float64. Eigenvalues below 8 eps
+    lambda_N, eps that of L's dtype, are taken for 0, since L's entries are rounded. Source: the
+    eigengap heuristic, von Luxburg 2007, section 8.3.
+    """
+    L = _symmetric("laplacian", laplacian)
+    clusters = checks.integer("clusters", clusters, 1, len(L) - 1, "N - 1")
+    values = torch.linalg.eigvalsh(L.to_dense().double())
+    if values[0] < -1e-3 * values[-1]:
+        raise ValueError(
+            f"laplacian must be positive semidefinite, has an eigenvalue {values[0].item()}"
+        )
+    values = values.where(values > 8 * torch.finfo(L.dtype).eps * values[-1], 0.0)
+    below, above = values[clusters - 1 : clusters + 1].tolist()
+    return 1 - below / above if above > 0 else 0.0
+
+
 def _symmetric(name: str, matrix: Tensor) -> Tensor:
     if not (isinstance(matrix, Tensor) and matrix.layout == torch.sparse_coo):
         raise TypeError(f"{name} must be a sparse COO tensor, got {type(matrix).__name__}")
@@ -136,7 +171,7 @@ def graph_sparse_code(
     alpha: float,
     lam2: float = 0.0,
     *,
-    start: Tensor | None = None,
+    init: Tensor | None = None,
     tol: float = 1e-5,
     max_iter: int = 1000,
 ) -> SolverResult:
@@ -150,7 +185,7 @@ def graph_sparse_code(
         laplacian: L, symmetric positive semidefinite sparse COO [N, N], as of
             :func:`graph_laplacian`.
         lam: > 0. alpha, lam2: >= 0.
-        start: [N, p] finite; None: zero.
+        init: [N, p] finite; None: zero.
         tol: the codes have converged when their last step is at most ``tol ||A||``, all together.
         max_iter: iterations at most.
 
@@ -175,7 +210,7 @@ def graph_sparse_code(
     alpha, lam2 = nonnegative("alpha", alpha), nonnegative("lam2", lam2)
     max_iter = checks.integer("max_iter", max_iter, 1)
     shape = (len(x), D.shape[1])
-    a = x.new_zeros(shape) if start is None else _start(start, x, shape)
+    a = x.new_zeros(shape) if init is None else _init(init, x, shape)
     mu = 1 / (steps.squared_norm(D) + lam2 + alpha * largest_row(L))
     first = _objective(rows, D, L, a, lam, alpha, lam2)
     z, t, done, count = a, 1.0, False, 0
@@ -211,12 +246,12 @@ def nonnegative(name: str, value: float) -> float:
     return value
 
 
-def _start(start: Tensor, x: Tensor, shape: tuple[int, int]) -> Tensor:
-    checks.like("start", start, "x", x)
-    checks.has_shape("start", start, shape, "[N, p]")
-    if not torch.isfinite(start).all():
-        raise ValueError("start must be finite")
-    return start.detach()
+def _init(init: Tensor, x: Tensor, shape: tuple[int, int]) -> Tensor:
+    checks.like("init", init, "x", x)
+    checks.has_shape("init", init, shape, "[N, p]")
+    if not torch.isfinite(init).all():
+        raise ValueError("init must be finite")
+    return init.detach()
 
 
 def _objective(x, D, L, a, lam: float, alpha: float, lam2: float) -> Tensor:

@@ -154,6 +154,27 @@ def test_clusters_are_those_of_k_means_or_better(digits):
     np.testing.assert_array_equal(again.labels_, model.labels_)
 
 
+def test_a_clusterer_starts_from_the_labels_it_is_given(digits, tmp_path):
+    x, y = digits
+    given = np.random.default_rng(0).permutation(y)
+    plain = DeepL0Clusterer(10, 80, m=8, lr=1e-3, **SHORT).fit(x)
+
+    def of_classes(labels):
+        model = clone(plain).set_params(init=labels).fit(x)
+        return model, adjusted_rand_score(y, model.labels_)
+
+    # The classes themselves are no clusters that k-means finds, and stay; noise does not come near.
+    model, ours = of_classes(y)
+    assert ours > adjusted_rand_score(y, plain.labels_) + 0.2
+    assert (model.labels_ == y).mean() > 0.9  # number by number
+    assert of_classes(given)[1] < 0.4
+    path = tmp_path / "clusterer.safetensors"
+    model.save(path)
+    again = load(path)
+    np.testing.assert_array_equal(again.init, y)
+    np.testing.assert_array_equal(again.predict(x), model.labels_)
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)
 def test_frames_files_and_pickles(estimator, digits, tmp_path):
     pandas = pytest.importorskip("pandas")
@@ -259,6 +280,10 @@ def test_loading_names_what_is_wrong(digits, tmp_path):
         (DeepL0Clusterer(2, balance=-1.0, **FAST), r"balance must be .* got -1\.0"),
         (IHTSparseCoder(np.full((5, 64), np.nan)), r"(?s)NaN.*dictionary|dictionary.*NaN"),
         (DeepL0Clusterer(500), "must be at least n_clusters = 500"),
+        (DeepL0Clusterer(2, init="spectral"), r"init must be one of \('kmeans',\), got 'spectral'"),
+        (DeepL0Clusterer(2, init=[0, 1]), r'"kmeans" or \[N\] = \[.*integers, got int64 \(2,\)'),
+        (DeepL0Clusterer(2, init=np.zeros(400)), "integers, got float64"),
+        (DeepL0Clusterer(2, init=np.arange(400)), r"n_clusters - 1 = 1, got 0 \.\. 399"),
     ],
 )
 def test_bad_parameters_are_named(estimator, words, digits):

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deepl0_kernels.solvers import elastic_net, fista, graph_laplacian, graph_sparse_code
+from deepl0_kernels.solvers import (
+    eigengap,
+    elastic_net,
+    fista,
+    graph_laplacian,
+    graph_sparse_code,
+)
 from deepl0_kernels.solvers import knn_affinity as affinity_of
 
 
@@ -44,6 +50,50 @@ def test_the_laplacian_is_scipys():
         values = torch.linalg.eigvalsh(L.to_dense())
         assert values[0] > -1e-12
         assert not normalized or values[-1] < 2 + 1e-12
+
+
+def blobs(parts, apart, dtype=torch.float64):
+    """Points around so many corners of a cube, ``apart`` spreads from one another."""
+    g = torch.Generator().manual_seed(5)
+    corners = apart * torch.eye(parts, dtype=torch.float64).repeat_interleave(20, 0)
+    noise = torch.randn(20 * parts, parts, generator=g, dtype=torch.float64)
+    return graph_laplacian(affinity_of((corners + noise).to(dtype), 6))
+
+
+def test_the_eigengap_is_that_of_the_spectrum():
+    L = blobs(4, 3.0)
+    values = torch.linalg.eigvalsh(L.to_dense())
+    for c in (1, 4, 7):
+        expected = 1 - max(values[c - 1].item(), 0) / values[c].item()
+        assert eigengap(L, c) == pytest.approx(expected, abs=1e-9)
+    # A path of three: eigenvalues 0, 1, 3 without normalisation.
+    path = torch.tensor([[0.0, 1, 0], [1, 0, 1], [0, 1, 0]]).to_sparse()
+    assert eigengap(graph_laplacian(path, normalized=False), 2) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_eigengap_finds_the_number_of_parts(dtype):
+    near = blobs(5, 4.0, dtype)
+    found = [eigengap(near, c) for c in range(2, 10)]
+    assert found.index(max(found)) == 5 - 2
+    assert 0 < max(found) < 1
+    # Five components: a gap of exactly 1, though eigenvalues of zero are rounded; and of 0 below.
+    far = blobs(5, 40.0, dtype)
+    assert eigengap(far, 5) == 1
+    assert [eigengap(far, c) for c in (1, 4)] == [0, 0]
+    assert 0 < eigengap(far, 6) < 0.9
+
+
+def test_the_eigengap_refuses_what_has_none():
+    L = blobs(2, 4.0)
+    with pytest.raises(ValueError, match="clusters must be >= 1 and <= N - 1 = 39, got 40"):
+        eigengap(L, 40)
+    with pytest.raises(ValueError, match="positive semidefinite, has an eigenvalue -"):
+        eigengap(torch.tensor([[0.0, 1], [1, 0]]).to_sparse(), 1)
+    with pytest.raises(ValueError, match="laplacian must be symmetric"):
+        eigengap(torch.tensor([[0.0, 1], [2, 0]]).to_sparse(), 1)
+    with pytest.raises(TypeError, match="laplacian must be a sparse COO tensor"):
+        eigengap(torch.eye(3), 1)
 
 
 def test_who_has_no_neighbours_is_left_alone():
@@ -91,7 +141,7 @@ def test_the_graph_draws_neighbours_together_and_a_start_saves_steps():
 
     assert roughness(3.0) < 0.6 * roughness(0.0)
     cold = graph_sparse_code(x, D, L, 0.1, 1.0)
-    warm = graph_sparse_code(x, D, L, 0.1, 1.0, start=cold.dense)
+    warm = graph_sparse_code(x, D, L, 0.1, 1.0, init=cold.dense)
     assert warm.iterations[0] < cold.iterations[0] / 2
     short = graph_sparse_code(x, D, L, 0.1, 1.0, max_iter=2)
     assert short.iterations.tolist() == [2] * 40
@@ -107,8 +157,8 @@ def test_the_graph_draws_neighbours_together_and_a_start_saves_steps():
         (dict(max_iter=0), "max_iter must be >= 1, got 0"),
         (dict(x=torch.zeros(3, 8, dtype=torch.float64)), "N = 3, got"),
         (dict(x=torch.zeros(2, 6, 8, dtype=torch.float64)), r"x must be \[N, n\]"),
-        (dict(start=torch.zeros(12, 3, dtype=torch.float64)), r"start must have shape \[N, p\]"),
-        (dict(start=torch.full((12, 14), torch.nan, dtype=torch.float64)), "start must be finite"),
+        (dict(init=torch.zeros(12, 3, dtype=torch.float64)), r"init must have shape \[N, p\]"),
+        (dict(init=torch.full((12, 14), torch.nan, dtype=torch.float64)), "init must be finite"),
         (dict(laplacian=torch.eye(12).to_sparse()), "laplacian must have the dtype of x"),
     ],
 )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import grid, record
+from ..claims import judged
 from ..grid import Problems, values
 from ..scores import confusion, scores
 from . import systems
@@ -130,37 +131,20 @@ def read(out: Path) -> dict[str, Any]:
 def claims(
     tables: Sequence[str], cells: list[dict[str, Any]], sizes: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """The orderings that the paper claims: means, and on how many seeds each holds."""
+    """The orderings that the paper claims, each as :func:`claims.judged` says."""
     found = []
 
-    def add(table: str, claim: str, better: list[float], worse: list[float]) -> None:
-        found.append(
-            {
-                "table": table,
-                "claim": claim,
-                "better": sum(better) / len(better),
-                "worse": sum(worse) / len(worse),
-                "seeds_holding": sum(b < w for b, w in zip(better, worse, strict=True)),
-                "seeds": len(better),
-                "holds": sum(better) < sum(worse),
-            }
-        )
-
-    def errors(method: str, p: int) -> list[float]:
+    def errors(table: str, method: str, p: int) -> list[float]:
         return values(cells, table, method, p, "error")
 
     for table in tables:
         for p in sizes:
-            lista, l0 = errors(TUNED_LISTA, p), errors(DEEP_L0, p)
-            sparse = [errors(DEEP_M.format(m), p) for m in SPARSITIES]
-            best = min(sparse, key=sum)
-            add(table, f"p = {p}: {DEEP_L0} below {TUNED_LISTA}", l0, lista)
-            add(table, f"p = {p}: best Deep M-Sparse below {TUNED_LISTA}", best, lista)
+            lista, l0 = errors(table, TUNED_LISTA, p), errors(table, DEEP_L0, p)
+            best = min((errors(table, DEEP_M.format(m), p) for m in SPARSITIES), key=sum)
+            sparse = f"p = {p}: best Deep M-Sparse below"
+            found.append(judged(table, f"p = {p}: {DEEP_L0} below {TUNED_LISTA}", l0, lista))
+            found.append(judged(table, f"{sparse} {TUNED_LISTA}", best, lista))
             if table == "table5":
-                add(table, f"p = {p}: best Deep M-Sparse below {DEEP_L0}", best, l0)
-        low, high = min(sizes), max(sizes)
-        if low < high:
-            for method in METHODS:
-                text = f"{method}: p = {high} below p = {low}"
-                add(table, text, errors(method, high), errors(method, low))
+                found.append(judged(table, f"{sparse} {DEEP_L0}", best, l0))
+        found += grid.falling(table, METHODS, cells, sizes)
     return found

@@ -7,7 +7,6 @@ from typing import Any
 
 from ..._files import write_atomically
 from .. import grid
-from ..tables import markdown
 from . import figures
 from .systems import DEEP_L0, DEEP_M, METHODS, TDSC, TUNED_LISTA
 
@@ -38,6 +37,11 @@ _SCORES = {
 _COLUMNS = ["table", "method", "p", "seed", "error", "overall_accuracy", *_SCORES]
 
 
+def frames(results: dict[str, Any], table: str) -> list[Any]:
+    """A table and the further scores, pandas frames of strings."""
+    return [errors(results, table), further(results, table)]
+
+
 def errors(results: dict[str, Any], table: str):
     """A table as a pandas frame of strings: methods by code size, the paper's values below."""
     return grid.errors(results, table, METHODS, PUBLISHED[table])
@@ -46,16 +50,6 @@ def errors(results: dict[str, Any], table: str):
 def further(results: dict[str, Any], table: str):
     """The other scores at the largest code size, as a pandas frame of strings."""
     return grid.further(results, table, METHODS, _SCORES)
-
-
-def verdicts(results: dict[str, Any]) -> list[str]:
-    """What the paper claims, and whether it holds here: a line a claim."""
-    return [
-        f"{claim['table']}, {claim['claim']}: {claim['better']:.2f} and {claim['worse']:.2f}: "
-        f"{'holds' if claim['holds'] else 'does not hold'} "
-        f"({claim['seeds_holding']} of {claim['seeds']} seeds)"
-        for claim in results["claims"]
-    ]
 
 
 def write(results: dict[str, Any], out: Path) -> None:
@@ -69,13 +63,7 @@ def write(results: dict[str, Any], out: Path) -> None:
 
 def text(results: dict[str, Any]) -> str:
     """Markdown: tables beside the paper's values, claims, protocols."""
-    lines: list[str] = []
-    for table in results["tables"]:
-        lines += [f"## {table}: {TITLES[table]}", "", markdown(errors(results, table)), ""]
-        lines += [markdown(further(results, table)), ""]
-    lines += ["## Claims, judged by the means", "", *(f"* {v}" for v in verdicts(results))]
-    lines += grid.protocols(results)
-    return "\n".join(lines) + "\n"
+    return grid.text(results, TITLES, lambda table: frames(results, table))
 
 
 def page(results: dict[str, Any], drawn: dict[str, figures.Drawn]) -> list[str]:
@@ -84,7 +72,6 @@ def page(results: dict[str, Any], drawn: dict[str, figures.Drawn]) -> list[str]:
         results,
         "Deep l0 encoders as classifiers",
         TITLES,
-        lambda table: [errors(results, table), further(results, table)],
+        lambda table: frames(results, table),
         lambda table: figures.page(results, drawn[table]),
-        verdicts(results),
     )

@@ -7,7 +7,6 @@ assigned its clusters.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ..._optional import require
 from .. import grid, record
+from ..claims import judged
 from ..grid import Problems, values
 from ..scores import clustering
 from . import systems
@@ -119,51 +119,24 @@ def read(out: Path) -> dict[str, Any]:
     return grid.read(out / RESULTS)
 
 
-def significance(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """p of the two-sided Wilcoxon signed-rank test over paired seeds; None if none differ.
-
-    Exact without ties of the differences; with fewer than 6 seeds it cannot be below 0.05.
-    """
-    stats = require("scipy.stats", "the test over seeds", extra="sklearn")
-    if all(a == b for a, b in zip(first, second, strict=True)):
-        return None
-    return float(stats.wilcoxon(first, second).pvalue)
-
-
 def claims(
     tables: Sequence[str], cells: list[dict[str, Any]], sizes: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """What the paper claims: means, over how many seeds it holds, and the test over seeds."""
+    """What the paper claims, each as :func:`claims.judged` says."""
     found = []
 
-    def add(table: str, claim: str, better: list[float], worse: list[float], slack: float) -> None:
-        found.append(
-            {
-                "table": table,
-                "claim": claim,
-                "better": statistics.mean(better),
-                "worse": statistics.mean(worse),
-                "seeds_holding": sum(b < w + slack for b, w in zip(better, worse, strict=True)),
-                "seeds": len(better),
-                "significance": significance(better, worse),
-                "holds": statistics.mean(better) < statistics.mean(worse) + slack,
-            }
-        )
-
-    def errors(method: str, p: int) -> list[float]:
+    def errors(table: str, method: str, p: int) -> list[float]:
         return values(cells, table, method, p, "error")
 
     for table in tables:
         for p in sizes:
-            best = min((DEEP_M.format(m) for m in SPARSITIES), key=lambda m: sum(errors(m, p)))
+            sparse = (DEEP_M.format(m) for m in SPARSITIES)
+            best = min(sparse, key=lambda method: sum(errors(table, method, p)))
+            tagnet, joint = errors(table, TAGNET, p), errors(table, SOFT_MAX, p)
             for encoder in (DEEP_L0, best):
-                text = f"p = {p}: {encoder} below {TAGNET} or within {CLOSE:g} point of it"
-                add(table, text, errors(encoder, p), errors(TAGNET, p), CLOSE)
-                text = f"p = {p}: {encoder} below {SOFT_MAX}"
-                add(table, text, errors(encoder, p), errors(SOFT_MAX, p), 0)
-        low, high = min(sizes), max(sizes)
-        if low < high:
-            for method in LEARNED:
-                text = f"{method}: p = {high} below p = {low}"
-                add(table, text, errors(method, high), errors(method, low), 0)
+                ours, text = errors(table, encoder, p), f"p = {p}: {encoder} below"
+                near = f"{text} {TAGNET} or within {CLOSE:g} point of it"
+                found.append(judged(table, near, ours, tagnet, CLOSE))
+                found.append(judged(table, f"{text} {SOFT_MAX}", ours, joint))
+        found += grid.falling(table, LEARNED, cells, sizes)
     return found

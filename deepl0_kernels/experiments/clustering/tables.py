@@ -8,7 +8,6 @@ from typing import Any
 from ..._files import write_atomically
 from .. import grid
 from ..figure import embedded, save
-from ..tables import markdown
 from .cells import EMBEDDED
 from .systems import DEEP_L0, DEEP_M, JOINT, METHODS, TAGNET
 
@@ -34,6 +33,11 @@ _SCORES = {"nmi": 4, "ari": 4, "clusters": 1, "start_error": 2, "nonzeros": 1, "
 _COLUMNS = ["table", "method", "p", "seed", "error", *_SCORES]
 
 
+def frames(results: dict[str, Any], table: str) -> list[Any]:
+    """A table and the further scores, pandas frames of strings."""
+    return [errors(results, table), further(results, table)]
+
+
 def errors(results: dict[str, Any], table: str):
     """A table as a pandas frame of strings: methods by code size, the paper's values below."""
     return grid.errors(results, table, METHODS, PUBLISHED[table])
@@ -42,21 +46,6 @@ def errors(results: dict[str, Any], table: str):
 def further(results: dict[str, Any], table: str):
     """The other scores at the largest code size, as a pandas frame of strings."""
     return grid.further(results, table, METHODS, _SCORES)
-
-
-def verdicts(results: dict[str, Any]) -> list[str]:
-    """What the paper claims, and whether it holds here: a line a claim."""
-    return [
-        f"{claim['table']}, {claim['claim']}: {claim['better']:.2f} and {claim['worse']:.2f}: "
-        f"{'holds' if claim['holds'] else 'does not hold'} "
-        f"({claim['seeds_holding']} of {claim['seeds']} seeds, "
-        + (
-            "no seed differs)"
-            if claim["significance"] is None
-            else f"Wilcoxon p = {claim['significance']:.2g})"
-        )
-        for claim in results["claims"]
-    ]
 
 
 def write(results: dict[str, Any], out: Path) -> None:
@@ -73,13 +62,7 @@ def write(results: dict[str, Any], out: Path) -> None:
 
 def text(results: dict[str, Any]) -> str:
     """Markdown: tables beside the paper's values, claims, protocols."""
-    lines: list[str] = []
-    for table in results["tables"]:
-        lines += [f"## {table}: {TITLES[table]}", "", markdown(errors(results, table)), ""]
-        lines += [markdown(further(results, table)), ""]
-    lines += ["## Claims, judged by the means", "", *(f"* {v}" for v in verdicts(results))]
-    lines += grid.protocols(results)
-    return "\n".join(lines) + "\n"
+    return grid.text(results, TITLES, lambda table: frames(results, table))
 
 
 def draw(results: dict[str, Any], table: str) -> dict[str, bytes]:
@@ -121,7 +104,6 @@ def page(results: dict[str, Any]) -> list[str]:
         results,
         "Deep l0 encoders as clusterers",
         TITLES,
-        lambda table: [errors(results, table), further(results, table)],
+        lambda table: frames(results, table),
         lambda table: [embedded(svg) for svg in draw(results, table).values()],
-        verdicts(results),
     )
