@@ -135,7 +135,7 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
                 f'init must be "kmeans" or [N] = [{count}] integers, '
                 f"got {labels.dtype} {labels.shape}"
             )
-        if not (0 <= labels.min() and labels.max() < clusters):
+        if labels.min() < 0 or labels.max() >= clusters:
             raise ValueError(
                 f"init must be in 0 .. n_clusters - 1 = {clusters - 1}, "
                 f"got {labels.min()} .. {labels.max()}"
