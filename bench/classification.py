@@ -3,9 +3,9 @@
 ``python -m bench.classification --tune`` trains every trial below that the record lacks, on a part
 of the training pixels, and scores it on the rest of them: no test pixel is looked at. What it
 found is written into ``PROTOCOLS`` by hand. ``python -m bench.classification RUN`` takes the record
-of a run of ``deepl0 reproduce table4 table5`` into bench/records, a file for each table;
-``--figures RUN`` takes what the page's
-figures are drawn from, of a run of one seed. All then draw; without arguments that is all.
+of a run of ``deepl0 reproduce table4 table5`` into bench/records, a file for each table and
+protocol; ``--figures RUN`` takes what the page's figures are drawn from, of a run of one seed. All
+then draw; without arguments that is all.
 """
 
 from __future__ import annotations
@@ -34,6 +34,12 @@ FIGURES = RECORD / "figures"
 DRAWN = ("table5-confusion.svg", "table5-map.svg", "table5-training.svg")
 ARRAYS = ("truth", "predicted", "tested", "nonzeros", "dead_units")
 PAGE = reproduction.DOCS / "classification.md"
+
+# The records of the page, and what their runs set.
+SHOWN: dict[str, dict[str, dict[str, Any]]] = {
+    "table4": {"table4": {}},
+    "table5": {"table5": {}, "table5-context": {"context": 1}},
+}
 
 # What the page says of a trial.
 _SHOWN = {
@@ -115,12 +121,26 @@ def tune(progress: bool) -> None:
             record.write_json(TRIED, {"trials": tried, "environment": record.environment()})
 
 
+def name_of(table: str, protocol: dict[str, Any]) -> str:
+    """The record that a run of that protocol belongs to.
+
+    Raises:
+        ValueError: the page has no place for it.
+    """
+    base = PROTOCOLS[table]
+    for name, settings in SHOWN[table].items():
+        if protocol == asdict(replace(base, **settings)):
+            return name
+    other = {key: v for key, v in protocol.items() if v != getattr(base, key)}
+    raise ValueError(f"{table} was run with {other}, which is on no page")
+
+
 def take(run: Path) -> None:
     """The record of a run into bench/records, a file for each table."""
     results = cells.read(run)
-    for table in results["tables"]:
+    for table, protocol in results["protocols"].items():
         only = grid.part(results, table, ("confusion",))
-        record.write_json(RECORD / f"{table}.json", only)
+        record.write_json(RECORD / f"{name_of(table, protocol)}.json", only)
 
 
 def take_figures(run: Path) -> None:
@@ -139,13 +159,13 @@ def page(text: str) -> str:
         "tuning": tuning(json.loads(TRIED.read_text())["trials"]),
         "shown": _items(machines(cells.read(FIGURES))),
     }
-    for table in PROTOCOLS:
-        results = grid.read(RECORD / f"{table}.json")
+    for table, name in ((table, name) for table, names in SHOWN.items() for name in names):
+        results = grid.read(RECORD / f"{name}.json")
         parts |= {
-            table: markdown(tables.errors(results, table)),
-            f"{table}: further": markdown(tables.further(results, table)),
-            f"{table}: claims": _items(verdicts(results)),
-            f"{table}: machines": _items(machines(results)),
+            name: markdown(tables.errors(results, table)),
+            f"{name}: further": markdown(tables.further(results, table)),
+            f"{name}: claims": _items(verdicts(results)),
+            f"{name}: machines": _items(machines(results)),
         }
     return reproduction.fill(text, parts)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -34,6 +35,16 @@ PAGE = reproduction.DOCS / "clustering.md"
 # The graphs that are judged. Of equal eigengaps the first wins: fewest components, then neighbours.
 WHITEN, NEIGHBOURS = (0, 8, 16, 32, 64, 128), (3, 4, 5, 7, 10)
 CHOSEN = "-eigengap"
+# What a record's name ends with, and what its systems see.
+SIGNALS = {"": "pixels", CHOSEN: "chosen graph"}
+# The systems at the head of the page.
+SHORT = {
+    systems.SPECTRAL: "spectral",
+    systems.SOFT_MAX: "joint, soft-max",
+    systems.TAGNET: "TAGnet",
+    systems.DEEP_L0: "Deep l0",
+    **{systems.DEEP_M.format(m): f"Deep M = {m}" for m in systems.SPARSITIES},
+}
 
 
 def judge_graphs() -> None:
@@ -70,7 +81,8 @@ def name_of(table: str, protocol: dict[str, Any]) -> str:
         ValueError: the page has no place for it.
     """
     base = PROTOCOLS[table]
-    for start, (ending, settings) in itertools.product(STARTS, (("", {}), (CHOSEN, chosen(table)))):
+    for start, ending in itertools.product(STARTS, SIGNALS):
+        settings = chosen(table) if ending == CHOSEN else {}
         if protocol == asdict(replace(base, start=start, **settings)):
             return f"{table}-{start}{ending}"
     other = {key: v for key, v in protocol.items() if v != getattr(base, key)}
@@ -90,11 +102,37 @@ def page(text: str) -> str:
     """``text`` with the part of every table and start drawn from its record anew."""
     parts = {}
     for table in PROTOCOLS:
-        parts[f"{table}-graphs"] = graphs_table(table)
-        for start, ending in itertools.product(STARTS, ("", CHOSEN)):
+        kept = {}
+        for start, (ending, signals) in itertools.product(STARTS, SIGNALS.items()):
             name = f"{table}-{start}{ending}"
-            parts[name] = part(grid.read(RECORD / f"{name}.json"))
+            kept[f"{signals}, {start}"] = results = grid.read(RECORD / f"{name}.json")
+            parts[name] = part(results)
+        parts[f"{table}-graphs"] = graphs_table(table)
+        parts[f"{table}-short"] = short_table(table, kept)
     return reproduction.fill(text, parts)
+
+
+def short_table(table: str, kept: dict[str, dict[str, Any]]) -> str:
+    """Mean errors at every p: a row a record, a column a system, the paper's below."""
+    import pandas
+
+    def line(errors: Sequence[float]) -> str:
+        return " / ".join(f"{error:.1f}" for error in errors)
+
+    rows = {
+        name: {
+            method: line([statistics.mean(grid.values(results["cells"], table, method, p, "error"))
+                          for p in results["sizes"]])
+            for method in SHORT
+        }
+        for name, results in kept.items()
+    }  # fmt: skip
+    published = tables.PUBLISHED[table]
+    # Of the joint rival the paper does not name the loss.
+    found = {method: published.get(method.removesuffix(", soft-max")) for method in SHORT}
+    rows["paper"] = {method: line(errors) for method, errors in found.items() if errors}
+    frame = pandas.DataFrame(rows).T.fillna("")
+    return markdown(frame.rename(columns=SHORT).rename_axis(table))
 
 
 def graphs_table(table: str) -> str:

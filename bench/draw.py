@@ -30,6 +30,8 @@ SHOWN = (
     ("iht_m 10 iterations", "B=4096 p=512 m=32", OURS, "scikit-learn omp"),
     ("iht_m 10 iterations", "B=4096 p=2048 m=32"),
     ("omp", "B=4096 p=512 m=32"),
+    ("fista", "B=4096 p=512 lam=0.2"),
+    ("fista", "B=4096 p=512 lam=0.2", OURS, "scikit-learn lasso_cd"),
 )
 
 INTRODUCTION = """# Benchmarks

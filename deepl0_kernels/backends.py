@@ -26,6 +26,8 @@ NAMES = ("reference", "cpu", "cuda", "triton")
 _NATIVE: dict[str, tuple[str, ...]] = {"cpu": ("cpu",)}
 
 _implementations: dict[str, dict[str, Callable]] = {}
+# Operator and device type -> the native backends that have it there: looked up in every call.
+_served: dict[tuple[str, str], tuple[str, ...]] = {}
 _forced: str | None = None
 _blocks: list[use_backend] = []  # the ``with`` blocks that are open, in the order of their begin
 _last: tuple[str, str, str] | None = None
@@ -43,11 +45,17 @@ class Call(NamedTuple):
 def register(operator: str, **implementations: Callable) -> None:
     """Tell which function serves ``operator`` on which backend."""
     _implementations[operator] = implementations
+    for device in _NATIVE:
+        _served[operator, device] = _natives(operator, device)
 
 
 def serve_device(device: str, *backends: str) -> None:
-    """Tell which native backends serve tensors of the type ``device``."""
+    """Tell which native backends serve tensors of the type ``device``; none: the reference."""
     _NATIVE[device] = backends
+    if not backends:
+        del _NATIVE[device]
+    for operator in _implementations:
+        _served[operator, device] = _natives(operator, device)
 
 
 def _natives(operator: str, device: str) -> tuple[str, ...]:
@@ -62,7 +70,7 @@ def implementation(operator: str, tensor: Tensor) -> Callable:
     kernel asks :func:`choose`.
     """
     global _last
-    natives = _natives(operator, tensor.device.type)
+    natives = _served.get((operator, tensor.device.type), ())
     native = natives[0] if natives else "reference"
     if native in ("cuda", "triton") and tensor.dtype == torch.float64:
         backend, reason = "reference", "the GPU kernels have no float64"

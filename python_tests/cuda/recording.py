@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from deepl0_kernels import cuda as floor
-from deepl0_kernels.backends import _NATIVE
+from deepl0_kernels.backends import serve_device
 from deepl0_kernels.cuda import library
 from deepl0_kernels.ops import registration
 from python_tests.triton.recording import Capturable
@@ -98,7 +98,7 @@ def recording(emulator: Emulator, device: tuple[int, int] = BIG) -> Iterator[lis
         yield launches
     finally:
         registered._destroy()
-        del _NATIVE["meta"]
+        serve_device("meta")
         emulator.record = None
         emulator.set_device(*BIG)
         library.kernels, floor.launcher = before

@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepl0_kernels import triton as floor
-from deepl0_kernels.backends import _NATIVE
+from deepl0_kernels.backends import serve_device
 from deepl0_kernels.ops import registration
 from deepl0_kernels.triton import launch, table
 from deepl0_kernels.triton.launch import Launch
@@ -37,7 +37,7 @@ def recording(device_class: str = "sm80") -> Iterator[list[Launch]]:
     finally:
         launch.run, table.device_class, floor.launcher = before
         library._destroy()
-        del _NATIVE["meta"]
+        serve_device("meta")
 
 
 def _guarded(launcher: Callable) -> Callable:
