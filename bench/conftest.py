@@ -56,7 +56,10 @@ def race(request, benchmark):
 
     pytest-benchmark times ours; the rivals run in its set-up of each round and are timed there. No
     time is taken unless every provider's result passed ``check``. ``scale`` multiplies the time of
-    a provider that was given a part of the work; ``against`` is whose median speedups refer to.
+    a provider that was given a part of the work; ``against`` is whose median speedups refer to;
+    ``rest`` are seconds before each call: the threads of another library's pool go on spinning for
+    a while after its call, on the cores of who comes next. A call shorter than that is made once
+    unmeasured after it, since a thread that slept takes milliseconds to come back.
     """
 
     def run(
@@ -66,6 +69,7 @@ def race(request, benchmark):
         check: Callable[[str, object], None],
         scale: Mapping[str, float] = MappingProxyType({}),
         against: str = EAGER,
+        rest: float = 0.0,
     ) -> dict[str, float]:
         for name, call in providers.items():
             out = call()
@@ -73,13 +77,21 @@ def race(request, benchmark):
                 check(name, out)
         ours, rivals = providers[OURS], {n: c for n, c in providers.items() if n != OURS}
         times: dict[str, list[float]] = {name: [] for name in rivals}
-        once = sum(_time(call) for call in providers.values())
+        taken = {name: _time(call) for name, call in providers.items()}
+        once = sum(taken.values())
         budget = request.config.getoption("--seconds") * len(providers)
         rounds = int(min(400, max(7, budget / once)))
 
+        def ready(name):
+            time.sleep(rest)
+            if taken[name] < rest:
+                providers[name]()
+
         def rivals_first():
             for name, call in rivals.items():
+                ready(name)
                 times[name].append(_time(call))
+            ready(OURS)
 
         benchmark.pedantic(ours, setup=rivals_first, rounds=rounds, warmup_rounds=1)
         times[OURS] = benchmark.stats.stats.data
