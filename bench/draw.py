@@ -41,8 +41,8 @@ Times are medians in microseconds per call, the providers interleaved round by r
 `x` is the median of the provider compared against (torch eager; for omp and fista SPAMS) over ours;
 below 1 we lose. `floor` is the time of the product W x alone over ours: 100 % would mean that
 everything but that product is free. scikit-learn was given 16 signals and its time scaled to the
-batch; before every call that is raced against SPAMS and scikit-learn all threads rest, since those of
-one library's pool go on spinning after its call.
+batch. Before every call that is raced against SPAMS and scikit-learn all threads rest, since those
+of one library's pool go on spinning after its call.
 """
 
 
