@@ -34,9 +34,9 @@ PAGE = reproduction.DOCS / "clustering.md"
 
 # The graphs that are judged. Of equal eigengaps the first wins: fewest components, then neighbours.
 WHITEN, NEIGHBOURS = (0, 8, 16, 32, 64, 128), (3, 4, 5, 7, 10)
-CHOSEN = "-eigengap"
-# What a record's name ends with, and what its systems see.
-SIGNALS = {"": "pixels", CHOSEN: "chosen graph"}
+BALANCED, CHOSEN = "-balance", "-eigengap"
+# What a record's name ends with, and how its run differs from the protocol.
+VARIANTS = {"": "pixels", BALANCED: "pixels, balance = 1", CHOSEN: "chosen graph"}
 # The systems at the head of the page.
 SHORT = {
     systems.SPECTRAL: "spectral",
@@ -74,6 +74,11 @@ def chosen(table: str) -> dict[str, int]:
     return {key: best[key] for key in ("whiten", "neighbours")}
 
 
+def settings(table: str, variant: str) -> dict[str, Any]:
+    """What the runs of a variant set."""
+    return {"": {}, BALANCED: {"balance": 1.0}, CHOSEN: chosen(table)}[variant]
+
+
 def name_of(table: str, protocol: dict[str, Any]) -> str:
     """The record that a run of that protocol belongs to.
 
@@ -81,10 +86,9 @@ def name_of(table: str, protocol: dict[str, Any]) -> str:
         ValueError: the page has no place for it.
     """
     base = PROTOCOLS[table]
-    for start, ending in itertools.product(STARTS, SIGNALS):
-        settings = chosen(table) if ending == CHOSEN else {}
-        if protocol == asdict(replace(base, start=start, **settings)):
-            return f"{table}-{start}{ending}"
+    for start, variant in itertools.product(STARTS, VARIANTS):
+        if protocol == asdict(replace(base, start=start, **settings(table, variant))):
+            return f"{table}-{start}{variant}"
     other = {key: v for key, v in protocol.items() if v != getattr(base, key)}
     raise ValueError(f"{table} was run with {other}, which is on no page")
 
@@ -103,9 +107,10 @@ def page(text: str) -> str:
     parts = {}
     for table in PROTOCOLS:
         kept = {}
-        for start, (ending, signals) in itertools.product(STARTS, SIGNALS.items()):
-            name = f"{table}-{start}{ending}"
-            kept[f"{signals}, {start}"] = results = grid.read(RECORD / f"{name}.json")
+        for variant, start in itertools.product(VARIANTS, STARTS):
+            name = f"{table}-{start}{variant}"
+            results = grid.read(RECORD / f"{name}.json")
+            kept[f"{VARIANTS[variant]}; {start}"] = results
             parts[name] = part(results)
         parts[f"{table}-graphs"] = graphs_table(table)
         parts[f"{table}-short"] = short_table(table, kept)

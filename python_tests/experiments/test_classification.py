@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -261,6 +261,16 @@ def test_the_page_is_drawn_from_its_record():
     errors = {(c["method"], c["p"], c["seed"]): c["error"] for c in results["cells"]}
     for cell in cells.read(page.FIGURES)["cells"]:
         assert cell["error"] == errors[cell["method"], cell["p"], cell["seed"]]
+
+
+def test_records_are_what_their_names_say():
+    for name in (name for names in page.SHOWN.values() for name in names):
+        results = grid.read(page.RECORD / f"{name}.json")
+        ((table, protocol),) = results["protocols"].items()
+        assert page.name_of(table, protocol) == name
+        assert results["sizes"] == [128, 256, 512]
+    with pytest.raises(ValueError, match=r"with \{'context': 2\}, which is on no page"):
+        page.name_of("table5", asdict(replace(PROTOCOLS["table5"], context=2)))
 
 
 def test_a_run_is_taken_for_the_figures_of_the_page(tmp_path, monkeypatch):

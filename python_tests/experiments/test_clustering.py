@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -13,11 +13,13 @@ from typer.testing import CliRunner
 
 from bench import clustering as bench_page
 from deepl0_kernels import cli, images
-from deepl0_kernels.experiments import report
+from deepl0_kernels.experiments import grid, report
 from deepl0_kernels.experiments.clustering import PROTOCOLS, cells, data, systems, write
+from deepl0_kernels.experiments.clustering.protocol import STARTS
 from deepl0_kernels.experiments.clustering.systems import DEEP_L0, DEEP_M, LEARNED, METHODS, TAGNET
 from deepl0_kernels.experiments.grid import Problems
 from deepl0_kernels.experiments.scores import clustering
+from deepl0_kernels.solvers import eigengap, graph_laplacian, knn_affinity
 
 TINY = replace(PROTOCOLS["table6"].quickened(), every=9, dictionary_epochs=2, size=8)
 
@@ -128,13 +130,20 @@ def test_signals_have_equal_norms(data_dir, monkeypatch):
     for protocol in (TINY, replace(PROTOCOLS["table7"], every=20, whiten=12)):
         x = data.signals(protocol)
         assert x.dtype == torch.float32
-        torch.testing.assert_close(x.square().mean(1), torch.ones(len(x)))
+        torch.testing.assert_close(x.norm(dim=1), torch.full((len(x),), float(protocol.size)))
         assert len(data.classes(protocol)) == len(x)
     assert x.shape[1] == 12
     blank = images.Images(torch.zeros(1440, 32, 32, dtype=torch.uint8), torch.zeros(1440).long())
     monkeypatch.setattr(images, "coil20", lambda: blank)
     with pytest.raises(ValueError, match="coil20 has 160 images of one grey"):
         data.signals(TINY)
+
+
+def test_codes_that_are_all_zero_are_one_point():
+    assert (cells.embedded(torch.zeros(50, 7)) == 0).all()
+    spread = cells.embedded(torch.randn(50, 7, generator=torch.Generator().manual_seed(0)))
+    assert spread.isfinite().all()
+    assert spread.std(0).min() > 0
 
 
 def test_a_spectral_start_is_that_clustering(data_dir, monkeypatch):
@@ -205,6 +214,30 @@ def test_the_command_runs_both_tables_and_reports(tmp_path, monkeypatch, data_di
     (tmp_path / "clustering.json").write_text("{}")
     with pytest.raises(ValueError, match="lacks cells, claims"):
         report.write(tmp_path)
+
+
+def test_records_are_what_their_names_say(data_dir, monkeypatch):
+    monkeypatch.setenv("DEEPL0_DATA", str(data_dir))
+    kept = sorted(bench_page.RECORD.glob("table*.json"))
+    assert len(kept) == len(PROTOCOLS) * len(STARTS) * len(bench_page.VARIANTS)
+    for path in kept:
+        results = grid.read(path)
+        ((table, protocol),) = results["protocols"].items()
+        assert bench_page.name_of(table, protocol) == path.stem
+        balanced = path.stem.endswith(bench_page.BALANCED)
+        assert results["sizes"] == ([128] if balanced else [128, 256, 512])
+        assert len(results["seeds"]) >= 10
+    # The graph of the records is the one with the largest gap, and the gap that of the images.
+    for graph in (g for table in PROTOCOLS for g in bench_page.graphs(table)):
+        best = bench_page.chosen(graph["table"])
+        if all(graph[key] == value for key, value in best.items()):
+            x = data.signals(replace(PROTOCOLS[graph["table"]], **best))
+            clusters = data.CLASSES[PROTOCOLS[graph["table"]].data]
+            gap = eigengap(graph_laplacian(knn_affinity(x, best["neighbours"])), clusters)
+            assert gap == pytest.approx(graph["eigengap"], abs=0.01)
+    other = asdict(replace(PROTOCOLS["table7"], epochs=6))
+    with pytest.raises(ValueError, match=r"with \{'epochs': 6\}, which is on no page"):
+        bench_page.name_of("table7", other)
 
 
 def test_the_page_is_drawn_from_its_record():

@@ -54,6 +54,15 @@ def assign(
     return found, {"dictionary": learned - start, "clustering": time.perf_counter() - learned}
 
 
+def embedded(features: Tensor) -> Tensor:
+    """t-SNE [N, 2] of features [N, .], to hundredths; one point if they are all the same."""
+    manifold = require("sklearn.manifold", "the embedding", extra="sklearn")
+    if (features == features[0]).all():
+        return torch.zeros(len(features), 2)
+    tsne = manifold.TSNE(init="pca", random_state=0)
+    return torch.from_numpy(tsne.fit_transform(features.numpy()).round(2))
+
+
 def cell(table: str, method: str, p: int, problems: Problems) -> dict[str, Any]:
     """One method, trained and scored.
 
@@ -64,9 +73,7 @@ def cell(table: str, method: str, p: int, problems: Problems) -> dict[str, Any]:
     found, seconds = assign(table, method, p, x, problems)
     embedding = None
     if method in EMBEDDED and problems.seed == 0:
-        manifold = require("sklearn.manifold", "the embedding", extra="sklearn")
-        tsne = manifold.TSNE(init="pca", random_state=0)
-        embedding = tsne.fit_transform(found.features.numpy()).round(2).tolist()
+        embedding = embedded(found.features).tolist()
     used = found.features != 0
     learned = method in LEARNED
     # From here on, and nowhere before, classes are known.

@@ -20,10 +20,11 @@ def _read(protocol: Protocol) -> images.Images:
 
 
 def signals(protocol: Protocol) -> Tensor:
-    """[N, n] float32 without any label: every row of mean square 1.
+    """[N, n] float32 without any label: every row of norm ``size``.
 
     Images are resized, each of mean 0 and variance 1; with ``whiten`` they become so many principal
-    components of all, each scaled to variance 1, and rows are scaled again.
+    components of all, each scaled to variance 1, and rows are scaled again: to the norm that pixels
+    have, so that a penalty on codes weighs the same against what it is paid for.
 
     Raises:
         ValueError: an image of one grey.
@@ -37,7 +38,7 @@ def signals(protocol: Protocol) -> Tensor:
     centred = patches.x.double() - patches.x.double().mean(0)
     # A component's sign is arbitrary, and no method depends on it.
     parts = torch.linalg.svd(centred, full_matrices=False)[0][:, : protocol.whiten]
-    return (parts / parts.square().mean(1, keepdim=True).sqrt()).float()
+    return (protocol.size * parts / parts.norm(dim=1, keepdim=True)).float()
 
 
 def classes(protocol: Protocol) -> Tensor:
