@@ -165,6 +165,8 @@ def part(results: dict[str, Any]) -> str:
         [
             markdown(tables.errors(results, table)),
             "",
+            "<details><summary>Other scores at the largest p; the paper's claims</summary>",
+            "",
             markdown(tables.further(results, table)),
             "",
             *(f"* {line}" for line in verdicts(results)),
@@ -173,6 +175,8 @@ def part(results: dict[str, Any]) -> str:
             f"{sum(taken) / seeds:.0f} s on a machine that did other work beside. Computed on:",
             "",
             *(f"* {line}" for line in machines(results)),
+            "",
+            "</details>",
         ]
     )
 
