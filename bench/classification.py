@@ -121,26 +121,12 @@ def tune(progress: bool) -> None:
             record.write_json(TRIED, {"trials": tried, "environment": record.environment()})
 
 
-def name_of(table: str, protocol: dict[str, Any]) -> str:
-    """The record that a run of that protocol belongs to.
-
-    Raises:
-        ValueError: the page has no place for it.
-    """
-    base = PROTOCOLS[table]
-    for name, settings in SHOWN[table].items():
-        if protocol == asdict(replace(base, **settings)):
-            return name
-    other = {key: v for key, v in protocol.items() if v != getattr(base, key)}
-    raise ValueError(f"{table} was run with {other}, which is on no page")
-
-
 def take(run: Path) -> None:
     """The record of a run into bench/records, a file for each table."""
     results = cells.read(run)
     for table, protocol in results["protocols"].items():
-        only = grid.part(results, table, ("confusion",))
-        record.write_json(RECORD / f"{name_of(table, protocol)}.json", only)
+        name = reproduction.name_of(table, PROTOCOLS[table], SHOWN[table], protocol)
+        record.write_json(RECORD / f"{name}.json", grid.part(results, table, ("confusion",)))
 
 
 def take_figures(run: Path) -> None:

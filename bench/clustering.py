@@ -1,9 +1,9 @@
 """docs/clustering.md from records, and the choice of a graph without labels.
 
 ``python -m bench.clustering RUN ...`` takes the record of each run of ``deepl0 reproduce table6
-table7`` into bench/records: a file for each table, each clustering that its systems start from, and
-pixels or what :func:`chosen` says. ``--graphs`` judges the graphs below anew (two minutes). Both
-draw; without arguments that is all.
+table7`` into bench/records, a file for each table and each of the protocols that :func:`shown`
+names. ``--graphs`` judges the graphs below anew (two minutes). Both draw; without arguments that is
+all.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,23 +74,13 @@ def chosen(table: str) -> dict[str, int]:
     return {key: best[key] for key in ("whiten", "neighbours")}
 
 
-def settings(table: str, variant: str) -> dict[str, Any]:
-    """What the runs of a variant set."""
-    return {"": {}, BALANCED: {"balance": 1.0}, CHOSEN: chosen(table)}[variant]
-
-
-def name_of(table: str, protocol: dict[str, Any]) -> str:
-    """The record that a run of that protocol belongs to.
-
-    Raises:
-        ValueError: the page has no place for it.
-    """
-    base = PROTOCOLS[table]
-    for start, variant in itertools.product(STARTS, VARIANTS):
-        if protocol == asdict(replace(base, start=start, **settings(table, variant))):
-            return f"{table}-{start}{variant}"
-    other = {key: v for key, v in protocol.items() if v != getattr(base, key)}
-    raise ValueError(f"{table} was run with {other}, which is on no page")
+def shown(table: str) -> dict[str, dict[str, Any]]:
+    """The records of a table, in the order of the page, and what their runs set."""
+    sets = {"": {}, BALANCED: {"balance": 1.0}, CHOSEN: chosen(table)}
+    return {
+        f"{table}-{start}{variant}": {"start": start, **sets[variant]}
+        for variant, start in itertools.product(VARIANTS, STARTS)
+    }
 
 
 def take(run: Path) -> None:
@@ -98,20 +88,16 @@ def take(run: Path) -> None:
     results = cells.read(run)
     drop = ("labels", "classes", "embedding")
     for table, protocol in results["protocols"].items():
-        only = grid.part(results, table, drop)
-        record.write_json(RECORD / f"{name_of(table, protocol)}.json", only)
+        name = reproduction.name_of(table, PROTOCOLS[table], shown(table), protocol)
+        record.write_json(RECORD / f"{name}.json", grid.part(results, table, drop))
 
 
 def page(text: str) -> str:
     """``text`` with the part of every table and start drawn from its record anew."""
     parts = {}
     for table in PROTOCOLS:
-        kept = {}
-        for variant, start in itertools.product(VARIANTS, STARTS):
-            name = f"{table}-{start}{variant}"
-            results = grid.read(RECORD / f"{name}.json")
-            kept[f"{VARIANTS[variant]}; {start}"] = results
-            parts[name] = part(results)
+        kept = {name: grid.read(RECORD / f"{name}.json") for name in shown(table)}
+        parts |= {name: part(results) for name, results in kept.items()}
         parts[f"{table}-graphs"] = graphs_table(table)
         parts[f"{table}-short"] = short_table(table, kept)
     return reproduction.fill(text, parts)
@@ -124,13 +110,14 @@ def short_table(table: str, kept: dict[str, dict[str, Any]]) -> str:
     def line(errors: Sequence[float]) -> str:
         return " / ".join(f"{error:.1f}" for error in errors)
 
+    titles = [f"{text}; {start}" for text, start in itertools.product(VARIANTS.values(), STARTS)]
     rows = {
-        name: {
+        title: {
             method: line([statistics.mean(grid.values(results["cells"], table, method, p, "error"))
                           for p in results["sizes"]])
             for method in SHORT
         }
-        for name, results in kept.items()
+        for title, results in zip(titles, kept.values(), strict=True)
     }  # fmt: skip
     published = tables.PUBLISHED[table]
     # Of the joint rival the paper does not name the loss.
@@ -145,15 +132,15 @@ def graphs_table(table: str) -> str:
     import pandas
 
     best = chosen(table)
-    shown: dict[str, dict[str, str]] = {}
+    cells_of: dict[str, dict[str, str]] = {}
     for graph in graphs(table):
         text = f"{graph['eigengap']:.3f} ({graph['error']:.2f})"
         is_best = all(graph[key] == value for key, value in best.items())
         row = f"{graph['whiten']} components" if graph["whiten"] else "pixels"
-        shown.setdefault(row, {})[f"{graph['neighbours']} neighbours"] = (
+        cells_of.setdefault(row, {})[f"{graph['neighbours']} neighbours"] = (
             f"**{text}**" if is_best else text
         )
-    return markdown(pandas.DataFrame(shown).T)
+    return markdown(pandas.DataFrame(cells_of).T)
 
 
 def part(results: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,19 @@ def page(text: str) -> str:
     parts["protocol"] = tables.protocol(results)
     parts["variations"] = variations(json.loads((RECORD / "variations.json").read_text()))
     return fill(text, parts)
+
+
+def name_of(table: str, base: Any, variants: dict[str, dict[str, Any]], ran: dict[str, Any]) -> str:
+    """Which of the records, a name and what its run sets beyond ``base``, a run belongs to.
+
+    Raises:
+        ValueError: none of them; a page has no place for it.
+    """
+    for name, settings in variants.items():
+        if ran == asdict(replace(base, **settings)):
+            return name
+    other = {key: value for key, value in ran.items() if value != getattr(base, key)}
+    raise ValueError(f"{table} was run with {other}, which is on no page")
 
 
 def fill(text: str, parts: dict[str, str]) -> str:

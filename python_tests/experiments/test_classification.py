@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -264,13 +264,12 @@ def test_the_page_is_drawn_from_its_record():
 
 
 def test_records_are_what_their_names_say():
-    for name in (name for names in page.SHOWN.values() for name in names):
-        results = grid.read(page.RECORD / f"{name}.json")
-        ((table, protocol),) = results["protocols"].items()
-        assert page.name_of(table, protocol) == name
-        assert results["sizes"] == [128, 256, 512]
-    with pytest.raises(ValueError, match=r"with \{'context': 2\}, which is on no page"):
-        page.name_of("table5", asdict(replace(PROTOCOLS["table5"], context=2)))
+    for table, variants in page.SHOWN.items():
+        for name in variants:
+            results = grid.read(page.RECORD / f"{name}.json")
+            ran = results["protocols"][table]
+            assert page.reproduction.name_of(table, PROTOCOLS[table], variants, ran) == name
+            assert results["sizes"] == [128, 256, 512]
 
 
 def test_a_run_is_taken_for_the_figures_of_the_page(tmp_path, monkeypatch):

@@ -12,10 +12,10 @@ import torch
 from typer.testing import CliRunner
 
 from bench import clustering as bench_page
+from bench.reproduction import name_of
 from deepl0_kernels import cli, images
 from deepl0_kernels.experiments import grid, report
 from deepl0_kernels.experiments.clustering import PROTOCOLS, cells, data, systems, write
-from deepl0_kernels.experiments.clustering.protocol import STARTS
 from deepl0_kernels.experiments.clustering.systems import DEEP_L0, DEEP_M, LEARNED, METHODS, TAGNET
 from deepl0_kernels.experiments.grid import Problems
 from deepl0_kernels.experiments.scores import clustering
@@ -218,12 +218,13 @@ def test_the_command_runs_both_tables_and_reports(tmp_path, monkeypatch, data_di
 
 def test_records_are_what_their_names_say(data_dir, monkeypatch):
     monkeypatch.setenv("DEEPL0_DATA", str(data_dir))
-    kept = sorted(bench_page.RECORD.glob("table*.json"))
-    assert len(kept) == len(PROTOCOLS) * len(STARTS) * len(bench_page.VARIANTS)
-    for path in kept:
-        results = grid.read(path)
+    names = [name for table in PROTOCOLS for name in bench_page.shown(table)]
+    assert sorted(names) == sorted(path.stem for path in bench_page.RECORD.glob("table*.json"))
+    for name in names:
+        results = grid.read(bench_page.RECORD / f"{name}.json")
         ((table, protocol),) = results["protocols"].items()
-        assert bench_page.name_of(table, protocol) == path.stem
+        variants = bench_page.shown(table)
+        assert name_of(table, PROTOCOLS[table], variants, protocol) == name
         assert results["sizes"] in ([128], [128, 256, 512])
         assert len(results["seeds"]) >= 10
     # The graph of the records is the one with the largest gap, and the gap that of the images.
@@ -236,7 +237,7 @@ def test_records_are_what_their_names_say(data_dir, monkeypatch):
             assert gap == pytest.approx(graph["eigengap"], abs=0.01)
     other = asdict(replace(PROTOCOLS["table7"], epochs=6))
     with pytest.raises(ValueError, match=r"with \{'epochs': 6\}, which is on no page"):
-        bench_page.name_of("table7", other)
+        name_of("table7", PROTOCOLS["table7"], bench_page.shown("table7"), other)
 
 
 def test_the_page_is_drawn_from_its_record():
