@@ -8,11 +8,14 @@ from typing import Any
 
 from .._optional import require
 
+# With fewer seeds p cannot be below 0.05, whatever they say.
+FEWEST = 6
+
 
 def significance(first: Sequence[float], second: Sequence[float]) -> float | None:
     """p of the two-sided Wilcoxon signed-rank test over paired seeds; None if none differ.
 
-    Exact without ties of the differences; with fewer than 6 seeds it cannot be below 0.05.
+    Exact without ties of the differences.
     """
     stats = require("scipy.stats", "the test over seeds", extra="sklearn")
     if all(a == b for a, b in zip(first, second, strict=True)):
@@ -45,7 +48,12 @@ def verdicts(results: dict[str, Any]) -> list[str]:
 
 
 def _verdict(table, claim, better, worse, seeds_holding, seeds, significance, holds) -> str:
-    tested = "no seed differs" if significance is None else f"Wilcoxon p = {significance:.2g}"
+    if seeds < FEWEST:
+        tested = "too few to test"
+    elif significance is None:
+        tested = "no seed differs"
+    else:
+        tested = f"Wilcoxon p = {significance:.2g}"
     return (
         f"{table}, {claim}: {better:.2f} and {worse:.2f}: "
         f"{'holds' if holds else 'does not hold'} ({seeds_holding} of {seeds} seeds, {tested})"

@@ -15,6 +15,7 @@ from bench import clustering as bench_page
 from bench.reproduction import name_of
 from deepl0_kernels import cli, images
 from deepl0_kernels.experiments import grid, report
+from deepl0_kernels.experiments.claims import verdicts
 from deepl0_kernels.experiments.clustering import PROTOCOLS, cells, data, systems, write
 from deepl0_kernels.experiments.clustering.systems import DEEP_L0, DEEP_M, LEARNED, METHODS, TAGNET
 from deepl0_kernels.experiments.grid import Problems
@@ -175,6 +176,11 @@ def test_claims_are_judged_by_the_means_and_tested_over_seeds():
         pytest.approx(2 / 2**8), pytest.approx(2 / 2**8), pytest.approx(2 / 2**8), None,
     ]  # fmt: skip
     assert [claim["holds"] for claim in found[8:]] == [False] * len(LEARNED)
+    first[0]["significance"] = None
+    lines = verdicts({"claims": [*first, first[3] | {"seeds": 5}]})
+    assert lines[0].endswith(": 14.00 and 13.50: holds (8 of 8 seeds, no seed differs)"), lines[0]
+    assert lines[1].endswith(": 14.00 and 23.50: holds (8 of 8 seeds, Wilcoxon p = 0.0078)")
+    assert lines[4].endswith("does not hold (0 of 5 seeds, too few to test)")
 
 
 @pytest.mark.parametrize(
@@ -225,7 +231,7 @@ def test_records_are_what_their_names_say(data_dir, monkeypatch):
         ((table, protocol),) = results["protocols"].items()
         variants = bench_page.shown(table)
         assert name_of(table, PROTOCOLS[table], variants, protocol) == name
-        assert results["sizes"] in ([128], [128, 256, 512])
+        assert results["sizes"] == [128, 256, 512][: len(results["sizes"])]
         assert len(results["seeds"]) >= 10
     # The graph of the records is the one with the largest gap, and the gap that of the images.
     for graph in (g for table in PROTOCOLS for g in bench_page.graphs(table)):
