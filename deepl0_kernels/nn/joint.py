@@ -135,6 +135,8 @@ class JointSparseClustering(nn.Module):
         self.lam, self.lam2 = steps.positive("lam", lam), steps.positive("lam2", lam2)
         self.alpha, self.nu = nonnegative("alpha", alpha), nonnegative("nu", nu)
         self.balance = nonnegative("balance", balance)
+        if loss == "margin" and self.balance:
+            raise ValueError(f"balance belongs to loss 'entropy', 'margin' has none, got {balance}")
         self.tol = steps.positive("tol", tol)
         self.max_iter = checks.integer("max_iter", max_iter, 1)
         self.loss_name = loss

@@ -42,6 +42,25 @@ def test_without_a_graph_it_is_lista(tied):
     assert "gamma=0" in repr(encoder)
 
 
+def test_every_stage_has_its_own_weights_where_they_are_not_tied():
+    x, D, L = problem()
+    encoder = TAGNet.from_graph(D, L, 0.1, 0.5, 3, tied=False)
+    with torch.no_grad():
+        encoder.S[1] *= 0.5
+        encoder.log_theta[1] -= 0.3
+        encoder.log_theta[2] += 0.7
+    theta, c = encoder.theta, x @ encoder.W.T
+
+    def soft(u, t):
+        return u.sign() * (u.abs() - t).clamp_min(0)
+
+    z = soft(c, theta[0])
+    for S, t in zip(encoder.S, theta[1:], strict=True):
+        z = soft(c + z @ S.T - encoder.gamma * (L.to_dense() @ z), t)
+    assert 0.05 < (z != 0).double().mean() < 0.95
+    torch.testing.assert_close(encoder(x, L), z)
+
+
 def test_its_gradient_is_that_of_finite_differences():
     x, D, L = problem(rows=6)
     encoder = TAGNet.from_graph(D, L, 0.3, 0.5, 3)
@@ -88,10 +107,11 @@ def test_fitting_lowers_the_loss(loss):
 
 
 def test_the_margin_is_that_of_the_two_best_clusters():
-    model, *_ = joint(loss="margin", nu=0.0)
+    model, *_ = joint(loss="margin", nu=0.3)
     a = torch.randn(4, 12, dtype=torch.float64)
     best = model.head.logits(a).sort(1).values
     expected = (1 - best[:, -1] + best[:, -2]).clamp_min(0).mean()
+    expected = expected + 0.15 * model.head.weight.square().sum()
     torch.testing.assert_close(model.loss(a), expected)
 
 
@@ -107,6 +127,7 @@ def test_bad_arguments_are_named():
         (dict(head=ClusterHead(12, 3)), "must have the dtype of D"),
         (dict(head=ClusterHead(12, 1).double(), loss="margin"), "2 clusters or more"),
         (dict(D=D.half()), "D must be float32 or float64"),
+        (dict(loss="margin", balance=0.5), "balance belongs to loss 'entropy', .* got 0.5"),
     ):
         with pytest.raises(ValueError, match=words):
             JointSparseClustering(**{"D": D, "head": head, "lam": 0.1, "alpha": 0.1, **change})

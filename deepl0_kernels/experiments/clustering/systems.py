@@ -157,6 +157,7 @@ def _joint(method: str, protocol: Protocol, D: Tensor, x: Tensor, begin, progres
     head = begin(codes)
     with torch.no_grad():
         first = head.predict(codes)
+    entropy = method == SOFT_MAX
     model = JointSparseClustering(
         D,
         head,
@@ -164,8 +165,8 @@ def _joint(method: str, protocol: Protocol, D: Tensor, x: Tensor, begin, progres
         protocol.alpha,
         protocol.joint_lam2,
         protocol.joint_nu,
-        loss="entropy" if method == SOFT_MAX else "margin",
-        balance=protocol.balance,
+        loss="entropy" if entropy else "margin",
+        balance=protocol.balance if entropy else 0.0,
         tol=protocol.joint_tol,
         max_iter=protocol.joint_max_iter,
     )
