@@ -2,7 +2,7 @@
 
 ``python -m bench.clustering RUN ...`` takes the record of each run of ``deepl0 reproduce table6
 table7`` into bench/records, a file for each table and each of the protocols that :func:`shown`
-names. ``--graphs`` judges the graphs below anew (two minutes). Both draw; without arguments that is
+names. ``--graphs`` judges the graphs below anew (a minute). Both draw; without arguments that is
 all.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deepl0_kernels._files import write_atomically
+from deepl0_kernels._optional import progress_bar
 from deepl0_kernels.experiments import grid, record
 from deepl0_kernels.experiments.claims import verdicts
 from deepl0_kernels.experiments.clustering import PROTOCOLS, cells, data, systems, tables
@@ -52,7 +53,9 @@ def judge_graphs() -> None:
     judged = []
     for table, base in PROTOCOLS.items():
         clusters = data.CLASSES[base.data]
-        for whiten, neighbours in itertools.product(WHITEN, NEIGHBOURS):
+        every = list(itertools.product(WHITEN, NEIGHBOURS))
+        shows = sys.stderr.isatty()
+        for whiten, neighbours in progress_bar(every, f"graphs of {table}", show=shows):
             protocol = replace(base, whiten=whiten, neighbours=neighbours)
             x = data.signals(protocol)
             gap = eigengap(graph_laplacian(knn_affinity(x, neighbours)), clusters)

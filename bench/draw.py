@@ -42,7 +42,8 @@ Times are medians in microseconds per call, the providers interleaved round by r
 below 1 we lose. `floor` is the time of the product W x alone over ours: 100 % would mean that
 everything but that product is free. scikit-learn was given 16 signals and its time scaled to the
 batch. Before every call that is raced against SPAMS and scikit-learn all threads rest, since those
-of one library's pool go on spinning after its call.
+of one library's pool go on spinning after its call; calls shorter than the rest are then made once
+unmeasured, so their caches are warm.
 """
 
 

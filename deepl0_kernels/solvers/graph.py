@@ -117,6 +117,7 @@ def eigengap(laplacian: Tensor, clusters: int) -> float:
     eigengap heuristic, von Luxburg 2007, section 8.3.
     """
     L = _symmetric("laplacian", laplacian)
+    checks.floating("laplacian", L.values())
     clusters = checks.integer("clusters", clusters, 1, len(L) - 1, "N - 1")
     values = torch.linalg.eigvalsh(L.to_dense().double())
     if values[0] < -1e-3 * values[-1]:

@@ -54,7 +54,7 @@ def assign(
     return found, {"dictionary": learned - start, "clustering": time.perf_counter() - learned}
 
 
-def embedded(features: Tensor) -> Tensor:
+def t_sne(features: Tensor) -> Tensor:
     """t-SNE [N, 2] of features [N, .], to hundredths; one point if they are all the same."""
     manifold = require("sklearn.manifold", "the embedding", extra="sklearn")
     if (features == features[0]).all():
@@ -73,7 +73,7 @@ def cell(table: str, method: str, p: int, problems: Problems) -> dict[str, Any]:
     found, seconds = assign(table, method, p, x, problems)
     embedding = None
     if method in EMBEDDED and problems.seed == 0:
-        embedding = embedded(found.features).tolist()
+        embedding = t_sne(found.features).tolist()
     used = found.features != 0
     learned = method in LEARNED
     # From here on, and nowhere before, classes are known.
