@@ -94,7 +94,7 @@ def test_the_eigengap_refuses_what_has_none():
         eigengap(torch.tensor([[0.0, 1], [2, 0]]).to_sparse(), 1)
     with pytest.raises(TypeError, match="laplacian must be a sparse COO tensor"):
         eigengap(torch.eye(3), 1)
-    with pytest.raises(ValueError, match="laplacian must be float32, .* got torch.int64"):
+    with pytest.raises(ValueError, match=r"laplacian must be float32, .* got torch.int64"):
         eigengap(torch.tensor([[1, -1], [-1, 1]]).to_sparse(), 1)
     # No edge at all: two components, of which one cluster can be no clear part.
     assert eigengap(torch.zeros(2, 2).to_sparse(), 1) == 0
