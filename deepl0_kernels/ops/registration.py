@@ -101,11 +101,6 @@ def _launcher(name: str, floors: Sequence[str]) -> Callable:
     return launch
 
 
-def serve_by_triton(device: str) -> torch.library.Library:
-    """The Triton kernels alone."""
-    return serve_natively(device, ("triton",))
-
-
 def _autocast(function: Callable, device: str, low: Sequence[int]) -> Callable:
     def cast(position: int, arg):
         eligible = isinstance(arg, Tensor) and arg.is_floating_point()

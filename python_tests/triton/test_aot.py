@@ -3,15 +3,18 @@ unit where it should and keeps its offsets in 64 bits."""
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 
+from deepl0_kernels import triton as floor
 from deepl0_kernels.triton import table
 from deepl0_kernels.triton.launch import Launch
 
 from . import aot, aot_table, unsound_kernels
 from .problems import PROBLEMS
-from .test_cost import kernels_in_the_sources
 
 QUICK = {"sm80": torch.float32, "sm90": torch.bfloat16, "gfx942": torch.bfloat16}
 
@@ -81,6 +84,15 @@ def test_the_committed_table_has_what_is_shipped():
     }
     page = {(*name, target) for name, row in aot_table.committed().items() for target in row}
     assert page == shipped, "python -m python_tests.triton.aot_table --write"
+
+
+def kernels_in_the_sources() -> set[str]:
+    return {
+        node.name
+        for path in Path(floor.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel")
+    }
 
 
 def test_every_kernel_and_entry_of_the_table_is_reached():
