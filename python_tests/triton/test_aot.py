@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from deepl0_kernels import triton as floor
-from deepl0_kernels.triton import table
+from deepl0_kernels.triton import table, tuned
 from deepl0_kernels.triton.launch import Launch
 
 from . import aot, aot_table, unsound_kernels
@@ -104,7 +104,7 @@ def test_every_kernel_and_entry_of_the_table_is_reached():
 
 
 def build_of(kernel, *args, target="sm80", warps=4, **constants) -> aot.Build:
-    config = table.Config(1, 1, warps=warps)
+    config = tuned.Config(1, 1, warps=warps)
     job = Launch(getattr(unsound_kernels, kernel), (1 << 20, 1), args, constants, config)
     return aot.build_all([job], target)[0]
 
