@@ -212,7 +212,7 @@ def _app():
             sys.exit("deepl0 tune: triton is not installed; it comes with the GPU builds of torch")
         if not torch.cuda.is_available():
             sys.exit("deepl0 tune: torch sees no GPU here, so there is nothing to measure")
-        from .triton import tune as tuning
+        from . import tune as tuning
         from .triton import tuned
 
         known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

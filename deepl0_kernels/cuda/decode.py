@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._matrices import by_columns
 from . import library
 
 
@@ -14,7 +15,7 @@ def decode(values: Tensor, indices: Tensor, D: Tensor) -> Tensor:
     m n elements of D' read a row. D' is D itself where that is a transposed view, else a copy,
     2 n p elements; for few entries a copy of the atoms in use only.
     """
-    if 4 * indices.numel() < D.shape[1] and not library.by_columns(D):
+    if 4 * indices.numel() < D.shape[1] and not by_columns(D):
         atoms = D.index_select(1, indices.flatten())
         indices = torch.arange(indices.numel(), device=D.device).view(indices.shape)
     else:
@@ -36,4 +37,4 @@ def decode_backward(
     lists = kernels.group(indices, D.shape[1])
     grad_atoms = kernels.combine(*lists, values.float(), grad)
     grad_D = grad_atoms.t()
-    return grad_values, grad_D if library.by_columns(D) else grad_D.contiguous()
+    return grad_values, grad_D if by_columns(D) else grad_D.contiguous()

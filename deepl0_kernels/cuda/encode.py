@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._matrices import by_columns, stage_matrix
 from . import library
 
 # Of W x at a time: 1 GB.
@@ -38,7 +39,7 @@ def encode_top_m(
     for k in range(1, num_stages):
         assert S is not None
         before.append((values, indices))
-        step = S[k - 1] if S.dim() == 3 else S
+        step = stage_matrix(S, k - 1)
         if gather:
             values, indices = kernels.gather_top_m(wx, values, indices, library.transposed(step))
         else:
@@ -77,7 +78,7 @@ def encode_top_m_backward(
     for k in range(len(saved_values), 0, -1):
         assert S is not None
         assert grad_S is not None
-        step = S[k - 1] if S.dim() == 3 else S
+        step = stage_matrix(S, k - 1)
         upper, lower, z = index[k], index[k - 1], saved_values[k - 1]
         grad_S.add(k - 1, upper, du[-1], lower, z)
         if library.gathers_pay(p, m):
@@ -105,7 +106,7 @@ class _Steps:
     """The gradient of S, one matrix or one a step, in the layout of S."""
 
     def __init__(self, S: Tensor, dense: bool) -> None:
-        self.dense, self.transposed = dense, library.by_columns(S)
+        self.dense, self.transposed = dense, by_columns(S)
         self.shared = S.dim() == 2
         shape = (1, *S.shape) if self.shared else S.shape
         self.sums = torch.empty(shape, dtype=torch.float32, device=S.device)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from .._matrices import gradient_of_matrix
 from ..backends import implementation
 from . import checks, registration
 from .sparse_code import SparseCode
@@ -20,7 +21,7 @@ registration.define(
     "(Tensor grad, Tensor values, Tensor indices, Tensor D) -> (Tensor, Tensor)",
     lambda grad, values, indices, D: (
         values.new_empty(values.shape),
-        registration.gradient_of_matrix(D),
+        gradient_of_matrix(D),
     ),
 )
 

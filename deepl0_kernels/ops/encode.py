@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .. import reference
+from .._matrices import gradient_of_matrix
 from ..backends import implementation
 from ..reference.precision import accumulation_dtype
 from . import checks, registration
@@ -64,7 +65,7 @@ registration.define(
     lambda grad_values, indices, saved_values, saved_indices, x, W, S, need_x: (
         _like_or_empty(x, x if need_x else None),
         _like_or_empty(x, W),
-        x.new_empty(0) if S is None else registration.gradient_of_matrix(S),
+        x.new_empty(0) if S is None else gradient_of_matrix(S),
     ),
 )
 

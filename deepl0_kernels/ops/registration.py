@@ -101,11 +101,6 @@ def _launcher(name: str, floors: Sequence[str]) -> Callable:
     return launch
 
 
-def serve_by_triton(device: str) -> torch.library.Library:
-    """The Triton kernels alone."""
-    return serve_natively(device, ("triton",))
-
-
 def _autocast(function: Callable, device: str, low: Sequence[int]) -> Callable:
     def cast(position: int, arg):
         eligible = isinstance(arg, Tensor) and arg.is_floating_point()
@@ -197,11 +192,3 @@ def constant_result(name: str) -> None:
 def records_gradient(*args) -> bool:
     """Whether autograd would record a call on these arguments, so that a backward may follow."""
     return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
-
-
-def gradient_of_matrix(t: Tensor) -> Tensor:
-    """A fake gradient of the matrix ``t``: contiguous, or transposed like a transposed view."""
-    rows, columns = t.shape[-2:]
-    if t.stride(-2) == 1 and t.stride(-1) == rows and columns > 1:
-        return t.new_empty((*t.shape[:-2], columns, rows)).transpose(-2, -1)
-    return t.new_empty(t.shape)

@@ -17,8 +17,7 @@ _MODULES = {
     "decode": ("decode", "decode_backward"),
     "top_m": ("top_m", "keep_top_m", "unpool", "apply_mask"),
     "stage": ("threshold_stage", "top_m_stage"),
-    "encode": ("encode_l0", "encode_top_m"),
-    "encode_backward": ("encode_l0_backward", "encode_top_m_backward"),
+    "encode": ("encode_l0", "encode_l0_backward", "encode_top_m", "encode_top_m_backward"),
 }
 OPERATORS = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import deepl0_kernels as dk
 from deepl0_kernels import reference
-from deepl0_kernels.reference.encode import stage_matrix, stage_theta
+from deepl0_kernels._matrices import stage_matrix, stage_theta
 from deepl0_kernels.reference.precision import accumulation_dtype
 from python_tests.oracle import hostile
 
@@ -86,7 +86,7 @@ def _gradients(du_of_stage, stages, x, W, S, z_of_stage, need_x):
     total, above = torch.zeros(x.shape[0], p, dtype=dtype), None
     for k in reversed(range(stages)):
         if k + 1 < stages:
-            step = gS[k] if S.dim() == 3 else gS
+            step = stage_matrix(gS, k)
             step += du.t() @ z_of_stage(k)  # noqa: F821 - of the stage above
             above = du @ stage_matrix(Ss, k)  # noqa: F821
         du = du_of_stage(k, above)

@@ -27,10 +27,10 @@ def recording(device_class: str = "sm80") -> Iterator[list[Launch]]:
     """Inside, launches on meta tensors are collected as if the device were of ``device_class``."""
     jobs: list[Launch] = []
     before = launch.run, table.device_class, floor.launcher
-    floor.launcher = lambda name: _guarded(before[2](name))
+    floor.launcher = lambda name: guarded(before[2](name))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Overriding a previously registered kernel")
-        library = registration.serve_by_triton("meta")
+        library = registration.serve_natively("meta", ("triton",))
     launch.run, table.device_class = jobs.append, lambda device: device_class
     try:
         yield jobs
@@ -40,7 +40,9 @@ def recording(device_class: str = "sm80") -> Iterator[list[Launch]]:
         serve_device("meta")
 
 
-def _guarded(launcher: Callable) -> Callable:
+def guarded(launcher: Callable) -> Callable:
+    """The launcher, inside :class:`Capturable`."""
+
     def guarded(*args):
         with Capturable():
             return launcher(*args)

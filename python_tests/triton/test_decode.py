@@ -7,7 +7,7 @@ import torch
 
 import deepl0_kernels as dk
 from deepl0_kernels import reference
-from deepl0_kernels.ops.registration import gradient_of_matrix
+from deepl0_kernels._matrices import gradient_of_matrix
 
 # batch, n, p, m: nothing; one of each; ragged; a tile of columns and one more; m = p; m = 0.
 SHAPES = [

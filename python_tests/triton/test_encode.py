@@ -9,7 +9,7 @@ from torch.library import opcheck
 
 import deepl0_kernels as dk
 from deepl0_kernels import reference
-from deepl0_kernels.triton import encode, encode_backward
+from deepl0_kernels.triton import dense_sums, encode_rows, table
 from python_tests.ops.test_encode import assert_top_m_stage, pre_activation, problem
 from python_tests.ops.test_registration import samples
 from python_tests.oracle import as_bits, same_values
@@ -70,7 +70,7 @@ def test_l0_is_exact_on_integers(engine, device, shape, theta_shape, ramp):
 @pytest.mark.parametrize("save", [False, True])
 def test_l0_by_stages(engine, device, monkeypatch, K, save):
     """The launches for long rows, on rows that are short enough for a test."""
-    monkeypatch.setattr(encode, "FUSED_P", 16)
+    monkeypatch.setattr(table, "FUSED_P", 16)
     # Compiled, float32 goes by PyTorch's products.
     dtype = torch.float32 if engine == "interpreter" else torch.float16
     x, W, S = operands(5, 7, 100, K - 1, dtype)
@@ -83,7 +83,7 @@ def test_l0_by_stages(engine, device, monkeypatch, K, save):
 
 def test_a_program_walks_over_many_tiles(engine, device, monkeypatch):
     """As on a device that holds fewer programs than there are tiles."""
-    monkeypatch.setattr(encode, "resident_programs", lambda device: 2)
+    monkeypatch.setattr(encode_rows, "resident_programs", lambda device: 2)
     x, W, S = operands(300, 3, 20)
     theta = torch.tensor(4.0)
     want = reference.encode_top_m(x, W, S, 5, 2, True)
@@ -183,7 +183,7 @@ def test_top_m_gradients_at_equal_supports(
 ):
     batch, n, p, m, K = shape
     if chunk_bytes is not None:
-        monkeypatch.setattr(encode_backward, "CHUNK_BYTES", chunk_bytes)
+        monkeypatch.setattr(dense_sums, "CHUNK_BYTES", chunk_bytes)
     inputs = problem(batch, n, p, 5, torch.float64, matrices_for(K, per_stage))[:3]
     leaves = [t.requires_grad_() for t in inputs]
     values, *code = reference.encode_top_m(*leaves, m, K, True)
@@ -228,7 +228,7 @@ def test_l0_gradients_of_chunks_and_of_long_rows(engine, device, monkeypatch):
         grad = torch.randn(z.shape, dtype=torch.float64)
         want = torch.autograd.grad(z, leaves, grad)
         args = on(device, *(t.detach().float() for t in (grad, saved, x, W, S, theta)))
-        monkeypatch.setattr(encode_backward, "CHUNK_BYTES", 1)
+        monkeypatch.setattr(dense_sums, "CHUNK_BYTES", 1)
         assert_close_in_norm(OPS.encode_l0_backward(*args, 0.5, "helu", True), want, 1e-5)
 
 

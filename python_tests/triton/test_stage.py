@@ -7,7 +7,7 @@ import torch
 
 import deepl0_kernels as dk
 from deepl0_kernels import reference
-from deepl0_kernels.triton import stage
+from deepl0_kernels.triton import table
 from python_tests.ops.test_encode import pre_activation, problem
 from python_tests.oracle import as_bits, same_values
 
@@ -51,7 +51,7 @@ def test_threshold_stage_is_exact_on_integers(engine, device, shape, scalar, sig
 def test_top_m_stage_is_exact_on_integers(engine, device, monkeypatch, shape, fused):
     batch, n, p, m = shape
     if not fused:  # the way of long rows
-        monkeypatch.setattr(stage, "FUSED_P", 0)
+        monkeypatch.setattr(table, "FUSED_P", 0)
     tensors = operands(batch, n, p)  # many ties
     want = reference.top_m_stage(*tensors, m)
     got = torch.ops.deepl0.top_m_stage(*on(device, *tensors), m)
