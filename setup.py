@@ -116,7 +116,6 @@ def ninja_executable() -> str:
 
 def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
     """The build graph, in ninja's language."""
-    import pybind11
     import torch
 
     torch_root = Path(torch.__file__).parent
@@ -133,7 +132,7 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
         os.environ.get("CXXFLAGS", ""),
     ]
     # The bindings alone see torch, what the stable ABI is asked for, and what build_info() reports.
-    includes = (torch_root / "include", pybind11.get_include(), sysconfig.get_paths()["include"])
+    includes = (torch_root / "include", sysconfig.get_paths()["include"])
     bound = f"torch-{torch.__version__}"  # another torch compiles the bindings alone
     target_version = f"0x{major:02x}{minor:02x}000000000000"
     binding_flags = (
