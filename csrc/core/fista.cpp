@@ -130,7 +130,8 @@ DEEPL0_INLINE T objective(const FistaProblem<T>& f, const FistaRows<T>& s, int64
     for (; i < f.p; ++i) objective_units<T, 0>(code + i, b + i, q + i, dot, size);
     dot += sum_of_lanes<T, kVectorBytes>(dots);
     size += sum_of_lanes<T, kVectorBytes>(sizes);
-    return s.half_xx[r] - dot / (2 * f.step) + f.lam * size;
+    const T fit = s.half_xx[r] - dot / (2 * f.step);
+    return (fit < 0 ? T(0) : fit) + f.lam * size;
 }
 
 /// Takes note of the objective where it is wanted; false where the row is not to go on.

@@ -158,7 +158,8 @@ DEEPL0_INLINE T objective(const IhtProblem<T>& f, const IhtRows<T>& s, int64_t r
                           const T* q) {
     const T dot =
         dot_on_support<T>(s.values + r * s.capacity, s.indices + r * s.capacity, s.count[r], b, q);
-    return s.half_xx[r] - dot / (2 * f.step) + f.penalty * T(s.count[r]);
+    const T fit = s.half_xx[r] - dot / (2 * f.step);
+    return (fit < 0 ? T(0) : fit) + f.penalty * T(s.count[r]);
 }
 
 /// q on the support of a code only, where the objective reads it: the same chains of sums.
