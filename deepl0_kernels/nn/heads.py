@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import checks
+from . import initial
 
 
 class ClusterHead(nn.Module):
@@ -32,7 +33,16 @@ class ClusterHead(nn.Module):
         self.code_size = checks.integer("code_size", code_size, 1)
         self.clusters = checks.integer("clusters", clusters, 1)
         self.weight = nn.Parameter(torch.empty(clusters, code_size))
-        nn.init.normal_(self.weight, std=code_size**-0.5)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Gaussian weights, of norm 1 a cluster on average."""
+        draws = torch.empty(
+            self.weight.shape,
+            dtype=self.weight.dtype,
+            device=initial.device_of_draws(self.weight),
+        )
+        initial.assign(self, "weight", draws.normal_(std=self.code_size**-0.5))
 
     def logits(self, a: Tensor) -> Tensor:
         """``-w_j' a`` [..., clusters]."""
