@@ -27,8 +27,9 @@ def assign(module: nn.Module, name: str, value: Tensor) -> None:
             "remove it (torch.nn.utils.prune.remove, remove_weight_norm) before the values are set"
         )
     if hasattr(parameter, "device_mesh"):
-        from torch.distributed.tensor import distribute_tensor
+        from torch.distributed.tensor import DTensor, distribute_tensor
 
+        assert isinstance(parameter, DTensor)
         value = value.to(parameter.dtype)
         value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
     parameter.copy_(value)
