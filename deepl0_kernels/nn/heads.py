@@ -7,8 +7,15 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .._isolation import isolated
 from ..ops import checks
 from . import initial
+
+
+@isolated()
+def _scores(a: Tensor, weight: Tensor) -> Tensor:
+    # Sums of p products decide between clusters: not under autocast's half precision.
+    return -(a.to(weight.dtype) @ weight.T)
 
 
 class ClusterHead(nn.Module):
@@ -53,9 +60,7 @@ class ClusterHead(nn.Module):
                 f"a must have shape [..., code_size] = [..., {self.code_size}], "
                 f"got {checks.shape(a)}"
             )
-        # Sums of p products decide between clusters: not under autocast's half precision.
-        with torch.autocast(a.device.type, enabled=False):
-            return -(a.to(self.weight.dtype) @ self.weight.T)
+        return _scores(a, self.weight)
 
     def forward(self, a: Tensor) -> Tensor:
         """Probabilities [..., clusters]; a row sums to 1."""
