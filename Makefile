@@ -49,7 +49,7 @@ bench: $(VENV)/test  ## run the benchmark suite and draw its figures
 
 reproduce: $(VENV)/test  ## Tables 1 to 3 on all of MNIST (DEEPL0_DATA), docs/reproduction.md from them
 	$(BIN)/deepl0 reproduce table1 table2 table3 --out build/reproduction
-	$(BIN)/python -m bench.reproduction build/reproduction --variations
+	$(BIN)/python -m deepl0_kernels.paper.pages.reproduction build/reproduction --variations
 
 lint: $(VENV)/test  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .

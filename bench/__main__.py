@@ -1,4 +1,4 @@
-"""Run the suites, rewrite the record, draw the figures."""
+"""Run the suites, rewrite the record, draw the tables and the figure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if __name__ == "__main__":
     record = records.FOLDER / "cpu.csv"
     status = suites(record, [p for p in sorted(FOLDER.glob("bench_*.py")) if p != GPU])
     if status == 0:
-        draw.all_figures(record)
+        draw.cpu_tables(record)
     # Says that it skips where there is no GPU; its record stands beside that of the CPU.
     status = status or suites(records.FOLDER / "gpu.csv", [GPU])
     if status == 0:

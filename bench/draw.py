@@ -1,14 +1,16 @@
-"""Figures and tables from the committed record; nothing here is measured."""
+"""Tables and a figure from the committed record; nothing here is measured."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from deepl0_kernels._files import fill
+
 from . import records
 from .conftest import EAGER, FLOOR, OURS
 
 ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
+DOCS, README = ROOT / "docs", ROOT / "README.md"
 
 # What the README shows of the record: operator, shape, and ours and whose if not as recorded.
 SHOWN = (
@@ -84,31 +86,21 @@ releases ask for torch 2.13.
 """
 
 
-def all_figures(record: Path) -> None:
-    """Draw docs/figures/speedup*.svg and .png; write docs/benchmarks.md and the README's table."""
+def cpu_tables(record: Path) -> None:
+    """Write docs/benchmarks.md, the README's table and its figure."""
     rows = records.read(record)
-    into_readme("measured", summary(rows))
-    (DOCS / "figures").mkdir(parents=True, exist_ok=True)
+    fill(README, {"measured": summary(rows)})
     (DOCS / "benchmarks.md").write_text(table(rows))
-    ours = [r for r in rows if r.threads == 1 and r.provider == OURS]
     shown = {s[:2] for s in SHOWN}
-    speedups("speedup", [r for r in ours if (r.operator, r.shape) in shown])
-    speedups("speedup_all", ours)
+    speedups([r for r in rows if r.threads == 1 and r.provider == OURS
+              and (r.operator, r.shape) in shown])  # fmt: skip
 
 
 def gpu_tables(record: Path) -> None:
     """Write docs/benchmarks-gpu.md and the README's table of the GPU."""
     rows = records.read(record)
-    into_readme("measured on a GPU", gpu_summary(rows))
+    fill(README, {"measured on a GPU": gpu_summary(rows)})
     (DOCS / "benchmarks-gpu.md").write_text(gpu_table(rows))
-
-
-def into_readme(name: str, text: str) -> None:
-    """Replace what stands between the README's two comments of that name."""
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text().split(f"<!-- {name} -->\n")
-    after = rest.split(f"<!-- end of {name} -->")[1]
-    readme.write_text(f"{before}<!-- {name} -->\n{text}<!-- end of {name} -->{after}")
 
 
 def _by_mode(rows: list[records.Row]) -> dict[str, dict[str, dict[str, dict[str, records.Row]]]]:
@@ -210,13 +202,11 @@ def summary(rows: list[records.Row]) -> str:
     return f"{some.machine}, {some.isa}, torch {some.torch}:\n\n" + "\n".join(lines) + "\n"
 
 
-def speedups(name: str, rows: list[records.Row]) -> None:
-    """One bar per operator and shape, one thread."""
+def speedups(rows: list[records.Row]) -> None:
+    """Draw docs/figures/speedup.png: one bar per operator and shape, one thread."""
     import matplotlib
 
     matplotlib.use("Agg")
-    # The same record gives the same file, byte for byte.
-    matplotlib.rcParams["svg.hashsalt"] = "deepl0"
     import matplotlib.pyplot as plt
 
     operators = list(dict.fromkeys(r.operator for r in rows))
@@ -242,6 +232,6 @@ def speedups(name: str, rows: list[records.Row]) -> None:
     )
     axes.set_title(f"{rows[0].machine}, torch {rows[0].torch}", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-        figure.savefig(DOCS / "figures" / f"{name}.{kind}", dpi=150, metadata=metadata)
+    (DOCS / "figures").mkdir(parents=True, exist_ok=True)
+    figure.savefig(DOCS / "figures" / "speedup.png", dpi=150, metadata={"Software": None})
     plt.close(figure)
