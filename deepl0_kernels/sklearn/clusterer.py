@@ -157,6 +157,6 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
 
     def _fresh_modules(self) -> dict[str, nn.Module]:
         modules = super()._fresh_modules()
-        encoder = modules["encoder_"]
         head = ClusterHead(len(self.components_), self._fitted["n_clusters"])
-        return {**modules, "network_": Clusters(encoder, head.to(encoder.W.dtype))}
+        head.to(torch.from_numpy(self.components_).dtype)
+        return {**modules, "network_": Clusters(modules["encoder_"], head)}

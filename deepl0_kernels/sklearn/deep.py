@@ -126,8 +126,8 @@ class DeepEstimator(SparseEstimator):
     def _check_unchanged(self) -> None:
         """Refuse parameters that ``partial_fit`` would have to change the fitted model for."""
         shape = self._shape()
-        for name in self._fitted.keys() | shape.keys():
-            was, now = self._fitted.get(name), shape.get(name)
+        for name, was in self._fitted.items():
+            now = shape.get(name)
             if was != now:
                 break
         else:
