@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._matrices import by_columns
+
 kernels: Any = torch.ops.deepl0_cuda
 
 
@@ -51,12 +53,6 @@ def refusal(device: torch.device) -> str | None:
     except RuntimeError as error:
         return str(error).splitlines()[0]
     return None
-
-
-def by_columns(t: Tensor) -> bool:
-    """Whether the matrix is a transposed view of a contiguous one: so its gradient is, too."""
-    rows, columns = t.shape[-2:]
-    return t.stride(-2) == 1 and t.stride(-1) == rows and columns > 1
 
 
 def transposed(matrix: Tensor) -> Tensor:
