@@ -2,7 +2,7 @@
 # installs what it needs, builds the extension, and runs.
 
 PYTHON ?= python3
-# The release the committed figures were measured with; TORCH='torch>=2.13' takes the newest.
+# The release the committed figures were measured with; TORCH='torch>=2.10' takes the newest.
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -25,7 +26,8 @@ from .cuda.library import refusal
 from .triton import tuned
 
 
-class Backend(NamedTuple):
+@dataclass(eq=False)
+class Backend:
     """Kernels for a GPU: a package of launchers, whose modules are imported by their first call."""
 
     name: str
@@ -76,8 +78,12 @@ GPU = {
                 "decode": ("decode", "decode_backward"),
                 "top_m": _SELECTION,
                 "stage": ("threshold_stage", "top_m_stage"),
-                "encode": ("encode_l0", "encode_top_m"),
-                "encode_backward": ("encode_l0_backward", "encode_top_m_backward"),
+                "encode": (
+                    "encode_l0",
+                    "encode_l0_backward",
+                    "encode_top_m",
+                    "encode_top_m_backward",
+                ),
             },
             # Looked up, not imported.
             lambda: importlib.util.find_spec("triton") is not None,

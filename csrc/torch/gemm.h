@@ -44,7 +44,7 @@ torch::stable::Tensor wrap(Matrix<T> m) {
 template <class T>
 void mm(Matrix<T> out, Matrix<const T> a, Matrix<const T> b) {
     const auto o = detail::wrap(out), x = detail::wrap(a), y = detail::wrap(b);
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(o.get(), x.get(), y.get()));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(o.get(), x.get(), y.get()));
 }
 
 /// out = base + a b; base may be out.
@@ -52,8 +52,7 @@ template <class T>
 void addmm(Matrix<T> out, Matrix<const T> base, Matrix<const T> a, Matrix<const T> b) {
     const auto o = detail::wrap(out), c = detail::wrap(base);
     const auto x = detail::wrap(a), y = detail::wrap(b);
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_cpu_addmm_out(o.get(), c.get(), x.get(), y.get(), 1.0, 1.0));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(o.get(), c.get(), x.get(), y.get(), 1.0, 1.0));
 }
 
 /// out += a b.

@@ -31,9 +31,9 @@ inline Tensor fresh(std::initializer_list<int64_t> sizes, ScalarType type) {
                           : type == ScalarType::Float ? aoti_torch_dtype_float32()
                                                       : aoti_torch_dtype_int64();
     AtenTensorHandle handle = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides, dtype,
-                                 aoti_torch_device_type_cpu(), 0, &handle));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides,
+                                                    dtype, aoti_torch_device_type_cpu(), 0,
+                                                    &handle));
     return Tensor(handle);
 }
 

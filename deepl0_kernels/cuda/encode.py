@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._matrices import by_columns
+from .._matrices import by_columns, stage_matrix
 from . import library
 
 # Of W x at a time: 1 GB.
@@ -39,7 +39,7 @@ def encode_top_m(
     for k in range(1, num_stages):
         assert S is not None
         before.append((values, indices))
-        step = S[k - 1] if S.dim() == 3 else S
+        step = stage_matrix(S, k - 1)
         if gather:
             values, indices = kernels.gather_top_m(wx, values, indices, library.transposed(step))
         else:
@@ -79,7 +79,7 @@ def encode_top_m_backward(
         grad_S = _Steps(S, not library.sorting_pays(p, m, 2.0 * batch * p * p))
     for k in range(len(saved_values), 0, -1):
         assert S is not None
-        step = S[k - 1] if S.dim() == 3 else S
+        step = stage_matrix(S, k - 1)
         upper, lower, z = index[k], index[k - 1], saved_values[k - 1]
         if grad_S is not None:
             grad_S.add(k - 1, upper, du[-1], lower, z)

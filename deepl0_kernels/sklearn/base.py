@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from .._files import write_atomically
 from .._optional import require
-from ..experiments.problems import L0Regularized, MSparse, Problem
 from ..ops import SparseCode, checks
 from ..solvers import learn_dictionary
+from ..training import L0Regularized, MSparse, Problem
 from ..version import __version__
 
 _FLOATS = [np.float64, np.float32]

@@ -11,7 +11,7 @@ from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ..experiments.training import Classifier, fit_to_classes
+from ..training import Classifier, fit_to_classes
 from .deep import DeepEstimator, training
 
 

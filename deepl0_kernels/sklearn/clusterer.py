@@ -9,10 +9,9 @@ import torch
 from sklearn.base import ClusterMixin
 from torch import Tensor, nn
 
-from ..experiments.clusters import logistic_head, start_head
-from ..experiments.training import Clusters, fit_to_clusters, fit_to_codes
 from ..nn import ClusterHead
 from ..ops import checks
+from ..training import Clusters, fit_to_clusters, fit_to_codes, logistic_head, start_head
 from .deep import DeepEstimator, training
 
 

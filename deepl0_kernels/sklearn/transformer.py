@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..experiments.training import fit_to_codes
+from ..training import fit_to_codes
 from .deep import DeepEstimator, training
 
 

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..ops.registration import gradient_of_matrix
+from .._matrices import gradient_of_matrix
 from . import unit_lists
 from .launch import ceil_div, launch
 from .table import config

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import triton
 
-from deepl0_kernels.triton import table
+from deepl0_kernels.triton import tuned
 
 from . import aot
 from .problems import PROBLEMS
@@ -51,7 +51,7 @@ def lines(module: str, found: Mapping[str, Mapping[aot.Key, object]]) -> list[st
     ]
 
 
-def tile(c: table.Config) -> str:
+def tile(c: tuned.Config) -> str:
     return f"{c.rows} x {c.columns} x {c.depth}, {c.warps} w, {c.stages} s"
 
 

@@ -1,4 +1,4 @@
-"""Measuring the candidates of the decision table on a GPU: the work behind ``deepl0 tune``."""
+"""Measuring the choices of Triton's decision table on a GPU: the work behind ``deepl0 tune``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 
 import deepl0_kernels as dk
 
-from . import table, tuned
-from .table import Config
+from .triton import table, tuned
+from .triton.tuned import Config
 
 _N, _M = 256, 32  # length of a signal, nonzeros of a code
 
@@ -186,7 +186,7 @@ def choose(
     device: str,
     measure: Callable[..., float] = measure,
 ) -> Iterable[Choice]:
-    """The fastest candidate for every kernel, size and dtype, one by one as they are measured.
+    """The fastest choice for every kernel, size and dtype, one by one as they are measured.
 
     Another configuration than the table's must be 3 % faster: less is noise.
     """  # fmt: skip
@@ -195,13 +195,13 @@ def choose(
         name, mode = split(kernel)
         for p in WORKLOADS[name][1] or sizes:
             for dtype in (d for d in dtypes if not mode or d in _MODES[mode]):
-                first, *others = table.candidates(kernel, p)
+                first, *others = table.choices(kernel, p)
                 default = best = measure(kernel, first, batch, p, dtype, device)
                 config = first
-                for candidate in others:
-                    time = measure(kernel, candidate, batch, p, dtype, device)
+                for other in others:
+                    time = measure(kernel, other, batch, p, dtype, device)
                     if time < min(best, 0.97 * default):
-                        best, config = time, candidate
+                        best, config = time, other
                 yield Choice(kernel, p, dtype, default, best, config)
 
 

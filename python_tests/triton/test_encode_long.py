@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from deepl0_kernels import reference
-from deepl0_kernels.ops.registration import gradient_of_matrix
-from deepl0_kernels.triton import encode_large, table
+from deepl0_kernels._matrices import gradient_of_matrix
+from deepl0_kernels.triton import encode, encode_sparse, table, tuned
 from python_tests.oracle import hostile, same_values
 from python_tests.triton.conftest import crossed
 
@@ -63,13 +63,13 @@ def test_exact_on_integers(engine, device, case):
     x, W, S, grad = integers(*case[:-1])
     W, S = LAYOUTS[layout](W), None if S is None else LAYOUTS[layout](S)
     on_device = put(device, LAYOUTS["transposed"](x), W, S)
-    want = reference.encode_top_m(x, W, S, m, stages, save=True)
-    got = encode_large.encode_top_m(*on_device, m, stages, save=True)
+    want = reference.encode_top_m(x, W, S, m, stages, True)
+    got = encode.encode_top_m(*on_device, m, stages, True)
     for ours, theirs in zip(got, want, strict=True):
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours.cpu(), theirs)
 
-    grads = encode_large.encode_top_m_backward(grad.to(device), *got[1:], *on_device, True)
+    grads = encode.encode_top_m_backward(grad.to(device), *got[1:], *on_device, 7)
     want_grads = gradients(grad, x, W, S, m, stages)
     for ours, theirs in zip(grads, want_grads, strict=S is not None):
         assert torch.equal(ours.cpu().double(), theirs)
@@ -81,7 +81,7 @@ def test_exact_on_integers(engine, device, case):
 def chosen(u, m, device):
     """The result for pre-activations u [1, p], which x = [[1]] and W = u' have exactly."""
     args = put(device, torch.ones(1, 1, dtype=u.dtype), u.t().contiguous(), None)
-    values, indices, *_ = encode_large.encode_top_m(*args, m, 1)
+    values, indices, *_ = encode.encode_top_m(*args, m, 1, False)
     return values.cpu(), indices.cpu()
 
 
@@ -118,17 +118,17 @@ def test_every_tile_or_only_the_first_enters(engine, device, order):
         u = u.flip(1)
     u[3] = 5.0  # beside a row that never enters again
     x, W = torch.eye(batch), u.t().contiguous()
-    values, indices, *_ = encode_large.encode_top_m(*put(device, x, W, None), m, 1)
+    values, indices, *_ = encode.encode_top_m(*put(device, x, W, None), m, 1, False)
     want_values, want_indices = reference.top_m(u, m)
     assert torch.equal(indices.cpu(), want_indices)
     assert torch.equal(values.cpu(), want_values)
 
 
 def test_more_rows_than_one_pass(engine, device, monkeypatch):
-    monkeypatch.setattr(encode_large, "PROGRAMS", 1)
+    monkeypatch.setattr(encode_sparse, "PROGRAMS", 1)
     x, W, S, _ = integers(130, 3, 1025, 2, 2, True)
     want = reference.encode_top_m(x, W, S, 2, 2, save=True)
-    got = encode_large.encode_top_m(*put(device, x, W, S), 2, 2, save=True)
+    got = encode.encode_top_m(*put(device, x, W, S), 2, 2, True)
     for ours, theirs in zip(got, want, strict=True):
         assert torch.equal(ours.cpu(), theirs)
 
@@ -139,11 +139,11 @@ def test_half_types_are_selected_in_float32(engine, device, dtype):
     x, W, S, grad = integers(4, 3, 1100, 4, 2, True, dtype, high=1)
     want = reference.encode_top_m(x, W, S, 4, 2, save=True)
     on_device = put(device, x, W, S)
-    got = encode_large.encode_top_m(*on_device, 4, 2, save=True)
+    got = encode.encode_top_m(*on_device, 4, 2, True)
     for ours, theirs in zip(got, want, strict=True):
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours.cpu(), theirs)
-    grads = encode_large.encode_top_m_backward(grad.to(device), *got[1:], *on_device, True)
+    grads = encode.encode_top_m_backward(grad.to(device), *got[1:], *on_device, 7)
     for ours, theirs in zip(grads, gradients(grad, x, W, S, 4, 2), strict=True):
         assert ours.dtype == dtype
         assert torch.equal(ours.cpu().double(), theirs)
@@ -153,7 +153,7 @@ def test_the_selected_are_the_largest_but_for_near_ties(engine, device):
     g = torch.Generator().manual_seed(0)
     batch, n, p, m = 6, 50, 1300, 20
     x, W = torch.randn(batch, n, generator=g), torch.randn(p, n, generator=g)
-    values, indices, *_ = encode_large.encode_top_m(*put(device, x, W, None), m, 1)
+    values, indices, *_ = encode.encode_top_m(*put(device, x, W, None), m, 1, False)
     u = x.double() @ W.double().t()
     bound = (n + 2) * 2.0**-24 * (x.double().abs() @ W.double().abs().t())
     values, indices = values.cpu(), indices.cpu()
@@ -166,7 +166,7 @@ def test_the_selected_are_the_largest_but_for_near_ties(engine, device):
 
 def test_skewed_usage(engine, device, monkeypatch):
     """A unit that every row uses in every stage: whole chunks of dW and of dS."""
-    monkeypatch.setitem(table.TABLE, "outer", ((1 << 62, table.Config(8, 128, 64)),))
+    monkeypatch.setitem(table.TABLE, "outer", ((1 << 62, tuned.Config(8, 128, 64)),))
     x, W, S, grad = integers(300, 4, 1025, 3, 2, True)
     x[:, 0] = 1.0
     W[17, 0], W[1024, 0] = 500.0, -600.0
@@ -175,7 +175,7 @@ def test_skewed_usage(engine, device, monkeypatch):
         want = reference.encode_top_m(x, W, S, 3, 2, save=True)
         assert (want[3] == 17).any(-1).all()
         args = put(device, grad, *want[1:])
-        grads = encode_large.encode_top_m_backward(*args, *on_device, True)
+        grads = encode.encode_top_m_backward(*args, *on_device, 7)
         for ours, theirs in zip(grads, gradients(grad, x, W, S, 3, 2), strict=True):
             assert torch.equal(ours.cpu().double(), theirs)
 
@@ -185,13 +185,13 @@ def test_skewed_usage(engine, device, monkeypatch):
 def test_nothing_to_do(engine, device, batch, m, stages):
     x, W, S, _ = integers(batch, 3, 1025, m, 2, True)
     x, W, S = put(device, x, W, S)
-    got = encode_large.encode_top_m(x, W, S, m, stages, save=True)
-    want = reference.encode_top_m(x, W, S, m, stages, save=True)
+    got = encode.encode_top_m(x, W, S, m, stages, True)
+    want = reference.encode_top_m(x, W, S, m, stages, True)
     for ours, theirs in zip(got[:2], want[:2], strict=True):
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
     assert got[2].shape == got[3].shape == (stages - 1, batch, m)
     for need_x in (True, False):
-        grads = encode_large.encode_top_m_backward(got[0], *got[1:], x, W, S, need_x)
+        grads = encode.encode_top_m_backward(got[0], *got[1:], x, W, S, 6 + need_x)
         assert grads[0].shape == (x.shape if need_x else (0,))
         for grad, like in zip(grads[1:], (W, S), strict=True):
             assert grad.shape == like.shape
@@ -204,8 +204,8 @@ def test_repeats_bit_for_bit(engine, device):
     args = put(device, *args)
     runs = []
     for _ in range(2):
-        code = encode_large.encode_top_m(*args, 5, 2, save=True)
-        grads = encode_large.encode_top_m_backward(code[0], *code[1:], *args, True)
+        code = encode.encode_top_m(*args, 5, 2, save=True)
+        grads = encode.encode_top_m_backward(code[0], *code[1:], *args, 7)
         runs.append((*code, *grads))
     for first, second in zip(*runs, strict=True):
         assert torch.equal(first, second)
@@ -239,13 +239,13 @@ def test_memory_is_not_batch_times_p(monkeypatch, stages):
     dense = 4 * batch * p
     matrix = 4 * p * p if stages > 1 else 0  # a transposed copy of S, its gradient
     codes = 8 * stages * batch * m
-    buffers = 4 * encode_large.PROGRAMS * 64 * (CAPACITY + 1)
+    buffers = 4 * encode_sparse.PROGRAMS * 64 * (CAPACITY + 1)
     with Largest() as forward:
-        code = encode_large.encode_top_m(x, W, S, m, stages, save=True)
+        code = encode.encode_top_m(x, W, S, m, stages, True)
     assert max(forward.sizes) <= max(matrix, codes, buffers)
     assert max(codes, buffers) < dense / 8
     with Largest() as backward:
-        encode_large.encode_top_m_backward(code[0], *code[1:], x, W, S, True)
+        encode.encode_top_m_backward(code[0], *code[1:], x, W, S, 7)
     partial_rows = 4 * p * (stages - 1) * batch * m // 4096
     assert max(backward.sizes) <= max(matrix, codes, partial_rows, 4 * batch * n)
     assert partial_rows < dense / 8

@@ -1,4 +1,5 @@
-"""The M-sparse encoder for long codes (p beyond 1024): no [B, p] is ever written.
+"""The M-sparse encoder for long codes (p beyond 1024): M-sparse throughout, and no [B, p] is ever
+written.
 
 Stage kernel, z_{k+1} = top_m(x W' + z_k S'): a program owns ROWS rows and a part of the columns. It
 loops over tiles [ROWS, COLUMNS] of x W' (a product over n on the matrix units) and lets what is
@@ -15,6 +16,13 @@ elements, and ROWS COLUMNS m of S'. DRAM: W (and S') once per wave of programs, 
 them. Memory: 8 CAPACITY bytes of candidates and 4 COLUMNS of scratch per row and part, for at most
 PROGRAMS ROWS of them at a time: 80 MB at m <= 128, whatever B and p, and at most p / 4 candidates
 a row.
+
+Backward: with g the gradient of the last values, du_K = g on the support of stage K; going down,
+dS_k += du_{k+1} z_k' and du_k = S_k' du_{k+1} on the support of z_k; W x enters every stage, so
+dW = sum_b du_b x_b' and dx = du W with du the sum over the stages. Every du has m entries a row.
+Flops and gathers per row: du m^2 a step (a sector of 32 bytes each), dS m^2, dW and dx K m n. dW
+and dS are summed unit by unit (unit_lists.py): deterministic. Memory beyond the gradients:
+O(K B m), and a row of n or p per whole chunk of a unit's entries.
 """
 
 from __future__ import annotations
@@ -24,17 +32,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .candidates import admit, load_candidates
-from .decode import with_contiguous_atoms
-from .encode_dense import encode_top_m as encode_dense
-from .encode_dense import sparse_pays
+from .._matrices import by_columns, stage_matrix
+from . import unit_lists
+from .buffers import admit, load_candidates
+from .decode import gather_sum, with_contiguous_atoms
 from .launch import ceil_div, launch, power_of_two
 from .product import add_product, precision
 from .select import keep_mask, magnitude_key
-from .sparse_grad import encode_top_m_backward
 from .table import config
-
-__all__ = ["encode_top_m", "encode_top_m_backward"]
 
 # Programs of a launch of the stage kernel: several for every multiprocessor of today's GPUs.
 PROGRAMS = 512
@@ -182,27 +187,102 @@ def stage(
         )  # fmt: skip
 
 
+def pays(p: int, m: int) -> bool:
+    """Whether codes of m of p entries are multiplied by gathers, and kept in candidate buffers.
+
+    A gather reads 4 m bytes of S' per pre-activation from L2, a dense product takes 2 p flops: by
+    the published rates of an H100 (5.5 TB/s, 50 TFLOP/s) they meet at p = 18 m. A buffer holds m
+    candidates and a tile's columns in registers.
+    """
+    return 16 * m <= p and m <= 896
+
+
 def encode_top_m(
-    x: Tensor, W: Tensor, S: Tensor | None, m: int, num_stages: int, save: bool = False
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``reference.encode_top_m``: values and indices of z_K, and of the stages before if saved."""
-    if not sparse_pays(W.shape[0], m):
-        return encode_dense(x, W, S, m, num_stages, save)
-    batch = x.shape[0]
-    values, indices = x.new_empty((batch, m)), x.new_empty((batch, m), dtype=torch.int64)
-    before = x.new_empty((num_stages - 1, batch, m), dtype=torch.float32)
-    before_at = x.new_empty((num_stages - 1, batch, m), dtype=torch.int64)
-    if batch * m > 0:
-        z, step = None, None
-        for k in range(num_stages):
-            if k > 0:
-                assert S is not None
-                if k == 1 or S.dim() == 3:
-                    step = with_contiguous_atoms(S[k - 1] if S.dim() == 3 else S, batch * m)
-                z = before[k - 1], before_at[k - 1]
-            last = k == num_stages - 1
-            out = (values, indices) if last else (before[k], before_at[k])
-            stage(x, W, z, step, *out)
-    if not save:
-        before, before_at = (t.new_empty((0, batch, m)) for t in (before, before_at))
-    return values, indices, before, before_at
+    x: Tensor, W: Tensor, S: Tensor | None, num_stages: int,
+    values: Tensor, indices: Tensor, saved_values: Tensor, saved_indices: Tensor,
+) -> None:  # fmt: skip
+    """The code [B, m] of the last stage, and [K - 1, B, m] of those before, unless those are
+    empty."""
+    entries, before = values.numel(), (num_stages - 1, *values.shape)
+    if saved_values.shape != before:
+        saved_values, saved_indices = saved_values.new_empty(before), indices.new_empty(before)
+    codes = [*zip(saved_values, saved_indices, strict=True), (values, indices)]
+    step = None
+    for k, out in enumerate(codes):
+        if S is not None and (k == 1 or (k > 1 and S.dim() == 3)):
+            step = with_contiguous_atoms(stage_matrix(S, k - 1), entries)
+        stage(x, W, codes[k - 1] if k else None, step, *out)
+
+
+@triton.jit
+def encode_large_bwd_kernel(
+    du_ptr, index_ptr, s_ptr, below_ptr, out_ptr, m, s_row, s_column,
+    BELOW: tl.constexpr, ENTRIES: tl.constexpr,
+):  # fmt: skip
+    """out[row, a] = sum_c du[row, c] S[index[row, c], below[row, a]]."""
+    first = tl.program_id(0).to(tl.int64) * m
+    a = tl.program_id(1) * BELOW + tl.arange(0, BELOW)
+    below = tl.load(below_ptr + first + a, mask=a < m, other=0)
+    acc = tl.zeros((BELOW, ENTRIES), tl.float32)
+    for begin in range(0, m, ENTRIES):
+        c = begin + tl.arange(0, ENTRIES)
+        index = tl.load(index_ptr + first + c, mask=c < m, other=0)
+        du = tl.load(du_ptr + first + c, mask=c < m, other=0.0)
+        s = tl.load(
+            s_ptr + index[None, :] * s_row + below[:, None] * s_column,
+            mask=(a < m)[:, None] & (c < m)[None, :], other=0.0,
+        )  # fmt: skip
+        acc += du[None, :] * s.to(tl.float32)
+    tl.store(out_ptr + first + a, tl.sum(acc, axis=1), mask=a < m)
+
+
+def product_on_support(du: Tensor, index: Tensor, S: Tensor, below: Tensor, out: Tensor) -> None:
+    """out[b, a] = (S' du_b)[below[b, a]] for the sparse du, at ``index``; all [B, m]."""
+    batch, m = du.shape
+    c = config("encode_large_backward", m)
+    rows, columns = (min(size, power_of_two(m)) for size in (c.rows, c.columns))
+    launch(
+        encode_large_bwd_kernel, (batch, ceil_div(m, rows)),
+        du, index, S, below, out, m, *S.stride(), config=c, BELOW=rows, ENTRIES=columns,
+    )  # fmt: skip
+
+
+def grad_of_steps(S: Tensor, at: Tensor, du: Tensor, z: Tensor) -> Tensor:
+    """dS, in the layout of S: for every step, du of the stage above times z of the one below."""
+    steps, _, m = z.shape
+    p = S.shape[-1]
+    transposed = by_columns(S)
+    above, below = (at[1:], du[1:]), (at[:-1], z)
+    (unit, coefficient), (index, value) = (below, above) if transposed else (above, below)
+    if S.dim() == 3:  # the units of one step after those of another
+        unit = unit + p * torch.arange(steps, device=unit.device)[:, None, None]
+    out = torch.zeros(S.numel() // p, p, dtype=torch.float32, device=S.device)
+    lists = unit_lists.group(unit.reshape(-1, m), coefficient, out.shape[0])
+    unit_lists.outer(lists, index.reshape(-1, m), value.reshape(-1, m), out)
+    out = out.view(S.shape).to(S.dtype)
+    return out.transpose(-2, -1) if transposed else out
+
+
+def encode_top_m_backward(
+    grad_values: Tensor, indices: Tensor, saved_values: Tensor, saved_indices: Tensor,
+    x: Tensor, W: Tensor, S: Tensor | None, mask: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients in x, W and S, in the dtype of x, empty where ``mask`` does not ask for them."""
+    (steps, batch, m), (p, n) = saved_values.shape, W.shape
+    at = torch.cat((saved_indices, indices[None]))
+    du = torch.empty(at.shape, dtype=torch.float32, device=x.device)
+    du[steps] = grad_values
+    grad_S = x.new_empty(0)
+    if S is not None:
+        for k in range(steps, 0, -1):
+            product_on_support(du[k], at[k], stage_matrix(S, k - 1), at[k - 1], du[k - 1])
+        if mask & 4:
+            grad_S = grad_of_steps(S, at, du, saved_values)
+    grad_W = W.new_empty((p, n) if mask & 2 else 0)
+    if mask & 2:
+        unit_lists.combine(unit_lists.group(at.view(-1, m), du, p, rows=batch), x, grad_W)
+    grad_x = x.new_empty((batch, n) if mask & 1 else 0)
+    if mask & 1:  # the entries of all stages in one row
+        values, units = (t.transpose(0, 1).reshape(batch, -1).contiguous() for t in (du, at))
+        gather_sum(values, units, W.t(), grad_x)
+    return grad_x, grad_W, grad_S
