@@ -116,7 +116,6 @@ def ninja_executable() -> str:
 
 def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
     """The build graph, in ninja's language."""
-    import pybind11
     import torch
 
     torch_root = Path(torch.__file__).parent
@@ -133,7 +132,7 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
         os.environ.get("CXXFLAGS", ""),
     ]
     # The bindings alone see torch and what the stable ABI is asked for; the module alone Python and
-    # what build_info() reports: the pybind11 among torch's headers refuses the stable ABI.
+    # what build_info() reports.
     bound = f"torch-{torch.__version__}"  # another torch compiles these alone
     binding_flags = (
         f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000"
@@ -142,7 +141,6 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
     module_flags = (
         f"-DDEEPL0_TORCH_TARGET={major}.{minor} -DDEEPL0_TORCH_BUILT_WITH={torch.__version__}"
         f" -DDEEPL0_CUDA_ARCHS={shlex.quote(cuda.describe() if cuda else '')}"
-        f" -isystem {in_command(pybind11.get_include())}"
         f" -isystem {in_command(sysconfig.get_paths()['include'])}"
     )
     ldflags = f"-shared -L{in_command(torch_root / 'lib')} -ltorch_cpu -lc10"

@@ -2,29 +2,10 @@
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
+
+#include "torch/matrix.h"
 
 namespace deepl0::torch_ops {
-
-/// A matrix in memory that somebody else owns; strides in elements.
-template <class T>
-struct Matrix {
-    T* data;
-    int64_t rows, cols, row_stride, col_stride;
-
-    Matrix transposed() const { return {data, cols, rows, col_stride, row_stride}; }
-    /// Rows [begin, end).
-    Matrix range(int64_t begin, int64_t end) const {
-        return {data + begin * row_stride, end - begin, cols, row_stride, col_stride};
-    }
-};
-
-template <class T>
-Matrix<T> row_major(T* data, int64_t rows, int64_t cols) {
-    return {data, rows, cols, cols, 1};
-}
 
 namespace detail {
 template <class T>

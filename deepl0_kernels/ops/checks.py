@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 
@@ -73,6 +74,8 @@ def number(name: str, value: float) -> float:
         if isinstance(value, str):
             raise TypeError
         return float(value)
+    except OverflowError:  # of an int
+        raise ValueError(f"{name} must be within the range of float64, got {value}") from None
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
 
@@ -123,6 +126,9 @@ def theta(
         value = value if traced else number("theta", value)
         if not (value > 0 or (zero and value == 0)):
             raise ValueError(f"theta must be {'>= 0' if zero else '> 0'}, got {value}")
+        limits = torch.finfo(dtype)
+        if limits.max < value < math.inf or 0 < value <= limits.tiny * limits.eps / 2:
+            raise ValueError(f"theta must be within the range of {dtype}, got {value}")
         if traced:
             return _in_graph(value, dtype, u.device)
         return torch.full((), value, dtype=dtype, device=u.device)
