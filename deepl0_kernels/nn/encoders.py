@@ -148,6 +148,8 @@ class DeepL0Encoder(_Thresholded):
         super().__init__(in_features, code_size, num_stages, tied)
         checks.one_of("grad", grad, tuple(GRADS))
         self.grad = grad
+        # A graph reads the tensor when it is run: one serves a whole schedule.
+        self._ramp = torch.zeros((), dtype=torch.float64, device="cpu")
         self.sigma = 0.2
         self.reset_parameters()
 
@@ -193,7 +195,9 @@ class DeepL0Encoder(_Thresholded):
     def forward(self, x: Tensor) -> Tensor:
         """Codes [..., p] of x [..., n]; through the ramp of width sigma in training mode."""
         self._check(x)
-        sigma = self.sigma if self.training else 0.0
+        sigma: float | Tensor = 0.0
+        if self.training:
+            sigma = self._ramp if torch.compiler.is_compiling() else self.sigma
         return encode_l0(
             x, self.W, self.S, self.theta, num_stages=self.num_stages, sigma=sigma, grad=self.grad
         )

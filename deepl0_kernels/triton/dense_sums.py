@@ -22,20 +22,22 @@ def chunks(batch: int, p: int, tiles: int, multiple: int) -> list[slice]:
 
 
 class DenseSums:
-    """The gradients in x, W and S, those of the matrices summed in float32 over the chunks.
+    """The gradients in x, W and S that ``mask`` asks for, the others empty; those of the matrices
+    are summed in float32 over the chunks.
 
     With ``keep_layout`` the gradient of a transposed view S is one, too.
     """
 
     def __init__(
-        self, x: Tensor, W: Tensor, S: Tensor | None, need_x: bool, keep_layout: bool = False
+        self, x: Tensor, W: Tensor, S: Tensor | None, mask: int, keep_layout: bool = False
     ) -> None:
         self.operands = x, W
-        self.need_x = need_x
+        self.mask = mask
+        S = S if mask & 4 else None
         self.transposed = keep_layout and S is not None and by_columns(S)
         float32: dict = dict(dtype=torch.float32, device=x.device)
-        self.x = x.new_empty(x.shape if need_x else 0)
-        self.W = torch.zeros(W.shape, **float32)
+        self.x = x.new_empty(x.shape if mask & 1 else 0)
+        self.W = torch.zeros(W.shape if mask & 2 else 0, **float32)
         # If transposed, the gradient of S'.
         self.S = torch.zeros(0 if S is None else S.shape, **float32)
 
@@ -43,8 +45,9 @@ class DenseSums:
         """A chunk: ``total`` [rows, p] is du summed over the stages; du, z [K - 1, rows, p] go
         together in the gradient of S."""
         x, W = self.operands
-        self.W.addmm_(total.t(), x[rows].float())
-        if self.need_x:
+        if self.mask & 2:
+            self.W.addmm_(total.t(), x[rows].float())
+        if self.mask & 1:
             self.x[rows] = total @ W.float()
         if self.transposed:
             du, z = z, du

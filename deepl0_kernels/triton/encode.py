@@ -53,19 +53,21 @@ def encode_top_m(
 
 def encode_top_m_backward(
     grad_values: Tensor, indices: Tensor, saved_values: Tensor, saved_indices: Tensor,
-    x: Tensor, W: Tensor, S: Tensor | None, need_x: bool,
+    x: Tensor, W: Tensor, S: Tensor | None, mask: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Serves ``deepl0::encode_top_m_backward``."""
+    """Serves ``deepl0::encode_top_m_backward``: what ``mask`` asks for, the others empty."""
     p, m = W.shape[0], grad_values.shape[1]
     if grad_values.numel() > 0:
         used = S if saved_values.shape[0] > 0 else None
         code = (t.contiguous() for t in (grad_values, indices, saved_values, saved_indices))
-        grad_x, grad_W, grad_S = way_of_top_m(p, m).encode_top_m_backward(*code, x, W, used, need_x)
+        grad_x, grad_W, grad_S = way_of_top_m(p, m).encode_top_m_backward(*code, x, W, used, mask)
     else:
         used = None
-        grad_x, grad_W = x.new_zeros(x.shape if need_x else 0), x.new_zeros(W.shape)
+        grad_x, grad_W = (t.new_zeros(t.shape if mask & bit else 0) for t, bit in ((x, 1), (W, 2)))
     if used is None:
-        grad_S = x.new_empty(0) if S is None else gradient_of_matrix(S).zero_()
+        grad_S = x.new_empty(0)
+        if S is not None and mask & 4:
+            grad_S = gradient_of_matrix(S).zero_()
     return grad_x, grad_W, grad_S
 
 
@@ -82,9 +84,9 @@ def encode_l0(
 
 def encode_l0_backward(
     grad_z: Tensor, saved: Tensor, x: Tensor, W: Tensor, S: Tensor | None, theta: Tensor,
-    sigma: float, kind: str, need_x: bool,
+    sigma: float, kind: str, mask: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Serves ``deepl0::encode_l0_backward``."""
+    """Serves ``deepl0::encode_l0_backward``: what ``mask`` asks for, the others empty."""
     given = (t.contiguous() for t in (grad_z, saved))
     way = way_of_l0(W, backward=True)
-    return way.encode_l0_backward(*given, x, W, S, theta.contiguous(), sigma, kind, need_x)
+    return way.encode_l0_backward(*given, x, W, S, theta.contiguous(), sigma, kind, mask)

@@ -47,17 +47,17 @@ def encode_top_m(
 
 def encode_top_m_backward(
     grad_values: Tensor, indices: Tensor, saved_values: Tensor, saved_indices: Tensor,
-    x: Tensor, W: Tensor, S: Tensor | None, need_x: bool,
+    x: Tensor, W: Tensor, S: Tensor | None, mask: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients in x (empty unless ``need_x``), W and S (empty if None), in the dtype of x."""
+    """Gradients in x, W and S, in the dtype of x, empty where ``mask`` does not ask for them."""
     (steps, batch, _), p = saved_values.shape, W.shape[0]
     at = (*saved_indices, indices)
     matrix = W.float()
-    grad_x = x.new_empty(x.shape if need_x else 0)
-    grad_W = torch.zeros(W.shape, dtype=torch.float32, device=x.device)
+    grad_x = x.new_empty(x.shape if mask & 1 else 0)
+    grad_W = torch.zeros(W.shape if mask & 2 else 0, dtype=torch.float32, device=x.device)
+    S = None if S is None else S.float()
     grad_S = x.new_empty(0)
-    if S is not None:
-        S = S.float()
+    if S is not None and mask & 4:
         grad_S = gradient_of_matrix(S).zero_()
     for rows in blocks(batch, p):
         du = unpool(grad_values[rows].float(), indices[rows], p)
@@ -65,12 +65,14 @@ def encode_top_m_backward(
         for k in range(steps, 0, -1):
             assert S is not None
             below = at[k - 1][rows]
-            grad = stage_matrix(grad_S, k - 1)
-            grad.addmm_(du.t(), unpool(saved_values[k - 1, rows], below, p))
+            if mask & 4:
+                grad = stage_matrix(grad_S, k - 1)
+                grad.addmm_(du.t(), unpool(saved_values[k - 1, rows], below, p))
             du = unpool((du @ stage_matrix(S, k - 1)).gather(1, below), below, p)
             total = total + du
-        grad_W.addmm_(total.t(), x[rows].float())
-        if need_x:
+        if mask & 2:
+            grad_W.addmm_(total.t(), x[rows].float())
+        if mask & 1:
             grad_x[rows] = (total @ matrix).to(x.dtype)
     return grad_x, grad_W.to(x.dtype), grad_S.to(x.dtype)
 
@@ -94,21 +96,25 @@ def encode_l0(
 
 def encode_l0_backward(
     grad_z: Tensor, saved: Tensor, x: Tensor, W: Tensor, S: Tensor | None, theta: Tensor,
-    sigma: float, kind: str, need_x: bool,
+    sigma: float, kind: str, mask: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients in x, W, S and theta, for float32; formulas in encode_tiles.py."""
-    grad_S = x.new_empty(0) if S is None else x.new_zeros(S.shape)
-    grad_theta = torch.zeros_like(theta)
+    grad_S = x.new_empty(0) if S is None or not mask & 4 else x.new_zeros(S.shape)
+    grad_theta = theta.new_zeros(theta.shape if mask & 8 else 0)
     above, total = grad_z, torch.zeros_like(grad_z)
     for k in reversed(range(saved.shape[0])):
         here = stage_theta(theta, k)
-        du, of_theta = thresholds.threshold_backward(above, saved[k], here, sigma, kind)
-        stage_theta(grad_theta, k).add_(of_theta)
+        both = 1 + 2 * bool(mask & 8)
+        du, of_theta = thresholds.threshold_backward(above, saved[k], here, sigma, kind, both)
+        if mask & 8:
+            stage_theta(grad_theta, k).add_(of_theta)
         total += du
         if k > 0:
             assert S is not None
-            z = thresholds.threshold(saved[k - 1], stage_theta(theta, k - 1), sigma, kind)
-            stage_matrix(grad_S, k - 1).addmm_(du.t(), z)
+            if mask & 4:
+                z = thresholds.threshold(saved[k - 1], stage_theta(theta, k - 1), sigma, kind)
+                stage_matrix(grad_S, k - 1).addmm_(du.t(), z)
             above = du @ stage_matrix(S, k - 1)
-    grad_x = total @ W if need_x else x.new_empty(0)
-    return grad_x, total.t() @ x, grad_S, grad_theta
+    grad_x = total @ W if mask & 1 else x.new_empty(0)
+    grad_W = total.t() @ x if mask & 2 else W.new_empty(0)
+    return grad_x, grad_W, grad_S, grad_theta

@@ -298,11 +298,11 @@ def _programs(x: Tensor, p: int, c: Config) -> tuple[tuple[int], Tensor]:
 
 def encode_top_m_backward(
     grad_values: Tensor, indices: Tensor, saved_values: Tensor, saved_indices: Tensor,
-    x: Tensor, W: Tensor, S: Tensor | None, need_x: bool,
+    x: Tensor, W: Tensor, S: Tensor | None, mask: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients in x (empty unless ``need_x``), W and S (empty if None), in the dtype of x."""
+    """Gradients in x, W and S, in the dtype of x, empty where ``mask`` does not ask for them."""
     (batch, m), p, stages = grad_values.shape, W.shape[0], saved_values.shape[0] + 1
-    sums = dense_sums.DenseSums(x, W, S, need_x, keep_layout=True)
+    sums = dense_sums.DenseSums(x, W, S, mask, keep_layout=True)
     s, strides = matrix_and_strides(x, None if S is None else within_32_bits(S))
     mode = precision(torch.float32, s)
     c = whole_rows(mode, p)

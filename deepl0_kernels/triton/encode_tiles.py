@@ -90,11 +90,11 @@ def encode_l0(
 
 def encode_l0_backward(
     grad_z: Tensor, saved: Tensor, x: Tensor, W: Tensor, S: Tensor | None, theta: Tensor,
-    sigma: float, kind: str, need_x: bool,
+    sigma: float, kind: str, mask: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients in x (empty unless ``need_x``), W, S (empty if None) and theta."""
+    """Gradients in x, W, S and theta, empty where ``mask`` does not ask for them."""
     stages, batch, p = saved.shape
-    sums = DenseSums(x, W, S, need_x)
+    sums = DenseSums(x, W, S, mask)
     s, (_, s_row, s_step) = matrix_and_strides(x, S)
     c = config("encode_l0_backward", p)
     # Summed over the rows of a tile here, over the tiles and stages in float64 below.
@@ -124,6 +124,8 @@ def encode_l0_backward(
                 ROWS=c.rows, COLUMNS=c.columns, DEPTH=c.depth,
             )  # fmt: skip
         sums.add(rows, total, du[1:], z)
+    if not mask & 8:
+        return *sums.results(), theta.new_empty(0)
     each = partial.sum(1, dtype=torch.float64)
     grad_theta = (each, each.sum(0), each.sum())[2 - theta.dim()]
     return *sums.results(), grad_theta.to(theta.dtype)

@@ -106,9 +106,9 @@ def threshold(u: Tensor, theta: Tensor, sigma: float, kind: str) -> Tensor:
 
 
 def threshold_backward(
-    grad_out: Tensor, u: Tensor, theta: Tensor, sigma: float, kind: str
+    grad_out: Tensor, u: Tensor, theta: Tensor, sigma: float, kind: str, mask: int = 3
 ) -> tuple[Tensor, Tensor]:
-    """Serves ``deepl0::threshold_backward``: gradients in u and theta."""
+    """Serves ``deepl0::threshold_backward``: gradients in u and theta, empty where not wanted."""
     grad_out, u, theta = grad_out.contiguous(), u.contiguous(), theta.contiguous()
     n, p = _rows(u)
     grad_u = torch.empty_like(u)
@@ -121,6 +121,10 @@ def threshold_backward(
         grad_out, u, theta, grad_u, partial, n, p, theta.dim(), sigma, chunk,
         config=c, KIND=kind, RAMP=sigma > 0, ROWS=c.rows, COLUMNS=c.columns,
     )  # fmt: skip
+    if not mask & 1:
+        grad_u = u.new_empty(0)
+    if not mask & 2:
+        return grad_u, theta.new_empty(0)
     sums = partial.sum(0, dtype=torch.float64)
     return grad_u, (sums if theta.dim() else sums.sum()).to(theta.dtype)
 

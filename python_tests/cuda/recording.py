@@ -12,8 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-from deepl0_kernels import cuda as floor
-from deepl0_kernels.backends import serve_device
+from deepl0_kernels.backends import GPU, serve_device
 from deepl0_kernels.cuda import library
 from deepl0_kernels.ops import registration
 from python_tests.triton.recording import guarded
@@ -32,6 +31,7 @@ def recording(emulator: Emulator) -> Iterator[list[Launch]]:
         assert 0 < threads <= 1024, f"{threads} threads"
         launches.append(Launch(name, job.grid[0], threads, job.shared_bytes))
 
+    floor = GPU["cuda"]
     before = library.kernels, floor.launcher
     library.kernels = torch.ops.deepl0_emulated
     floor.launcher = lambda name: guarded(before[1](name))

@@ -13,8 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deepl0_kernels import triton as floor
-from deepl0_kernels.backends import serve_device
+from deepl0_kernels.backends import GPU, serve_device
 from deepl0_kernels.ops import registration
 from deepl0_kernels.triton import launch, table
 from deepl0_kernels.triton.launch import Launch
@@ -26,6 +25,7 @@ _FLOATING_ATOMICS = ("index_add", "scatter_add", "scatter_reduce", "index_put", 
 def recording(device_class: str = "sm80") -> Iterator[list[Launch]]:
     """Inside, launches on meta tensors are collected as if the device were of ``device_class``."""
     jobs: list[Launch] = []
+    floor = GPU["triton"]
     before = launch.run, table.device_class, floor.launcher
     floor.launcher = lambda name: guarded(before[2](name))
     with warnings.catch_warnings():
