@@ -17,11 +17,8 @@ registration.define(
 )
 registration.define(
     "decode_backward",
-    "(Tensor grad, Tensor values, Tensor indices, Tensor D) -> (Tensor, Tensor)",
-    lambda grad, values, indices, D: (
-        values.new_empty(values.shape),
-        registration.gradient_of_matrix(D),
-    ),
+    "(Tensor grad, Tensor values, Tensor indices, Tensor D, int mask) -> (Tensor, Tensor)",
+    lambda grad, values, indices, D, mask: registration.fake_gradients(mask, values, (D,)),
 )
 
 
@@ -30,8 +27,9 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    grad_values, grad_D = torch.ops.deepl0.decode_backward(grad, *ctx.saved_tensors)
-    return grad_values, None, grad_D
+    mask = registration.wanted(ctx, 0, 2)
+    grad_values, grad_D = torch.ops.deepl0.decode_backward(grad, *ctx.saved_tensors, mask)
+    return grad_values if mask & 1 else None, None, grad_D if mask & 2 else None
 
 
 torch.library.register_autograd("deepl0::decode", _backward, setup_context=_setup)

@@ -30,10 +30,6 @@ def _fake_top_m(x, W, S, m, num_stages, save):
     )
 
 
-def _like_or_empty(x: Tensor, other: Tensor | None) -> Tensor:
-    return x.new_empty(0) if other is None else x.new_empty(other.shape)
-
-
 registration.define(
     "encode_l0",
     "(Tensor x, Tensor W, Tensor? S, Tensor theta, int num_stages, float sigma, str kind,"
@@ -43,12 +39,9 @@ registration.define(
 registration.define(
     "encode_l0_backward",
     "(Tensor grad_z, Tensor saved, Tensor x, Tensor W, Tensor? S, Tensor theta, float sigma,"
-    " str kind, bool need_x) -> (Tensor, Tensor, Tensor, Tensor)",
-    lambda grad_z, saved, x, W, S, theta, sigma, kind, need_x: (
-        _like_or_empty(x, x if need_x else None),
-        _like_or_empty(x, W),
-        _like_or_empty(x, S),
-        theta.new_empty(theta.shape),
+    " str kind, int mask) -> (Tensor, Tensor, Tensor, Tensor)",
+    lambda grad_z, saved, x, W, S, theta, sigma, kind, mask: registration.fake_gradients(
+        mask, x, W, x.new_empty(0) if S is None else S, theta
     ),
 )
 registration.define(
@@ -60,11 +53,9 @@ registration.define(
 registration.define(
     "encode_top_m_backward",
     "(Tensor grad_values, Tensor indices, Tensor saved_values, Tensor saved_indices, Tensor x,"
-    " Tensor W, Tensor? S, bool need_x) -> (Tensor, Tensor, Tensor)",
-    lambda grad_values, indices, saved_values, saved_indices, x, W, S, need_x: (
-        _like_or_empty(x, x if need_x else None),
-        _like_or_empty(x, W),
-        x.new_empty(0) if S is None else registration.gradient_of_matrix(S),
+    " Tensor W, Tensor? S, int mask) -> (Tensor, Tensor, Tensor)",
+    lambda grad_values, indices, saved_values, saved_indices, x, W, S, mask: (
+        registration.fake_gradients(mask, x, W, x.new_empty(0) if S is None else (S,))
     ),
 )
 
@@ -78,10 +69,11 @@ def _setup_l0(ctx, inputs, output):
 def _backward_l0(ctx, grad_z, _):
     _require_saved("encode_l0", ctx)
     x, W, S, theta, saved = ctx.saved_tensors
-    gx, gW, gS, gtheta = torch.ops.deepl0.encode_l0_backward(
-        grad_z, saved, x, W, S, theta, ctx.sigma, ctx.kind, ctx.needs_input_grad[0]
+    mask = _wanted(ctx, saved.shape[0], 3)
+    grads = torch.ops.deepl0.encode_l0_backward(
+        grad_z, saved, x, W, S, theta, ctx.sigma, ctx.kind, mask
     )
-    return (*_present(ctx, gx, gW, gS, S), gtheta, None, None, None, None)
+    return (*_present(mask, grads), None, None, None, None)
 
 
 def _setup_top_m(ctx, inputs, output):
@@ -93,10 +85,11 @@ def _setup_top_m(ctx, inputs, output):
 def _backward_top_m(ctx, grad_values, *_):
     _require_saved("encode_top_m", ctx)
     x, W, S, indices, saved_values, saved_indices = ctx.saved_tensors
-    gx, gW, gS = torch.ops.deepl0.encode_top_m_backward(
-        grad_values, indices, saved_values, saved_indices, x, W, S, ctx.needs_input_grad[0]
+    mask = _wanted(ctx, saved_values.shape[0] + 1)
+    grads = torch.ops.deepl0.encode_top_m_backward(
+        grad_values, indices, saved_values, saved_indices, x, W, S, mask
     )
-    return (*_present(ctx, gx, gW, gS, S), None, None, None)
+    return (*_present(mask, grads), None, None, None)
 
 
 def _require_saved(name: str, ctx) -> None:
@@ -104,8 +97,14 @@ def _require_saved(name: str, ctx) -> None:
         raise RuntimeError(f"{name}: backward needs the call to be made with save=True")
 
 
-def _present(ctx, gx, gW, gS, S):
-    return gx if ctx.needs_input_grad[0] else None, gW, None if S is None else gS
+def _wanted(ctx, stages: int, *others: int) -> int:
+    """Of x, W, S and the others; one stage does not use S, whose gradient is then none."""
+    mask = registration.wanted(ctx, 0, 1, 2, *others)
+    return mask if stages > 1 else mask & ~4
+
+
+def _present(mask: int, grads):
+    return tuple(g if mask >> bit & 1 else None for bit, g in enumerate(grads))
 
 
 torch.library.register_autograd("deepl0::encode_l0", _backward_l0, setup_context=_setup_l0)

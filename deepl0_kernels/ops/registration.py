@@ -199,6 +199,24 @@ def records_gradient(*args) -> bool:
     return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
 
 
+def wanted(ctx, *positions: int) -> int:
+    """The mask of a backward: bit i says whether the gradient of the i-th of these inputs is."""
+    return sum(ctx.needs_input_grad[p] << bit for bit, p in enumerate(positions))
+
+
+def fake_gradients(mask: int, *operands: Tensor | tuple[Tensor]) -> tuple[Tensor, ...]:
+    """Contiguous gradients of the operands, of shape [0] where the mask does not want one; a matrix
+    in a tuple: in its layout."""
+
+    def one(bit: int, t: Tensor | tuple[Tensor]) -> Tensor:
+        matrix = t[0] if isinstance(t, tuple) else t
+        if not mask >> bit & 1:
+            return matrix.new_empty(0)
+        return gradient_of_matrix(matrix) if isinstance(t, tuple) else matrix.new_empty(t.shape)
+
+    return tuple(one(bit, t) for bit, t in enumerate(operands))
+
+
 def gradient_of_matrix(t: Tensor) -> Tensor:
     """A fake gradient of the matrix ``t``: contiguous, or transposed like a transposed view."""
     rows, columns = t.shape[-2:]

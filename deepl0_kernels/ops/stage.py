@@ -52,10 +52,13 @@ def _backward_threshold(ctx, grad_out, _):
     if not ctx.save:
         raise RuntimeError("threshold_stage: backward needs the call to be made with save=True")
     x, W, z, S, theta, u = ctx.saved_tensors
+    need = ctx.needs_input_grad
+    mask = any(need[:4]) | need[4] << 1
     grad_u, grad_theta = torch.ops.deepl0.threshold_backward(
-        grad_out.to(u.dtype), u, theta, ctx.sigma, "helu"
+        grad_out.to(u.dtype), u, theta, ctx.sigma, "helu", mask
     )
-    return *_product_grads(ctx, grad_u, x, W, z, S), grad_theta, None, None
+    grads = _product_grads(ctx, grad_u, x, W, z, S)
+    return *grads, grad_theta if need[4] else None, None, None
 
 
 def _setup_top_m(ctx, inputs, output):

@@ -20,8 +20,9 @@ registration.define(
 )
 registration.define(
     "threshold_backward",
-    "(Tensor grad_out, Tensor u, Tensor theta, float sigma, str kind) -> (Tensor, Tensor)",
-    lambda grad_out, u, theta, sigma, kind: (u.new_empty(u.shape), theta.new_empty(theta.shape)),
+    "(Tensor grad_out, Tensor u, Tensor theta, float sigma, str kind, int mask)"
+    " -> (Tensor, Tensor)",
+    lambda grad_out, u, theta, sigma, kind, mask: registration.fake_gradients(mask, u, theta),
 )
 
 
@@ -31,12 +32,15 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, grad_out):
-    grads = torch.ops.deepl0.threshold_backward(grad_out, *ctx.saved_tensors, ctx.sigma, ctx.kind)
-    return *grads, None, None
+    mask = registration.wanted(ctx, 0, 1)
+    grad_u, grad_theta = torch.ops.deepl0.threshold_backward(
+        grad_out, *ctx.saved_tensors, ctx.sigma, ctx.kind, mask
+    )
+    return grad_u if mask & 1 else None, grad_theta if mask & 2 else None, None, None
 
 
 def _setup_double(ctx, inputs, output):
-    _, u, theta, ctx.sigma, ctx.kind = inputs
+    _, u, theta, ctx.sigma, ctx.kind, ctx.mask = inputs
     ctx.save_for_backward(u, theta)
 
 
@@ -44,8 +48,9 @@ def _double_backward(ctx, grad_u, grad_theta):
     # The backward is linear in grad_out with piecewise constant coefficients.
     u, theta = ctx.saved_tensors
     d_u, d_theta = coefficients(u.to(theta.dtype), theta, ctx.sigma, ctx.kind)
-    grad = (grad_u * d_u + grad_theta * d_theta).to(u.dtype)
-    return grad, torch.zeros_like(u), torch.zeros_like(theta), None, None
+    terms = [(grad_u, d_u), (grad_theta, d_theta)]
+    grad = sum(g * d for bit, (g, d) in enumerate(terms) if ctx.mask >> bit & 1)
+    return grad.to(u.dtype), torch.zeros_like(u), torch.zeros_like(theta), None, None, None
 
 
 torch.library.register_autograd("deepl0::threshold", _backward, setup_context=_setup)
@@ -56,12 +61,15 @@ registration.serve("threshold", reference.threshold)
 registration.vmap_rows("threshold", rows=(0,))
 
 
-def _vmap_backward(info, in_dims, grad_out, u, theta, sigma, kind):
+def _vmap_backward(info, in_dims, grad_out, u, theta, sigma, kind, mask):
     # theta's gradient is summed per mapped sample, which the kernel does not do.
-    mapped = torch.func.vmap(
-        lambda g, u, t: reference.threshold_backward(g, u, t, sigma, kind), in_dims[:3]
-    )
-    return mapped(grad_out, u, theta), (0, 0)
+    def one(g, u, t):
+        grads = reference.threshold_backward(g, u, t, sigma, kind)
+        return tuple(
+            grad if mask >> bit & 1 else grad.new_empty(0) for bit, grad in enumerate(grads)
+        )
+
+    return torch.func.vmap(one, in_dims[:3])(grad_out, u, theta), (0, 0)
 
 
 torch.library.register_vmap("deepl0::threshold_backward", _vmap_backward)

@@ -69,16 +69,24 @@ def build(recipe: dict, device: str = "cpu") -> Tensor:
     return values
 
 
-def decode_backward(grad, values, indices, D):
+def _chosen(mask, *grads):
+    return tuple(g if mask >> bit & 1 else g.new_empty(0) for bit, g in enumerate(grads))
+
+
+def threshold_backward(grad, u, theta, sigma, kind, mask):
+    return _chosen(mask, *reference.threshold_backward(grad, u, theta, sigma, kind))
+
+
+def decode_backward(grad, values, indices, D, mask):
     low, dtype = values.dtype, accumulation_dtype(D.dtype)
     v, d = (t.detach().to(dtype).requires_grad_() for t in (values, D))
     with torch.enable_grad():
         out = reference.decode(v, indices, d)
     gv, gd = torch.autograd.grad(out, (v, d), grad.to(dtype))
-    return gv.to(low), gd.to(D.dtype)
+    return _chosen(mask, gv.to(low), gd.to(D.dtype))
 
 
-def _gradients(du_of_stage, stages, x, W, S, z_of_stage, need_x):
+def _gradients(du_of_stage, stages, x, W, S, z_of_stage):
     """dW, dx and dS from du of every stage; du_of_stage(k, product of the stage above)."""
     p, dtype = W.shape[0], accumulation_dtype(x.dtype)
     xs, Ws, Ss = (None if t is None else t.to(dtype) for t in (x, W, S))
@@ -91,11 +99,10 @@ def _gradients(du_of_stage, stages, x, W, S, z_of_stage, need_x):
             above = du @ stage_matrix(Ss, k)  # noqa: F821
         du = du_of_stage(k, above)
         total = total + du
-    gx = (total @ Ws).to(x.dtype) if need_x else x.new_empty(0)
-    return gx, (total.t() @ xs).to(x.dtype), gS.to(x.dtype)
+    return (total @ Ws).to(x.dtype), (total.t() @ xs).to(x.dtype), gS.to(x.dtype)
 
 
-def encode_top_m_backward(grad, indices, saved_values, saved_indices, x, W, S, need_x):
+def encode_top_m_backward(grad, indices, saved_values, saved_indices, x, W, S, mask):
     dtype, p, steps = accumulation_dtype(x.dtype), W.shape[0], saved_values.shape[0]
 
     def du(k, above):
@@ -107,10 +114,10 @@ def encode_top_m_backward(grad, indices, saved_values, saved_indices, x, W, S, n
     def z(k):
         return reference.unpool(saved_values[k].to(dtype), saved_indices[k], p)
 
-    return _gradients(du, steps + 1, x, W, S, z, need_x)
+    return _chosen(mask, *_gradients(du, steps + 1, x, W, S, z))
 
 
-def encode_l0_backward(grad, saved, x, W, S, theta, sigma, kind, need_x):
+def encode_l0_backward(grad, saved, x, W, S, theta, sigma, kind, mask):
     dtype, stages = accumulation_dtype(x.dtype), saved.shape[0]
     saved, gtheta = saved.to(dtype), torch.zeros_like(theta)
 
@@ -126,7 +133,7 @@ def encode_l0_backward(grad, saved, x, W, S, theta, sigma, kind, need_x):
     def z(k):
         return reference.threshold(saved[k], stage_theta(theta, k), sigma, kind)
 
-    return *_gradients(du, stages, x, W, S, z, need_x), gtheta
+    return _chosen(mask, *_gradients(du, stages, x, W, S, z), gtheta)
 
 
 ORACLES = {

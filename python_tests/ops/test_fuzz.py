@@ -109,6 +109,9 @@ def valid_calls(draw, op: str) -> dict:
     kind = draw(st.sampled_from(KINDS[:5]))
     per_step = draw(st.booleans())
 
+    def mask(gradients):
+        return draw(st.integers(0, 2**gradients - 1))
+
     def weights():
         s = tensor(stages - 1, p, p) if per_step else tensor(p, p)
         return tensor(batch, n), tensor(p, n), None if stages == 1 and per_step else s
@@ -116,14 +119,14 @@ def valid_calls(draw, op: str) -> dict:
     if op == "threshold":
         args = [tensor(*lead, p), theta(), sigma, kind]
     elif op == "threshold_backward":
-        args = [tensor(*lead, p), tensor(*lead, p), theta(), sigma, kind]
+        args = [tensor(*lead, p), tensor(*lead, p), theta(), sigma, kind, mask(2)]
     elif op in ("top_m", "keep_top_m"):
         args = [tensor(*lead, p), m]
     elif op == "unpool":
         args = [tensor(batch, m), code(), p]
     elif op == "apply_mask":
-        mask = tensor(*lead, (p + 7) // 8, dtype="uint8", style="ties")
-        args = [tensor(*lead, p), mask | dict(style="theta")]
+        bits = tensor(*lead, (p + 7) // 8, dtype="uint8", style="ties")
+        args = [tensor(*lead, p), bits | dict(style="theta")]
     elif op in ("threshold_stage", "top_m_stage"):
         last = [m] if op == "top_m_stage" else [theta(), sigma, draw(st.booleans())]
         args = [tensor(batch, n), tensor(p, n), tensor(batch, p), tensor(p, p), *last]
@@ -131,12 +134,12 @@ def valid_calls(draw, op: str) -> dict:
         args = [*weights(), theta(True), stages, sigma, kind, draw(st.booleans())]
     elif op == "encode_l0_backward":
         saved = tensor(stages, batch, p, dtype=low)
-        args = [tensor(batch, p), saved, *weights(), theta(True), sigma, kind, draw(st.booleans())]
+        args = [tensor(batch, p), saved, *weights(), theta(True), sigma, kind, mask(4)]
     elif op == "encode_top_m":
         args = [*weights(), m, stages, draw(st.booleans())]
     elif op == "encode_top_m_backward":
         saved = tensor(stages - 1, batch, m, dtype=low), code(stages - 1)
-        args = [tensor(batch, m), code(), *saved, *weights(), draw(st.booleans())]
+        args = [tensor(batch, m), code(), *saved, *weights(), mask(3)]
     elif op == "fista":
         x, D = (tensor(*shape, dtype=low) for shape in ((batch, n), (n, p)))
         # n p entries of at most 2: the step is below 1 / ||D||^2.
@@ -146,7 +149,7 @@ def valid_calls(draw, op: str) -> dict:
     elif op == "decode":
         args = [tensor(batch, m), code(), tensor(n, p)]
     else:
-        args = [tensor(batch, n), tensor(batch, m), code(), tensor(n, p)]
+        args = [tensor(batch, n), tensor(batch, m), code(), tensor(n, p), mask(2)]
     return dict(op=op, args=args, valid=True)
 
 

@@ -39,7 +39,7 @@ def samples(dtype: torch.dtype, grad: bool, batch: int = B):
     for kind in ("hard", "soft", "helu", "ste", "ste_theta"):
         yield "threshold", (z, thetas(), 0.3, kind)
     yield "threshold", (z, torch.tensor(0.5, dtype=low).requires_grad_(grad), 0.0, "helu")
-    yield "threshold_backward", (randn(batch, P), z, thetas(), 0.3, "helu")
+    yield "threshold_backward", (randn(batch, P), z, thetas(), 0.3, "helu", 3)
     yield "top_m", (z, M)
     yield "top_m", (randn(2, 3, P), M)
     yield "keep_top_m", (z, M)
@@ -68,12 +68,12 @@ def samples(dtype: torch.dtype, grad: bool, batch: int = B):
     if not grad:
         yield "encode_l0", (x, W, S, thetas(), K, 0.0, "helu", False)
         yield "encode_top_m", (x, W, S, M, K, False)
-        yield "encode_l0_backward", (z, saved_u, x, W, S, thetas(), 0.3, "helu", True)
-        yield "encode_l0_backward", (z, saved_u, x, W, S, thetas(), 0.3, "helu", False)
+        yield "encode_l0_backward", (z, saved_u, x, W, S, thetas(), 0.3, "helu", 15)
+        yield "encode_l0_backward", (z, saved_u, x, W, S, thetas(), 0.3, "helu", 6)
         backward = (randn(batch, M, **no), indices, saved_values, saved_indices, x, W, S)
-        yield "encode_top_m_backward", (*backward, True)
-        yield "encode_top_m_backward", (*backward, False)
-        yield "decode_backward", (x, randn(batch, M, **no), indices, randn(N, P, **no))
+        yield "encode_top_m_backward", (*backward, 7)
+        yield "encode_top_m_backward", (*backward, 5)
+        yield "decode_backward", (x, randn(batch, M, **no), indices, randn(N, P, **no), 3)
 
 
 def cases(grad: bool) -> list:
