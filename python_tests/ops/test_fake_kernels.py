@@ -85,8 +85,8 @@ def encoders(dtype, batch):
         x, W = layout(randn(batch, N, dtype=dtype)), layout(randn(P, N, dtype=dtype))
         z, s = randn(batch, P, dtype=dtype), layout(randn(P, P, dtype=dtype))
         for theta in thetas():
-            for save in (False, True):
-                yield "threshold_stage", x, W, z, s, theta, 0.3, save
+            for name in ("threshold_stage", "threshold_stage_saving"):
+                yield name, x, W, z, s, theta, 0.3
         for m in MOST:
             yield "top_m_stage", x, W, z, s, m
         values, indices = code(dtype, batch, 3)
@@ -99,13 +99,13 @@ def encoders(dtype, batch):
         for S in steps(dtype, stages):
             grad, saved = randn(batch, P, dtype=dtype), torch.randn(stages, batch, P)
             *_, per_stage = thetas(stages)
-            for save in (False, True):
-                yield "encode_l0", x, W, S, per_stage, stages, 0.3, "helu", save
+            for name in ("encode_l0", "encode_l0_saving"):
+                yield name, x, W, S, per_stage, stages, 0.3, "helu"
             for mask in (0, 1, 2, 4, 8, 15):
                 yield "encode_l0_backward", grad, saved, x, W, S, per_stage, 0.3, "ste", mask
             for m in MOST:
-                for save in (False, True):
-                    yield "encode_top_m", x, W, S, m, stages, save
+                for name in ("encode_top_m", "encode_top_m_saving"):
+                    yield name, x, W, S, m, stages
                 last, before = code(dtype, batch, m), code(torch.float32, stages - 1, batch, m)
                 for mask in (0, 1, 2, 4, 7):
                     yield "encode_top_m_backward", *last, *before, x, W, S, mask
