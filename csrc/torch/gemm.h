@@ -2,9 +2,8 @@
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
+
+#include "torch/shim.h"
 
 namespace deepl0::torch_ops {
 

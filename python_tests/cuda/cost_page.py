@@ -187,7 +187,7 @@ def measured() -> dict[tuple[str, str, str], float]:
     names = {OURS: "cuda", f"{OURS}, triton": "triton"}
     return {
         (row.operator.removesuffix(GRAPH), row.shape, names[row.provider]): row.p50
-        for row in records.read(records.FOLDER / "gpu.csv")
+        for row in records.read(records.FOLDER / "gpu-h200.csv")
         if row.operator.endswith(GRAPH) and row.provider in names
     }
 
