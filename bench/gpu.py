@@ -232,7 +232,7 @@ class Part(NamedTuple):
 
 # In the order they are done. ncu only if it is asked for.
 PARTS = {
-    "build": Part(build, 150, 0),
+    "build": Part(build, 300, 0),
     "tests": Part(tests, 180, 60),
     "sanitizer": Part(sanitizer, 60, 20),
     "bench": Part(bench, 240, 120),
