@@ -219,8 +219,7 @@ def test_records_of_several_cards_are_drawn_side_by_side(tmp_path):
 
 
 def test_old_rows_claim_no_commit():
-    rows = records.read(records.FOLDER / "gpu-h200.csv")
-    assert len(rows) == 1080
+    rows = [r for r in records.read(records.FOLDER / "gpu-h200.csv") if r.time < "2026-11-27"]
     assert {(r.commit, r.driver, r.triton) for r in rows} == {("", "580.159.04", "3.8.0")}
 
 
@@ -261,7 +260,7 @@ def test_bad_options_are_named(tmp_path, option, value, words):
 
 
 def test_the_stub_goes_to_the_end_and_a_second_call_has_nothing_to_do(tmp_path):
-    parts = ("--parts", "sanitizer,bench,host,tune", "--only", "^top_m|-top_m-6|helu")
+    parts = ("--parts", "sanitizer,bench,host,tune", "--only", r"^top_m( short)?$|\[top_m-6")
     arguments = ("--out", tmp_path, "--stub", *parts)
     done = command(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
