@@ -1,9 +1,6 @@
 // What the bindings of the operators share: checks, views of tensors as rows, allocation.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
@@ -15,6 +12,7 @@
 
 #include "core/dtype.h"
 #include "core/thresholds.h"
+#include "torch/shim.h"
 
 namespace deepl0::torch_ops {
 
