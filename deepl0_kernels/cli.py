@@ -1,6 +1,7 @@
 """The command ``deepl0``."""
 
 # Annotations are evaluated here: typer reads them, and its types are imported inside a function.
+import math
 import sys
 
 
@@ -136,6 +137,8 @@ def _app():
         from .paper.tables import STUDIES
 
         try:
+            if not math.isfinite(seconds):
+                raise ValueError(f"seconds must be finite, got {seconds}")
             race.write(STUDIES[0].read(folder), folder, seconds, again=True)
             report.write(folder)
         except (ModuleNotFoundError, OSError, ValueError) as error:

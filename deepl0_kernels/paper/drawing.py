@@ -11,6 +11,12 @@ BLUE, GREY, RED, GREEN = "#2b6cb0", "#8a8f98", "#c53030", "#2f855a"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
+class Heading(NamedTuple):
+    """Of a part of the report."""
+
+    text: str
+
+
 class Drawn(NamedTuple):
     """Figures of a table.
 

@@ -130,17 +130,18 @@ def read_json(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
     return found
 
 
-def agree(path: Path, protocols: dict[str, Any], write: bool) -> None:
+def agree(path: Path, protocols: dict[str, Any], write: bool) -> list[str]:
     """The cells of a folder are those of these protocols: different ones must not meet.
 
     Args:
         path: the note of what they are computed by. protocols: that of each part of a run, a
-            dataclass. write: add the parts that the note does not have.
+            dataclass. write: add the parts that the note does not have, which are returned.
 
     Raises:
         ValueError: the folder holds a part by another protocol, or the note cannot be read.
     """
     known = read_json(path) if path.exists() else {}
+    new = [name for name in protocols if name not in known]
     for name, protocol in protocols.items():
         this = json.loads(json.dumps(asdict(protocol)))
         with reading(path):
@@ -150,5 +151,18 @@ def agree(path: Path, protocols: dict[str, Any], write: bool) -> None:
                 f"{path.parent} holds a run of another protocol ({name}: {', '.join(changed)} "
                 "differ); give another folder"
             )
-    if write:
+    if write and new:
         write_json(path, known)
+    return new
+
+
+def retract(path: Path, names: Collection[str], stems: Collection[str]) -> None:
+    """Take ``names`` from the note again, and with them what cells of these stems had begun."""
+    known = {name: protocol for name, protocol in read_json(path).items() if name not in names}
+    for stem in stems:
+        for begun in (path.parent / "cells" / "cache").glob(f"{stem}-p*-seed*"):
+            begun.unlink()
+    if known:
+        write_json(path, known)
+    else:
+        path.unlink()

@@ -6,15 +6,10 @@ import html
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from .drawing import Drawn, embedded
+from .drawing import Drawn, Heading, embedded
 from .study import SIZES, Study, values
-
-
-class Heading(NamedTuple):
-    text: str
-
 
 # A heading, figures (in HTML alone), items of a list, a paragraph, or a pandas frame of strings.
 Block = Heading | Drawn | list[str] | str | Any
@@ -103,10 +98,11 @@ def blocks(study: Study, results: dict[str, Any], out: Path) -> list[Block]:
             *([further(study, results, table)] if study.scores else []),
             study.figures(results, table, out),
         ]
-    found += study.notes(results)
-    found += [Heading("Claims, judged by the means"), study.judgement(results)]
-    found += study.more(results, out)
-    for name, protocol in study.protocols(results).items():
+    found += study.judgement(results, out)
+    choices = results[study.choices_key]
+    if study.choices_key == "protocol":  # that of all tables
+        choices = {"all tables": choices}
+    for name, protocol in choices.items():
         found.append(Heading(f"Protocol of {name}"))
         found.append([f"{key}: {value}" for key, value in protocol.items()])
     run = [f"seeds: {results['seeds']}", *(f"cells: {line}" for line in machines(results))]

@@ -72,9 +72,9 @@ def share(default: float, *, zero: bool = False) -> Any:
     return _checked(default, check)
 
 
-def count(default: int, least: int = 1) -> Any:
-    """An integer that is at least ``least``."""
-    return _checked(default, lambda name, value: checks.integer(name, value, least))
+def count(default: int, least: int = 1, most: int | None = None, limit: str = "") -> Any:
+    """An integer in [least, most]; ``limit`` says in words what ``most`` is."""
+    return _checked(default, lambda name, value: checks.integer(name, value, least, most, limit))
 
 
 def one_of(default: str, choices: Sequence[str]) -> Any:

@@ -24,12 +24,13 @@ from ..solvers import learn_dictionary
 from . import record
 from .claims import judged, verdicts
 from .deep import SPARSITIES
-from .drawing import Drawn
+from .drawing import Drawn, Heading
 
 Cell = dict[str, Any]
 T = TypeVar("T")
 
 SIZES = (128, 256, 512)  # the paper's
+CLAIMS = "Claims, judged by the means"
 
 
 @dataclass(frozen=True)
@@ -144,12 +145,8 @@ class Study(ABC):
         """The protocols by the names that a folder notes them by."""
         return protocols
 
-    def protocols(self, results: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        """The choices of each part of a run."""
-        return results["protocols"]
-
     def header(self, protocols: dict[str, Any]) -> dict[str, Any]:
-        """What the results say of the run as a whole."""
+        """The choices as the results hold them."""
         return {"protocols": {name: asdict(protocol) for name, protocol in protocols.items()}}
 
     def parts(self, protocols: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, str]]]:
@@ -173,17 +170,9 @@ class Study(ABC):
         """Those of the CSV."""
         return [{key: cell[key] for key in self.columns} for cell in results["cells"]]
 
-    def notes(self, results: dict[str, Any]) -> list[str]:
-        """Paragraphs below the tables."""
-        return []
-
-    def judgement(self, results: dict[str, Any]) -> Any:
-        """The claims, as a block of the report."""
-        return verdicts(results)
-
-    def more(self, results: dict[str, Any], out: Path) -> list[Any]:
-        """Further blocks of the report."""
-        return []
+    def judgement(self, results: dict[str, Any], out: Path) -> list[Any]:
+        """What the report says below the tables."""
+        return [Heading(CLAIMS), verdicts(results)]
 
     # Running
 
@@ -209,9 +198,9 @@ class Study(ABC):
                     raise ValueError(f"p must be at least M = {least}, got {p}")
         for table, protocol in protocols.items():
             x = self.signals(protocol, seeds[0])
+            self.fits(protocol, x)
             for p in sizes:
                 checks.integer("p", p, 1, len(x), f"the training signals of {table}")
-            self.fits(protocol, x)
         record.agree(out / "run.json", self.note(protocols), write=False)
 
     def run(
@@ -229,21 +218,25 @@ class Study(ABC):
         for module in (*self.needs, *(("tqdm",) if progress else ())):
             require(module, "deepl0 reproduce")
         self.check(protocols, sizes, seeds, out)
-        record.agree(out / "run.json", self.note(protocols), write=True)
-        cells = []
+        note = out / "run.json"
+        cells: list[Cell] = []
         for part, protocol, methods in self.parts(protocols):
-            for seed in seeds:
-                job = Job(protocol, seed, progress, out / "cells")
-                for p in sizes:
-                    for stem, method in methods.items():
-                        path = path_of(out, stem, p, seed)
-                        if not path.exists():
-                            found = self.cell(part, method, p, job)
-                            if arrays := found.pop("arrays", None):
-                                record.write_arrays(path.with_suffix(".npz"), arrays)
-                            record.write_json(path, found)
-                            unfinished(path).unlink(missing_ok=True)
-                        cells.append(record.read_json(path, self.cell_keys))
+            added = record.agree(note, self.note({part: protocol}), write=True)
+            done = len(cells)
+            try:
+                for seed in seeds:
+                    job = Job(protocol, seed, progress, out / "cells")
+                    for p in sizes:
+                        for stem, method in methods.items():
+                            path = path_of(out, stem, p, seed)
+                            if not path.exists():
+                                self._store(path, self.cell(part, method, p, job))
+                            cells.append(record.read_json(path, self.cell_keys))
+            except (ValueError, RuntimeError):
+                # Choices that made no cell must not stand in the way of better ones.
+                if len(cells) == done and added:
+                    record.retract(note, added, methods)
+                raise
         results = {
             "tables": list(protocols),
             **self.header(protocols),
@@ -254,6 +247,12 @@ class Study(ABC):
         }
         record.write_json(out / f"{self.name}.json", results)
         return results
+
+    def _store(self, path: Path, cell: Cell) -> None:
+        if arrays := cell.pop("arrays", None):
+            record.write_arrays(path.with_suffix(".npz"), arrays)
+        record.write_json(path, cell)
+        unfinished(path).unlink(missing_ok=True)
 
     def read(self, folder: Path, name: str | None = None) -> dict[str, Any]:
         """The results of a run, or those of a table that a record keeps under another name.

@@ -31,8 +31,9 @@ class Protocol(Settings):
     digits: int = count(60_000)
     held_out: int = count(10_000)
     validation: float = share(0.0, zero=True)
-    min_std: float = number(0.1)
-    shift: int = count(1, least=0)  # of the training digits, anew in each epoch; 0: none
+    min_std: float = number(0.1, above=0)
+    # of the training digits, at random and anew in each epoch; 0: none
+    shift: int = count(1, 0, 27, "the side of a digit - 1")
     fraction: float = share(0.2)  # of each class of Indian Pines for training
     context: int = count(0, least=0)  # radius of the mean spectrum appended to a pixel's; 0: none
     # LISTA's l1 penalty, and of the dictionary that it and TDSC start from

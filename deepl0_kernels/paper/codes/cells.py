@@ -63,6 +63,8 @@ def cell(key: str, p: int, job: Job) -> dict[str, Any]:
     clock.lap("dictionary")
     targets, _ = optimal_codes(problem, data.train, D, folder)
     best, course = optimal_codes(problem, data.test, D, folder)
+    if not (targets.any() and best.any()):
+        raise RuntimeError(f"{name}: all optimal codes are zero, nothing is left to predict")
     clock.lap("optimal_codes")
     mu = safe_step(D)
 

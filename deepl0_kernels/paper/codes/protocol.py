@@ -33,8 +33,8 @@ class Protocol(Settings):
     digits: int = count(60_000)
     held_out: int = count(10_000)
     copies: int = count(3)  # of the training digits, all but the first shifted at random
-    shift: int = count(1, least=0)
-    min_std: float = number(0.1)
+    shift: int = count(1, 0, 27, "the side of a digit - 1")
+    min_std: float = number(0.1, above=0)
     m: int = count(32)
     lam: float = number(0.5, above=0)
     m_sparse_l1_lam: float = number(0.1, above=0)

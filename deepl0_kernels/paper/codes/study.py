@@ -18,9 +18,9 @@ from torch import Tensor
 from ...ops import checks
 from ...training import L0Regularized, MSparse
 from .. import record
-from ..drawing import BLUE, GREEN, GREY, RED, Drawn, label, save, sheet, tidy
-from ..rendering import Block, Heading
-from ..study import SIZES, Cell, Job, Study, Table, values
+from ..drawing import BLUE, GREEN, GREY, RED, Drawn, Heading, label, save, sheet, tidy
+from ..rendering import Block
+from ..study import CLAIMS, SIZES, Cell, Job, Study, Table, values
 from . import cells, race
 from .cells import BASELINE, DEEP
 from .protocol import Protocol, signals
@@ -68,8 +68,8 @@ class Codes(Study):
         ),
     }
     needs = ("matplotlib", "pandas", "tabulate")
-    cell_keys = ("problem", "p", "seed", "rows", "optimal", "dictionary", "environment")
     choices_key = "protocol"
+    cell_keys = ("problem", "p", "seed", "rows", "optimal", "dictionary", "environment")
 
     def signals(self, protocol: Protocol, seed: int) -> Tensor:
         return signals(protocol, seed).train
@@ -88,9 +88,6 @@ class Codes(Study):
     def header(self, protocols: dict[str, Protocol]) -> dict[str, Any]:
         (protocol,) = self.note(protocols).values()
         return {"protocol": asdict(protocol), "environment": record.environment()}
-
-    def protocols(self, results: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        return {"all tables": results["protocol"]}
 
     def parts(self, protocols: dict[str, Protocol]) -> Iterator[tuple[str, Any, dict[str, str]]]:
         (protocol,) = self.note(protocols).values()
@@ -154,24 +151,10 @@ class Codes(Study):
             for row in c["rows"]
         ]
 
-    def notes(self, results: dict[str, Any]) -> list[str]:
-        return [note] if (note := unlearned_note(results)) else []
-
-    def judgement(self, results: dict[str, Any]):
-        """The claims as a pandas frame: the K = 2 encoder against rivals."""
-        import pandas
-
-        frame = pandas.DataFrame()
-        for claim in results["claims"]:
-            entry = f"{claim['encoder']:.2f} < {claim['rival_value']:.2f}"
-            if not claim["holds"]:
-                entry = f"{claim['encoder']:.2f} ≥ {claim['rival_value']:.2f}, does not hold"
-            frame.loc[f"{claim['table']}: {claim['rival']}", f"p = {claim['p']}"] = entry
-        frame.index.name = f"{DEEP2}, against"
-        return frame.fillna("")
-
-    def more(self, results: dict[str, Any], out: Path) -> list[Block]:
-        found: list[Block] = [Heading("Rows ahead of the K = 2 encoder"), self.ahead(results)]
+    def judgement(self, results: dict[str, Any], out: Path) -> list[Block]:
+        found: list[Block] = [note] if (note := unlearned_note(results)) else []
+        found += [Heading(CLAIMS), claims_frame(results)]
+        found += [Heading("Rows ahead of the K = 2 encoder"), self.ahead(results)]
         found += [Heading("Problems"), problems(results)]
         if times := race.read(out):
             drawn = {name: file for found in times for name, file in race.draw(found).items()}
@@ -242,6 +225,20 @@ class Codes(Study):
             label(axes, method, (p, height), color, fontsize=8)
         tidy(axes)
         return Drawn(save(figure, table))
+
+
+def claims_frame(results: dict[str, Any]):
+    """The claims as a pandas frame: the K = 2 encoder against rivals."""
+    import pandas
+
+    frame = pandas.DataFrame()
+    for claim in results["claims"]:
+        entry = f"{claim['encoder']:.2f} < {claim['rival_value']:.2f}"
+        if not claim["holds"]:
+            entry = f"{claim['encoder']:.2f} ≥ {claim['rival_value']:.2f}, does not hold"
+        frame.loc[f"{claim['table']}: {claim['rival']}", f"p = {claim['p']}"] = entry
+    frame.index.name = f"{DEEP2}, against"
+    return frame.fillna("")
 
 
 def unlearned(results: dict[str, Any]) -> list[tuple[Cell, Cell]]:

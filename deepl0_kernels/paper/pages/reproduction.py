@@ -18,7 +18,7 @@ from .. import record
 from ..codes import race
 from ..codes.cells import BASELINE
 from ..codes.protocol import Protocol
-from ..codes.study import DEEP2, ITERATIVE, Codes, problems, unlearned_note
+from ..codes.study import DEEP2, ITERATIVE, Codes, claims_frame, problems, unlearned_note
 from ..rendering import errors, items, machines, markdown
 from . import DOCS, RECORDS, serve, write_figures
 
@@ -99,7 +99,7 @@ def parts() -> dict[str, str]:
     chosen = " ".join(f"{key}={value}" for key, value in results["protocol"].items())
     return {
         **{table: markdown(errors(STUDY, results, table)) for table in results["tables"]},
-        "claims": markdown(STUDY.judgement(results)),
+        "claims": markdown(claims_frame(results)),
         "ahead": items(STUDY.ahead(results)),
         "unlearned": unlearned_note(results),
         "cost": cost(results),
