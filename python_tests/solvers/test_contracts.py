@@ -115,7 +115,7 @@ def test_a_pursuit_that_a_dependent_atom_ends_has_not_converged(rows):
         torch.testing.assert_close(
             found.objective[-1].double()[whole],
             0.5 * rest.square().sum(0)[whole],
-            rtol=1e-2,
+            rtol=3e-2,
             atol=0,
         )
     exact = omp(D[:, :3].T.contiguous(), D, 5)
