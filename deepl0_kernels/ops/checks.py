@@ -111,7 +111,7 @@ def _in_graph(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
 
 
