@@ -206,9 +206,9 @@ def _app():
         """
         import torch
 
-        from . import triton as floor
+        from .backends import GPU
 
-        if not floor.installed():
+        if not GPU["triton"].installed():
             sys.exit("deepl0 tune: triton is not installed; it comes with the GPU builds of torch")
         if not torch.cuda.is_available():
             sys.exit("deepl0 tune: torch sees no GPU here, so there is nothing to measure")

@@ -24,16 +24,19 @@ def decode(values: Tensor, indices: Tensor, D: Tensor) -> Tensor:
 
 
 def decode_backward(
-    grad: Tensor, values: Tensor, indices: Tensor, D: Tensor
+    grad: Tensor, values: Tensor, indices: Tensor, D: Tensor, mask: int
 ) -> tuple[Tensor, Tensor]:
-    """Serves ``deepl0::decode_backward``: gradients in values and D.
+    """Serves ``deepl0::decode_backward``: gradients in values and D, empty where not wanted.
 
     grad_values are dot products with atoms; grad_D is the sum of the rows of grad over the list of
     each atom.
     """
     kernels = library.kernels
-    atoms = library.transposed(D)
-    grad_values = kernels.row_dots(indices, atoms, grad).to(values.dtype)
+    grad_values = values.new_empty(0)
+    if mask & 1:
+        grad_values = kernels.row_dots(indices, library.transposed(D), grad).to(values.dtype)
+    if not mask & 2:
+        return grad_values, D.new_empty(0)
     lists = kernels.group(indices, D.shape[1])
     grad_atoms = kernels.combine(*lists, values.float(), grad)
     grad_D = grad_atoms.t()

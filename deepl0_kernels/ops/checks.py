@@ -77,8 +77,24 @@ def number(name: str, value: float) -> float:
         raise TypeError(f"{name} must be a number, got {value!r}") from None
 
 
-def sigma(value: float) -> float:
-    """Width of the ramp of HELU_sigma, as a fraction of theta."""
+def is_symbolic(value: object) -> bool:
+    """Whether the value is a float of a graph that serves others too."""
+    return isinstance(value, torch.SymFloat)
+
+
+def sigma(value: float | Tensor) -> float | Tensor:
+    """Width of the ramp of HELU_sigma, as a fraction of theta: a number, in a graph a tensor [].
+
+    What is symbolic there becomes a tensor, so that the graph serves every value; its kernel checks
+    the range.
+    """
+    if torch.compiler.is_compiling():
+        if isinstance(value, Tensor):
+            if value.dim() > 0 or not value.is_floating_point():
+                raise ValueError(f"sigma must be a floating tensor [], got {shape(value)}")
+            return value.to("cpu", torch.float64)
+        if is_symbolic(value):
+            return torch.zeros((), dtype=torch.float64) + value
     value = number("sigma", value)
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"sigma must be in [0, 1], got {value}")

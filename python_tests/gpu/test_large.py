@@ -49,7 +49,7 @@ def test_thresholds():
     theta, at = torch.rand(P, device=GPU) + 0.5, some_rows()
     out = torch.ops.deepl0.threshold(u, theta, 0.0, "hard")
     assert torch.equal(out[at], dk.reference.threshold(u[at], theta, 0.0, "hard"))
-    grad, _ = torch.ops.deepl0.threshold_backward(u, u, theta, 0.0, "hard")
+    grad, _ = torch.ops.deepl0.threshold_backward(u, u, theta, 0.0, "hard", 3)
     assert torch.equal(
         grad[at], dk.reference.threshold_backward(u[at], u[at], theta, 0.0, "hard")[0]
     )
@@ -75,7 +75,7 @@ def test_decode(floor):
     at = some_rows()
     want = dk.reference.decode(values[at].double(), indices[at], D.double())
     torch.testing.assert_close(out[at].double(), want, rtol=1e-5, atol=1e-5)
-    grads = torch.ops.deepl0.decode_backward(out, values, indices, D)
+    grads = torch.ops.deepl0.decode_backward(out, values, indices, D, 3)
     terms = out[at].double()[:, None, :] * D.t().double()[indices[at]]
     # A lane adds P / 32 products, then lanes are added.
     bound = (P / 32 + 8) * 2.0**-24 * terms.abs().sum(-1)

@@ -15,8 +15,7 @@ import pytest
 import torch
 
 import deepl0_kernels as dk
-from deepl0_kernels import triton as triton_kernels
-from deepl0_kernels.backends import serve_device
+from deepl0_kernels.backends import GPU, serve_device
 from deepl0_kernels.ops import registration
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -26,7 +25,7 @@ if torch.cuda.is_available() and not INTERPRETED:
 
 if INTERPRETED:  # what these look at is the compiler's work
     collect_ignore = ["test_aot.py", "test_mutants.py"]
-if not triton_kernels.installed():
+if not GPU["triton"].installed():
     if os.environ.get("DEEPL0_NO_SKIPS") == "1":
         raise RuntimeError("triton is not installed, so the tests of its kernels cannot run")
     warnings.warn("triton is not installed: no test of its kernels", stacklevel=1)

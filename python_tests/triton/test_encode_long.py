@@ -69,7 +69,7 @@ def test_exact_on_integers(engine, device, case):
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours.cpu(), theirs)
 
-    grads = encode.encode_top_m_backward(grad.to(device), *got[1:], *on_device, True)
+    grads = encode.encode_top_m_backward(grad.to(device), *got[1:], *on_device, 7)
     want_grads = gradients(grad, x, W, S, m, stages)
     for ours, theirs in zip(grads, want_grads, strict=S is not None):
         assert torch.equal(ours.cpu().double(), theirs)
@@ -143,7 +143,7 @@ def test_half_types_are_selected_in_float32(engine, device, dtype):
     for ours, theirs in zip(got, want, strict=True):
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours.cpu(), theirs)
-    grads = encode.encode_top_m_backward(grad.to(device), *got[1:], *on_device, True)
+    grads = encode.encode_top_m_backward(grad.to(device), *got[1:], *on_device, 7)
     for ours, theirs in zip(grads, gradients(grad, x, W, S, 4, 2), strict=True):
         assert ours.dtype == dtype
         assert torch.equal(ours.cpu().double(), theirs)
@@ -175,7 +175,7 @@ def test_skewed_usage(engine, device, monkeypatch):
         want = reference.encode_top_m(x, W, S, 3, 2, save=True)
         assert (want[3] == 17).any(-1).all()
         args = put(device, grad, *want[1:])
-        grads = encode.encode_top_m_backward(*args, *on_device, True)
+        grads = encode.encode_top_m_backward(*args, *on_device, 7)
         for ours, theirs in zip(grads, gradients(grad, x, W, S, 3, 2), strict=True):
             assert torch.equal(ours.cpu().double(), theirs)
 
@@ -190,9 +190,9 @@ def test_nothing_to_do(engine, device, batch, m, stages):
     for ours, theirs in zip(got[:2], want[:2], strict=True):
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
     assert got[2].shape == got[3].shape == (stages - 1, batch, m)
-    for need_x in (True, False):
-        grads = encode.encode_top_m_backward(got[0], *got[1:], x, W, S, need_x)
-        assert grads[0].shape == (x.shape if need_x else (0,))
+    for mask in (7, 6):
+        grads = encode.encode_top_m_backward(got[0], *got[1:], x, W, S, mask)
+        assert grads[0].shape == (x.shape if mask == 7 else (0,))
         for grad, like in zip(grads[1:], (W, S), strict=True):
             assert grad.shape == like.shape
             assert not grad.any()
@@ -205,7 +205,7 @@ def test_repeats_bit_for_bit(engine, device):
     runs = []
     for _ in range(2):
         code = encode.encode_top_m(*args, 5, 2, save=True)
-        grads = encode.encode_top_m_backward(code[0], *code[1:], *args, True)
+        grads = encode.encode_top_m_backward(code[0], *code[1:], *args, 7)
         runs.append((*code, *grads))
     for first, second in zip(*runs, strict=True):
         assert torch.equal(first, second)
@@ -245,7 +245,7 @@ def test_memory_is_not_batch_times_p(monkeypatch, stages):
     assert max(forward.sizes) <= max(matrix, codes, buffers)
     assert max(codes, buffers) < dense / 8
     with Largest() as backward:
-        encode.encode_top_m_backward(code[0], *code[1:], x, W, S, True)
+        encode.encode_top_m_backward(code[0], *code[1:], x, W, S, 7)
     partial_rows = 4 * p * (stages - 1) * batch * m // 4096
     assert max(backward.sizes) <= max(matrix, codes, partial_rows, 4 * batch * n)
     assert partial_rows < dense / 8
