@@ -2,7 +2,7 @@
 # installs what it needs, builds the extension, and runs.
 
 PYTHON ?= python3
-# The release the committed figures were measured with; TORCH='torch>=2.13' takes the newest.
+# The release the committed figures were measured with; TORCH='torch>=2.10' takes the newest.
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -23,7 +23,7 @@ help:  ## list the targets
 
 $(VENV)/torch: Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) '$(TORCH)' numpy ninja pybind11 'setuptools>=64' wheel
+	$(PIP) '$(TORCH)' numpy ninja 'setuptools>=64' wheel
 	touch $@
 
 # CUDA kernels are built where nvcc is found; DEEPL0_CUDA=0 make demo leaves them out.
@@ -62,8 +62,8 @@ format: $(VENV)/test  ## rewrite Python and C++ in the house format
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(SOURCES)
 
-cpp-test:  ## C++ tests of the kernels under ASan and UBSan, and TSan
-	$(MAKE) -j $(JOBS) -C csrc/tests check tsan
+cpp-test:  ## C++ tests of the kernels under ASan and UBSan, and TSan; one definition of every name
+	$(MAKE) -j $(JOBS) -C csrc/tests check tsan odr
 
 instructions:  ## instructions per row of the main kernels, against the record (needs valgrind)
 	$(MAKE) -C csrc/tests instructions

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from deepl0_kernels._files import write_atomically
-from deepl0_kernels.experiments import grid, record
-from deepl0_kernels.experiments.claims import verdicts
-from deepl0_kernels.experiments.classification import PROTOCOLS, cells, figures, tables
-from deepl0_kernels.experiments.classification.systems import DEEP_L0, DEEP_M, TDSC, TUNED_LISTA
-from deepl0_kernels.experiments.tables import machines, markdown
+from deepl0_kernels.paper import grid, record
+from deepl0_kernels.paper.claims import verdicts
+from deepl0_kernels.paper.classification import PROTOCOLS, cells, figures, tables
+from deepl0_kernels.paper.classification.systems import DEEP_L0, DEEP_M, TDSC, TUNED_LISTA
+from deepl0_kernels.paper.tables import machines, markdown
 
 from . import records, reproduction
 

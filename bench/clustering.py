@@ -19,12 +19,12 @@ from typing import Any
 
 from deepl0_kernels._files import write_atomically
 from deepl0_kernels._optional import progress_bar
-from deepl0_kernels.experiments import grid, record
-from deepl0_kernels.experiments.claims import verdicts
-from deepl0_kernels.experiments.clustering import PROTOCOLS, cells, data, systems, tables
-from deepl0_kernels.experiments.clustering.protocol import STARTS
-from deepl0_kernels.experiments.scores import clustering
-from deepl0_kernels.experiments.tables import machines, markdown
+from deepl0_kernels.paper import grid, record
+from deepl0_kernels.paper.claims import verdicts
+from deepl0_kernels.paper.clustering import PROTOCOLS, cells, data, systems, tables
+from deepl0_kernels.paper.clustering.protocol import STARTS
+from deepl0_kernels.paper.scores import clustering
+from deepl0_kernels.paper.tables import machines, markdown
 from deepl0_kernels.solvers import eigengap, graph_laplacian, knn_affinity
 
 from . import records, reproduction

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from deepl0_kernels._files import write_atomically
-from deepl0_kernels.experiments import pareto, record, reproduce, tables
-from deepl0_kernels.experiments.protocol import Protocol
-from deepl0_kernels.experiments.regression import BASELINE, DEEP
+from deepl0_kernels.paper import pareto, record, reproduce, tables
+from deepl0_kernels.paper.protocol import Protocol
+from deepl0_kernels.paper.regression import BASELINE, DEEP
 
 from . import records
 

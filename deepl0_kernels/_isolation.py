@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -66,6 +66,20 @@ def isolated(grad: bool | None = None) -> Callable[[_F], _F]:
         return call  # type: ignore[return-value]
 
     return decorate
+
+
+def refuse_inference(module: nn.Module) -> None:
+    """Parameters that were made in inference mode can never be trained.
+
+    Raises:
+        ValueError: the module has such a parameter, which is named.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.is_inference():
+            raise ValueError(
+                f"{type(module).__name__} cannot be trained: its parameter {name} was made in "
+                "torch.inference_mode(); make the module outside of it"
+            )
 
 
 def _ordinary(value: Any) -> Any:

@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -25,7 +26,8 @@ from .cuda.library import refusal
 from .triton import tuned
 
 
-class Backend(NamedTuple):
+@dataclass(eq=False)
+class Backend:
     """Kernels for a GPU: a package of launchers, whose modules are imported by their first call."""
 
     name: str

@@ -38,7 +38,7 @@ def _app():
 
         Exits with 1 when an encoder does not beat ten iterations.
         """
-        from .experiments import demo as experiment
+        from .paper import demo as experiment
 
         config = experiment.Config(seed=seed)
         if quick:
@@ -76,11 +76,11 @@ def _app():
         And of clusters (6, 7). Needs the full MNIST (DEEPL0_DATA) unless --quick, Indian Pines for
         table5, COIL-20 for table6, CMU PIE for table7. Interrupted, it goes on where it stopped.
         """
-        from .experiments import classification, clustering, report
-        from .experiments import pareto as race
-        from .experiments import reproduce as experiment
-        from .experiments import tables as rendering
-        from .experiments.protocol import Protocol
+        from .paper import classification, clustering, report
+        from .paper import pareto as race
+        from .paper import reproduce as experiment
+        from .paper import tables as rendering
+        from .paper.protocol import Protocol
 
         every = [*experiment.TABLES, *classification.PROTOCOLS, *clustering.PROTOCOLS]
         if p is not None:  # an option takes one value: further sizes arrive among the tables
@@ -147,11 +147,11 @@ def _app():
 
         No error is computed anew: for a machine that was busy when the run was made.
         """
-        from .experiments import pareto as race
-        from .experiments import report
-        from .experiments import reproduce as experiment
-        from .experiments import tables as rendering
-        from .experiments.protocol import Protocol
+        from .paper import pareto as race
+        from .paper import report
+        from .paper import reproduce as experiment
+        from .paper import tables as rendering
+        from .paper.protocol import Protocol
 
         try:
             results = experiment.read(folder)
@@ -171,7 +171,7 @@ def _app():
         folder: Annotated[Path, typer.Argument(help="Folder of a run of deepl0 reproduce.")],
     ) -> None:
         """Turn a run into one self-contained HTML page."""
-        from .experiments import report
+        from .paper import report
 
         try:
             typer.echo(report.write(folder))

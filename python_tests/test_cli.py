@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from deepl0_kernels import cli
-from deepl0_kernels.experiments import demo
+from deepl0_kernels.paper import demo
 
 
 def command(*arguments: str, code: str = "from deepl0_kernels.cli import main; main()"):
@@ -46,7 +46,7 @@ def test_importing_the_package_needs_none_of_the_demo():
         "for name in ('numpy', 'matplotlib', 'sklearn', 'tqdm', 'typer'):\n"
         "    sys.modules[name] = None\n"
         "import deepl0_kernels, deepl0_kernels.nn, deepl0_kernels.solvers\n"
-        "import deepl0_kernels.datasets, deepl0_kernels.experiments.demo, deepl0_kernels.cli\n"
+        "import deepl0_kernels.datasets, deepl0_kernels.paper.demo, deepl0_kernels.cli\n"
         "from deepl0_kernels import datasets\n"
         "try: datasets.mnist_subset()\n"
         "except ModuleNotFoundError as e: print(e)\n"

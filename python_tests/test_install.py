@@ -18,7 +18,7 @@ pytestmark = pytest.mark.install
 
 ROOT = Path(__file__).parents[1]
 OTHER_TORCH = os.environ.get("OTHER_TORCH", "torch>=2.14,<2.15")
-BUILD_TOOLS = ("numpy", "ninja", "pybind11", "setuptools>=64", "wheel")
+BUILD_TOOLS = ("numpy", "ninja", "setuptools>=64", "wheel")
 TEST_TOOLS = ("hypothesis", "pytest", "pytest-xdist")
 SMOKE = (
     "import torch, deepl0_kernels as dk; u = torch.randn(4, 9); "

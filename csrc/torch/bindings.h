@@ -8,8 +8,6 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
-#include <cstddef>
-#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -44,6 +42,13 @@ inline int64_t last_size(const Tensor& t, const char* name) {
     return t.size(t.dim() - 1);
 }
 
+/// The number of rows: of last dimensions.
+inline int64_t rows_of(const Tensor& t) {
+    int64_t rows = 1;
+    for (int64_t i = 0; i + 1 < t.dim(); ++i) rows *= t.size(i);
+    return rows;
+}
+
 inline ScalarType accumulation_type(const Tensor& t) {
     return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -63,6 +68,10 @@ inline Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, Scala
     return torch::stable::new_empty(like, shape, type);
 }
 
+inline Tensor cast(const Tensor& t, ScalarType type) {
+    return t.scalar_type() == type ? t : torch::stable::to(t, type);
+}
+
 // A tensor [..., cols] seen as rows with one stride. Copies only when its strides do not allow
 // that.
 struct Rows {
@@ -73,20 +82,25 @@ struct Rows {
     Rows(const Tensor& t, const char* name);
 };
 
-// Uninitialised memory of one task.
-class Workspace {
-  public:
-    explicit Workspace(size_t bytes) : bytes_(new std::byte[bytes]) {}
-    void* get() { return bytes_.get(); }
-
-  private:
-    std::unique_ptr<std::byte[]> bytes_;
-};
-
 // Kind of threshold by name; sigma, and theta's values for a kind, checked.
 ThresholdKind threshold_kind(const std::string& name);
 void check_sigma(const char* op, double sigma);
 void check_theta(const char* op, ThresholdKind kind, const Tensor& theta);
+
+/// Throws unless every index is in [0, p).
+void check_indices(const Tensor& indices, int64_t p, const char* op);
+
+/// Throws unless x [B, n], W [p, n] and S ([p, p], [stages - 1, p, p], or none for one stage) fit.
+void check_encoder(const Tensor& x, const Tensor& w, const std::optional<Tensor>& s, int64_t stages,
+                   const char* op);
+
+/// Throws unless 0 <= m <= p.
+inline void check_m(int64_t m, int64_t p) {
+    STD_TORCH_CHECK(0 <= m && m <= p, "m must be >= 0 and <= p = ", p, ", got ", m);
+}
+
+/// Bytes of a row of a mask of p bits.
+inline int64_t mask_bytes(int64_t p) { return (p + 7) / 8; }
 
 // Rows per task that make a task worth a thread: about 16k elements.
 inline int64_t grain_rows(int64_t cols) {

@@ -1,6 +1,7 @@
 #include "core/thresholds.h"
 
 #include "torch/bindings.h"
+#include "torch/buffer.h"
 
 namespace deepl0::torch_ops {
 
@@ -27,8 +28,9 @@ Tensor threshold(Tensor u, Tensor theta, double sigma, std::string kind_name) {
     const DType dtype = dtype_of(u, "u");
     void* out_data = out.mutable_data_ptr();
     torch::stable::parallel_for(0, rows.rows, grain_rows(rows.cols), [&](int64_t lo, int64_t hi) {
-        deepl0::threshold(dtype, kind, rows.data, rows.stride, theta.const_data_ptr(),
-                          theta.dim() == 1, sigma, out_data, rows.cols, rows.cols, lo, hi);
+        threshold_kernels().threshold(dtype, kind, rows.data, rows.stride, theta.const_data_ptr(),
+                                      theta.dim() == 1, sigma, out_data, rows.cols, rows.cols, lo,
+                                      hi);
     });
     return out;
 }
@@ -48,12 +50,13 @@ std::tuple<Tensor, Tensor> threshold_backward(Tensor grad, Tensor u, Tensor thet
     Tensor grad_u = empty(u, shape, u.scalar_type());
     Tensor grad_theta = empty(theta, shape_of(theta), theta.scalar_type());
     void* grad_u_data = grad_u.mutable_data_ptr();
-    Workspace partials(threshold_backward_workspace_bytes(rows.rows, rows.cols, per_entry));
+    const Buffer<char> partials(
+        int64_t(threshold_backward_workspace_bytes(rows.rows, rows.cols, per_entry)));
     const int64_t grain = std::max<int64_t>(1, grain_rows(rows.cols) / kThresholdBlockRows);
     torch::stable::parallel_for(0, threshold_blocks(rows.rows), grain, [&](int64_t lo, int64_t hi) {
-        deepl0::threshold_backward(dtype, kind, g.data, g.stride, rows.data, rows.stride,
-                                   theta.const_data_ptr(), per_entry, sigma, grad_u_data, rows.rows,
-                                   rows.cols, lo, hi, partials.get());
+        threshold_kernels().backward(dtype, kind, g.data, g.stride, rows.data, rows.stride,
+                                     theta.const_data_ptr(), per_entry, sigma, grad_u_data,
+                                     rows.rows, rows.cols, lo, hi, partials.get());
     });
     void* grad_theta_data = grad_theta.mutable_data_ptr();
     torch::stable::parallel_for(0, theta.numel(), 1024, [&](int64_t lo, int64_t hi) {

@@ -30,3 +30,9 @@ class BaselineEncoder(nn.Sequential):
         if readout:
             layers.append(nn.Linear(code_size, code_size))
         super().__init__(*layers)
+
+    def reset_parameters(self) -> None:
+        """Those of every linear layer."""
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..ops import SparseCode, checks, encode_l0, encode_top_m, soft_threshold
 from ..ops.thresholds import GRADS
 from ..solvers import step as steps
+from . import initial
 
 # exp stays finite and > 0 between these in float32; beyond them theta rests while its parameter is
 # still moved by the gradient, so that it can come back.
@@ -35,7 +36,8 @@ class _Encoder(nn.Module):
 
     def reset_parameters(self) -> None:
         """Start from a random dictionary: unit-norm Gaussian atoms, scaled to ``||D||_2 = 1``."""
-        D = torch.randn(self.in_features, self.code_size, dtype=torch.float64)
+        shape, device = (self.in_features, self.code_size), initial.device_of_draws(self.W)
+        D = torch.randn(shape, dtype=torch.float64, device=device)
         D /= D.norm(dim=0)
         # The norm is known, so that nothing is computed of values: meta tensors have none.
         self._unroll(D / torch.linalg.matrix_norm(D, 2), 0.99)
@@ -57,14 +59,13 @@ class _Encoder(nn.Module):
             )
         return mu
 
-    @torch.no_grad()
     def _unroll(self, D: Tensor, mu: float) -> None:
         """W = mu D', S = I - mu D'D, in float64 and rounded once."""
-        D = D.double()
-        self.W.copy_(mu * D.T)
+        D = D.detach().double()
+        initial.assign(self, "W", mu * D.T)
         if self.S is not None:
             eye = torch.eye(self.code_size, dtype=D.dtype, device=D.device)
-            self.S.copy_(eye - mu * (D.T @ D))
+            initial.assign(self, "S", (eye - mu * (D.T @ D)).expand(self.S.shape))
 
     def _check(self, x: Tensor) -> None:
         """x is [..., in_features] in the weights' dtype and on their device."""
@@ -95,6 +96,11 @@ class _Thresholded(_Encoder):
         self.log_theta = nn.Parameter(
             torch.empty((code_size,) if tied else (num_stages, code_size))
         )
+
+    def _set_log_theta(self, value: float) -> None:
+        device = initial.device_of_draws(self.log_theta)
+        full = torch.full(self.log_theta.shape, value, dtype=torch.float64, device=device)
+        initial.assign(self, "log_theta", full)
 
     @property
     def theta(self) -> Tensor:
@@ -142,13 +148,15 @@ class DeepL0Encoder(_Thresholded):
         super().__init__(in_features, code_size, num_stages, tied)
         checks.one_of("grad", grad, tuple(GRADS))
         self.grad = grad
+        # A graph reads the tensor when it is run: one serves a whole schedule.
+        self._ramp = torch.zeros((), dtype=torch.float64, device="cpu")
         self.sigma = 0.2
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """A random dictionary, and theta of lam = 0.5."""
         super().reset_parameters()
-        nn.init.constant_(self.log_theta, math.log(math.sqrt(2 * 0.5 * 0.99)))
+        self._set_log_theta(0.5 * math.log(2 * 0.5 * 0.99))
 
     @classmethod
     def from_dictionary(
@@ -181,13 +189,15 @@ class DeepL0Encoder(_Thresholded):
         self.to(device=D.device, dtype=D.dtype)
         mu = self._set_dictionary(D, step)
         factor = 2 if convention == "eq1" else 1
-        nn.init.constant_(self.log_theta, 0.5 * math.log(factor * lam * mu))
+        self._set_log_theta(0.5 * math.log(factor * lam * mu))
         return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Codes [..., p] of x [..., n]; through the ramp of width sigma in training mode."""
         self._check(x)
-        sigma = self.sigma if self.training else 0.0
+        sigma: float | Tensor = 0.0
+        if self.training:
+            sigma = self._ramp if torch.compiler.is_compiling() else self.sigma
         return encode_l0(
             x, self.W, self.S, self.theta, num_stages=self.num_stages, sigma=sigma, grad=self.grad
         )
@@ -256,7 +266,7 @@ class LISTA(_Thresholded):
     def reset_parameters(self) -> None:
         """A random dictionary, and theta of lam = 0.5."""
         super().reset_parameters()
-        nn.init.constant_(self.log_theta, math.log(0.5 * 0.99))
+        self._set_log_theta(math.log(0.5 * 0.99))
 
     @classmethod
     def from_dictionary(
@@ -273,7 +283,7 @@ class LISTA(_Thresholded):
         self = cls(D.shape[0], D.shape[1], num_stages, tied)
         self.to(device=D.device, dtype=D.dtype)
         mu = self._set_dictionary(D, step)
-        nn.init.constant_(self.log_theta, math.log(lam * mu))
+        self._set_log_theta(math.log(lam * mu))
         return self
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,15 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .._isolation import isolated
 from ..ops import checks
+from . import initial
+
+
+@isolated()
+def _scores(a: Tensor, weight: Tensor) -> Tensor:
+    # Sums of p products decide between clusters: not under autocast's half precision.
+    return -(a.to(weight.dtype) @ weight.T)
 
 
 class ClusterHead(nn.Module):
@@ -32,7 +40,16 @@ class ClusterHead(nn.Module):
         self.code_size = checks.integer("code_size", code_size, 1)
         self.clusters = checks.integer("clusters", clusters, 1)
         self.weight = nn.Parameter(torch.empty(clusters, code_size))
-        nn.init.normal_(self.weight, std=code_size**-0.5)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Gaussian weights, of norm 1 a cluster on average."""
+        draws = torch.empty(
+            self.weight.shape,
+            dtype=self.weight.dtype,
+            device=initial.device_of_draws(self.weight),
+        )
+        initial.assign(self, "weight", draws.normal_(std=self.code_size**-0.5))
 
     def logits(self, a: Tensor) -> Tensor:
         """``-w_j' a`` [..., clusters]."""
@@ -43,9 +60,7 @@ class ClusterHead(nn.Module):
                 f"a must have shape [..., code_size] = [..., {self.code_size}], "
                 f"got {checks.shape(a)}"
             )
-        # Sums of p products decide between clusters: not under autocast's half precision.
-        with torch.autocast(a.device.type, enabled=False):
-            return -(a.to(self.weight.dtype) @ self.weight.T)
+        return _scores(a, self.weight)
 
     def forward(self, a: Tensor) -> Tensor:
         """Probabilities [..., clusters]; a row sums to 1."""

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .._isolation import isolated, refuse_inference
 from .._optional import progress_bar
 from ..ops import checks
 from ..solvers import step as steps
@@ -20,6 +21,7 @@ class _Codes(torch.autograd.Function):
     """Graph-regularised elastic-net codes, with the derivative of the minimiser in D."""
 
     @staticmethod
+    @isolated()
     def forward(ctx, D, x, L, lam, lam2, alpha, init, tol, max_iter):
         a = graph_sparse_code(
             x, D, L, lam, alpha, lam2, init=init, tol=tol, max_iter=max_iter
@@ -30,6 +32,7 @@ class _Codes(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
+    @isolated()
     def backward(ctx, grad):
         D, x, L, a = ctx.saved_tensors
         beta = _adjoint(D, L, a, grad, ctx.lam2, ctx.alpha, ctx.tol)
@@ -166,12 +169,12 @@ class JointSparseClustering(nn.Module):
         first, second = self.head.logits(a).topk(2, dim=-1).values.unbind(-1)
         return (1 + second - first).clamp_min(0).mean() + penalty
 
-    @torch.no_grad()
+    @isolated(grad=False)
     def project(self) -> None:
         """Bring atoms longer than 1 back to the unit ball."""
         self.D.div_(self.D.norm(dim=0).clamp_min(1))
 
-    @torch.enable_grad()
+    @isolated(grad=True)
     def fit(
         self,
         x: Tensor,
@@ -191,9 +194,10 @@ class JointSparseClustering(nn.Module):
         Codes start where those of the last step were.
 
         Raises:
-            ValueError: arguments that do not fit.
+            ValueError: arguments that do not fit; a parameter that was made in inference mode.
             RuntimeError: the loss is not finite any more.
         """
+        refuse_inference(self)
         steps.signals(x, self.D)
         L = check_laplacian(laplacian, x)
         count = checks.integer("iterations", iterations, 1)

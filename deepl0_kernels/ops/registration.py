@@ -320,7 +320,7 @@ def _beyond_native(args: Sequence) -> str | None:
             isinstance(arg, Tensor) and torch._C._functorch.is_gradtrackingtensor(arg)
             for arg in args
         ):
-            return "forward mode" if kind == kinds.Jvp else "torch.func"
+            return "forward mode" if kind == kinds.Jvp else "torch.func"  # .grad, .vjp, ...
     elif forward_ad._current_level >= 0 and any(
         isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None for arg in args
     ):

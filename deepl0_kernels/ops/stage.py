@@ -59,7 +59,7 @@ def _setup_threshold(ctx, inputs, output):
     _save_products(ctx, *factors, theta, output[1])
 
 
-def _backward_threshold(ctx, grad_out):
+def _backward_threshold(ctx, grad_out, *_):
     *_, theta, u = ctx.saved_tensors
     mask = 1 * any(ctx.needs_input_grad[:4]) + 2 * ctx.needs_input_grad[4]
     grads = threshold_backward(grad_out.to(u.dtype), u, theta, ctx.sigma, "helu", mask)

@@ -74,7 +74,7 @@ def check_theta(theta: Tensor, kind: str) -> None:
         type(theta) not in (Tensor, torch.nn.Parameter)
         or theta.device.type != "cpu"
         or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
     ):

@@ -16,16 +16,23 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from .._files import write_atomically
+from .._isolation import isolated
 from .._optional import require
-from ..experiments.problems import L0Regularized, MSparse, Problem
 from ..ops import SparseCode, checks
 from ..solvers import learn_dictionary
+from ..solvers.step import positive
+from ..training import L0Regularized, MSparse, Problem
 from ..version import __version__
 
 _FLOATS = [np.float64, np.float32]
 _FORMAT = "deepl0_kernels.sklearn"
 # Estimators by name: a file may name these and nothing else.
 _CLASSES: dict[str, type[SparseEstimator]] = {}
+
+
+def plain(value: Any) -> Any:
+    """A number of NumPy's as Python's, which JSON can hold."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -42,6 +49,9 @@ class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     sparse_output: bool
     random_state: Any
     components_: np.ndarray
+    # The parameters that shaped what is fitted, as they were then: a later ``set_params`` does not
+    # reach it.
+    _fitted: dict[str, Any]
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -64,6 +74,7 @@ class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         """The codes of x [N, n]."""
         raise NotImplementedError(type(self).__name__)
 
+    @isolated(grad=False)
     def transform(self, X):
         """Codes of X.
 
@@ -73,9 +84,7 @@ class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         Returns:
             [N, p] in the dtype of the training data; a SciPy CSR matrix with ``sparse_output``.
         """
-        x = self._signals(X)
-        with torch.no_grad():
-            return self._output(self._encode(x))
+        return self._output(self._encode(self._signals(X)))
 
     def inverse_transform(self, X):
         """Signals ``codes @ components_`` [N, n] of codes [N, p], dense or CSR."""
@@ -119,33 +128,55 @@ class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             return L0Regularized(lam=self.lam)
         return MSparse(m=self.m)
 
-    def _learn(self, x: Tensor, seed: int) -> Tensor:
-        """D [n, p]: the one given, or one learned from x. Sets ``components_``."""
+    def _check(self, x: Tensor) -> int:
+        """Refuse parameters out of range for x, before any work; the code size p."""
         if self.dictionary is not None:
-            given = check_array(self.dictionary, dtype=x.numpy().dtype, input_name="dictionary")
-            if given.shape[1] != x.shape[1]:
-                raise ValueError(
-                    f"dictionary must be [p, n] with n = {x.shape[1]} features, got {given.shape}"
-                )
-            if self.code_size not in (None, len(given)):
-                raise ValueError(
-                    f"code_size must be the dictionary's {len(given)} or None, got {self.code_size}"
-                )
-            D = torch.from_numpy(np.array(given)).T
+            p = len(self._given(x))
         else:
             size = 2 * x.shape[1] if self.code_size is None else self.code_size
             p = checks.integer("code_size", size, 1)
-            # Atoms start as signals plus noise: where there are too few, one starts several.
-            x = x.repeat(math.ceil(p / len(x)), 1)
-            epochs, batch = self._course(len(x), self.dictionary_epochs, "dictionary_epochs")
-            lam = self.lam if self.m is None else None
-            D = learn_dictionary(
-                x, p, m=self.m, lam=lam, epochs=epochs, batch_size=batch, seed=seed
-            ).D
-        if self.m is not None:
-            checks.integer("m", self.m, 1, D.shape[1], "the code size")
+        if self.m is None:
+            positive("lam", self.lam)
+        else:
+            checks.integer("m", self.m, 1, p, "the code size")
+        self._course(len(x), self.dictionary_epochs, "dictionary_epochs")
+        return p
+
+    def _given(self, x: Tensor) -> np.ndarray:
+        """The parameter ``dictionary`` [p, n] in x's dtype."""
+        given = check_array(self.dictionary, dtype=x.numpy().dtype, input_name="dictionary")
+        if given.shape[1] != x.shape[1]:
+            raise ValueError(
+                f"dictionary must be [p, n] with n = {x.shape[1]} features, got {given.shape}"
+            )
+        if self.code_size not in (None, len(given)):
+            raise ValueError(
+                f"code_size must be the dictionary's {len(given)} or None, got {self.code_size}"
+            )
+        return given
+
+    def _learn(self, x: Tensor, p: int, seed: int) -> Tensor:
+        """D [n, p]: the one given, or one learned from x."""
+        if self.dictionary is not None:
+            return torch.from_numpy(np.array(self._given(x))).T
+        # Atoms start as signals plus noise: where there are too few, one starts several.
+        x = x.repeat(math.ceil(p / len(x)), 1)
+        epochs, batch = self._course(len(x), self.dictionary_epochs, "dictionary_epochs")
+        lam = self.lam if self.m is None else None
+        return learn_dictionary(
+            x, p, m=self.m, lam=lam, epochs=epochs, batch_size=batch, seed=seed
+        ).D
+
+    def _shape(self) -> dict[str, Any]:
+        """The parameters that shape what is fitted, as numbers and words."""
+        raise NotImplementedError(type(self).__name__)
+
+    def _keep(self, D: Tensor, **fitted: Any) -> None:
+        """Take over D [n, p] and all else that a fit has made, when nothing can fail any more."""
         self.components_ = np.ascontiguousarray(D.T.numpy())
-        return D
+        self._fitted = self._shape()
+        for name, value in fitted.items():
+            setattr(self, name, value)
 
     def _course(self, count: int, epochs: int, name: str) -> tuple[int, int]:
         """Epochs and batch size that make ``min_steps`` steps of ``count`` signals at least."""
@@ -159,7 +190,7 @@ class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     _module_names: tuple[str, ...] = ()
 
     def _fresh_modules(self) -> dict[str, nn.Module]:
-        """The fitted modules ``_module_names``, shapes right and values open."""
+        """The fitted modules, shapes right and values open: ``_module_names``, and their parts."""
         return {}
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -186,7 +217,7 @@ class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             elif isinstance(value, np.ndarray):
                 values[key] = {"list": value.tolist(), "dtype": value.dtype.str}
             elif not isinstance(value, torch.optim.Optimizer):
-                values[key] = {"json": value.item() if isinstance(value, np.generic) else value}
+                values[key] = {"json": plain(value)}
         try:
             text = json.dumps(values)
         except TypeError as error:
@@ -197,6 +228,7 @@ class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         write_atomically(Path(path), safetensors.save(tensors, metadata=metadata))
 
 
+@isolated(grad=True)
 def load(path: str | PathLike[str]) -> Any:
     """The estimator that :meth:`save` wrote. Nothing in the file is executed.
 
@@ -226,10 +258,13 @@ def load(path: str | PathLike[str]) -> Any:
                 setattr(self, key, value["json"])
         for key in [key for key in tensors if "." not in key]:
             setattr(self, key, tensors.pop(key).numpy())
+        if not hasattr(self, "_fitted"):
+            self._fitted = self._shape()  # files of before it was kept
         for key, module in self._fresh_modules().items():
             prefix = f"{key}."
             state = {k[len(prefix) :]: t for k, t in tensors.items() if k.startswith(prefix)}
-            module.load_state_dict(state)
+            if key in cls._module_names:  # the others are parts of these
+                module.load_state_dict(state)
             setattr(self, key, module.eval())
         self.get_params()  # all of them are there
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:

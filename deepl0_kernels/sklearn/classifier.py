@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets, unique_labels
+from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from ..experiments.training import Classifier, fit_to_classes
-from .deep import DeepEstimator, training
+from .._isolation import isolated
+from ..training import Classifier, cross_entropies, fit_to_classes
+from .deep import DeepEstimator, seeded
 
 
 class DeepL0Classifier(ClassifierMixin, DeepEstimator):
@@ -48,27 +49,51 @@ class DeepL0Classifier(ClassifierMixin, DeepEstimator):
     classes_: np.ndarray
     network_: Classifier
 
-    def fit(self, X, y) -> DeepL0Classifier:
-        """Learn from X [N, n] and labels y [N]."""
-        self._forget()
-        x, y = self._labelled(X, y, reset=True)
-        self.classes_ = unique_labels(y)
-        seed = self._seed()
-        with training(seed):
-            self._begin(x, seed)
-            target = torch.from_numpy(np.searchsorted(self.classes_, y))
-            self.loss_ = fit_to_classes(self.network_, x, target, **self._options(len(x), seed))
+    @isolated(grad=True)
+    def fit(self, X, y, sample_weight: Any = None) -> DeepL0Classifier:
+        """Learn from X [N, n] and labels y [N].
+
+        Args:
+            sample_weight: [N] or a number, >= 0 and not all 0: the loss is the weighted mean.
+
+        A signal of weight 0 is as good as absent, its class too, to the last bit; a common factor
+        of all weights makes no difference but of rounding. An integer weight repeats a signal in
+        the loss of an epoch, so that it is a repetition where ``batch_size`` takes all signals and
+        the dictionary is given; elsewhere in expectation, as the signals of a batch are drawn once
+        each. The dictionary is learned from signals that count alike.
+        """
+        x, y, weights = self._labelled(X, y, sample_weight, reset=True)
+        classes, seed = unique_labels(y), self._seed()
+        if weights is not None:
+            weights = weights / weights.mean()
+        with seeded(seed):
+            D, encoder = self._start(x, seed)
+            network = Classifier(encoder, D.shape[1], len(classes))
+            target = torch.from_numpy(np.searchsorted(classes, y))
+            options = self._options(len(x), seed)
+            losses = fit_to_classes(network, x, target, weights, **options)
+        self._keep(D, encoder_=encoder, network_=network, classes_=classes, loss_=losses)
         return self
 
-    def partial_fit(self, X, y, classes: Any = None) -> DeepL0Classifier:
+    @isolated(grad=True)
+    def partial_fit(self, X, y, classes: Any = None, sample_weight: Any = None) -> DeepL0Classifier:
         """One epoch over X [N, n] and y [N].
 
-        The first call learns the dictionary from its X, and must know all ``classes``.
+        The first call learns the dictionary from its X, and must know all ``classes``. A changed
+        ``lr``, ``batch_size`` or ``random_state`` acts from the next call on; a change of what the
+        model is made of (code_size, dictionary, m, lam, num_stages, tied, grad) is a ValueError.
+
+        Args:
+            sample_weight: as in :meth:`fit`, but taken as they are: they multiply the loss of each
+                signal, and a call of small weights moves the model less than one of large ones as
+                far as Adam lets it.
         """
         first = not self.__sklearn_is_fitted__()
         if first and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit")
-        x, y = self._labelled(X, y, reset=first)
+        if not first:
+            self._check_unchanged()
+        x, y, weights = self._labelled(X, y, sample_weight, reset=first)
         known = self.classes_ if classes is None else unique_labels(np.asarray(classes))
         if not first and not np.array_equal(known, self.classes_):
             raise ValueError(f"classes must be those of the first call, {self.classes_}")
@@ -76,16 +101,13 @@ class DeepL0Classifier(ClassifierMixin, DeepEstimator):
         if len(unknown):
             raise ValueError(f"y must be among classes {known}, got {unknown}")
         seed = self._seed()
-        with training(seed):
+        with seeded(seed):
             if first:
-                self.classes_ = known
-                self._begin(x, seed)
-                self.loss_ = []
+                D, encoder = self._start(x, seed)
+                network = Classifier(encoder, D.shape[1], len(known))
+                self._keep(D, encoder_=encoder, network_=network, classes_=known, loss_=[])
             target = torch.from_numpy(np.searchsorted(known, y))
-
-            def loss(rows: Tensor) -> Tensor:
-                return cross_entropy(self.network_(x[rows]), target[rows])
-
+            loss = cross_entropies(self.network_, x, target, weights)
             self.loss_.append(self._one_pass(self.network_, loss, len(x), seed))
         return self
 
@@ -107,28 +129,29 @@ class DeepL0Classifier(ClassifierMixin, DeepEstimator):
         best = self._logits(X).argmax(1).numpy()  # also checks that there is a fit
         return self.classes_[best]
 
+    @isolated(grad=False)
     def _logits(self, X) -> Tensor:
-        x = self._signals(X)
-        with torch.no_grad():
-            return self.network_(x)
+        return self.network_(self._signals(X))
 
-    def _labelled(self, X, y, *, reset: bool) -> tuple[Tensor, np.ndarray]:
+    def _labelled(
+        self, X, y, sample_weight, *, reset: bool
+    ) -> tuple[Tensor, np.ndarray, Tensor | None]:
+        """Signals, labels and weights of all signals whose weight is not 0."""
         if y is None:
             raise ValueError("a classifier requires y to be passed, but the target y is None")
         x, y = self._signals(X, y, reset=reset)
         check_classification_targets(y)
-        return x, y
-
-    def _begin(self, x: Tensor, seed: int) -> None:
-        self._start(x, seed)
-        self._attach()
-
-    def _attach(self) -> None:
-        self.network_ = Classifier(self.encoder_, len(self.components_), len(self.classes_))
+        if sample_weight is None:
+            return x, y, None
+        weights = _check_sample_weight(
+            sample_weight, x.numpy(), dtype=x.numpy().dtype, ensure_non_negative=True
+        )
+        present = weights != 0
+        return x[torch.from_numpy(present)], y[present], torch.from_numpy(weights[present])
 
     _module_names = ("network_",)
 
     def _fresh_modules(self) -> dict[str, nn.Module]:
-        self.encoder_ = self._fresh_encoder()
-        self._attach()
-        return {"network_": self.network_}
+        modules = super()._fresh_modules()
+        p, classes = len(self.components_), len(self.classes_)
+        return {**modules, "network_": Classifier(modules["encoder_"], p, classes)}

@@ -9,11 +9,13 @@ import torch
 from sklearn.base import ClusterMixin
 from torch import Tensor, nn
 
-from ..experiments.clusters import logistic_head, start_head
-from ..experiments.training import Clusters, fit_to_clusters, fit_to_codes
+from .._isolation import isolated
 from ..nn import ClusterHead
 from ..ops import checks
-from .deep import DeepEstimator, training
+from ..solvers.graph import nonnegative
+from ..training import Clusters, fit_to_clusters, fit_to_codes, logistic_head, start_head
+from .base import plain
+from .deep import DeepEstimator, seeded
 
 
 class DeepL0Clusterer(ClusterMixin, DeepEstimator):
@@ -100,29 +102,35 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
         self.balance = balance
         self.init = init
 
+    @isolated(grad=True)
     def fit(self, X, y: Any = None) -> DeepL0Clusterer:
         """Cluster X [N, n]; y is ignored."""
         x, seed = self._signals(X, reset=True), self._seed()
         clusters = checks.integer("n_clusters", self.n_clusters, 1)
         if len(x) < clusters:
             raise ValueError(f"n_samples = {len(x)} must be at least n_clusters = {clusters}")
+        balance = nonnegative("balance", self.balance)
         labels = self._init_labels(len(x), clusters)
-        with training(seed):
-            D = self._start(x, seed)
+        with seeded(seed):
+            D, encoder = self._start(x, seed)
             codes = self._problem().optimal(x, D).dense
             options = self._options(len(x), seed)
-            fit_to_codes(self.encoder_, x, codes, **options)
+            fit_to_codes(encoder, x, codes, **options)
             with torch.no_grad():
-                codes = self.encoder_(x)
-                if labels is None:
-                    head = start_head(codes, clusters, seed)
-                else:
-                    head = logistic_head(codes, labels, clusters)
-            self.network_ = Clusters(self.encoder_, head)
-            self.loss_ = fit_to_clusters(self.network_, x, balance=self.balance, **options)
+                codes = encoder(x)
+            if labels is None:
+                head = start_head(codes, clusters, seed)
+            else:
+                head = logistic_head(codes, labels, clusters)
+            network = Clusters(encoder, head)
+            losses = fit_to_clusters(network, x, balance=balance, **options)
             with torch.no_grad():
-                self.labels_ = self.network_(x).argmax(1).numpy()
+                assigned = network(x).argmax(1).numpy()
+        self._keep(D, encoder_=encoder, network_=network, loss_=losses, labels_=assigned)
         return self
+
+    def _shape(self) -> dict[str, Any]:
+        return super()._shape() | {"n_clusters": plain(self.n_clusters)}
 
     def _init_labels(self, count: int, clusters: int) -> Tensor | None:
         """``init`` as [N] int64; None for k-means."""
@@ -150,15 +158,14 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
         """The most probable cluster [N] int64."""
         return self._assign(X).argmax(1).numpy()
 
+    @isolated(grad=False)
     def _assign(self, X) -> Tensor:
-        x = self._signals(X)
-        with torch.no_grad():
-            return self.network_(x)
+        return self.network_(self._signals(X))
 
     _module_names = ("network_",)
 
     def _fresh_modules(self) -> dict[str, nn.Module]:
-        self.encoder_ = self._fresh_encoder()
-        head = ClusterHead(len(self.components_), self.n_clusters)
-        self.network_ = Clusters(self.encoder_, head.to(self.encoder_.W.dtype))
-        return {"network_": self.network_}
+        modules = super()._fresh_modules()
+        encoder = modules["encoder_"]
+        head = ClusterHead(len(self.components_), self._fitted["n_clusters"])
+        return {**modules, "network_": Clusters(encoder, head.to(encoder.W.dtype))}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from .._isolation import isolated
 from ..ops import SparseCode
 from ..solvers import iht, iht_m
-from .base import SparseEstimator
+from .base import SparseEstimator, plain
 
 
 class IHTSparseCoder(SparseEstimator):
@@ -69,20 +71,27 @@ class IHTSparseCoder(SparseEstimator):
         self.sparse_output = sparse_output
         self.random_state = random_state
 
+    @isolated(grad=False)
     def fit(self, X, y: Any = None) -> IHTSparseCoder:
         """Learn the dictionary from X [N, n], or check that the given one fits; y is ignored."""
-        self._learn(self._signals(X, reset=True), self._seed())
+        x, seed = self._signals(X, reset=True), self._seed()
+        p = self._check(x)
+        _solve(x[:0], torch.eye(x.shape[1], p, dtype=x.dtype), self._shape())  # checks the rest
+        self._keep(self._learn(x, p, seed))
         return self
 
+    def _shape(self) -> dict[str, Any]:
+        names = ("m", "lam", "step", "init", "tol", "transform_max_iter")
+        return {name: plain(getattr(self, name)) for name in names}
+
     def _encode(self, x: Tensor) -> Tensor | SparseCode:
-        D = x.new_tensor(self.components_).T
-        options: dict[str, Any] = dict(
-            step=self.step,
-            init=self.init,
-            tol=self.tol,
-            max_iter=self.transform_max_iter,
-            history=False,
-        )
-        if self.m is None:
-            return iht(x, D, self.lam, **options).code
-        return iht_m(x, D, self.m, **options).code
+        return _solve(x, x.new_tensor(self.components_).T, self._fitted)
+
+
+def _solve(x: Tensor, D: Tensor, options: dict[str, Any]) -> Tensor | SparseCode:
+    """Codes of x [N, n] with the parameters that ``_shape`` gives."""
+    more: dict[str, Any] = {name: options[name] for name in ("step", "init", "tol")}
+    more |= dict(max_iter=options["transform_max_iter"], history=False)
+    if options["m"] is None:
+        return iht(x, D, options["lam"], **more).code
+    return iht_m(x, D, options["m"], **more).code

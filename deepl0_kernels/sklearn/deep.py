@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from ..nn import DeepL0Encoder, DeepMSparseEncoder
 from ..ops import SparseCode, checks
 from ..ops.thresholds import GRADS
 from ..solvers.step import positive
-from .base import SparseEstimator
+from .base import SparseEstimator, plain
 
 # Gradients on HELU's ramp are multiplied by 1 / sigma.
 _CLIP = 1.0
@@ -64,16 +65,33 @@ class DeepEstimator(SparseEstimator):
             return self.encoder_.encode(x)
         return self.encoder_(x)
 
-    def _start(self, x: Tensor, seed: int) -> Tensor:
-        """Dictionary and encoder from x; returns D [n, p]."""
-        D = self._learn(x, seed)
-        K, tied = self.num_stages, self.tied
+    def _shape(self) -> dict[str, Any]:
+        names = [
+            "code_size",
+            "m",
+            "num_stages",
+            "tied",
+            *(["lam", "grad"] if self.m is None else []),
+        ]
+        given = None if self.dictionary is None else "given"
+        return {name: plain(getattr(self, name)) for name in names} | {"dictionary": given}
+
+    def _check(self, x: Tensor) -> int:
+        p = super()._check(x)
         checks.one_of("grad", self.grad, tuple(GRADS))
+        positive("lr", self.lr)
+        self._course(len(x), self.epochs, "epochs")
+        with torch.device("meta"):
+            _fresh_encoder(x.shape[1], p, self._shape())
+        return p
+
+    def _start(self, x: Tensor, seed: int) -> tuple[Tensor, DeepL0Encoder | DeepMSparseEncoder]:
+        """Dictionary [n, p] of x, and the encoder that starts from it."""
+        D = self._learn(x, self._check(x), seed)
+        K, tied = self.num_stages, self.tied
         if self.m is None:
-            self.encoder_ = DeepL0Encoder.from_dictionary(D, self.lam, K, tied, grad=self.grad)
-        else:
-            self.encoder_ = DeepMSparseEncoder.from_dictionary(D, self.m, K, tied)
-        return D
+            return D, DeepL0Encoder.from_dictionary(D, self.lam, K, tied, grad=self.grad)
+        return D, DeepMSparseEncoder.from_dictionary(D, self.m, K, tied)
 
     def _options(self, count: int, seed: int) -> dict[str, Any]:
         """Of the training loop."""
@@ -81,11 +99,36 @@ class DeepEstimator(SparseEstimator):
         lr = positive("lr", self.lr)
         return dict(epochs=epochs, batch_size=batch, lr=lr, clip=_CLIP, seed=seed)
 
+    def _keep(self, D: Tensor, **fitted: Any) -> None:
+        super()._keep(D, **fitted)
+        self.__dict__.pop("_optimizer", None)  # that of an earlier partial_fit
+
+    def _check_unchanged(self) -> None:
+        """Refuse parameters that ``partial_fit`` would have to change the fitted model for."""
+        shape = self._shape()
+        for name in self._fitted.keys() | shape.keys():
+            was, now = self._fitted.get(name), shape.get(name)
+            if was != now:
+                break
+        else:
+            name, was, now = "dictionary", "the first", "another"
+            if self.dictionary is None or np.array_equal(
+                np.asarray(self.dictionary, self.components_.dtype), self.components_
+            ):
+                return
+        raise ValueError(
+            f"{name} was {was!r} when the model was made and is {now!r} now: partial_fit goes on "
+            "with the model as it is; set it back, or call fit"
+        )
+
     def _one_pass(self, network: nn.Module, loss: Any, count: int, seed: int) -> float:
         """One epoch with an optimiser that lives on between calls; its mean loss."""
         batch = checks.integer("batch_size", self.batch_size, 1)
+        lr = positive("lr", self.lr)
         if not hasattr(self, "_optimizer"):
-            self._optimizer = torch.optim.Adam(network.parameters(), lr=positive("lr", self.lr))
+            self._optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
         if isinstance(self.encoder_, DeepL0Encoder):
             self.encoder_.sigma = _SIGMA
         network.train()
@@ -102,31 +145,24 @@ class DeepEstimator(SparseEstimator):
         network.eval()
         return total / count
 
-    def _forget(self) -> None:
-        """Before a new fit: what partial_fit kept of the old one."""
-        self.__dict__.pop("_optimizer", None)
-
-    def _fresh_encoder(self) -> DeepL0Encoder | DeepMSparseEncoder:
-        p, n = self.components_.shape
-        dtype = torch.from_numpy(self.components_).dtype
-        if self.m is None:
-            return DeepL0Encoder(n, p, self.num_stages, self.tied, grad=self.grad).to(dtype)
-        return DeepMSparseEncoder(n, p, self.m, self.num_stages, self.tied).to(dtype)
-
     _module_names = ("encoder_",)
 
     def _fresh_modules(self) -> dict[str, nn.Module]:
-        return {"encoder_": self._fresh_encoder()}
+        p, n = self.components_.shape
+        dtype = torch.from_numpy(self.components_).dtype
+        return {"encoder_": _fresh_encoder(n, p, self._fitted).to(dtype)}
+
+
+def _fresh_encoder(n: int, p: int, shape: dict[str, Any]) -> DeepL0Encoder | DeepMSparseEncoder:
+    """The encoder of the parameters that ``_shape`` gives, its values open."""
+    if shape["m"] is None:
+        return DeepL0Encoder(n, p, shape["num_stages"], shape["tied"], grad=shape["grad"])
+    return DeepMSparseEncoder(n, p, shape["m"], shape["num_stages"], shape["tied"])
 
 
 @contextmanager
-def training(seed: int) -> Iterator[None]:
-    """Gradients on whatever the caller's mode, and a generator that is not the caller's."""
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.random.fork_rng(devices=[]),
-    ):
+def seeded(seed: int) -> Iterator[None]:
+    """A generator that is not the caller's."""
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

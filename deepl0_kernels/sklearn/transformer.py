@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..experiments.training import fit_to_codes
-from .deep import DeepEstimator, training
+from .._isolation import isolated
+from ..training import fit_to_codes
+from .deep import DeepEstimator, seeded
 
 
 class DeepL0Transformer(DeepEstimator):
@@ -39,16 +40,18 @@ class DeepL0Transformer(DeepEstimator):
     Source: Wang, Ling, Huang 2016.
     """
 
+    @isolated(grad=True)
     def fit(self, X, y: Any = None) -> DeepL0Transformer:
         """Learn dictionary and encoder from X [N, n]; y is ignored."""
-        self._forget()
         x, seed = self._signals(X, reset=True), self._seed()
-        with training(seed):
-            D = self._start(x, seed)
+        with seeded(seed):
+            D, encoder = self._start(x, seed)
             codes = self._problem().optimal(x, D).dense
-            self.loss_ = fit_to_codes(self.encoder_, x, codes, **self._options(len(x), seed))
+            losses = fit_to_codes(encoder, x, codes, **self._options(len(x), seed))
+        self._keep(D, encoder_=encoder, loss_=losses)
         return self
 
+    @isolated(grad=True)
     def partial_fit(self, X, y: Any = None) -> DeepL0Transformer:
         """One epoch over X [N, n]; y is ignored.
 
@@ -56,10 +59,12 @@ class DeepL0Transformer(DeepEstimator):
         """
         first = not self.__sklearn_is_fitted__()
         x, seed = self._signals(X, reset=first), self._seed()
-        with training(seed):
+        if not first:
+            self._check_unchanged()
+        with seeded(seed):
             if first:
-                self._start(x, seed)
-                self.loss_ = []
+                D, encoder = self._start(x, seed)
+                self._keep(D, encoder_=encoder, loss_=[])
             D = x.new_tensor(self.components_).T
             codes = self._problem().optimal(x, D).dense
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 import cuda_toolkit
+import deepl0_kernels as dk
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
@@ -64,6 +65,7 @@ def compile_all(folder: Path) -> None:
     tools = toolkit()
     assert tools is not None
     torch_root = Path(torch.__file__).parent
+    major, minor = map(int, dk.build_info()["torch_abi_target"].split("."))
     objects = []
 
     def run(*command: str | Path) -> None:
@@ -84,7 +86,8 @@ def compile_all(folder: Path) -> None:
         run(
             "c++", "-std=c++17", "-O0", "-fPIC", "-fvisibility=hidden", "-ffunction-sections",
             "-DDEEPL0_CUDA_EMULATED",
-            "-DTORCH_TARGET_VERSION=0x020d000000000000", "-DDEEPL0_ISA=scalar", f"-I{CSRC}",
+            f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000", "-DDEEPL0_ISA=scalar",
+            f"-I{CSRC}",
             "-isystem", torch_root / "include", "-isystem", tools.include,
             "-c", source, "-o", objects[-1],
         )  # fmt: skip

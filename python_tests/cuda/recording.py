@@ -12,10 +12,10 @@ from contextlib import contextmanager
 
 import torch
 
-from deepl0_kernels.backends import serve_device
+from deepl0_kernels.backends import GPU, serve_device
 from deepl0_kernels.cuda import library
 from deepl0_kernels.ops import registration
-from python_tests.triton.recording import guarded_launchers
+from python_tests.triton.recording import guarded
 
 from .emulator import Emulator, Job, Launch, base_name
 
@@ -31,10 +31,12 @@ def recording(emulator: Emulator) -> Iterator[list[Launch]]:
         assert 0 < threads <= 1024, f"{threads} threads"
         launches.append(Launch(name, job.grid[0], threads, job.shared_bytes))
 
-    before = library.kernels
+    floor = GPU["cuda"]
+    before = library.kernels, floor.launcher
     library.kernels = torch.ops.deepl0_emulated
+    floor.launcher = lambda name: guarded(before[1](name))
     emulator.record = record
-    with guarded_launchers(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Overriding a previously registered kernel")
         registered = registration.serve_natively("meta", ("cuda",))
     try:
@@ -43,4 +45,4 @@ def recording(emulator: Emulator) -> Iterator[list[Launch]]:
         registered._destroy()
         serve_device("meta")
         emulator.record = None
-        library.kernels = before
+        library.kernels, floor.launcher = before

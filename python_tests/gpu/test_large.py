@@ -60,7 +60,8 @@ def test_encoder(floor):
     x = torch.randint(-3, 4, (batch, 16), device=GPU).float()
     W = torch.randint(-3, 4, (p, 16), device=GPU).float()
     at = torch.tensor([0, 16_383, 16_384, 16_385, batch - 1], device=GPU)
-    values, indices = dk.encode_top_m(x, W, None, 32, num_stages=1)[:2]
+    code = dk.encode_top_m(x, W, None, 32, num_stages=1)
+    values, indices = code.values, code.indices
     want_values, want_indices = dk.reference.top_m(x[at] @ W.t(), 32)
     assert torch.equal(indices[at], want_indices)
     assert torch.equal(values[at], want_values)

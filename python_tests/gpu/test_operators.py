@@ -43,7 +43,11 @@ def encoded(leaves: list[Tensor], m: int, stages: int) -> tuple[Tensor, ...]:
     code = dk.encode_top_m(*leaves, m, num_stages=stages)
     grad = (torch.arange(code.values.numel(), device=GPU) % 5 - 2).view_as(code.values)
     wanted = leaves if stages > 1 else leaves[:2]
-    return *code[:2], *torch.autograd.grad(code.values, wanted, grad.to(code.values.dtype))
+    return (
+        code.values,
+        code.indices,
+        *torch.autograd.grad(code.values, wanted, grad.to(code.values.dtype)),
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -137,7 +141,7 @@ def problem(name: str, p: int = 700):
     def training(x):
         w, s = W.clone().requires_grad_(), S.clone().requires_grad_()
         code = dk.encode_top_m(x, w, s, 20)
-        return *code[:2], *torch.autograd.grad(code.values.square().sum(), (w, s))
+        return code.values, code.indices, *torch.autograd.grad(code.values.square().sum(), (w, s))
 
     def decoding(x):
         values, indices = dk.top_m(x, 20)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deepl0_kernels.backends import Backend, serve_device
+from deepl0_kernels.backends import GPU, serve_device
 from deepl0_kernels.ops import registration
 from deepl0_kernels.triton import launch, table
 from deepl0_kernels.triton.launch import Launch
@@ -25,38 +25,29 @@ _FLOATING_ATOMICS = ("index_add", "scatter_add", "scatter_reduce", "index_put", 
 def recording(device_class: str = "sm80") -> Iterator[list[Launch]]:
     """Inside, launches on meta tensors are collected as if the device were of ``device_class``."""
     jobs: list[Launch] = []
-    before = launch.run, table.device_class
-    with guarded_launchers(), warnings.catch_warnings():
+    floor = GPU["triton"]
+    before = launch.run, table.device_class, floor.launcher
+    floor.launcher = lambda name: guarded(before[2](name))
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Overriding a previously registered kernel")
         library = registration.serve_natively("meta", ("triton",))
     launch.run, table.device_class = jobs.append, lambda device: device_class
     try:
         yield jobs
     finally:
-        launch.run, table.device_class = before
+        launch.run, table.device_class, floor.launcher = before
         library._destroy()
         serve_device("meta")
 
 
-@contextmanager
-def guarded_launchers() -> Iterator[None]:
-    """Inside, what is registered launches under :class:`Capturable`."""
-    before = Backend.launcher
+def guarded(launcher: Callable) -> Callable:
+    """The launcher, inside :class:`Capturable`."""
 
-    def launcher(backend: Backend, name: str) -> Callable:
-        launch = before(backend, name)
+    def guarded(*args):
+        with Capturable():
+            return launcher(*args)
 
-        def guarded(*args):
-            with Capturable():
-                return launch(*args)
-
-        return guarded
-
-    Backend.launcher = launcher
-    try:
-        yield
-    finally:
-        Backend.launcher = before
+    return guarded
 
 
 class Capturable(TorchDispatchMode):

@@ -274,7 +274,8 @@ def test_half_gradients_are_computed_in_float32(engine, device):
         assert torch.equal(ours.cpu(), theirs.to(ours.dtype))
 
 
-NAMES = ("threshold_stage", "top_m_stage", "encode_l0", "encode_top_m", "encode_l0_backward",
+NAMES = ("threshold_stage", "threshold_stage_saving", "top_m_stage", "encode_l0",
+         "encode_l0_saving", "encode_top_m", "encode_top_m_saving", "encode_l0_backward",
          "encode_top_m_backward")  # fmt: skip
 
 

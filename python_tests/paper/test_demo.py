@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepl0_kernels.experiments import demo, figure, metrics, record
-from deepl0_kernels.experiments.timing import interleaved_medians
-from deepl0_kernels.experiments.training import fit_to_codes
 from deepl0_kernels.nn import DeepMSparseEncoder
+from deepl0_kernels.paper import demo, figure, metrics, record
+from deepl0_kernels.paper.timing import interleaved_medians
 
 
 @pytest.fixture(scope="module")
@@ -113,24 +112,3 @@ def test_interleaved_medians_takes_turns():
     interleaved_medians(rivals, seconds=0, slice_seconds=0.001)
     turns = [k for k, before in zip(calls[12:], [None, *calls[12:]], strict=False) if k != before]
     assert turns == list("abc") * 4
-
-
-def test_training_shows_a_bar_when_asked(capsys):
-    x = torch.randn(32, 6)
-    options = dict(epochs=2, batch_size=16, lr=1e-3, clip=1.0, seed=0, description="tiny encoder")
-    for progress in (False, True):
-        encoder = DeepMSparseEncoder(6, 8, 2)
-        fit_to_codes(encoder, x, encoder(x).detach(), progress=progress, **options)
-        shown = capsys.readouterr()
-        assert shown.out == ""
-        assert ("tiny encoder: " in shown.err and "/4" in shown.err) == progress
-
-
-def test_training_that_diverges_is_an_error():
-    encoder = DeepMSparseEncoder(6, 8, 2)
-    x = torch.randn(32, 6)
-    with pytest.raises(RuntimeError, match="diverged"):
-        fit_to_codes(
-            encoder, x, torch.full((32, 8), torch.nan),
-            epochs=1, batch_size=16, lr=1e-3, clip=1.0, seed=0,
-        )  # fmt: skip

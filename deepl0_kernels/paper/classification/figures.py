@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ... import scenes
 from ..._files import write_atomically
+from ...training import Course
 from .. import grid, record
 from ..figure import embedded, save
-from ..training import Course
 from . import drawing
 from .systems import METHODS
 

@@ -1,8 +1,7 @@
-#include "core/encode.h"
-
 #include <optional>
 #include <tuple>
 
+#include "core/encode.h"
 #include "torch/product.h"
 #include "torch/screen.h"
 
@@ -150,8 +149,7 @@ Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, int64_t m, int64_t sta
 Codes encode_top_m(Tensor x, Tensor W, std::optional<Tensor> S, int64_t m, int64_t num_stages,
                    bool save) {
     check_encoder(x, W, S, num_stages, "encode_top_m");
-    STD_TORCH_CHECK(m >= 0 && m <= W.size(0), "encode_top_m: m must be in [0, ", W.size(0),
-                    "], got ", m);
+    check_m(m, W.size(0));
     const ScalarType given = x.scalar_type(), type = accumulation_type(x);
     x = cast(x, type);
     W = cast(W, type);

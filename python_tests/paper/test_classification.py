@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 from bench import classification as page
 from deepl0_kernels import cli, scenes
-from deepl0_kernels.experiments import grid, record, report
-from deepl0_kernels.experiments.classification import PROTOCOLS, cells, systems, write
-from deepl0_kernels.experiments.classification.data import labelled
-from deepl0_kernels.experiments.classification.systems import DEEP_L0, DEEP_M, METHODS
-from deepl0_kernels.experiments.scores import confusion, scores
+from deepl0_kernels.paper import grid, record, report
+from deepl0_kernels.paper.classification import PROTOCOLS, cells, systems, write
+from deepl0_kernels.paper.classification.data import labelled
+from deepl0_kernels.paper.classification.systems import DEEP_L0, DEEP_M, METHODS
+from deepl0_kernels.paper.scores import confusion, scores
 
 TINY = replace(
     PROTOCOLS["table4"].quickened(),

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from .._optional import require
+from ..training import L0Regularized, MSparse
 from . import record
-from .problems import L0Regularized, MSparse
 from .protocol import Protocol, signals
 from .regression import BASELINE, DEEP, cell, rows_file
 

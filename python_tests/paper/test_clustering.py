@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 from bench import clustering as bench_page
 from bench.reproduction import name_of
 from deepl0_kernels import cli, images
-from deepl0_kernels.experiments import grid, report
-from deepl0_kernels.experiments.claims import verdicts
-from deepl0_kernels.experiments.clustering import PROTOCOLS, cells, data, systems, write
-from deepl0_kernels.experiments.clustering.systems import DEEP_L0, DEEP_M, LEARNED, METHODS, TAGNET
-from deepl0_kernels.experiments.grid import Problems
-from deepl0_kernels.experiments.scores import clustering
+from deepl0_kernels.paper import grid, report
+from deepl0_kernels.paper.claims import verdicts
+from deepl0_kernels.paper.clustering import PROTOCOLS, cells, data, systems, write
+from deepl0_kernels.paper.clustering.systems import DEEP_L0, DEEP_M, LEARNED, METHODS, TAGNET
+from deepl0_kernels.paper.grid import Problems
+from deepl0_kernels.paper.scores import clustering
 from deepl0_kernels.solvers import eigengap, graph_laplacian, knn_affinity
 
 TINY = replace(PROTOCOLS["table6"].quickened(), every=9, dictionary_epochs=2, size=8)

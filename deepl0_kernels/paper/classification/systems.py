@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...nn import LISTA, DeepL0Encoder, DeepMSparseEncoder
 from ...solvers import TaskDrivenDictionary, fista
-from ..training import Classifier, Course, fit_to_classes, fit_to_codes
+from ...training import Classifier, Course, fit_to_classes, fit_to_codes
 from .data import Labelled
 from .protocol import Protocol
 

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from .._isolation import isolated
 from .._optional import require
 from ..nn import ClusterHead
 
 RIDGE = 1e-3
 
 
+@isolated(grad=False)
 def start_head(
     codes: Tensor, clusters: int, seed: int, ridge: float = RIDGE, inits: int = 10
 ) -> ClusterHead:
@@ -25,15 +27,20 @@ def start_head(
         ModuleNotFoundError: scikit-learn is missing.
     """
     cluster = require("sklearn.cluster", "k-means")
-    means = cluster.KMeans(clusters, n_init=inits, random_state=seed).fit(codes.numpy())
-    return logistic_head(codes, torch.from_numpy(means.labels_).long(), clusters, ridge)
+    means = cluster.KMeans(clusters, n_init=inits, random_state=seed)
+    means.fit(codes.detach().cpu().numpy())
+    return logistic_head(
+        codes, torch.from_numpy(means.labels_).long().to(codes.device), clusters, ridge
+    )
 
 
+@isolated(grad=True)
 def logistic_head(
     codes: Tensor, labels: Tensor, clusters: int, ridge: float = RIDGE
 ) -> ClusterHead:
     """The head of the multinomial logistic regression, without intercept, of labels [N] int64."""
-    head = ClusterHead(codes.shape[1], clusters).to(codes.dtype)
+    codes = codes.detach()
+    head = ClusterHead(codes.shape[1], clusters).to(codes)
     torch.nn.init.zeros_(head.weight)
     optimizer = torch.optim.LBFGS(head.parameters(), max_iter=100, line_search_fn="strong_wolfe")
 
@@ -43,6 +50,5 @@ def logistic_head(
         loss.backward()
         return loss
 
-    with torch.enable_grad():
-        optimizer.step(closure)
+    optimizer.step(closure)
     return head

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from ..._optional import require
 from ...nn import ClusterHead, DeepL0Encoder, DeepMSparseEncoder, JointSparseClustering, TAGNet
 from ...solvers import graph_laplacian, graph_sparse_code, knn_affinity
-from ..clusters import logistic_head, start_head
-from ..training import Clusters, fit_to_clusters, minimise
+from ...training import Clusters, fit_to_clusters, logistic_head, minimise, start_head
 from .protocol import Protocol
 
 SPARSITIES = (10, 20, 30)

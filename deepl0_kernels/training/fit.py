@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from .._isolation import isolated, refuse_inference
 from .._optional import progress_bar
 from ..nn import ClusterHead, DeepL0Encoder, SigmaSchedule
 
 
+@isolated(grad=True)
 def minimise(
     network: nn.Module,
     loss: Callable[[Tensor], Tensor],
@@ -39,8 +41,10 @@ def minimise(
     of each epoch; leaves the network in evaluation mode.
 
     Raises:
+        ValueError: a parameter of the network was made in inference mode.
         RuntimeError: the loss is not finite any more.
     """
+    refuse_inference(network)
     generator = torch.Generator().manual_seed(seed)
     batches = count // batch_size
     parameters: list[dict[str, Any]] = [{"params": list(network.parameters())}]
@@ -107,7 +111,7 @@ class Course:
         self.nonzeros: list[float] = []
         self.dead_units: list[int] = []
 
-    @torch.no_grad()
+    @isolated(grad=False)
     def look(self) -> None:
         """Encode the signals once and note what is found; nothing random is drawn."""
         training = self.model.training
@@ -118,6 +122,7 @@ class Course:
         self.dead_units.append(int((~used.any(0)).sum()))
 
 
+@isolated(grad=True)
 def fit_to_codes(encoder: nn.Module, x: Tensor, a: Tensor, **options: Any) -> list[float]:
     """Regress codes a [N, p] from signals x [N, n]: squared error a signal.
 
@@ -146,14 +151,30 @@ class Classifier(nn.Sequential):
         nn.init.zeros_(self.head.bias)
 
 
-def fit_to_classes(network: nn.Module, x: Tensor, y: Tensor, **options: Any) -> list[float]:
-    """Softmax cross-entropy of ``network(x)`` [N, classes] against y [N] int64, end to end.
+def cross_entropies(
+    network: nn.Module, x: Tensor, y: Tensor, weights: Tensor | None = None
+) -> Callable[[Tensor], Tensor]:
+    """The loss of a batch for :func:`minimise`: mean softmax cross-entropy of ``network(x)``
+    [N, classes] against y [N] int64, each times its weight [N]."""
+
+    def loss(rows: Tensor) -> Tensor:
+        if weights is None:
+            return cross_entropy(network(x[rows]), y[rows])
+        each = cross_entropy(network(x[rows]), y[rows], reduction="none")
+        return (each * weights[rows]).mean()
+
+    return loss
+
+
+@isolated(grad=True)
+def fit_to_classes(
+    network: nn.Module, x: Tensor, y: Tensor, weights: Tensor | None = None, **options: Any
+) -> list[float]:
+    """Minimise :func:`cross_entropies`, end to end.
 
     The options, the result and the errors are those of :func:`minimise`.
     """
-    return minimise(
-        network, lambda rows: cross_entropy(network(x[rows]), y[rows]), len(x), **options
-    )
+    return minimise(network, cross_entropies(network, x, y, weights), len(x), **options)
 
 
 class Clusters(nn.Module):
@@ -167,6 +188,7 @@ class Clusters(nn.Module):
         return self.head(self.encoder(x))
 
 
+@isolated(grad=True)
 def fit_to_clusters(
     network: Clusters, x: Tensor, *, balance: float = 0.0, **options: Any
 ) -> list[float]:

@@ -23,10 +23,10 @@ from .._files import write_atomically
 from ..nn import BaselineEncoder
 from ..solvers import support_margin
 from ..solvers.step import safe_step
+from ..training import L0Regularized, Problem
 from ..version import __version__
 from . import record
 from .metrics import prediction_error, reconstruction_error, support_error
-from .problems import L0Regularized, Problem
 from .protocol import ITERATIONS, Protocol, Signals, describe
 
 

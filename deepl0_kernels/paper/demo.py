@@ -29,9 +29,9 @@ from torch import Tensor
 from .._files import write_atomically
 from .._optional import require
 from ..solvers.step import safe_step
+from ..training import L0Regularized, MSparse, Problem
 from . import record
 from .metrics import prediction_error, reconstruction_error, support_error
-from .problems import L0Regularized, MSparse, Problem
 from .protocol import ITERATIONS, Protocol, Signals, describe, signals
 from .timing import interleaved_medians, one_thread
 

@@ -18,10 +18,10 @@ from .._files import write_atomically
 from ..backends import use_backend
 from ..solvers import SolverResult, cosamp, htp, omp
 from ..solvers.step import safe_step
+from ..training import MSparse, Problem
 from . import record
 from .figure import BLUE, GREEN, GREY, RED, save, tidy
 from .metrics import prediction_error, support_error
-from .problems import MSparse, Problem
 from .protocol import Protocol, signals
 from .regression import optimal_codes
 from .timing import interleaved_medians, one_thread

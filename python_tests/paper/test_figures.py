@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 
-from deepl0_kernels.experiments import grid, record, report
-from deepl0_kernels.experiments.classification import PROTOCOLS, cells, drawing, figures
-from deepl0_kernels.experiments.classification.data import Place
-from deepl0_kernels.experiments.classification.systems import (
+from deepl0_kernels.paper import grid, record, report
+from deepl0_kernels.paper.classification import PROTOCOLS, cells, drawing, figures
+from deepl0_kernels.paper.classification.data import Place
+from deepl0_kernels.paper.classification.systems import (
     DEEP_L0,
     DEEP_M,
     METHODS,
     TDSC,
     TUNED_LISTA,
 )
-from deepl0_kernels.experiments.training import Classifier, Course, fit_to_classes
-from deepl0_kernels.nn import DeepL0Encoder
 
 TINY = replace(
     PROTOCOLS["table4"].quickened(),
@@ -65,39 +62,6 @@ def test_a_run_keeps_what_its_figures_need(run):
     assert len(l0["theta_start"].unique()) == 1
     assert not torch.equal(l0["theta"], l0["theta_start"])
     assert all("arrays" not in cell for cell in results["cells"])
-
-
-def test_sparsity_over_training_is_that_of_the_encoder_after_each_epoch():
-    g = torch.Generator().manual_seed(0)
-    x, y = torch.randn(600, 16, generator=g), torch.randint(0, 3, (600,), generator=g)
-    options = dict(epochs=3, batch_size=50, lr=1e-2, clip=1.0, seed=0)
-
-    def fit(looks):
-        torch.manual_seed(0)
-        encoder = DeepL0Encoder(16, 40)
-        course, seen = Course(encoder, encoder, x), []
-
-        def begin(epoch):
-            course.look()
-            assert encoder.training
-            seen.append(copy.deepcopy(encoder))
-
-        begin = begin if looks else None
-        network = Classifier(encoder, 40, 3)
-        losses = fit_to_classes(network, x, y, begin=begin, **options)
-        course.look()
-        return losses, course, [*seen, encoder]
-
-    losses, course, encoders = fit(looks=True)
-    rows = [round(i * 599 / 255) for i in range(256)]
-    for i, encoder in enumerate(encoders):
-        codes = encoder.eval()(x)[rows]
-        count = sum(int(value != 0) for code in codes.tolist() for value in code)
-        assert course.nonzeros[i] == pytest.approx(count / 256)
-        assert course.dead_units[i] == sum(not codes[:, j].any() for j in range(40))
-    assert len(course.nonzeros) == len(encoders) == 4
-    # Looking changes nothing.
-    assert fit(looks=False)[0] == losses
 
 
 def test_the_report_shows_the_figures_and_says_what_an_old_run_lacks(run, tmp_path):

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from ..datasets import mnist, mnist_subset, preprocess, random_shifts
 from ..solvers import DictionaryResult, learn_dictionary
-from .problems import L0Regularized, MSparse, Problem
+from ..training import L0Regularized, MSparse, Problem, fit_to_codes
 from .settings import changed
-from .training import fit_to_codes
 
 # "Iterative k": after how many iterations the solver is stopped.
 ITERATIONS = (2, 5, 10)

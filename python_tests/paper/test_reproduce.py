@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from bench import reproduction
 from deepl0_kernels import cli
-from deepl0_kernels.experiments import pareto, protocol, regression, report, reproduce, tables
-from deepl0_kernels.experiments.metrics import prediction_error
+from deepl0_kernels.paper import pareto, protocol, regression, report, reproduce, tables
+from deepl0_kernels.paper.metrics import prediction_error
 
 # Few nonzeros: 40 atoms start as an orthonormal set, and at m = 32 iterations have nothing to do.
 SETTINGS = ("digits=1200", "held_out=300", "dictionary_epochs=8", "epochs=6", "m=8", "lam=2")

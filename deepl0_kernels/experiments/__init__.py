@@ -1,1 +1,0 @@
-"""Experiments that run from one command; each writes a folder: record, figures, table."""

@@ -1,0 +1,1 @@
+"""The paper's experiments, each run from one command into a folder: record, figures, tables."""
