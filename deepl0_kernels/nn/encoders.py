@@ -148,10 +148,18 @@ class DeepL0Encoder(_Thresholded):
         super().__init__(in_features, code_size, num_stages, tied)
         checks.one_of("grad", grad, tuple(GRADS))
         self.grad = grad
-        # A graph reads the tensor when it is run: one serves a whole schedule.
-        self._ramp = torch.zeros((), dtype=torch.float64, device="cpu")
         self.sigma = 0.2
         self.reset_parameters()
+
+    @property
+    def sigma(self) -> float:
+        """Width of the ramp in training mode."""
+        return self._sigma
+
+    @sigma.setter
+    def sigma(self, value: float) -> None:
+        self._sigma = value
+        self._ramp = torch.tensor(checks.number("sigma", value), dtype=torch.float64, device="cpu")
 
     def reset_parameters(self) -> None:
         """A random dictionary, and theta of lam = 0.5."""
@@ -197,6 +205,7 @@ class DeepL0Encoder(_Thresholded):
         self._check(x)
         sigma: float | Tensor = 0.0
         if self.training:
+            # A graph reads the tensor when it is run: one serves a whole schedule.
             sigma = self._ramp if torch.compiler.is_compiling() else self.sigma
         return encode_l0(
             x, self.W, self.S, self.theta, num_stages=self.num_stages, sigma=sigma, grad=self.grad
