@@ -6,7 +6,7 @@ log below FOLDER/COMMIT as it goes, and never stops the next one by failing; wha
 commit is not done again, so that a second call goes on where the first was cut. A summary of at
 most 10,000 characters comes last, also as summary.txt.
 
-It needs no network, and of Python's packages torch, triton, ninja, pybind11, setuptools, NumPy,
+It needs no network, and of Python's packages torch, triton, ninja, setuptools, NumPy,
 pytest and hypothesis. Without a GPU it ends at once, unless --stub asks for a device made up, which
 tries the command and measures nothing.
 """
