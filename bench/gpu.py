@@ -264,7 +264,9 @@ def perform(run: Run, names: list[str], parts: dict[str, Part] = PARTS) -> None:
         if run.end - begin <= 1:
             print(f"{name}: no time left", flush=True)
             continue
-        limit = min(part.limit, max(left, min(part.kept, run.end - begin)))
+        # Who tries the stub may share a slow machine, and waits for no card.
+        most = part.limit * (10 if gpu_device.STUB else 1)
+        limit = min(most, max(left, min(part.kept, run.end - begin)))
         print(f"{name}: {limit:.0f} s at most", flush=True)
         try:
             outcome = part.work(run, begin + limit)
