@@ -261,7 +261,7 @@ def test_bad_options_are_named(tmp_path, option, value, words):
 
 def test_the_stub_goes_to_the_end_and_a_second_call_has_nothing_to_do(tmp_path):
     parts = ("--parts", "sanitizer,bench,host,tune", "--only", r"^top_m( short)?$|\[top_m-6")
-    arguments = ("--out", tmp_path, "--stub", *parts)
+    arguments = ("--out", tmp_path, "--stub", "--minutes", "30", *parts)
     done = command(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "A STUB OF A DEVICE" in done.stdout
