@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from typing import NamedTuple
+
+from deepl0_kernels._files import fill
 
 from . import build
 from .emulator import base_name
 
 DOCUMENT = build.ROOT / "docs" / "gpu-cuda.md"
-BEGIN, END = "<!-- budget -->\n", "<!-- end of budget -->"
 
 
 class Usage(NamedTuple):
@@ -109,12 +109,5 @@ def table(found: list[Usage]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(found: list[Usage]) -> None:
-    text = DOCUMENT.read_text()
-    head, rest = text.split(BEGIN)
-    DOCUMENT.write_text(head + BEGIN + table(found) + END + rest.split(END)[1])
-
-
 if __name__ == "__main__":
-    write(all_usage())
-    sys.exit(0)
+    fill(DOCUMENT, {"budget": table(all_usage())})

@@ -195,24 +195,6 @@ def test_claims_are_judged_by_the_means():
     assert found[1]["better"] == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["table4", "--p", "16"], "at least M = 30, got 16"),
-        (["table4", "table77"], "table77"),
-        (["table4", "--set", "depth=3"], "got 'depth=3'"),
-        (["table5", "--set", "data=cifar"], "got 'cifar'"),
-        (["table4", "--set", "l0_grad=soft"], "l0_grad must be one of"),
-        (["table4", "--set", "validation=1.5"], "validation must be in [0, 1), got 1.5"),
-    ],
-)
-def test_bad_arguments_are_named(arguments, words, tmp_path):
-    done = CliRunner().invoke(cli._app(), ["reproduce", *arguments, "--out", str(tmp_path)])
-    assert done.exit_code == 2
-    assert words in done.output
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_command_runs_both_tables_and_reports(tmp_path, monkeypatch, data_dir):
     monkeypatch.setenv("DEEPL0_DATA", str(data_dir))
     few = ["digits=300", "held_out=200", "fraction=0.05", "epochs=4", "dictionary_epochs=2"]

@@ -189,26 +189,6 @@ def test_claims_are_judged_by_the_means_and_tested_over_seeds():
     assert lines[4].endswith("does not hold (0 of 5 seeds, too few to test)")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["table6", "--p", "16"], "at least M = 30, got 16"),
-        (["table6", "--set", "data=faces"], "got 'faces'"),
-        (["table7", "--set", "start=random"], "start must be one of"),
-        (["table7", "--set", "every=0"], "every must be >= 1, got 0"),
-        (["table7", "--set", "whiten=999"], "whiten must be >= 0 and <= size^2 = 256, got 999"),
-        (["table6", "--set", "tagnet_steps=0"], "tagnet_steps must be >= 1, got 0"),
-        (["table6", "--set", "balance=-1"], "balance must be a finite number >= 0, got -1.0"),
-        (["table6", "--set", "lam=0"], "lam must be a finite number > 0, got 0.0"),
-    ],
-)
-def test_bad_arguments_are_named(arguments, words, tmp_path):
-    done = CliRunner().invoke(cli._app(), ["reproduce", *arguments, "--out", str(tmp_path)])
-    assert done.exit_code == 2
-    assert words in done.output
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_command_runs_both_tables_and_reports(tmp_path, monkeypatch, data_dir):
     monkeypatch.setenv("DEEPL0_DATA", str(data_dir))
     few = ["every=36", "size=8", "dictionary_epochs=1", "epochs=2", "joint_max_iter=10"]

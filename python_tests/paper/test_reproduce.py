@@ -327,24 +327,6 @@ def test_the_command_its_times_and_their_renewal(tmp_path, monkeypatch):
     assert "l0-p40-seed0.pt is missing" in done.output
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["table9", "--quick"], "table9"),
-        (["table1", "--quick", "--p", "16"], "got 16"),
-        (["table1", "--quick", "--p", "many"], "many"),
-        (["table1", "--quick", "--p", "40", "16"], "got 16"),
-        (["table1", "256"], "got 256"),
-        (["table1", "--quick", "--seeds", "0"], "greater than or equal to 1"),
-        (["table1", "--quick", "--set", "depth=3"], "got 'depth=3'"),
-    ],
-)
-def test_bad_arguments_are_named(arguments, words, tmp_path):
-    done = CliRunner().invoke(cli._app(), ["reproduce", *arguments, "--out", str(tmp_path)])
-    assert done.exit_code == 2
-    assert words in done.output
-
-
 def test_an_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
