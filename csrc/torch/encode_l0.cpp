@@ -63,11 +63,16 @@ void add_dense(Panel<T>& panel, const T* wx, int64_t rows, int64_t p, Matrix<con
     const int64_t n = int64_t(panel.dense_rows.size());
     if (n == 0) return;
     T* product = n == rows ? u : panel.product.get();
-    const Matrix<const T> z = row_major<const T>(panel.z.get(), n, p);
-    if (n <= kFew && s.col_stride == 1)
-        few_product<T>(z.data, p, n, s, nullptr, product);
-    else
-        mm<T>(row_major(product, n, p), z, s.transposed());
+    T* const z = panel.z.get();
+    if (rows <= kFew && s.col_stride == 1) {
+        few_product<T>(z, p, n, s, nullptr, product);
+    } else {
+        // Rows of zeros make up the least number, so that the others of a panel, which depend on
+        // the number of threads, change no bit of a row.
+        const int64_t some = std::max(n, std::min(rows, kLeastRows));
+        std::fill_n(z + n * p, (some - n) * p, T(0));
+        mm<T>(row_major(product, some, p), row_major<const T>(z, some, p), s.transposed());
+    }
     for (int64_t d = 0; d < n; ++d) {
         const int64_t at = panel.dense_rows[d] * p;
         for (int64_t i = 0; i < p; ++i) u[at + i] = wx[at + i] + product[d * p + i];
@@ -139,11 +144,10 @@ std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, std::optional<Tensor> s,
     T* kept = save ? static_cast<T*>(saved.mutable_data_ptr()) : nullptr;
     const RowProduct<T> product(xm, wm);
 
-    torch::stable::parallel_for(0, batch, 16, [&](int64_t begin, int64_t end) {
+    each_range(batch, [&](int64_t begin, int64_t end) {
         const int64_t most = std::min(plan.rows, end - begin);
         Panel<T> panel(plan, most, p, stages - 1);
-        for (int64_t b = begin; b < end; b += most) {
-            const int64_t rows = std::min(most, end - b);
+        each_panel(begin, end, most, [&](int64_t b, int64_t rows) {
             const auto u_of = [&](int64_t k) {
                 if (kept) return kept + (k * batch + b) * p;
                 return k == 0 ? panel.wx.get() : panel.u.get();
@@ -153,7 +157,7 @@ std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, std::optional<Tensor> s,
             for (int64_t k = 0; k + 1 < stages; ++k)
                 step(plan, h, k, panel, u_of(k), wx, rows, p, *steps, u_of(k + 1));
             h.apply(stages - 1, u_of(stages - 1), rows, p, out + b * p);
-        }
+        });
     });
     return {z, saved};
 }

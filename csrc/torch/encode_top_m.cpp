@@ -106,7 +106,7 @@ Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, int64_t m, int64_t sta
     const auto& kernels = encode_kernels<T>();
     const RowProduct<T> product(xm, wm);
 
-    torch::stable::parallel_for(0, batch, 16, [&](int64_t begin, int64_t end) {
+    each_range(batch, [&](int64_t begin, int64_t end) {
         const int64_t most = std::min(plan.rows, end - begin);
         Blocks blocks;
         void* const workspace = blocks.take<char>(encode_workspace<T>(p, m));
@@ -116,8 +116,7 @@ Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, int64_t m, int64_t sta
         T* const packed = blocks.take<T>(panels ? p * plan.width : 0);
         T* const z = blocks.take<T>(dense ? most * p : 0);
         if (dense) std::fill_n(z, most * p, T(0));
-        for (int64_t b = begin; b < end; b += most) {
-            const int64_t rows = std::min(most, end - b);
+        each_panel(begin, end, most, [&](int64_t b, int64_t rows) {
             product(b, b + rows, wx);
             TopMCodes<T> out = codes;
             out.values += b * m;
@@ -139,7 +138,7 @@ Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, int64_t m, int64_t sta
                     encode_dense(wx, rows, p, *steps, out, z, u, workspace);
                     break;
             }
-        }
+        });
     });
     return {values, indices, saved_values, saved_indices};
 }

@@ -11,19 +11,17 @@ namespace {
 
 /// u = x W' + z S' for panels of rows, each followed by finish(first, rows).
 template <class T, class F>
-void each_panel(Tensor x, Tensor w, Tensor z, Tensor s, T* u, const F& finish) {
+void stage(Tensor x, Tensor w, Tensor z, Tensor s, T* u, const F& finish) {
     const Matrix<const T> xm = matrix<T>(x), zm = matrix<T>(z);
     const Matrix<const T> wt = matrix<T>(w).transposed(), st = matrix<T>(s).transposed();
     const int64_t batch = xm.rows, p = wt.cols;
-    torch::stable::parallel_for(0, batch, 32, [&](int64_t begin, int64_t end) {
-        const int64_t most = panel_rows(p, sizeof(T), 256);
-        for (int64_t b = begin; b < end; b += most) {
-            const int64_t rows = std::min(most, end - b);
+    each_range(batch, [&](int64_t begin, int64_t end) {
+        each_panel(begin, end, panel_rows(p, sizeof(T), 256), [&](int64_t b, int64_t rows) {
             const Matrix<T> panel = row_major(u + b * p, rows, p);
             mm<T>(panel, xm.range(b, b + rows), wt);
             addmm<T>(panel, row_major<const T>(panel.data, rows, p), zm.range(b, b + rows), st);
             finish(b, rows);
-        }
+        });
     });
 }
 
@@ -55,12 +53,12 @@ std::tuple<Tensor, Tensor> threshold_stage(Tensor x, Tensor W, Tensor z, Tensor 
     void* out_data = out.mutable_data_ptr();
     const auto run = [&](auto* data) {
         using T = std::remove_pointer_t<decltype(data)>;
-        each_panel<T>(cast(x, type), cast(W, type), cast(z, type), cast(S, type), data,
-                      [&](int64_t first, int64_t rows) {
-                          threshold_kernels().threshold(dtype, ThresholdKind::helu, data, p,
-                                                        theta.const_data_ptr(), theta.dim() == 1,
-                                                        sigma, out_data, p, p, first, first + rows);
-                      });
+        stage<T>(cast(x, type), cast(W, type), cast(z, type), cast(S, type), data,
+                 [&](int64_t first, int64_t rows) {
+                     threshold_kernels().threshold(dtype, ThresholdKind::helu, data, p,
+                                                   theta.const_data_ptr(), theta.dim() == 1, sigma,
+                                                   out_data, p, p, first, first + rows);
+                 });
     };
     if (type == ScalarType::Double)
         run(static_cast<double*>(u.mutable_data_ptr()));
@@ -80,12 +78,12 @@ std::tuple<Tensor, Tensor> top_m_stage(Tensor x, Tensor W, Tensor z, Tensor S, i
     auto* bits = static_cast<uint8_t*>(mask.mutable_data_ptr());
     const auto run = [&](auto* data) {
         using T = std::remove_pointer_t<decltype(data)>;
-        each_panel<T>(cast(x, type), cast(W, type), cast(z, type), cast(S, type), data,
-                      [&](int64_t first, int64_t rows) {
-                          const Buffer<char> workspace(int64_t(top_m_workspace_bytes(dtype, p, m)));
-                          top_m_kernels().keep_top_m(dtype, data, p, p, m, data, p, bits, first,
-                                                     first + rows, workspace.get());
-                      });
+        stage<T>(cast(x, type), cast(W, type), cast(z, type), cast(S, type), data,
+                 [&](int64_t first, int64_t rows) {
+                     const Buffer<char> workspace(int64_t(top_m_workspace_bytes(dtype, p, m)));
+                     top_m_kernels().keep_top_m(dtype, data, p, p, m, data, p, bits, first,
+                                                first + rows, workspace.get());
+                 });
     };
     if (type == ScalarType::Double)
         run(static_cast<double*>(out.mutable_data_ptr()));

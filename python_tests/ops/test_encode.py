@@ -417,3 +417,25 @@ def test_every_entry_of_every_gradient_is_written(p, m, per_stage):
     for g, w in zip(got, want, strict=True):
         assert g.isfinite().all()
         assert torch.equal(g, w)
+
+
+@pytest.mark.parametrize("size", [(64, 16), (256, 300), (512, 64)])
+def test_threads_change_no_bit_at_any_size_and_density(size):
+    """No product gets a remainder of a few rows, and rows that are not sparse are not a few."""
+    p, n = size
+    torch.manual_seed(0)
+    W, S = torch.randn(p, n) / n**0.5, torch.randn(p, p) * (0.3 / p**0.5)
+    for batch in (17, 33, 129, 257, 259, 700):
+        x = torch.randn(batch, n)
+        for theta in (2.0, 1.4, 1.2, 1.1, 0.8):  # densities from .05 to .45
+            found = []
+            for threads in (1, 2, 3, 5):
+                torch.set_num_threads(threads)
+                try:
+                    code = dk.encode_top_m(x, W, S, p // 16)
+                    found.append([code.values, code.indices, dk.encode_l0(x, W, S, theta)])
+                finally:
+                    torch.set_num_threads(1)
+            for again in found[1:]:
+                for a, b in zip(again, found[0], strict=True):
+                    assert torch.equal(a, b), (batch, theta)
