@@ -95,7 +95,7 @@ def test_the_gradient_goes_through_the_minimiser(loss):
 
 
 def test_projection_shortens_and_never_lengthens():
-    x, D, L = problem()
+    _, D, _ = problem()
     D = D * torch.linspace(0.2, 3, D.shape[1], dtype=D.dtype)
     model = JointSparseClustering(D, ClusterHead(12, 3).double(), 0.1, 0.1)
     short = D.norm(dim=0) <= 1
