@@ -2,7 +2,7 @@
 # installs what it needs, builds the extension, and runs.
 
 PYTHON ?= python3
-# The release the committed figures were measured with; TORCH='torch>=2.13' takes the newest.
+# The release the committed figures were measured with; TORCH='torch>=2.10' takes the newest.
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -16,14 +16,15 @@ PIP := $(BIN)/pip install --quiet --no-compile
 INSTALL := $(PIP) --no-build-isolation --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench reproduce lint format cpp-test instructions install-test clean
+.PHONY: help demo test bench gpu reproduce lint format cpp-test instructions install-test \
+	install-test-oldest clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
 
 $(VENV)/torch: Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) '$(TORCH)' numpy ninja pybind11 'setuptools>=64' wheel
+	$(PIP) '$(TORCH)' numpy ninja 'setuptools>=64' wheel
 	touch $@
 
 # CUDA kernels are built where nvcc is found; DEEPL0_CUDA=0 make demo leaves them out.
@@ -47,9 +48,18 @@ test: $(VENV)/test lint cpp-test  ## run the whole suite
 bench: $(VENV)/test  ## run the benchmark suite and draw its figures
 	$(BIN)/python -m bench
 
+# On a machine as it is, without network: by the environment if there is one, else by PYTHON.
+# PARTS, ONLY and MINUTES narrow it; STUB=1 tries it without a GPU.
+OUT ?= build/gpu
+MINUTES ?= 9
+gpu:  ## build, test and measure on this machine's GPU into OUT, within MINUTES
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m bench.gpu --out '$(OUT)' \
+		--minutes $(MINUTES) $(if $(PARTS),--parts '$(PARTS)') $(if $(ONLY),--only '$(ONLY)') \
+		$(if $(STUB),--stub)
+
 reproduce: $(VENV)/test  ## Tables 1 to 3 on all of MNIST (DEEPL0_DATA), docs/reproduction.md from them
 	$(BIN)/deepl0 reproduce table1 table2 table3 --out build/reproduction
-	$(BIN)/python -m bench.reproduction build/reproduction --variations
+	$(BIN)/python -m deepl0_kernels.paper.pages.reproduction build/reproduction --variations
 
 lint: $(VENV)/test  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
@@ -62,14 +72,22 @@ format: $(VENV)/test  ## rewrite Python and C++ in the house format
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(SOURCES)
 
-cpp-test:  ## C++ tests of the kernels under ASan and UBSan, and TSan
-	$(MAKE) -j $(JOBS) -C csrc/tests check tsan
+cpp-test:  ## C++ tests of the kernels under ASan and UBSan, and TSan; one definition of every name
+	$(MAKE) -j $(JOBS) -C csrc/tests check tsan odr
 
 instructions:  ## instructions per row of the main kernels, against the record (needs valgrind)
 	$(MAKE) -C csrc/tests instructions
 
 install-test: $(VENV)/test  ## install in every way pip knows, and one binary for several torch versions
 	$(BIN)/python -m pytest -m install python_tests/test_install.py
+
+install-test-oldest: $(VENV)/test  ## one binary for the oldest torch, this one and a newer one; gigabytes
+	OTHER_TORCH='torch==2.10.0 torch>=2.14,<2.15' $(BIN)/python -m pytest -m install \
+		python_tests/test_install.py -k one_binary
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/pip install --quiet --no-compile torch==2.10.0 numpy pytest hypothesis
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest -q -m aot \
+		python_tests/triton/test_aot.py
 
 clean:  ## remove what was built
 	rm -rf build deepl0_kernels/*.so *.egg-info csrc/tests/build .pytest_cache .ruff_cache .mypy_cache

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))  # pip's build does not have it there
 import cuda_toolkit  # noqa: E402
 
 # The oldest torch the binary runs with: its stable ABI is the one we ask for.
-TORCH_TARGET = (2, 13)
+(TORCH_TARGET,) = set(re.findall(r'"torch>=(\d+)\.(\d+)"', (ROOT / "pyproject.toml").read_text()))
 
 # Level -> flags; other processors than x86-64 have the portable level only.
 ISA_FLAGS = dict(re.findall(r"^ISA_(\w+) = ?(.*)$", (CSRC / "isa.mk").read_text(), re.MULTILINE))
@@ -116,11 +116,10 @@ def ninja_executable() -> str:
 
 def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
     """The build graph, in ninja's language."""
-    import pybind11
     import torch
 
     torch_root = Path(torch.__file__).parent
-    major, minor = TORCH_TARGET
+    major, minor = map(int, TORCH_TARGET)
     flags = [
         # Without contraction every instruction set rounds alike; kernels call fma by name.
         "-std=c++17 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -fvisibility-inlines-hidden",
@@ -132,15 +131,17 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
         f"-I{in_command(CSRC)}",
         os.environ.get("CXXFLAGS", ""),
     ]
-    # The bindings alone see torch, what the stable ABI is asked for, and what build_info() reports.
-    includes = (torch_root / "include", pybind11.get_include(), sysconfig.get_paths()["include"])
-    bound = f"torch-{torch.__version__}"  # another torch compiles the bindings alone
-    target_version = f"0x{major:02x}{minor:02x}000000000000"
+    # The bindings alone see torch and what the stable ABI is asked for; the module alone Python and
+    # what build_info() reports.
+    bound = f"torch-{torch.__version__}"  # another torch compiles these alone
     binding_flags = (
-        f"-DTORCH_TARGET_VERSION={target_version} -DDEEPL0_TORCH_TARGET={major}.{minor}"
-        f" -DDEEPL0_TORCH_BUILT_WITH={torch.__version__}"
-        f" -DDEEPL0_CUDA_ARCHS={shlex.quote(cuda.describe() if cuda else '')} "
-        + " ".join(f"-isystem {in_command(folder)}" for folder in includes)
+        f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000"
+        f" -isystem {in_command(torch_root / 'include')}"
+    )
+    module_flags = (
+        f"-DDEEPL0_TORCH_TARGET={major}.{minor} -DDEEPL0_TORCH_BUILT_WITH={torch.__version__}"
+        f" -DDEEPL0_CUDA_ARCHS={shlex.quote(cuda.describe() if cuda else '')}"
+        f" -isystem {in_command(sysconfig.get_paths()['include'])}"
     )
     ldflags = f"-shared -L{in_command(torch_root / 'lib')} -ltorch_cpu -lc10"
     if cuda:
@@ -188,8 +189,8 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
         cuda_flags = f"{binding_flags} -isystem {in_command(toolkit.include)}"
         for source in sorted((CSRC / "torch" / "cuda").glob("*.cpp")):
             compile_one(source, f"{bound}/cuda/{source.stem}.o", cuda_flags)
-    bindings = sorted((CSRC / "torch").glob("*.cpp"))
-    for source in [CSRC / "module.cpp", *bindings, CSRC / "torch_ops.cpp"]:
+    compile_one(CSRC / "module.cpp", f"{bound}/module.o", module_flags)
+    for source in [*sorted((CSRC / "torch").glob("*.cpp")), CSRC / "torch_ops.cpp"]:
         compile_one(source, f"{bound}/{source.stem}.o", binding_flags)
     for source in sorted((CSRC / "core").glob("*.cpp")):
         if source.name in COMPILED_ONCE:

@@ -5,6 +5,46 @@
 
 namespace ops = deepl0::torch_ops;
 
+namespace {
+
+using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+
+// An operator, and its twin that also returns what the backward reads, are one function.
+
+Tensor threshold_stage(Tensor x, Tensor W, Tensor z, Tensor S, Tensor theta, double sigma) {
+    return std::get<0>(ops::threshold_stage(x, W, z, S, theta, sigma, false));
+}
+
+std::tuple<Tensor, Tensor> threshold_stage_saving(Tensor x, Tensor W, Tensor z, Tensor S,
+                                                  Tensor theta, double sigma) {
+    return ops::threshold_stage(x, W, z, S, theta, sigma, true);
+}
+
+Tensor encode_l0(Tensor x, Tensor W, Optional S, Tensor theta, int64_t num_stages, double sigma,
+                 std::string kind) {
+    return std::get<0>(ops::encode_l0(x, W, S, theta, num_stages, sigma, kind, false));
+}
+
+std::tuple<Tensor, Tensor> encode_l0_saving(Tensor x, Tensor W, Optional S, Tensor theta,
+                                            int64_t num_stages, double sigma, std::string kind) {
+    return ops::encode_l0(x, W, S, theta, num_stages, sigma, kind, true);
+}
+
+std::tuple<Tensor, Tensor> encode_top_m(Tensor x, Tensor W, Optional S, int64_t m,
+                                        int64_t num_stages) {
+    auto [values, indices, saved_values, saved_indices] =
+        ops::encode_top_m(x, W, S, m, num_stages, false);
+    return {values, indices};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_saving(Tensor x, Tensor W, Optional S,
+                                                               int64_t m, int64_t num_stages) {
+    return ops::encode_top_m(x, W, S, m, num_stages, true);
+}
+
+}  // namespace
+
 STABLE_TORCH_LIBRARY_IMPL(deepl0, CPU, m) {
     m.impl("threshold", TORCH_BOX(&ops::threshold));
     m.impl("threshold_backward", TORCH_BOX(&ops::threshold_backward));
@@ -12,11 +52,14 @@ STABLE_TORCH_LIBRARY_IMPL(deepl0, CPU, m) {
     m.impl("unpool", TORCH_BOX(&ops::unpool));
     m.impl("keep_top_m", TORCH_BOX(&ops::keep_top_m));
     m.impl("apply_mask", TORCH_BOX(&ops::apply_mask));
-    m.impl("threshold_stage", TORCH_BOX(&ops::threshold_stage));
+    m.impl("threshold_stage", TORCH_BOX(&threshold_stage));
+    m.impl("threshold_stage_saving", TORCH_BOX(&threshold_stage_saving));
     m.impl("top_m_stage", TORCH_BOX(&ops::top_m_stage));
-    m.impl("encode_l0", TORCH_BOX(&ops::encode_l0));
+    m.impl("encode_l0", TORCH_BOX(&encode_l0));
+    m.impl("encode_l0_saving", TORCH_BOX(&encode_l0_saving));
     m.impl("encode_l0_backward", TORCH_BOX(&ops::encode_l0_backward));
-    m.impl("encode_top_m", TORCH_BOX(&ops::encode_top_m));
+    m.impl("encode_top_m", TORCH_BOX(&encode_top_m));
+    m.impl("encode_top_m_saving", TORCH_BOX(&encode_top_m_saving));
     m.impl("encode_top_m_backward", TORCH_BOX(&ops::encode_top_m_backward));
     m.impl("decode", TORCH_BOX(&ops::decode));
     m.impl("decode_backward", TORCH_BOX(&ops::decode_backward));

@@ -9,18 +9,90 @@ one place, :func:`choose`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import _C
 from .cuda.library import refusal
+from .triton import tuned
 
-NAMES = ("reference", "cpu", "cuda", "triton")
+
+@dataclass(eq=False)
+class Backend:
+    """Kernels for a GPU: a package of launchers, whose modules are imported by their first call."""
+
+    name: str
+    modules: Mapping[str, tuple[str, ...]]  # module -> the operators that it serves, by their names
+    installed: Callable[[], bool]
+    missing: str  # why it is not installed where it is not
+    serving: Callable[[Tensor], AbstractContextManager]  # around a call on such a tensor
+
+    @property
+    def operators(self) -> dict[str, str]:
+        """Operator of torch.ops.deepl0 -> module."""
+        return {name: module for module, names in self.modules.items() for name in names}
+
+    def launcher(self, operator: str) -> Callable[..., Any]:
+        """The function that serves ``operator``."""
+        module, name = None, f"{__package__}.{self.name}.{self.operators[operator]}"
+
+        def launch(*args):
+            nonlocal module
+            if module is None:
+                module = importlib.import_module(name)
+            with self.serving(args[0]):
+                return getattr(module, operator)(*args)
+
+        return launch
+
+
+_SELECTION = ("top_m", "keep_top_m", "unpool", "apply_mask")
+GPU = {
+    backend.name: backend
+    for backend in (
+        Backend(
+            "cuda",
+            {
+                "top_m": _SELECTION,
+                "encode": ("encode_top_m", "encode_top_m_backward"),
+                "decode": ("decode", "decode_backward"),
+            },
+            # A ROCm torch cannot run them.
+            lambda: bool(_C.build_info()["cuda"]) and torch.version.hip is None,
+            "built without nvcc",
+            lambda tensor: contextlib.nullcontext(),
+        ),
+        Backend(
+            "triton",
+            {
+                "thresholds": ("threshold", "threshold_backward"),
+                "decode": ("decode", "decode_backward"),
+                "top_m": _SELECTION,
+                "stage": ("threshold_stage", "top_m_stage"),
+                "encode": (
+                    "encode_l0",
+                    "encode_l0_backward",
+                    "encode_top_m",
+                    "encode_top_m_backward",
+                ),
+            },
+            # Looked up, not imported.
+            lambda: importlib.util.find_spec("triton") is not None,
+            "triton is not installed",
+            tuned.serving,
+        ),
+    )
+}
+NAMES = ("reference", "cpu", *GPU)
 
 # Device type -> its native backends. A device that is not listed gets the reference.
 _NATIVE: dict[str, tuple[str, ...]] = {"cpu": ("cpu",)}
@@ -67,7 +139,8 @@ def implementation(operator: str, tensor: Tensor) -> Callable:
     """The function that serves ``operator`` for ``tensor``'s device under the current override.
 
     Several native backends are served by one function, PyTorch's operator: on the device, its
-    kernel asks :func:`choose`.
+    kernel asks :func:`choose`. The choice stands above autograd: what the reference serves is
+    differentiated by PyTorch, any number of times.
     """
     global _last
     natives = _served.get((operator, tensor.device.type), ())
@@ -76,8 +149,6 @@ def implementation(operator: str, tensor: Tensor) -> Callable:
         backend, reason = "reference", "the GPU kernels have no float64"
     elif _forced is None:
         backend, reason = native, "default for the device"
-        if _differentiates_functionally():
-            backend, reason = "reference", "torch.func differentiates through the reference only"
     elif _forced in (*natives, native, "reference"):
         backend, reason = _forced, "forced by use_backend"
     elif _forced in _NATIVE.get(tensor.device.type, ()):
@@ -119,18 +190,15 @@ def _runs_cuda(args: Sequence) -> bool:
     return device.type != "cuda" or refusal(device) is None
 
 
-def _differentiates_functionally() -> bool:
-    """Whether torch.func.grad, vjp, jvp, ... or forward mode is active: PyTorch's operator library
-    does not reach through them, but the reference, made of PyTorch operators, does. (vmap alone is
-    served.)"""
-    if torch.compiler.is_compiling():
-        return False
-    if forward_ad._current_level >= 0:
-        return True
-    if not torch._C._are_functorch_transforms_active():
-        return False
-    stack = torch._C._functorch.get_interpreter_stack() or ()
-    return any(level.key() != torch._C._functorch.TransformType.Vmap for level in stack)
+def by_reference(operator: str, why: str) -> Callable | None:
+    """The reference of ``operator``, for what its native kernels do not differentiate; None where a
+    native backend is forced. The report says ``why``."""
+    global _last
+    if _forced not in (None, "reference"):
+        return None
+    if not torch.compiler.is_compiling():
+        _last = operator, "reference", why
+    return _implementations.get(operator, {}).get("reference")
 
 
 def backends() -> dict[str, dict[str, str]]:
@@ -177,8 +245,7 @@ class use_backend:  # noqa: N801 - used like a function
         if name is not None and name not in NAMES:
             raise ValueError(f"name must be one of {NAMES} or None, got {name!r}")
         if name not in (None, *available()):
-            missing = {"triton": ": triton is not installed", "cuda": ": built without nvcc"}
-            why = missing.get(str(name), "")
+            why = f": {GPU[name].missing}" if name in GPU else ""
             raise ValueError(f"backend {name!r} is not in this build{why}; it has {available()}")
         self._name, self._previous, self._fresh = name, _forced, True
         _forced = name

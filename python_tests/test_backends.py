@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import deepl0_kernels as dk
-from deepl0_kernels import cuda, triton
+from deepl0_kernels.backends import GPU
 
 
 def test_default_and_report():
@@ -25,9 +25,9 @@ def test_default_and_report():
     )
     assert call.reason == "default for the device"
     served = dk.backends()
-    floors = [name for name, floor in (("cuda", cuda), ("triton", triton)) if floor.installed()]
+    floors = [name for name, floor in GPU.items() if floor.installed()]
     assert served["threshold"] == {"cpu": "cpu", "other": "reference"} | (
-        {"cuda": "triton" if triton.installed() else "reference"} if floors else {}
+        {"cuda": "triton" if GPU["triton"].installed() else "reference"} if floors else {}
     )
     assert served["top_m"].get("cuda", "") == (floors[0] if floors else "")
     assert served["omp"].get("cuda", "reference") == "reference"
@@ -170,7 +170,7 @@ def test_without_triton_everything_else_works():
         "except ValueError as error: print(error)\n"
     )
     # Without Triton, a build with CUDA kernels serves GPUs by them where they have the operator.
-    floors = ["cuda"] if cuda.installed() else []
+    floors = ["cuda"] if GPU["cuda"].installed() else []
     assert out.splitlines() == [
         repr({"cpu": "cpu", **dict.fromkeys(floors, "reference"), "other": "reference"}),
         "8 cpu",

@@ -2,24 +2,30 @@
 
 #include "gather.h"
 #include "kernel_table.h"
+#include "sizes.h"
 
 namespace deepl0 {
 namespace DEEPL0_ISA {
 
+namespace {
+
 template <class T>
-static void rows_impl(const T* values, const int64_t* indices, int64_t rows, int64_t m, const T* dt,
-                      int64_t n, T* out) {
+void rows_impl(const T* values, const int64_t* indices, int64_t rows, int64_t m, const T* dt,
+               int64_t n, T* out) {
     for (int64_t r = 0; r < rows; ++r)
         gather_sum(out + r * n, static_cast<const T*>(nullptr), dt, n, values + r * m,
                    indices + r * m, m, n);
 }
 
 template <class T>
-static void columns_impl(const T* values, const int64_t* indices, int64_t rows, int64_t m,
-                         const T* d, int64_t n, int64_t p, T* out) {
-    for (int64_t r = 0; r < rows; ++r)
-        gather_columns(out + r * n, static_cast<const T*>(nullptr), d, p, values + r * m,
-                       indices + r * m, m, n);
+void columns_impl(const T* values, const int64_t* indices, int64_t rows, int64_t m, const T* d,
+                  int64_t n, int64_t p, T* out) {
+    // Some rows of d at a time for all rows of the code, while their pages are at hand.
+    constexpr int64_t kSome = 8;
+    for (int64_t i = 0; i < n; i += kSome)
+        for (int64_t r = 0; r < rows; ++r)
+            gather_columns(out + r * n + i, static_cast<const T*>(nullptr), d + i * p, p,
+                           values + r * m, indices + r * m, m, smaller(kSome, n - i));
 }
 
 /// dots[i] = <x, rows[i]> for N rows.
@@ -41,8 +47,8 @@ DEEPL0_INLINE void dot_rows(const T* x, const T* const* rows, int64_t n, T* dots
 }
 
 template <class T>
-static void dots_impl(const T* grad, const int64_t* indices, int64_t rows, int64_t m, const T* dt,
-                      int64_t n, T* grad_values) {
+void dots_impl(const T* grad, const int64_t* indices, int64_t rows, int64_t m, const T* dt,
+               int64_t n, T* grad_values) {
     for (int64_t r = 0; r < rows; ++r, grad += n, indices += m, grad_values += m) {
         int64_t j = 0;
         for (; j + 4 <= m; j += 4) {
@@ -58,7 +64,9 @@ static void dots_impl(const T* grad, const int64_t* indices, int64_t rows, int64
 }
 
 template <class T>
-static constexpr DecodeKernels<T> kDecode = {rows_impl<T>, columns_impl<T>, dots_impl<T>};
+constexpr DecodeKernels<T> kDecode = {rows_impl<T>, columns_impl<T>, dots_impl<T>};
+
+}  // namespace
 
 extern const DecodeKernels<float> decode_f32;
 extern const DecodeKernels<double> decode_f64;

@@ -5,13 +5,16 @@
 #include "gather.h"
 #include "kernel_table.h"
 #include "select.h"
+#include "sizes.h"
 #include "top_m.h"
 #include "transpose.h"
 
 namespace deepl0 {
 namespace DEEPL0_ISA {
 
-decltype(::deepl0::top_m) top_m;
+extern const TopMKernels top_m_table;
+
+namespace {
 
 /// One workspace block: the pre-activations of a row, then what the selection needs.
 template <class T>
@@ -19,8 +22,7 @@ struct Scratch {
     T* u;
     void* selection;
 
-    Scratch(void* block, int64_t p)
-        : u(static_cast<T*>(block)), selection(u + (p + 15) / 16 * 16) {}
+    Scratch(void* block, int64_t p) : u(static_cast<T*>(block)), selection(u + round_up(p, 16)) {}
 };
 
 /// The code of stage k, row r.
@@ -47,12 +49,12 @@ DEEPL0_INLINE void select_row(const float* u, int64_t p, int64_t m, Code<float> 
 
 DEEPL0_INLINE void select_row(const double* u, int64_t p, int64_t m, Code<double> code,
                               void* workspace) {
-    DEEPL0_ISA::top_m(DType::f64, u, p, p, m, code.values, code.indices, 0, 1, workspace);
+    top_m_table.top_m(DType::f64, u, p, p, m, code.values, code.indices, 0, 1, workspace);
 }
 
 template <class T>
-static void rows_impl(const T* wx, int64_t rows, int64_t p, StepMatrices<T> s, TopMCodes<T> out,
-                      void* workspace) {
+void rows_impl(const T* wx, int64_t rows, int64_t p, StepMatrices<T> s, TopMCodes<T> out,
+               void* workspace) {
     const Scratch<T> w(workspace, p);
     for (int64_t r = 0; r < rows; ++r, wx += p) {
         select_row(wx, p, out.m, Code<T>(out, 0, r), w.selection);
@@ -66,8 +68,8 @@ static void rows_impl(const T* wx, int64_t rows, int64_t p, StepMatrices<T> s, T
 }
 
 template <class T>
-static void columns_impl(const T* wx, int64_t rows, int64_t p, StepMatrices<T> s, TopMCodes<T> out,
-                         void* workspace) {
+void columns_impl(const T* wx, int64_t rows, int64_t p, StepMatrices<T> s, TopMCodes<T> out,
+                  void* workspace) {
     const Scratch<T> w(workspace, p);
     for (int64_t r = 0; r < rows; ++r, wx += p) {
         select_row(wx, p, out.m, Code<T>(out, 0, r), w.selection);
@@ -81,8 +83,8 @@ static void columns_impl(const T* wx, int64_t rows, int64_t p, StepMatrices<T> s
 }
 
 template <class T>
-static void select_impl(const T* u, int64_t rows, int64_t p, TopMCodes<T> out, int64_t k,
-                        void* workspace) {
+void select_impl(const T* u, int64_t rows, int64_t p, TopMCodes<T> out, int64_t k,
+                 void* workspace) {
     const Scratch<T> w(workspace, p);
     for (int64_t r = 0; r < rows; ++r)
         select_row(u + r * p, p, out.m, Code<T>(out, k, r), w.selection);
@@ -101,8 +103,7 @@ DEEPL0_INLINE void pack_columns(const StepMatrices<T>& s, const T* step, int64_t
 }
 
 template <class T>
-static void transpose_impl(const T* s, int64_t rows, int64_t cols, int64_t begin, int64_t end,
-                           T* out) {
+void transpose_impl(const T* s, int64_t rows, int64_t cols, int64_t begin, int64_t end, T* out) {
     transpose(s + begin * cols, cols, end - begin, cols, out + begin, rows);
 }
 
@@ -112,8 +113,6 @@ DEEPL0_INLINE void prefetch(const T* data, int64_t n) {
     constexpr int64_t kLine = 64 / int64_t(sizeof(T));
     for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(data + i, 0, Level);
 }
-
-DEEPL0_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /// sum[:, c : c + n] = wx[:, c : c + n] + z times one panel of S'. Meanwhile fetches `fetch`
 /// elements from `next`, a piece per row, and wx some rows ahead.
@@ -133,8 +132,8 @@ DEEPL0_INLINE void add_panel(T* sum, const T* wx, int64_t rows, int64_t p, int64
 }
 
 template <class T>
-static void panels_impl(T* wx, int64_t rows, int64_t p, StepMatrices<T> s, int64_t width,
-                        TopMCodes<T> out, T* u, T* panel, void* workspace) {
+void panels_impl(T* wx, int64_t rows, int64_t p, StepMatrices<T> s, int64_t width, TopMCodes<T> out,
+                 T* u, T* panel, void* workspace) {
     select_impl(static_cast<const T*>(wx), rows, p, out, 0, workspace);
     for (int64_t k = 1; k < out.stages; ++k) {
         const T* step = s.data + (k - 1) * s.step_stride;
@@ -150,31 +149,11 @@ static void panels_impl(T* wx, int64_t rows, int64_t p, StepMatrices<T> s, int64
     }
 }
 
-/// <x, w>, n terms. Four sums hide the latency of the fma.
-template <class T>
-DEEPL0_INLINE T dot(const T* x, const T* w, int64_t n) {
-    using V = typename Vector<T>::type;
-    constexpr int64_t W = kVectorBytes / int64_t(sizeof(T));
-    const auto at = [](const T* p) { return V(*reinterpret_cast<const V*>(p)); };
-    V a = {}, b = {}, c = {}, d = {};
-    const T* const end = x + n;
-    for (const T* const last = x + n / (4 * W) * (4 * W); x < last; x += 4 * W, w += 4 * W) {
-        a = fused(at(x), at(w), a);
-        b = fused(at(x + W), at(w + W), b);
-        c = fused(at(x + 2 * W), at(w + 2 * W), c);
-        d = fused(at(x + 3 * W), at(w + 3 * W), d);
-    }
-    for (; x + W <= end; x += W, w += W) a = fused(at(x), at(w), a);
-    T sum = sum_of_lanes<T, kVectorBytes>((a + b) + (c + d));
-    for (; x < end; ++x, ++w) sum = fused(*x, *w, sum);
-    return sum;
-}
-
 /// One row of w at a time is one stream for the prefetchers: twice as fast from L2 as several
 /// abreast.
 template <class T>
-static void product_impl(const T* x, int64_t ldx, int64_t rows, const T* w, int64_t ldw,
-                         int64_t units, int64_t n, const T* base, T* out, int64_t ldo) {
+void product_impl(const T* x, int64_t ldx, int64_t rows, const T* w, int64_t ldw, int64_t units,
+                  int64_t n, const T* base, T* out, int64_t ldo) {
     if (rows == 1) {
         for (int64_t i = 0; i < units; ++i, w += ldw)
             out[i] = base ? base[i] + dot(x, w, n) : dot(x, w, n);
@@ -189,8 +168,10 @@ static void product_impl(const T* x, int64_t ldx, int64_t rows, const T* w, int6
 }
 
 template <class T>
-static constexpr EncodeKernels<T> kEncode = {rows_impl<T>,   columns_impl<T>,   panels_impl<T>,
-                                             select_impl<T>, transpose_impl<T>, product_impl<T>};
+constexpr EncodeKernels<T> kEncode = {rows_impl<T>,   columns_impl<T>,   panels_impl<T>,
+                                      select_impl<T>, transpose_impl<T>, product_impl<T>};
+
+}  // namespace
 
 extern const EncodeKernels<float> encode_f32;
 extern const EncodeKernels<double> encode_f64;
@@ -204,10 +185,9 @@ DEEPL0_TABLES(EncodeKernels, encode)
 
 template <class T>
 int64_t encode_workspace(int64_t p, int64_t m) {
-    const int64_t row = (p + 15) / 16 * 16 * int64_t(sizeof(T));
+    const int64_t row = round_up(p, 16) * int64_t(sizeof(T));
     if (sizeof(T) == 8) return row + int64_t(top_m_workspace_bytes(DType::f64, p, m));
-    constexpr int64_t kSlack = 16;  // kSelectSlack of the widest level
-    return row + (2 * (m + kSlack) + scalar::cut_scratch(p)) * 4;
+    return row + (2 * (m + scalar::kSelectSlack) + scalar::cut_scratch(p)) * 4;
 }
 template int64_t encode_workspace<float>(int64_t, int64_t);
 template int64_t encode_workspace<double>(int64_t, int64_t);

@@ -7,11 +7,14 @@
 #include "kernel_table.h"
 #include "nonzeros.h"
 #include "simd.h"
+#include "sizes.h"
 
 namespace deepl0 {
 namespace DEEPL0_ISA {
 
-DEEPL0_INLINE int64_t padded(int64_t p) { return (p + 15) / 16 * 16 + 16; }
+namespace {
+
+DEEPL0_INLINE int64_t padded(int64_t p) { return round_up(p, 16) + 16; }
 
 /// One workspace block.
 template <class T>
@@ -127,7 +130,8 @@ DEEPL0_INLINE T objective(const FistaProblem<T>& f, const FistaRows<T>& s, int64
     for (; i < f.p; ++i) objective_units<T, 0>(code + i, b + i, q + i, dot, size);
     dot += sum_of_lanes<T, kVectorBytes>(dots);
     size += sum_of_lanes<T, kVectorBytes>(sizes);
-    return s.half_xx[r] - dot / (2 * f.step) + f.lam * size;
+    const T fit = s.half_xx[r] - dot / (2 * f.step);
+    return (fit < 0 ? T(0) : fit) + f.lam * size;
 }
 
 /// Takes note of the objective where it is wanted; false where the row is not to go on.
@@ -153,8 +157,8 @@ DEEPL0_INLINE void add_row(T* q, const T* b, int64_t p) {
 }
 
 template <class T>
-static void advance_impl(const FistaProblem<T>& f, const FistaRows<T>& s, const int32_t* rows,
-                         int64_t n, const T* b, T* q, bool add_b) {
+void advance_impl(const FistaProblem<T>& f, const FistaRows<T>& s, const int32_t* rows, int64_t n,
+                  const T* b, T* q, bool add_b) {
     for (int64_t i = 0; i < n; ++i) {
         const int64_t r = rows[i];
         const T* base = b + r * f.p;
@@ -165,8 +169,8 @@ static void advance_impl(const FistaProblem<T>& f, const FistaRows<T>& s, const 
 }
 
 template <class T>
-static void iterate_impl(const FistaProblem<T>& f, const FistaRows<T>& s, const int32_t* rows,
-                         int64_t n, const T* b, const T* gram, int64_t most, void* workspace) {
+void iterate_impl(const FistaProblem<T>& f, const FistaRows<T>& s, const int32_t* rows, int64_t n,
+                  const T* b, const T* gram, int64_t most, void* workspace) {
     const FistaScratch<T> w(workspace, f.p);
     for (int64_t i = 0; i < n; ++i) {
         const int64_t r = rows[i];
@@ -182,9 +186,8 @@ static void iterate_impl(const FistaProblem<T>& f, const FistaRows<T>& s, const 
 }
 
 template <class T>
-static void residual_impl(const FistaProblem<T>& f, const FistaRows<T>& s, const int32_t* rows,
-                          int64_t n, const T* x, int64_t ldx, const T* atoms, int64_t cols, T* out,
-                          void* workspace) {
+void residual_impl(const FistaProblem<T>& f, const FistaRows<T>& s, const int32_t* rows, int64_t n,
+                   const T* x, int64_t ldx, const T* atoms, int64_t cols, T* out, void* workspace) {
     const FistaScratch<T> w(workspace, f.p);
     for (int64_t i = 0; i < n; ++i) {
         const int64_t r = rows[i];
@@ -195,7 +198,9 @@ static void residual_impl(const FistaProblem<T>& f, const FistaRows<T>& s, const
 }
 
 template <class T>
-static constexpr FistaKernels<T> kFista = {advance_impl<T>, iterate_impl<T>, residual_impl<T>};
+constexpr FistaKernels<T> kFista = {advance_impl<T>, iterate_impl<T>, residual_impl<T>};
+
+}  // namespace
 
 extern const FistaKernels<float> fista_f32;
 extern const FistaKernels<double> fista_f64;

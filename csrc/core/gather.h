@@ -85,6 +85,26 @@ DEEPL0_INLINE T sum_of_halves(typename Vector<T, BYTES>::type v, std::integer_se
 }
 #endif
 
+/// <x, w>, n terms. Four sums hide the latency of the fma.
+template <class T>
+DEEPL0_INLINE T dot(const T* x, const T* w, int64_t n) {
+    using V = typename Vector<T>::type;
+    constexpr int64_t W = kVectorBytes / int64_t(sizeof(T));
+    const auto at = [](const T* p) { return V(*reinterpret_cast<const V*>(p)); };
+    V a = {}, b = {}, c = {}, d = {};
+    const T* const end = x + n;
+    for (const T* const last = x + n / (4 * W) * (4 * W); x < last; x += 4 * W, w += 4 * W) {
+        a = fused(at(x), at(w), a);
+        b = fused(at(x + W), at(w + W), b);
+        c = fused(at(x + 2 * W), at(w + 2 * W), c);
+        d = fused(at(x + 3 * W), at(w + 3 * W), d);
+    }
+    for (; x + W <= end; x += W, w += W) a = fused(at(x), at(w), a);
+    T sum = sum_of_lanes<T, kVectorBytes>((a + b) + (c + d));
+    for (; x < end; ++x, ++w) sum = fused(*x, *w, sum);
+    return sum;
+}
+
 /// One chunk of a row, N vectors that stay in registers over all m terms.
 template <class T, int BYTES, int N, class Index>
 DEEPL0_INLINE void gather_chunk(T* u, const T* base, const T* rows, int64_t ld, const T* v,

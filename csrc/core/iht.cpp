@@ -7,14 +7,15 @@
 #include "gather.h"
 #include "kernel_table.h"
 #include "select.h"
+#include "sizes.h"
 #include "top_m.h"
 
 namespace deepl0 {
 namespace DEEPL0_ISA {
 
-decltype(::deepl0::top_m) top_m;
+extern const TopMKernels top_m_table;
 
-DEEPL0_INLINE int64_t round_up(int64_t n) { return (n + 15) / 16 * 16; }
+namespace {
 
 /// One workspace block.
 template <class T>
@@ -26,8 +27,8 @@ struct Scratch {
 
     Scratch(void* block, int64_t p, int64_t capacity)
         : u(static_cast<T*>(block)),
-          before(u + round_up(p)),
-          old(reinterpret_cast<int32_t*>(before + round_up(p))),
+          before(u + round_up(p, 16)),
+          old(reinterpret_cast<int32_t*>(before + round_up(p, 16))),
           selection(old + capacity) {
         memset(before, 0, size_t(p) * sizeof(T));
     }
@@ -42,7 +43,7 @@ DEEPL0_INLINE int64_t select_m(const float* u, int64_t p, int64_t m, int32_t* id
 DEEPL0_INLINE int64_t select_m(const double* u, int64_t p, int64_t m, int32_t* idx, double* v,
                                void* workspace) {
     int64_t* wide = static_cast<int64_t*>(workspace);
-    DEEPL0_ISA::top_m(DType::f64, u, p, p, m, v, wide, 0, 1, wide + m);
+    top_m_table.top_m(DType::f64, u, p, p, m, v, wide, 0, 1, wide + m);
     for (int64_t j = 0; j < m; ++j) idx[j] = int32_t(wide[j]);
     return m;
 }
@@ -157,7 +158,8 @@ DEEPL0_INLINE T objective(const IhtProblem<T>& f, const IhtRows<T>& s, int64_t r
                           const T* q) {
     const T dot =
         dot_on_support<T>(s.values + r * s.capacity, s.indices + r * s.capacity, s.count[r], b, q);
-    return s.half_xx[r] - dot / (2 * f.step) + f.penalty * T(s.count[r]);
+    const T fit = s.half_xx[r] - dot / (2 * f.step);
+    return (fit < 0 ? T(0) : fit) + f.penalty * T(s.count[r]);
 }
 
 /// q on the support of a code only, where the objective reads it: the same chains of sums.
@@ -197,15 +199,15 @@ DEEPL0_INLINE bool finished(const IhtProblem<T>& f, const IhtRows<T>& s, int64_t
 }
 
 template <class T>
-static void finish_impl(const IhtProblem<T>& f, const IhtRows<T>& s, const int32_t* rows, int64_t n,
-                        const T* b, const T* gram, void* workspace) {
+void finish_impl(const IhtProblem<T>& f, const IhtRows<T>& s, const int32_t* rows, int64_t n,
+                 const T* b, const T* gram, void* workspace) {
     const Scratch<T> w(workspace, f.p, s.capacity);
     for (int64_t i = 0; i < n; ++i) finished(f, s, rows[i], b + rows[i] * f.p, gram, w.u);
 }
 
 template <class T>
-static void iterate_impl(const IhtProblem<T>& f, const IhtRows<T>& s, const int32_t* rows,
-                         int64_t n, const T* b, const T* gram, int64_t most, void* workspace) {
+void iterate_impl(const IhtProblem<T>& f, const IhtRows<T>& s, const int32_t* rows, int64_t n,
+                  const T* b, const T* gram, int64_t most, void* workspace) {
     const int64_t p = f.p;
     const Scratch<T> w(workspace, p, s.capacity);
     for (int64_t i = 0; i < n; ++i) {
@@ -223,8 +225,8 @@ static void iterate_impl(const IhtProblem<T>& f, const IhtRows<T>& s, const int3
 }
 
 template <class T>
-static void gather_impl(const IhtRows<T>& s, const int32_t* rows, int64_t n, const T* base,
-                        int64_t base_ld, const T* matrix, int64_t cols, T* out, int64_t out_ld) {
+void gather_impl(const IhtRows<T>& s, const int32_t* rows, int64_t n, const T* base,
+                 int64_t base_ld, const T* matrix, int64_t cols, T* out, int64_t out_ld) {
     constexpr int64_t kAhead = 4, kLine = 64 / int64_t(sizeof(T));
     for (int64_t i = 0; i < n; ++i) {
         const int64_t r = rows[i];
@@ -239,9 +241,8 @@ static void gather_impl(const IhtRows<T>& s, const int32_t* rows, int64_t n, con
 }
 
 template <class T>
-static void advance_impl(const IhtProblem<T>& f, const IhtRows<T>& s, const int32_t* rows,
-                         int64_t n, const T* b, const T* residual, int64_t atoms, T* q,
-                         void* workspace) {
+void advance_impl(const IhtProblem<T>& f, const IhtRows<T>& s, const int32_t* rows, int64_t n,
+                  const T* b, const T* residual, int64_t atoms, T* q, void* workspace) {
     const Scratch<T> w(workspace, f.p, s.capacity);
     for (int64_t i = 0; i < n; ++i, q += f.p) {
         const int64_t r = rows[i];
@@ -253,8 +254,9 @@ static void advance_impl(const IhtProblem<T>& f, const IhtRows<T>& s, const int3
 }
 
 template <class T>
-static constexpr IhtKernels<T> kIht = {iterate_impl<T>, finish_impl<T>, gather_impl<T>,
-                                       advance_impl<T>};
+constexpr IhtKernels<T> kIht = {iterate_impl<T>, finish_impl<T>, gather_impl<T>, advance_impl<T>};
+
+}  // namespace
 
 extern const IhtKernels<float> iht_f32;
 extern const IhtKernels<double> iht_f64;
@@ -267,13 +269,12 @@ const IhtKernels<double> iht_f64 = kIht<double>;
 DEEPL0_TABLES(IhtKernels, iht)
 
 int64_t iht_capacity(int64_t p, int64_t m) {
-    constexpr int64_t kSlack = 16;  // kSelectSlack of the widest level
-    return scalar::round_up(m < 0 ? p : m) + kSlack;
+    return round_up(m < 0 ? p : m, 16) + scalar::kSelectSlack;
 }
 
 template <class T>
 int64_t iht_workspace(int64_t p, int64_t m) {
-    const int64_t rows = 2 * scalar::round_up(p) * int64_t(sizeof(T)) + 4 * iht_capacity(p, m);
+    const int64_t rows = 2 * round_up(p, 16) * int64_t(sizeof(T)) + 4 * iht_capacity(p, m);
     if (m < 0) return rows;
     if (sizeof(T) == 4) return rows + 4 * scalar::cut_scratch(p);
     return rows + 8 * m + int64_t(top_m_workspace_bytes(DType::f64, p, m));

@@ -5,7 +5,8 @@
 // or of atoms, for the residual x - D a, which a product with mu D' follows. q and not q + a is
 // summed: the objective is then read off q at the support of a,
 //   1/2 ||x - D a||^2 = 1/2 ||x||^2 - 1/2 sum_i a_i (b_i + q_i) / mu,  b = mu D'x,
-// without the cancellation of (q + a) - a. Every row has its own iteration count and stops by
+// without the cancellation of (q + a) - a (at least 0: what is left is the rounding of the two
+// terms). Every row has its own iteration count and stops by
 // itself. Source: Blumensath and Davies 2008.
 #pragma once
 

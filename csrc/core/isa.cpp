@@ -1,5 +1,11 @@
 #include "isa.h"
 
+#if DEEPL0_X86 && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -35,6 +41,29 @@ Isa detect() {
     return best;
 }
 
+#if DEEPL0_X86 && defined(__linux__)
+bool has_vectors() {
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 5 & 1);
+}
+
+/// amx-bf16 and amx-tile in the CPU, tile state enabled by the kernel and granted to this process.
+bool ask_for_tiles() {
+    unsigned eax, ebx, ecx, edx;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx >> 27 & 1)) return false;  // osxsave
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+    if ((edx >> 22 & 1) == 0 || (edx >> 24 & 1) == 0 || !has_vectors()) return false;
+    unsigned low, high;
+    asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low >> 17 & 3) != 3) return false;
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#else
+bool has_vectors() { return false; }
+bool ask_for_tiles() { return false; }
+#endif
+
 }  // namespace
 
 const char* isa_name(Isa isa) {
@@ -57,6 +86,16 @@ bool isa_supported(Isa isa) {
 #else
     return false;
 #endif
+}
+
+bool cpu_has_bfloat16_vectors() {
+    static const bool has = has_vectors();
+    return has;
+}
+
+bool cpu_grants_bfloat16_tiles() {
+    static const bool granted = ask_for_tiles();
+    return granted;
 }
 
 Isa active_isa() {

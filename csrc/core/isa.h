@@ -1,5 +1,5 @@
-// Run-time choice of the instruction set. A core <op>.cpp is compiled once per level; see the
-// macros.
+// Run-time choice of the instruction set. A core <op>.cpp is compiled once per level and reached by
+// its table of kernels (kernel_table.h).
 #pragma once
 
 // Set by the build: DEEPL0_ISA names the namespace of this compilation, DEEPL0_ISA_LEVEL its rank.
@@ -15,25 +15,6 @@
 #define DEEPL0_INLINE static inline __attribute__((always_inline))
 #define DEEPL0_NOINLINE static __attribute__((noinline, unused))
 
-// At level 0, inside namespace deepl0: DEEPL0_DECLARE_LEVELS(f) declares avx2::f and avx512::f with
-// the signature of the public deepl0::f; DEEPL0_PICK(f) is the pointer to the level in force.
-#if DEEPL0_X86
-#define DEEPL0_DECLARE_LEVELS(fn) \
-    namespace avx2 {              \
-    decltype(::deepl0::fn) fn;    \
-    }                             \
-    namespace avx512 {            \
-    decltype(::deepl0::fn) fn;    \
-    }
-#define DEEPL0_PICK(fn)                                            \
-    (::deepl0::active_isa() == ::deepl0::Isa::avx512 ? &avx512::fn \
-     : ::deepl0::active_isa() == ::deepl0::Isa::avx2 ? &avx2::fn   \
-                                                     : &scalar::fn)
-#else
-#define DEEPL0_DECLARE_LEVELS(fn)
-#define DEEPL0_PICK(fn) (&scalar::fn)
-#endif
-
 namespace deepl0 {
 
 enum class Isa : int { scalar = 0, avx2 = 1, avx512 = 2 };
@@ -43,6 +24,14 @@ const char* isa_name(Isa isa);
 
 /// Whether this build, this CPU and its operating system can run the level.
 bool isa_supported(Isa isa);
+
+/// Whether the CPU multiplies bfloat16 vectors (vdpbf16ps). That their registers are enabled goes
+/// with level avx512.
+bool cpu_has_bfloat16_vectors();
+
+/// Whether the CPU has AMX tiles for bfloat16, and the operating system grants them to this
+/// process, which is asked for at the first call.
+bool cpu_grants_bfloat16_tiles();
 
 /// The level in force: the highest supported one, or the one named by the environment variable
 /// DEEPL0_ISA (scalar, avx2, avx512), read at the first call. Throws std::runtime_error when the

@@ -7,9 +7,12 @@
 
 #include "gather.h"
 #include "kernel_table.h"
+#include "sizes.h"
 
 namespace deepl0 {
 namespace DEEPL0_ISA {
+
+namespace {
 
 template <class T>
 using Lane = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
@@ -85,23 +88,6 @@ DEEPL0_INLINE Peak<T> peak_of(const T* alpha, int64_t ld) {
     return largest(peaks);
 }
 
-template <class T>
-DEEPL0_INLINE T dot(const T* a, const T* b, int64_t n) {
-    constexpr int64_t W = kWidth<T>;
-    Reals<T> acc[4] = {};
-    int64_t i = 0;
-    for (; i + 4 * W <= n; i += 4 * W)
-        for (int j = 0; j < 4; ++j)
-            acc[j] = fused(Reals<T>(*reinterpret_cast<const Reals<T>*>(a + i + j * W)),
-                           Reals<T>(*reinterpret_cast<const Reals<T>*>(b + i + j * W)), acc[j]);
-    for (; i + W <= n; i += W)
-        acc[0] = fused(Reals<T>(*reinterpret_cast<const Reals<T>*>(a + i)),
-                       Reals<T>(*reinterpret_cast<const Reals<T>*>(b + i)), acc[0]);
-    T sum = sum_of_lanes<T, kVectorBytes>((acc[0] + acc[1]) + (acc[2] + acc[3]));
-    for (; i < n; ++i) sum = fused(a[i], b[i], sum);
-    return sum;
-}
-
 /// The factorisation L L' of the Gram matrix of a row's support, and L y = D'x on the support.
 template <class T>
 struct Factor {
@@ -145,7 +131,7 @@ struct Factor {
 /// Solves for the values (y is overwritten) and writes the code of one row: ascending, with zeros
 /// at the lowest free indices where the pursuit ended early.
 template <class T>
-static void write_code(Factor<T>& f, OmpCodes<T> out) {
+void write_code(Factor<T>& f, OmpCodes<T> out) {
     for (int64_t i = f.k - 1; i >= 0; --i) {
         const T* __restrict w = f.lower + i * f.m;
         T* __restrict y = f.y;
@@ -206,7 +192,7 @@ DEEPL0_INLINE T* column_of(T* v, int64_t m, int64_t column) {
 
 /// Takes the last atom of the factor into v and alpha; the next peak.
 template <class T>
-static Peak<T> project(const Factor<T>& f, const T* g, T* v, T* alpha, int64_t ld) {
+Peak<T> project(const Factor<T>& f, const T* g, T* v, T* alpha, int64_t ld) {
     constexpr int64_t W = kWidth<T>, C = kChunk<T>;
     const int64_t k = f.k - 1;
     const T *w = f.lower + k * f.m, y = f.y[k];
@@ -224,16 +210,14 @@ static Peak<T> project(const Factor<T>& f, const T* g, T* v, T* alpha, int64_t l
     return largest(peaks);
 }
 
-constexpr int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
-
 template <class T>
-static void gram_impl(const OmpProblem<T>& problem, const T* x, int64_t ldx, int64_t rows, T* alpha,
-                      const T* gram, int64_t ld, OmpCodes<T> out, void* workspace) {
+void gram_impl(const OmpProblem<T>& problem, const T* x, int64_t ldx, int64_t rows, T* alpha,
+               const T* gram, int64_t ld, OmpCodes<T> out, void* workspace) {
     const int64_t m = problem.m;
     T* v = static_cast<T*>(workspace);
-    T* lower = v + (ld + kChunk<T> - 1) / kChunk<T> * kChunk<T> * m;
-    T* y = lower + padded(m * m);
-    int32_t* support = reinterpret_cast<int32_t*>(y + padded(m));
+    T* lower = v + round_up(ld, kChunk<T>) * m;
+    T* y = lower + round_up(m * m, 16);
+    int32_t* support = reinterpret_cast<int32_t*>(y + round_up(m, 16));
     for (int64_t r = 0; r < rows; ++r, x += ldx, alpha += ld) {
         const OmpCodes<T> code = out.from(r, m);
         Factor<T> f(lower, y, support, problem, 0, dot(x, x, problem.n));
@@ -261,8 +245,8 @@ DEEPL0_INLINE Factor<T> factor_of(const OmpProblem<T>& problem, const OmpPanel<T
 }
 
 template <class T>
-static void start_impl(const OmpProblem<T>& problem, const T* x, int64_t ldx, int64_t rows,
-                       OmpPanel<T> panel, OmpCodes<T> out) {
+void start_impl(const OmpProblem<T>& problem, const T* x, int64_t ldx, int64_t rows,
+                OmpPanel<T> panel, OmpCodes<T> out) {
     const int64_t n = problem.n;
     for (int64_t r = 0; r < rows; ++r, x += ldx) {
         memcpy(panel.residual + r * n, x, size_t(n) * sizeof(T));
@@ -274,9 +258,9 @@ static void start_impl(const OmpProblem<T>& problem, const T* x, int64_t ldx, in
 }
 
 template <class T>
-static int64_t step_impl(const OmpProblem<T>& problem, int64_t k, int64_t live, T* alpha,
-                         int64_t ld, const T* d, int64_t row_stride, int64_t col_stride,
-                         OmpPanel<T> panel, OmpCodes<T> out) {
+int64_t step_impl(const OmpProblem<T>& problem, int64_t k, int64_t live, T* alpha, int64_t ld,
+                  const T* d, int64_t row_stride, int64_t col_stride, OmpPanel<T> panel,
+                  OmpCodes<T> out) {
     const int64_t n = problem.n, m = problem.m;
     int64_t slots = 0;
     for (int64_t s = 0; s < live; ++s, alpha += ld) {
@@ -309,8 +293,7 @@ static int64_t step_impl(const OmpProblem<T>& problem, int64_t k, int64_t live, 
 }
 
 template <class T>
-static void finish_impl(const OmpProblem<T>& problem, int64_t rows, OmpPanel<T> panel,
-                        OmpCodes<T> out) {
+void finish_impl(const OmpProblem<T>& problem, int64_t rows, OmpPanel<T> panel, OmpCodes<T> out) {
     for (int64_t r = 0; r < rows; ++r) {
         Factor<T> f = factor_of(problem, panel, r, out.count[r]);
         write_code(f, out.from(r, problem.m));
@@ -318,7 +301,9 @@ static void finish_impl(const OmpProblem<T>& problem, int64_t rows, OmpPanel<T> 
 }
 
 template <class T>
-static constexpr OmpKernels<T> kOmp = {gram_impl<T>, start_impl<T>, step_impl<T>, finish_impl<T>};
+constexpr OmpKernels<T> kOmp = {gram_impl<T>, start_impl<T>, step_impl<T>, finish_impl<T>};
+
+}  // namespace
 
 extern const OmpKernels<float> omp_f32;
 extern const OmpKernels<double> omp_f64;
@@ -333,8 +318,8 @@ DEEPL0_TABLES(OmpKernels, omp)
 template <class T>
 int64_t omp_workspace(int64_t p, int64_t m) {
     constexpr int64_t kWidest = 1024 / int64_t(sizeof(T));  // columns of a chunk at any level
-    const int64_t v = (p + kWidest - 1) / kWidest * kWidest * m;
-    return (v + scalar::padded(m * m) + 2 * scalar::padded(m)) * int64_t(sizeof(T));
+    const int64_t v = round_up(p, kWidest) * m;
+    return (v + round_up(m * m, 16) + 2 * round_up(m, 16)) * int64_t(sizeof(T));
 }
 template int64_t omp_workspace<float>(int64_t, int64_t);
 template int64_t omp_workspace<double>(int64_t, int64_t);

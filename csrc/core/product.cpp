@@ -1,13 +1,14 @@
 #include "product.h"
 
+#include "kernel_table.h"
 #include "simd.h"
+#include "sizes.h"
 #include "transpose.h"
 
 namespace deepl0 {
 namespace DEEPL0_ISA {
 
-decltype(::deepl0::product_pack) product_pack;
-decltype(::deepl0::product_rows) product_rows;
+namespace {
 
 #if DEEPL0_ISA_LEVEL == 2
 constexpr int kTileRows = 8;
@@ -21,7 +22,6 @@ constexpr int64_t kTerms = 256;
 /// Rows for which a group is used while it is there; their x and out stay in L2.
 constexpr int64_t kRowBlock = 64;
 
-DEEPL0_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 DEEPL0_INLINE int64_t groups_of(int64_t p) { return (p + kProductGroup - 1) / kProductGroup; }
 
 /// Group g of the terms from k on, [terms, 32].
@@ -29,8 +29,8 @@ DEEPL0_INLINE int64_t packed_at(int64_t groups, int64_t g, int64_t k, int64_t te
     return (k * groups + g * terms) * kProductGroup;
 }
 
-void product_pack(const float* w, int64_t ldw, int64_t p, int64_t n, int64_t begin, int64_t end,
-                  float* packed) {
+void pack(const float* w, int64_t ldw, int64_t p, int64_t n, int64_t begin, int64_t end,
+          float* packed) {
     const int64_t groups = groups_of(p);
     for (int64_t k = 0; k < n; k += kTerms) {
         const int64_t terms = smaller(kTerms, n - k);
@@ -70,8 +70,8 @@ DEEPL0_INLINE void tile(const float* x, int64_t ldx, int64_t rows, const float* 
     }
 }
 
-void product_rows(const float* x, int64_t ldx, int64_t rows, const float* packed, int64_t p,
-                  int64_t n, float* out, int64_t ldo) {
+void product(const float* x, int64_t ldx, int64_t rows, const float* packed, int64_t p, int64_t n,
+             float* out, int64_t ldo) {
     const int64_t groups = groups_of(p);
     alignas(64) float edge[kTileRows * kProductGroup];
     if (n == 0)
@@ -103,12 +103,15 @@ void product_rows(const float* x, int64_t ldx, int64_t rows, const float* packed
     }
 }
 
+}  // namespace
+
+extern const ProductKernels product_table;
+const ProductKernels product_table = {pack, product};
+
 }  // namespace DEEPL0_ISA
 
 #if DEEPL0_ISA_LEVEL == 0
-
-DEEPL0_DECLARE_LEVELS(product_pack)
-DEEPL0_DECLARE_LEVELS(product_rows)
+DEEPL0_TABLE(ProductKernels, product)
 
 bool product_pays() {
 #if DEEPL0_X86
@@ -120,16 +123,6 @@ bool product_pays() {
 
 int64_t product_packed_size(int64_t p, int64_t n) {
     return scalar::groups_of(p) * kProductGroup * n;
-}
-
-void product_pack(const float* w, int64_t ldw, int64_t p, int64_t n, int64_t begin, int64_t end,
-                  float* packed) {
-    DEEPL0_PICK(product_pack)(w, ldw, p, n, begin, end, packed);
-}
-
-void product_rows(const float* x, int64_t ldx, int64_t rows, const float* packed, int64_t p,
-                  int64_t n, float* out, int64_t ldo) {
-    DEEPL0_PICK(product_rows)(x, ldx, rows, packed, p, n, out, ldo);
 }
 
 #endif

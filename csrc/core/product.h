@@ -18,13 +18,19 @@ bool product_pays();
 /// Floats of packed W [p, n].
 int64_t product_packed_size(int64_t p, int64_t n);
 
-/// Packs the groups of units [begin, end) of W [p, n], rows of stride ldw. Disjoint ranges may run
-/// concurrently.
-void product_pack(const float* w, int64_t ldw, int64_t p, int64_t n, int64_t begin, int64_t end,
-                  float* packed);
+/// The kernels of one ISA level.
+struct ProductKernels {
+    /// Packs the groups of units [begin, end) of W [p, n], rows of stride ldw. Disjoint ranges may
+    /// run concurrently.
+    void (*pack)(const float* w, int64_t ldw, int64_t p, int64_t n, int64_t begin, int64_t end,
+                 float* packed);
 
-/// out [rows, p] (stride ldo) from x [rows, n] (stride ldx) and packed W. 2 rows p n flops.
-void product_rows(const float* x, int64_t ldx, int64_t rows, const float* packed, int64_t p,
-                  int64_t n, float* out, int64_t ldo);
+    /// out [rows, p] (stride ldo) from x [rows, n] (stride ldx) and packed W. 2 rows p n flops.
+    void (*rows)(const float* x, int64_t ldx, int64_t rows, const float* packed, int64_t p,
+                 int64_t n, float* out, int64_t ldo);
+};
+
+/// The kernels of the ISA level in force (see active_isa).
+const ProductKernels& product_kernels();
 
 }  // namespace deepl0

@@ -34,11 +34,6 @@ constexpr int64_t kScreenGroup = 32;
 /// Bytes of packed W: 2 p n for bfloat16, 4 p n for float32, 8 p for any, all rounded up.
 int64_t screen_packed_bytes(ScreenKind kind, int64_t p, int64_t n);
 
-/// Packs the units [begin, end) of W [p, n], rows of stride ldw. begin must be a multiple of
-/// kScreenGroup, end too or p. Disjoint ranges may run concurrently. packed: 64-byte aligned.
-void screen_pack(ScreenKind kind, const float* w, int64_t ldw, int64_t p, int64_t n, int64_t begin,
-                 int64_t end, void* packed);
-
 struct ScreenProblem {
     ScreenKind kind;
     const float* x;  // [rows, n], rows of stride ldx
@@ -58,16 +53,29 @@ struct ScreenCounts {
     int64_t full_rows = 0;  // rows computed in float32 throughout
 };
 
-/// Rows [begin, end) of the problem. workspace: screen_workspace_bytes, 64-byte aligned, of the
-/// calling thread; distinct rows may run concurrently. rows: end - begin, or more.
-/// 2 n p flops per row in the precision of the kind, then about 2 n (m + some) in float32.
-void screen_top_m(const ScreenProblem& problem, int64_t begin, int64_t end, void* workspace,
-                  ScreenCounts* counts);
+/// Bytes of workspace for that many rows, or fewer.
 int64_t screen_workspace_bytes(ScreenKind kind, int64_t rows, int64_t p, int64_t n, int64_t m);
 
-/// For tests: the approximations and bounds of rows [begin, end), [end - begin, p] each; an
-/// infinite bound marks what is always computed again.
-void screen_bounds(const ScreenProblem& problem, int64_t begin, int64_t end, void* workspace,
+/// The kernels of one ISA level.
+struct ScreenKernels {
+    /// Packs the units [begin, end) of W [p, n], rows of stride ldw. begin must be a multiple of
+    /// kScreenGroup, end too or p. Disjoint ranges may run concurrently. packed: 64-byte aligned.
+    void (*pack)(ScreenKind kind, const float* w, int64_t ldw, int64_t p, int64_t n, int64_t begin,
+                 int64_t end, void* packed);
+
+    /// Rows [begin, end) of the problem. workspace: screen_workspace_bytes, 64-byte aligned, of the
+    /// calling thread; distinct rows may run concurrently.
+    /// 2 n p flops per row in the precision of the kind, then about 2 n (m + some) in float32.
+    void (*top_m)(const ScreenProblem& problem, int64_t begin, int64_t end, void* workspace,
+                  ScreenCounts* counts);
+
+    /// For tests: the approximations and bounds of rows [begin, end), [end - begin, p] each; an
+    /// infinite bound marks what is always computed again.
+    void (*bounds)(const ScreenProblem& problem, int64_t begin, int64_t end, void* workspace,
                    float* approximations, float* bounds);
+};
+
+/// The kernels of the ISA level in force (see active_isa).
+const ScreenKernels& screen_kernels();
 
 }  // namespace deepl0

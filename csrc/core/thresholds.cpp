@@ -6,14 +6,12 @@
 
 #include "thresholds.h"
 
+#include "kernel_table.h"
 #include "simd.h"
+#include "sizes.h"
 
 namespace deepl0 {
 namespace DEEPL0_ISA {
-
-// Declared in the public header for level 0 only; here so that every level has the same signatures.
-decltype(::deepl0::threshold) threshold;
-decltype(::deepl0::threshold_backward) threshold_backward;
 
 namespace {
 
@@ -134,7 +132,7 @@ void forward_rows(const S* u, int64_t u_stride, const void* theta_data, double s
     TileOut<S> result;
     for (int64_t r = row_begin; r < row_end; ++r) {
         for (int64_t j = 0; j < p; j += kTile) {
-            const int64_t n = p - j < kTile ? p - j : kTile;
+            const int64_t n = smaller(kTile, p - j);
             const T* x = in.open(u + r * u_stride + j, n);
             T* y = result.open(out + r * out_stride + j);
             const T* t = PerEntry ? theta + j : theta;
@@ -156,21 +154,20 @@ void backward_blocks(const S* grad_out, int64_t grad_out_stride, const S* u, int
     const Ramp<T> ramp(sigma);
     TileIn<S> in_u, in_g;
     TileOut<S> result;
+    T unwanted[kTile];
     for (int64_t b = block_begin; b < block_end; ++b) {
         const int64_t first_row = b * kThresholdBlockRows;
-        const int64_t left = rows - first_row;
-        const int64_t last_row =
-            first_row + (left < kThresholdBlockRows ? left : kThresholdBlockRows);
+        const int64_t last_row = smaller(rows, first_row + kThresholdBlockRows);
         double block_sum = 0;
         for (int64_t j = 0; j < p; j += kTile) {
-            const int64_t n = p - j < kTile ? p - j : kTile;
+            const int64_t n = smaller(kTile, p - j);
             const T* t = PerEntry ? theta + j : theta;
             const T t0 = t[0];
             T sum[kTile] = {};
             for (int64_t r = first_row; r < last_row; ++r) {
                 const T* x = in_u.open(u + r * u_stride + j, n);
                 const T* g = in_g.open(grad_out + r * grad_out_stride + j, n);
-                T* y = result.open(grad_u + r * p + j);
+                T* y = grad_u ? result.open(grad_u + r * p + j) : unwanted;
 #pragma GCC ivdep
                 for (int64_t i = 0; i < n; ++i) {
                     T c, e;
@@ -179,15 +176,16 @@ void backward_blocks(const S* grad_out, int64_t grad_out_stride, const S* u, int
                     y[i] = c * gi;
                     sum[i] += e * gi;
                 }
-                result.close(grad_u + r * p + j, n);
+                if (grad_u) result.close(grad_u + r * p + j, n);
             }
+            if (!partial) continue;
             if (PerEntry) {
                 for (int64_t i = 0; i < n; ++i) partial[b * p + j + i] = double(sum[i]);
             } else {
                 for (int64_t i = 0; i < n; ++i) block_sum += double(sum[i]);
             }
         }
-        if (!PerEntry) partial[b] = block_sum;
+        if (!PerEntry && partial) partial[b] = block_sum;
     }
 }
 
@@ -232,8 +230,6 @@ void backward_any(ThresholdKind kind, const void* grad_out, int64_t grad_out_str
                            static_cast<double*>(workspace));
 }
 
-}  // namespace
-
 void threshold(DType dtype, ThresholdKind kind, const void* u, int64_t u_stride, const void* theta,
                bool theta_per_entry, double sigma, void* out, int64_t out_stride, int64_t p,
                int64_t row_begin, int64_t row_end) {
@@ -256,29 +252,15 @@ void threshold_backward(DType dtype, ThresholdKind kind, const void* grad_out,
         p, block_begin, block_end, workspace);
 }
 
+}  // namespace
+
+extern const ThresholdKernels threshold_table;
+const ThresholdKernels threshold_table = {threshold, threshold_backward};
+
 }  // namespace DEEPL0_ISA
 
 #if DEEPL0_ISA_LEVEL == 0
-
-DEEPL0_DECLARE_LEVELS(threshold)
-DEEPL0_DECLARE_LEVELS(threshold_backward)
-
-void threshold(DType dtype, ThresholdKind kind, const void* u, int64_t u_stride, const void* theta,
-               bool theta_per_entry, double sigma, void* out, int64_t out_stride, int64_t p,
-               int64_t row_begin, int64_t row_end) {
-    DEEPL0_PICK(threshold)
-    (dtype, kind, u, u_stride, theta, theta_per_entry, sigma, out, out_stride, p, row_begin,
-     row_end);
-}
-
-void threshold_backward(DType dtype, ThresholdKind kind, const void* grad_out,
-                        int64_t grad_out_stride, const void* u, int64_t u_stride, const void* theta,
-                        bool theta_per_entry, double sigma, void* grad_u, int64_t rows, int64_t p,
-                        int64_t block_begin, int64_t block_end, void* workspace) {
-    DEEPL0_PICK(threshold_backward)
-    (dtype, kind, grad_out, grad_out_stride, u, u_stride, theta, theta_per_entry, sigma, grad_u,
-     rows, p, block_begin, block_end, workspace);
-}
+DEEPL0_TABLE(ThresholdKernels, threshold)
 
 namespace {
 
@@ -295,7 +277,7 @@ void reduce_partials(const double* partial, int64_t blocks, int64_t stride, T* o
                      int64_t end) {
     constexpr int64_t kTile = 256;
     for (int64_t j = begin; j < end; j += kTile) {
-        const int64_t n = end - j < kTile ? end - j : kTile;
+        const int64_t n = smaller(kTile, end - j);
         double sum[kTile] = {};
         for (int64_t b = 0; b < blocks; ++b) {
             for (int64_t i = 0; i < n; ++i) sum[i] += partial[b * stride + j + i];

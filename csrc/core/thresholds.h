@@ -31,12 +31,6 @@ enum class ThresholdKind : int { hard, soft, helu, ste, ste_theta };
 /// never is), or -1. dtype f64 or f32: the type of theta.
 int64_t first_bad_theta(DType dtype, ThresholdKind kind, const void* theta, int64_t n);
 
-/// out[r, j] = h(u[r, j]; theta[j]) for the rows of the range. out may be u with the same stride.
-/// Reads p, writes p elements a row; at most 4 flops an element, so bound by memory.
-void threshold(DType dtype, ThresholdKind kind, const void* u, int64_t u_stride, const void* theta,
-               bool theta_per_entry, double sigma, void* out, int64_t out_stride, int64_t p,
-               int64_t row_begin, int64_t row_end);
-
 /// Rows are grouped in blocks of this many for the reduction of grad_theta, whatever the threads.
 constexpr int64_t kThresholdBlockRows = 32;
 
@@ -47,17 +41,30 @@ int64_t threshold_blocks(int64_t rows);
 /// one partial per block, or p of them when theta has p entries. float64.
 size_t threshold_backward_workspace_bytes(int64_t rows, int64_t p, bool theta_per_entry);
 
-/// grad_u[r, j] = c grad_out[r, j], and in workspace one partial sum of e grad_out for each block
-/// of rows in [block_begin, block_end). grad_out and u may have row strides; grad_u is contiguous.
-/// Reads 2 p, writes p elements a row.
-void threshold_backward(DType dtype, ThresholdKind kind, const void* grad_out,
-                        int64_t grad_out_stride, const void* u, int64_t u_stride, const void* theta,
-                        bool theta_per_entry, double sigma, void* grad_u, int64_t rows, int64_t p,
-                        int64_t block_begin, int64_t block_end, void* workspace);
-
 /// grad_theta (float64 for DType::f64, else float32), one value or entries [begin, end) of p: the
 /// block partials summed in float64 in block order.
 void reduce_grad_theta(DType dtype, const void* workspace, int64_t rows, int64_t p,
                        bool theta_per_entry, void* grad_theta, int64_t begin, int64_t end);
+
+/// The kernels of one ISA level.
+struct ThresholdKernels {
+    /// out[r, j] = h(u[r, j]; theta[j]) for the rows of the range. out may be u with the same
+    /// stride. Reads p, writes p elements a row; at most 4 flops an element, so bound by memory.
+    void (*threshold)(DType dtype, ThresholdKind kind, const void* u, int64_t u_stride,
+                      const void* theta, bool theta_per_entry, double sigma, void* out,
+                      int64_t out_stride, int64_t p, int64_t row_begin, int64_t row_end);
+
+    /// grad_u[r, j] = c grad_out[r, j], and in workspace one partial sum of e grad_out for each
+    /// block of rows in [block_begin, block_end); either may be null, then it is not wanted.
+    /// grad_out and u may have row strides; grad_u is contiguous. Reads 2 p, writes p elements a
+    /// row.
+    void (*backward)(DType dtype, ThresholdKind kind, const void* grad_out, int64_t grad_out_stride,
+                     const void* u, int64_t u_stride, const void* theta, bool theta_per_entry,
+                     double sigma, void* grad_u, int64_t rows, int64_t p, int64_t block_begin,
+                     int64_t block_end, void* workspace);
+};
+
+/// The kernels of the ISA level in force (see active_isa).
+const ThresholdKernels& threshold_kernels();
 
 }  // namespace deepl0

@@ -1,13 +1,10 @@
 #include "top_m.h"
 
+#include "kernel_table.h"
 #include "select.h"
 
 namespace deepl0 {
 namespace DEEPL0_ISA {
-
-decltype(::deepl0::top_m) top_m;
-decltype(::deepl0::keep_top_m) keep_top_m;
-decltype(::deepl0::apply_mask) apply_mask;
 
 namespace {
 
@@ -277,8 +274,6 @@ void apply_mask_rows(const void* u, int64_t u_stride, const uint8_t* mask, int64
     }
 }
 
-}  // namespace
-
 void top_m(DType dtype, const void* u, int64_t u_stride, int64_t p, int64_t m, void* values,
            int64_t* indices, int64_t row_begin, int64_t row_end, void* workspace) {
     const auto rows = dtype == DType::f32   ? top_m_rows<float, float>
@@ -306,31 +301,15 @@ void apply_mask(DType dtype, const void* u, int64_t u_stride, const uint8_t* mas
     rows(u, u_stride, mask, p, out, out_stride, row_begin, row_end);
 }
 
+}  // namespace
+
+extern const TopMKernels top_m_table;
+const TopMKernels top_m_table = {top_m, keep_top_m, apply_mask};
+
 }  // namespace DEEPL0_ISA
 
 #if DEEPL0_ISA_LEVEL == 0
-
-DEEPL0_DECLARE_LEVELS(top_m)
-DEEPL0_DECLARE_LEVELS(keep_top_m)
-DEEPL0_DECLARE_LEVELS(apply_mask)
-
-void top_m(DType dtype, const void* u, int64_t u_stride, int64_t p, int64_t m, void* values,
-           int64_t* indices, int64_t row_begin, int64_t row_end, void* workspace) {
-    DEEPL0_PICK(top_m)
-    (dtype, u, u_stride, p, m, values, indices, row_begin, row_end, workspace);
-}
-
-void keep_top_m(DType dtype, const void* u, int64_t u_stride, int64_t p, int64_t m, void* out,
-                int64_t out_stride, uint8_t* mask, int64_t row_begin, int64_t row_end,
-                void* workspace) {
-    DEEPL0_PICK(keep_top_m)
-    (dtype, u, u_stride, p, m, out, out_stride, mask, row_begin, row_end, workspace);
-}
-
-void apply_mask(DType dtype, const void* u, int64_t u_stride, const uint8_t* mask, int64_t p,
-                void* out, int64_t out_stride, int64_t row_begin, int64_t row_end) {
-    DEEPL0_PICK(apply_mask)(dtype, u, u_stride, mask, p, out, out_stride, row_begin, row_end);
-}
+DEEPL0_TABLE(TopMKernels, top_m)
 
 namespace {
 

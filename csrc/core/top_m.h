@@ -24,18 +24,6 @@ size_t top_m_workspace_bytes(DType dtype, int64_t p, int64_t m);
 /// Bytes of workspace for unpool: size / 8.
 size_t unpool_workspace_bytes(int64_t size);
 
-/// values[r, 0..m), indices[r, 0..m): the m entries of largest |u[r, :]|. 0 <= m <= p < 2^31.
-/// Reads p, writes m (value + 8) bytes a row; about 3 passes over a row in L1, no flops.
-void top_m(DType dtype, const void* u, int64_t u_stride, int64_t p, int64_t m, void* values,
-           int64_t* indices, int64_t row_begin, int64_t row_end, void* workspace);
-
-/// out[r, j] = u[r, j] where j is among the m entries of largest |u[r, :]|, else +0. out may be u
-/// (with the same stride). mask [rows, ceil(p/8)] has bit j%8 of byte j/8 set for the kept entries,
-/// its padding bits are 0. Reads p, writes p elements and p / 8 bytes a row.
-void keep_top_m(DType dtype, const void* u, int64_t u_stride, int64_t p, int64_t m, void* out,
-                int64_t out_stride, uint8_t* mask, int64_t row_begin, int64_t row_end,
-                void* workspace);
-
 /// out[r, :] = 0 except out[r, indices[r, i]] = values[r, i], i < m. Returns -1, or the flat
 /// position r * m + i of the first index of the range that is not in [0, size) or repeats an
 /// earlier one of its row; out is then unspecified from row r on. Indices may come in any order
@@ -43,9 +31,27 @@ void keep_top_m(DType dtype, const void* u, int64_t u_stride, int64_t p, int64_t
 int64_t unpool(DType dtype, const void* values, const int64_t* indices, int64_t m, int64_t size,
                void* out, int64_t row_begin, int64_t row_end, void* workspace);
 
-/// out[r, j] = u[r, j] where the bit of mask [rows, ceil(p/8)] is set, else +0. out may be u (with
-/// the same stride). Reads p, writes p elements a row.
-void apply_mask(DType dtype, const void* u, int64_t u_stride, const uint8_t* mask, int64_t p,
-                void* out, int64_t out_stride, int64_t row_begin, int64_t row_end);
+/// The kernels of one ISA level.
+struct TopMKernels {
+    /// values[r, 0..m), indices[r, 0..m): the m entries of largest |u[r, :]|. 0 <= m <= p < 2^31.
+    /// Reads p, writes m (value + 8) bytes a row; about 3 passes over a row in L1, no flops.
+    void (*top_m)(DType dtype, const void* u, int64_t u_stride, int64_t p, int64_t m, void* values,
+                  int64_t* indices, int64_t row_begin, int64_t row_end, void* workspace);
+
+    /// out[r, j] = u[r, j] where j is among the m entries of largest |u[r, :]|, else +0. out may be
+    /// u (with the same stride). mask [rows, ceil(p/8)] has bit j%8 of byte j/8 set for the kept
+    /// entries, its padding bits are 0. Reads p, writes p elements and p / 8 bytes a row.
+    void (*keep_top_m)(DType dtype, const void* u, int64_t u_stride, int64_t p, int64_t m,
+                       void* out, int64_t out_stride, uint8_t* mask, int64_t row_begin,
+                       int64_t row_end, void* workspace);
+
+    /// out[r, j] = u[r, j] where the bit of mask [rows, ceil(p/8)] is set, else +0. out may be u
+    /// (with the same stride). Reads p, writes p elements a row.
+    void (*apply_mask)(DType dtype, const void* u, int64_t u_stride, const uint8_t* mask, int64_t p,
+                       void* out, int64_t out_stride, int64_t row_begin, int64_t row_end);
+};
+
+/// The kernels of the ISA level in force (see active_isa).
+const TopMKernels& top_m_kernels();
 
 }  // namespace deepl0

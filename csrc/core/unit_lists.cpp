@@ -10,8 +10,10 @@
 namespace deepl0 {
 namespace DEEPL0_ISA {
 
+namespace {
+
 template <class T>
-static void group_impl(SparseRows<T> z, int64_t rows, int64_t p, UnitLists<T> lists) {
+void group_impl(SparseRows<T> z, int64_t rows, int64_t p, UnitLists<T> lists) {
     const int64_t begin = z.begin(0), end = z.end(rows - 1);
     int32_t* next = lists.start + 1;  // becomes the write position of unit i, then its end
     memset(lists.start, 0, size_t(p + 1) * sizeof(int32_t));
@@ -84,8 +86,8 @@ DEEPL0_INLINE void scatter_add(T* out, const int32_t* index, const T* value, int
 }
 
 template <class T>
-static void product_on_support_impl(UnitLists<T> lists, int64_t units, const T* s, int64_t ld,
-                                    SparseRows<T> at, T* out) {
+void product_on_support_impl(UnitLists<T> lists, int64_t units, const T* s, int64_t ld,
+                             SparseRows<T> at, T* out) {
     for (int64_t i = 0; i < units; ++i) {
         for (int32_t k = lists.start[i]; k < lists.start[i + 1]; ++k) {
             const int64_t r = lists.row[k], begin = at.begin(r);
@@ -96,8 +98,7 @@ static void product_on_support_impl(UnitLists<T> lists, int64_t units, const T* 
 }
 
 template <class T>
-static void product_on_lists_impl(UnitLists<T> lists, int64_t p, const T* st, SparseRows<T> du,
-                                  T* out) {
+void product_on_lists_impl(UnitLists<T> lists, int64_t p, const T* st, SparseRows<T> du, T* out) {
     for (int64_t j = 0; j < p; ++j) {
         for (int32_t k = lists.start[j]; k < lists.start[j + 1]; ++k) {
             const int64_t r = lists.row[k], begin = du.begin(r);
@@ -108,8 +109,8 @@ static void product_on_lists_impl(UnitLists<T> lists, int64_t p, const T* st, Sp
 }
 
 template <class T>
-static void outer_impl(UnitLists<T> lists, int64_t begin, int64_t end, SparseRows<T> z, T* out,
-                       int64_t ld) {
+void outer_impl(UnitLists<T> lists, int64_t begin, int64_t end, SparseRows<T> z, T* out,
+                int64_t ld) {
     for (int64_t i = begin; i < end; ++i) {
         for (int32_t k = lists.start[i]; k < lists.start[i + 1]; ++k) {
             const int64_t r = lists.row[k], first = z.begin(r);
@@ -120,8 +121,8 @@ static void outer_impl(UnitLists<T> lists, int64_t begin, int64_t end, SparseRow
 }
 
 template <class T>
-static void combine_impl(UnitLists<T> lists, int64_t begin, int64_t end, const T* x, int64_t ldx,
-                         int64_t n, T* out) {
+void combine_impl(UnitLists<T> lists, int64_t begin, int64_t end, const T* x, int64_t ldx,
+                  int64_t n, T* out) {
     for (int64_t i = begin; i < end; ++i) {
         const int32_t first = lists.start[i];
         if (first == lists.start[i + 1]) continue;
@@ -132,8 +133,8 @@ static void combine_impl(UnitLists<T> lists, int64_t begin, int64_t end, const T
 }
 
 template <class T>
-static void gather_impl(SparseRows<T> z, int64_t rows, const T* w, int64_t ldw, int64_t n,
-                        const T* base, T* out, int64_t ldo) {
+void gather_impl(SparseRows<T> z, int64_t rows, const T* w, int64_t ldw, int64_t n, const T* base,
+                 T* out, int64_t ldo) {
     for (int64_t r = 0; r < rows; ++r) {
         const int64_t begin = z.begin(r);
         gather_sum(out + r * ldo, base ? base + r * ldo : nullptr, w, ldw, z.value + begin,
@@ -142,13 +143,15 @@ static void gather_impl(SparseRows<T> z, int64_t rows, const T* w, int64_t ldw, 
 }
 
 template <class T>
-static constexpr UnitKernels<T> kUnits = {group_impl<T>,
-                                          product_on_support_impl<T>,
-                                          product_on_lists_impl<T>,
-                                          outer_impl<T>,
-                                          combine_impl<T>,
-                                          gather_impl<T>,
-                                          nonzeros<T>};
+constexpr UnitKernels<T> kUnits = {group_impl<T>,
+                                   product_on_support_impl<T>,
+                                   product_on_lists_impl<T>,
+                                   outer_impl<T>,
+                                   combine_impl<T>,
+                                   gather_impl<T>,
+                                   nonzeros<T>};
+
+}  // namespace
 
 extern const UnitKernels<float> unit_f32;
 extern const UnitKernels<double> unit_f64;

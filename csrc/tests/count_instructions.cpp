@@ -27,14 +27,14 @@ int run(const std::string& kernel, int64_t rows) {
     const TopMCodes<float> codes{
         values.data(), indices.data(), values.data(), indices.data(), kM, 2, 0};
     if (kernel == "top_m")
-        top_m(DType::f32, u.data(), kP, kP, kM, values.data(), indices.data(), 0, rows,
-              workspace.get());
+        top_m_kernels().top_m(DType::f32, u.data(), kP, kP, kM, values.data(), indices.data(), 0,
+                              rows, workspace.get());
     else if (kernel == "keep_top_m")
-        keep_top_m(DType::f32, u.data(), kP, kP, kM, out.data(), kP, mask.data(), 0, rows,
-                   workspace.get());
+        top_m_kernels().keep_top_m(DType::f32, u.data(), kP, kP, kM, out.data(), kP, mask.data(), 0,
+                                   rows, workspace.get());
     else if (kernel == "helu")
-        threshold(DType::f32, ThresholdKind::helu, u.data(), kP, theta.data(), true, 0.2,
-                  out.data(), kP, kP, 0, rows);
+        threshold_kernels().threshold(DType::f32, ThresholdKind::helu, u.data(), kP, theta.data(),
+                                      true, 0.2, out.data(), kP, kP, 0, rows);
     else if (kernel == "encode_two_stages")
         encode_kernels<float>().rows(u.data(), rows, kP, {s.data(), 0, true}, codes,
                                      workspace.get());

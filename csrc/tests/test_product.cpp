@@ -30,9 +30,9 @@ void test_rows(const char* isa, int64_t rows, int64_t p, int64_t n, int pad, int
         for (int64_t i = 0; i < t->n; ++i) (*t)[i] = float(draw(rng, flavour, i % 50, 50));
     Exact<float> packed(product_packed_size(p, n));
     const int64_t groups = (p + kProductGroup - 1) / kProductGroup;
-    product_pack(w.get(), ldw, p, n, groups / 2, groups, packed.get());
-    product_pack(w.get(), ldw, p, n, 0, groups / 2, packed.get());
-    product_rows(x.get(), ldx, rows, packed.get(), p, n, out.get(), ldo);
+    product_kernels().pack(w.get(), ldw, p, n, groups / 2, groups, packed.get());
+    product_kernels().pack(w.get(), ldw, p, n, 0, groups / 2, packed.get());
+    product_kernels().rows(x.get(), ldx, rows, packed.get(), p, n, out.get(), ldo);
     const bool fused = std::string(isa) != "scalar";
     bool good = true, untouched = true;
     for (int64_t r = 0; r < rows; ++r) {

@@ -86,12 +86,12 @@ struct Setup {
              out.indices.data(),
              scale};
         const int64_t half = d.p / 2 / kScreenGroup * kScreenGroup;
-        screen_pack(q.kind, q.w, q.ldw, q.p, q.n, half, q.p, packed.get());
-        screen_pack(q.kind, q.w, q.ldw, q.p, q.n, 0, half, packed.get());
+        screen_kernels().pack(q.kind, q.w, q.ldw, q.p, q.n, half, q.p, packed.get());
+        screen_kernels().pack(q.kind, q.w, q.ldw, q.p, q.n, 0, half, packed.get());
     }
     void run(int64_t begin, int64_t end) {
         const Block workspace(screen_workspace_bytes(q.kind, end - begin, q.p, q.n, q.m));
-        screen_top_m(q, begin, end, workspace.get(), &out.counts);
+        screen_kernels().top_m(q, begin, end, workspace.get(), &out.counts);
     }
 };
 
@@ -243,7 +243,7 @@ double worst_of_bound(const char* isa, const Data& d, bool fused, ScreenKind kin
     Setup s(d, kind, 1.0f);
     const Block workspace(screen_workspace_bytes(s.q.kind, d.rows, d.p, d.n, d.m));
     std::vector<float> u(size_t(d.rows * d.p)), e(u.size());
-    screen_bounds(s.q, 0, d.rows, workspace.get(), u.data(), e.data());
+    screen_kernels().bounds(s.q, 0, d.rows, workspace.get(), u.data(), e.data());
     double worst = 0;
     int64_t beyond = 0;
     for (int64_t r = 0; r < d.rows; ++r) {

@@ -68,16 +68,16 @@ void test_case(const char* isa, DType dtype, ThresholdKind kind, bool per_entry,
     }
     const S* u1 = u.data() + 1;  // off the allocator's alignment
     const S* g1 = g.data() + 1;
-    threshold(dtype, kind, u1, stride, theta.data(), per_entry, sigma, out.data(), stride, p, 0,
-              rows / 3);
-    threshold(dtype, kind, u1, stride, theta.data(), per_entry, sigma, out.data(), stride, p,
-              rows / 3, rows);
+    threshold_kernels().threshold(dtype, kind, u1, stride, theta.data(), per_entry, sigma,
+                                  out.data(), stride, p, 0, rows / 3);
+    threshold_kernels().threshold(dtype, kind, u1, stride, theta.data(), per_entry, sigma,
+                                  out.data(), stride, p, rows / 3, rows);
 
     std::vector<double> ws(threshold_backward_workspace_bytes(rows, p, per_entry) / 8);
     const int64_t blocks = threshold_blocks(rows);
     const auto run_blocks = [&](int64_t b, int64_t e) {
-        threshold_backward(dtype, kind, g1, stride, u1, stride, theta.data(), per_entry, sigma,
-                           grad_u.data(), rows, p, b, e, ws.data());
+        threshold_kernels().backward(dtype, kind, g1, stride, u1, stride, theta.data(), per_entry,
+                                     sigma, grad_u.data(), rows, p, b, e, ws.data());
     };
     std::vector<T> whole(theta.size()), parts(theta.size());
     run_blocks(0, blocks);
@@ -115,8 +115,8 @@ void test_case(const char* isa, DType dtype, ThresholdKind kind, bool per_entry,
               want_theta[j]);
     }
     std::vector<S> in_place(u);
-    threshold(dtype, kind, in_place.data() + 1, stride, theta.data(), per_entry, sigma,
-              in_place.data() + 1, stride, p, 0, rows);
+    threshold_kernels().threshold(dtype, kind, in_place.data() + 1, stride, theta.data(), per_entry,
+                                  sigma, in_place.data() + 1, stride, p, 0, rows);
     for (int64_t r = 0; r < rows; ++r) {
         CHECK(!memcmp(in_place.data() + 1 + r * stride, out.data() + r * stride,
                       size_t(p) * sizeof(S)),
@@ -147,7 +147,7 @@ void test_equality(const char* isa) {
     const float theta = 0.7f, u[4] = {0.7f, -0.7f, std::nextafter(0.7f, 0.0f), 1.0f};
     float out[4];
     for (ThresholdKind kind : kKinds) {
-        threshold(DType::f32, kind, u, 4, &theta, false, 0.0, out, 4, 4, 0, 1);
+        threshold_kernels().threshold(DType::f32, kind, u, 4, &theta, false, 0.0, out, 4, 4, 0, 1);
         if (kind == ThresholdKind::soft)
             CHECK(out[0] == 0 && out[1] == 0, "%s", isa);
         else

@@ -61,9 +61,10 @@ void test_case(const char* isa, const Case& c) {
     const int64_t half_way = c.rows / 2;
     for (int64_t part = 0; part < 2; ++part) {
         const int64_t b = part ? half_way : 0, e = part ? c.rows : half_way;
-        top_m(c.dtype, u.at, stride, p, m, values.at, indices.at, b, e, ws.at);
-        keep_top_m(c.dtype, u.at, stride, p, m, out.at, stride, mask.at, b, e, ws.at);
-        apply_mask(c.dtype, u.at, stride, mask.at, p, again.at, p, b, e);
+        top_m_kernels().top_m(c.dtype, u.at, stride, p, m, values.at, indices.at, b, e, ws.at);
+        top_m_kernels().keep_top_m(c.dtype, u.at, stride, p, m, out.at, stride, mask.at, b, e,
+                                   ws.at);
+        top_m_kernels().apply_mask(c.dtype, u.at, stride, mask.at, p, again.at, p, b, e);
         CHECK(unpool(c.dtype, values.at, indices.at, m, p, dense.at, b, e, seen.at) == -1,
               "unpool");
     }
@@ -97,12 +98,13 @@ void test_case(const char* isa, const Case& c) {
             CHECK(!memcmp(out.at + r * stride + j, rubbish, sizeof(T)), "wrote between the rows");
         }
     }
-    keep_top_m(c.dtype, u.at, stride, p, m, u.at, stride, mask.at, 0, c.rows, ws.at);
+    top_m_kernels().keep_top_m(c.dtype, u.at, stride, p, m, u.at, stride, mask.at, 0, c.rows,
+                               ws.at);
     for (int64_t r = 0; r < c.rows; ++r) {
         CHECK(!memcmp(u.at + r * stride, out.at + r * stride, size_t(p) * sizeof(T)), "in place");
         memcpy(u.at + r * stride, &before[size_t(r * stride)], size_t(p) * sizeof(T));
     }
-    apply_mask(c.dtype, u.at, stride, mask.at, p, u.at, stride, 0, c.rows);
+    top_m_kernels().apply_mask(c.dtype, u.at, stride, mask.at, p, u.at, stride, 0, c.rows);
     for (int64_t r = 0; r < c.rows; ++r) {
         CHECK(!memcmp(u.at + r * stride, out.at + r * stride, size_t(p) * sizeof(T)), "in place");
     }

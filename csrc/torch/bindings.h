@@ -1,15 +1,10 @@
 // What the bindings of the operators share: checks, views of tensors as rows, allocation.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
-#include <cstddef>
-#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -17,6 +12,7 @@
 
 #include "core/dtype.h"
 #include "core/thresholds.h"
+#include "torch/shim.h"
 
 namespace deepl0::torch_ops {
 
@@ -44,6 +40,13 @@ inline int64_t last_size(const Tensor& t, const char* name) {
     return t.size(t.dim() - 1);
 }
 
+/// The number of rows: of last dimensions.
+inline int64_t rows_of(const Tensor& t) {
+    int64_t rows = 1;
+    for (int64_t i = 0; i + 1 < t.dim(); ++i) rows *= t.size(i);
+    return rows;
+}
+
 inline ScalarType accumulation_type(const Tensor& t) {
     return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -59,8 +62,17 @@ inline std::vector<int64_t> with_last(const Tensor& t, int64_t last) {
     return shape;
 }
 
+/// A contiguous tensor of the device of `like`; `wanted` false: of shape [0].
+inline Tensor empty_if(bool wanted, const Tensor& like, const std::vector<int64_t>& shape) {
+    return torch::stable::new_empty(like, wanted ? shape : std::vector<int64_t>{0});
+}
+
 inline Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
     return torch::stable::new_empty(like, shape, type);
+}
+
+inline Tensor cast(const Tensor& t, ScalarType type) {
+    return t.scalar_type() == type ? t : torch::stable::to(t, type);
 }
 
 // A tensor [..., cols] seen as rows with one stride. Copies only when its strides do not allow
@@ -73,20 +85,29 @@ struct Rows {
     Rows(const Tensor& t, const char* name);
 };
 
-// Uninitialised memory of one task.
-class Workspace {
-  public:
-    explicit Workspace(size_t bytes) : bytes_(new std::byte[bytes]) {}
-    void* get() { return bytes_.get(); }
-
-  private:
-    std::unique_ptr<std::byte[]> bytes_;
-};
-
 // Kind of threshold by name; sigma, and theta's values for a kind, checked.
 ThresholdKind threshold_kind(const std::string& name);
 void check_sigma(const char* op, double sigma);
 void check_theta(const char* op, ThresholdKind kind, const Tensor& theta);
+
+/// Throws unless every index is in [0, p).
+void check_indices(const Tensor& indices, int64_t p, const char* op);
+
+/// Throws unless x [B, n], W [p, n] and S ([p, p], [stages - 1, p, p], or none for one stage) fit.
+void check_encoder(const Tensor& x, const Tensor& w, const std::optional<Tensor>& s, int64_t stages,
+                   const char* op);
+
+/// Throws unless 0 <= m <= p.
+inline void check_m(int64_t m, int64_t p) {
+    STD_TORCH_CHECK(0 <= m && m <= p, "m must be >= 0 and <= p = ", p, ", got ", m);
+}
+
+/// Bytes of a row of a mask of p bits.
+inline int64_t mask_bytes(int64_t p) { return (p + 7) / 8; }
+
+/// Whether a backward is asked for the gradient of its operand of that number. What is not asked
+/// for is returned as an empty tensor of shape [0], and nothing is computed or read for it alone.
+inline bool wants(int64_t mask, int operand) { return mask >> operand & 1; }
 
 // Rows per task that make a task worth a thread: about 16k elements.
 inline int64_t grain_rows(int64_t cols) {
@@ -96,7 +117,7 @@ inline int64_t grain_rows(int64_t cols) {
 // The operators, in the order of deepl0_kernels/ops. Their schemas are defined there.
 Tensor threshold(Tensor u, Tensor theta, double sigma, std::string kind);
 std::tuple<Tensor, Tensor> threshold_backward(Tensor grad, Tensor u, Tensor theta, double sigma,
-                                              std::string kind);
+                                              std::string kind, int64_t mask);
 std::tuple<Tensor, Tensor> top_m(Tensor u, int64_t m);
 Tensor unpool(Tensor values, Tensor indices, int64_t size);
 std::tuple<Tensor, Tensor> keep_top_m(Tensor u, int64_t m);
@@ -109,15 +130,16 @@ std::tuple<Tensor, Tensor> encode_l0(Tensor x, Tensor W, std::optional<Tensor> S
 std::tuple<Tensor, Tensor, Tensor, Tensor> encode_l0_backward(Tensor grad_z, Tensor saved, Tensor x,
                                                               Tensor W, std::optional<Tensor> S,
                                                               Tensor theta, double sigma,
-                                                              std::string kind, bool need_x);
+                                                              std::string kind, int64_t mask);
 std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m(Tensor x, Tensor W, std::optional<Tensor> S,
                                                         int64_t m, int64_t num_stages, bool save);
 std::tuple<Tensor, Tensor, Tensor> encode_top_m_backward(Tensor grad_values, Tensor indices,
                                                          Tensor saved_values, Tensor saved_indices,
                                                          Tensor x, Tensor W,
-                                                         std::optional<Tensor> S, bool need_x);
+                                                         std::optional<Tensor> S, int64_t mask);
 Tensor decode(Tensor values, Tensor indices, Tensor D);
-std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor D);
+std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor D,
+                                           int64_t mask);
 std::tuple<Tensor, Tensor, Tensor, Tensor> omp(Tensor x, Tensor D, int64_t m, double tol);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> iht_top_m(Tensor x, Tensor D,
                                                              std::optional<Tensor> values,

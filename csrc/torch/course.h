@@ -36,7 +36,7 @@ struct History {
         }
         return int64_t(blocks.size()) * kIhtBlock - 1;
     }
-    T at(int64_t k, int64_t r) const {
+    T& at(int64_t k, int64_t r) const {
         return pointers[size_t(k / kIhtBlock)][k % kIhtBlock * rows + r];
     }
 };

@@ -79,7 +79,7 @@ class Panel {
           b_(rows * f.p),
           q_(rows * f.p),
           z_(rows * f.p),
-          residual_(plan.residual ? rows * d.n : 0),
+          residual_(rows * d.n),
           half_xx_(rows),
           t_(rows),
           momentum_(rows),
@@ -156,9 +156,27 @@ class Panel {
         }
         for (int64_t r = 0; r < rows; ++r)
             std::copy_n(s.codes[iterations[r] % 2] + r * p, p, codes + r * p);
+        report(s, x, history);
     }
 
   private:
+    /// The objective of the final codes from their residuals, in which nothing cancels: n count
+    /// multiply-adds a row.
+    void report(const FistaRows<T>& s, Matrix<const T> x, History<T>* history) {
+        active_.resize(size_t(x.rows));
+        for (int64_t r = 0; r < x.rows; ++r) active_[size_t(r)] = int32_t(r);
+        fista_kernels<T>().residual(f_, s, active_.data(), x.rows, x.data, x.row_stride,
+                                    d_.atoms.get(), d_.n, residual_.get(), workspace_.get());
+        for (int64_t r = 0; r < x.rows; ++r) {
+            const T* code = s.codes[s.iterations[r] % 2] + r * f_.p;
+            double size = 0;
+            for (int64_t j = 0; j < f_.p; ++j) size += std::fabs(double(code[j]));
+            s.objective[r] =
+                half_square(residual_.get() + r * d_.n, d_.n) + T(double(f_.lam) * size);
+            if (history) history->at(s.iterations[r], r) = s.objective[r];
+        }
+    }
+
     /// The codes of the first n of the dense rows, copied together unless they are.
     Matrix<const T> dense_codes(const FistaRows<T>& s, int64_t n) {
         const int64_t p = f_.p;

@@ -2,29 +2,11 @@
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
+
+#include "torch/matrix.h"
+#include "torch/shim.h"
 
 namespace deepl0::torch_ops {
-
-/// A matrix in memory that somebody else owns; strides in elements.
-template <class T>
-struct Matrix {
-    T* data;
-    int64_t rows, cols, row_stride, col_stride;
-
-    Matrix transposed() const { return {data, cols, rows, col_stride, row_stride}; }
-    /// Rows [begin, end).
-    Matrix range(int64_t begin, int64_t end) const {
-        return {data + begin * row_stride, end - begin, cols, row_stride, col_stride};
-    }
-};
-
-template <class T>
-Matrix<T> row_major(T* data, int64_t rows, int64_t cols) {
-    return {data, rows, cols, cols, 1};
-}
 
 namespace detail {
 template <class T>
@@ -44,7 +26,7 @@ torch::stable::Tensor wrap(Matrix<T> m) {
 template <class T>
 void mm(Matrix<T> out, Matrix<const T> a, Matrix<const T> b) {
     const auto o = detail::wrap(out), x = detail::wrap(a), y = detail::wrap(b);
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(o.get(), x.get(), y.get()));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(o.get(), x.get(), y.get()));
 }
 
 /// out = base + a b; base may be out.
@@ -52,8 +34,7 @@ template <class T>
 void addmm(Matrix<T> out, Matrix<const T> base, Matrix<const T> a, Matrix<const T> b) {
     const auto o = detail::wrap(out), c = detail::wrap(base);
     const auto x = detail::wrap(a), y = detail::wrap(b);
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_cpu_addmm_out(o.get(), c.get(), x.get(), y.get(), 1.0, 1.0));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(o.get(), c.get(), x.get(), y.get(), 1.0, 1.0));
 }
 
 /// out += a b.

@@ -69,7 +69,7 @@ class Panel {
           b_(plan.gram ? rows * f.p : 0),
           q_(plan.by_rows && always_sparse() ? 0 : rows * f.p),
           z_(plan.gram && !always_sparse() ? rows * f.p : 0),
-          residual_(plan.gram ? 0 : rows * d.n),
+          residual_(rows * d.n),
           packed_(plan.gram && !plan.by_rows ? f.p * plan.width : 0),
           indices_(rows * capacity_),
           count_(rows),
@@ -120,11 +120,26 @@ class Panel {
         }
         for (int64_t r = 0; r < x.rows; ++r)
             if (status_.get()[r] == IhtStatus::rose) return r;
+        report(s, x, history);
         return -1;
     }
 
   private:
     bool always_sparse() const { return f_.m >= 0 && f_.m <= plan_.most; }
+
+    /// The objective of the final codes from their residuals, in which nothing cancels: n count
+    /// multiply-adds a row.
+    void report(const IhtRows<T>& s, Matrix<const T> x, History<T>* history) {
+        active_.resize(size_t(x.rows));
+        for (int64_t r = 0; r < x.rows; ++r) active_[size_t(r)] = int32_t(r);
+        iht_kernels<T>().gather(s, active_.data(), x.rows, x.data, x.row_stride, d_.atoms.get(),
+                                d_.n, residual_.get(), d_.n);
+        for (int64_t r = 0; r < x.rows; ++r) {
+            s.objective[r] =
+                half_square(residual_.get() + r * d_.n, d_.n) + f_.penalty * T(s.count[r]);
+            if (history) history->at(s.iterations[r], r) = s.objective[r];
+        }
+    }
 
     /// One iteration of the given rows: all q as the plan has it, then the selection.
     void pass(const IhtRows<T>& s, Matrix<const T> x, const std::vector<int32_t>& rows) {

@@ -21,7 +21,8 @@ class Product {
             packed_.emplace(product_packed_size(w.rows, w.cols));
             const int64_t groups = (w.rows + kProductGroup - 1) / kProductGroup;
             torch::stable::parallel_for(0, groups, 16, [&](int64_t begin, int64_t end) {
-                product_pack(w.data, w.row_stride, w.rows, w.cols, begin, end, packed_->get());
+                product_kernels().pack(w.data, w.row_stride, w.rows, w.cols, begin, end,
+                                       packed_->get());
             });
         }
     }
@@ -32,8 +33,8 @@ class Product {
     void operator()(Matrix<const T> x, T* out) const {
         if constexpr (std::is_same_v<T, float>) {
             if (packed_ && x.col_stride == 1) {
-                product_rows(x.data, x.row_stride, x.rows, packed_->get(), w_.rows, w_.cols, out,
-                             w_.rows);
+                product_kernels().rows(x.data, x.row_stride, x.rows, packed_->get(), w_.rows,
+                                       w_.cols, out, w_.rows);
                 return;
             }
         }

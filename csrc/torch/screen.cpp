@@ -44,13 +44,7 @@ bool screens(int64_t batch, int64_t p, int64_t m) {
 }
 
 std::tuple<Tensor, Tensor> screen_top_m(Tensor x, Tensor W, int64_t m) {
-    constexpr const char* op = "screen_top_m";
-    STD_TORCH_CHECK(x.dim() == 2 && W.dim() == 2 && x.size(1) == W.size(1), op,
-                    ": x [B, n] and W [p, n] do not fit");
-    STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && W.scalar_type() == ScalarType::Float,
-                    op, ": expected float32 tensors");
     const int64_t p = W.size(0);
-    STD_TORCH_CHECK(m >= 0 && m <= p, op, ": m must be in [0, ", p, "], got ", m);
     const Matrix<const float> xm = row_major_matrix<float>(x), wm = row_major_matrix<float>(W);
     const int64_t batch = xm.rows, n = xm.cols;
     Tensor values = fresh({batch, m}, ScalarType::Float);
@@ -64,8 +58,8 @@ std::tuple<Tensor, Tensor> screen_top_m(Tensor x, Tensor W, int64_t m) {
     constexpr int64_t kGroups = 16;  // of units per task
     const int64_t groups = pack ? (p + kScreenGroup - 1) / kScreenGroup : 0;
     torch::stable::parallel_for(0, groups, kGroups, [&](int64_t begin, int64_t end) {
-        screen_pack(kind, wm.data, wm.row_stride, p, n, begin * kScreenGroup,
-                    std::min(p, end * kScreenGroup), packed.get());
+        screen_kernels().pack(kind, wm.data, wm.row_stride, p, n, begin * kScreenGroup,
+                              std::min(p, end * kScreenGroup), packed.get());
     });
     ScreenProblem q{kind,
                     xm.data,
@@ -80,7 +74,7 @@ std::tuple<Tensor, Tensor> screen_top_m(Tensor x, Tensor W, int64_t m) {
                     static_cast<int64_t*>(indices.mutable_data_ptr())};
     torch::stable::parallel_for(0, batch, 32, [&](int64_t begin, int64_t end) {
         const Buffer<char> workspace(screen_workspace_bytes(kind, end - begin, p, n, m));
-        deepl0::screen_top_m(q, begin, end, workspace.get(), nullptr);
+        screen_kernels().top_m(q, begin, end, workspace.get(), nullptr);
     });
     return {values, indices};
 }

@@ -57,9 +57,9 @@ std::tuple<Tensor, Tensor> threshold_stage(Tensor x, Tensor W, Tensor z, Tensor 
         using T = std::remove_pointer_t<decltype(data)>;
         each_panel<T>(cast(x, type), cast(W, type), cast(z, type), cast(S, type), data,
                       [&](int64_t first, int64_t rows) {
-                          deepl0::threshold(dtype, ThresholdKind::helu, data, p,
-                                            theta.const_data_ptr(), theta.dim() == 1, sigma,
-                                            out_data, p, p, first, first + rows);
+                          threshold_kernels().threshold(dtype, ThresholdKind::helu, data, p,
+                                                        theta.const_data_ptr(), theta.dim() == 1,
+                                                        sigma, out_data, p, p, first, first + rows);
                       });
     };
     if (type == ScalarType::Double)
@@ -73,7 +73,7 @@ std::tuple<Tensor, Tensor> top_m_stage(Tensor x, Tensor W, Tensor z, Tensor S, i
     check_stage(x, W, z, S, "top_m_stage");
     const ScalarType given = x.scalar_type(), type = accumulation_type(x);
     const int64_t batch = x.size(0), p = W.size(0);
-    STD_TORCH_CHECK(m >= 0 && m <= p, "top_m_stage: m must be in [0, ", p, "], got ", m);
+    check_m(m, p);
     Tensor out = empty(x, {batch, p}, type);
     Tensor mask = empty(x, {batch, (p + 7) / 8}, ScalarType::Byte);
     const DType dtype = dtype_of(out, "x");
@@ -83,8 +83,8 @@ std::tuple<Tensor, Tensor> top_m_stage(Tensor x, Tensor W, Tensor z, Tensor S, i
         each_panel<T>(cast(x, type), cast(W, type), cast(z, type), cast(S, type), data,
                       [&](int64_t first, int64_t rows) {
                           const Buffer<char> workspace(int64_t(top_m_workspace_bytes(dtype, p, m)));
-                          deepl0::keep_top_m(dtype, data, p, p, m, data, p, bits, first,
-                                             first + rows, workspace.get());
+                          top_m_kernels().keep_top_m(dtype, data, p, p, m, data, p, bits, first,
+                                                     first + rows, workspace.get());
                       });
     };
     if (type == ScalarType::Double)

@@ -37,16 +37,17 @@ class StageThresholds {
     /// out = h(u) of stage k for contiguous rows.
     template <class T>
     void apply(int64_t k, const T* u, int64_t rows, int64_t p, T* out) const {
-        deepl0::threshold(dtype_, kind_, u, p, data_ + k * stage_bytes_, per_entry_, sigma_, out, p,
-                          p, 0, rows);
+        threshold_kernels().threshold(dtype_, kind_, u, p, data_ + k * stage_bytes_, per_entry_,
+                                      sigma_, out, p, p, 0, rows);
     }
 
     /// out is not 0 wherever the derivative in u or theta may be, given that no theta is 0.
     template <class T>
     void support(int64_t k, const T* u, int64_t rows, int64_t p, T* out) const {
         const bool ramp = kind_ != ThresholdKind::hard && kind_ != ThresholdKind::soft;
-        deepl0::threshold(dtype_, ramp ? ThresholdKind::helu : kind_, u, p,
-                          data_ + k * stage_bytes_, per_entry_, sigma_, out, p, p, 0, rows);
+        threshold_kernels().threshold(dtype_, ramp ? ThresholdKind::helu : kind_, u, p,
+                                      data_ + k * stage_bytes_, per_entry_, sigma_, out, p, p, 0,
+                                      rows);
     }
     /// Whether the support of the derivative is that of the threshold itself.
     bool same_support() const {
@@ -68,9 +69,9 @@ class StageThresholds {
     template <class T>
     void backward(int64_t k, const T* grad, const T* u, T* grad_u, int64_t rows, int64_t p,
                   int64_t block_begin, int64_t block_end, double* partials) const {
-        deepl0::threshold_backward(dtype_, kind_, grad, p, u, p, data_ + k * stage_bytes_,
-                                   per_entry_, sigma_, grad_u, rows, p, block_begin, block_end,
-                                   partials);
+        threshold_kernels().backward(dtype_, kind_, grad, p, u, p, data_ + k * stage_bytes_,
+                                     per_entry_, sigma_, grad_u, rows, p, block_begin, block_end,
+                                     partials);
     }
 
   private:

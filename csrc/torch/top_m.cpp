@@ -3,18 +3,9 @@
 #include <atomic>
 
 #include "torch/bindings.h"
+#include "torch/buffer.h"
 
 namespace deepl0::torch_ops {
-
-namespace {
-
-void check_m(int64_t m, int64_t p) {
-    STD_TORCH_CHECK(0 <= m && m <= p, "m must be >= 0 and <= p = ", p, ", got ", m);
-}
-
-int64_t mask_bytes(int64_t p) { return (p + 7) / 8; }
-
-}  // namespace
 
 std::tuple<Tensor, Tensor> top_m(Tensor u, int64_t m) {
     const Rows rows(u, "u");
@@ -25,9 +16,9 @@ std::tuple<Tensor, Tensor> top_m(Tensor u, int64_t m) {
     void* values_data = values.mutable_data_ptr();
     auto* indices_data = static_cast<int64_t*>(indices.mutable_data_ptr());
     torch::stable::parallel_for(0, rows.rows, grain_rows(rows.cols), [&](int64_t lo, int64_t hi) {
-        Workspace workspace(top_m_workspace_bytes(dtype, rows.cols, m));
-        deepl0::top_m(dtype, rows.data, rows.stride, rows.cols, m, values_data, indices_data, lo,
-                      hi, workspace.get());
+        const Buffer<char> workspace(int64_t(top_m_workspace_bytes(dtype, rows.cols, m)));
+        top_m_kernels().top_m(dtype, rows.data, rows.stride, rows.cols, m, values_data,
+                              indices_data, lo, hi, workspace.get());
     });
     return {values, indices};
 }
@@ -41,9 +32,9 @@ std::tuple<Tensor, Tensor> keep_top_m(Tensor u, int64_t m) {
     void* out_data = out.mutable_data_ptr();
     auto* mask_data = static_cast<uint8_t*>(mask.mutable_data_ptr());
     torch::stable::parallel_for(0, rows.rows, grain_rows(rows.cols), [&](int64_t lo, int64_t hi) {
-        Workspace workspace(top_m_workspace_bytes(dtype, rows.cols, m));
-        deepl0::keep_top_m(dtype, rows.data, rows.stride, rows.cols, m, out_data, rows.cols,
-                           mask_data, lo, hi, workspace.get());
+        const Buffer<char> workspace(int64_t(top_m_workspace_bytes(dtype, rows.cols, m)));
+        top_m_kernels().keep_top_m(dtype, rows.data, rows.stride, rows.cols, m, out_data, rows.cols,
+                                   mask_data, lo, hi, workspace.get());
     });
     return {out, mask};
 }
@@ -59,11 +50,10 @@ Tensor unpool(Tensor values, Tensor indices, int64_t size) {
     Tensor out = empty(values, with_last(values, size), values.scalar_type());
     void* out_data = out.mutable_data_ptr();
     const auto* index = static_cast<const int64_t*>(indices.const_data_ptr());
-    int64_t rows = 1;
-    for (int64_t i = 0; i + 1 < values.dim(); ++i) rows *= values.size(i);
+    const int64_t rows = rows_of(values);
     std::atomic<int64_t> bad{-1};
     torch::stable::parallel_for(0, rows, grain_rows(size), [&](int64_t lo, int64_t hi) {
-        Workspace workspace(unpool_workspace_bytes(size));
+        const Buffer<char> workspace(int64_t(unpool_workspace_bytes(size)));
         const int64_t at = deepl0::unpool(dtype, values.const_data_ptr(), index, m, size, out_data,
                                           lo, hi, workspace.get());
         if (at >= 0) bad = at;
@@ -87,8 +77,8 @@ Tensor apply_mask(Tensor u, Tensor mask) {
     void* out_data = out.mutable_data_ptr();
     const auto* mask_data = static_cast<const uint8_t*>(mask.const_data_ptr());
     torch::stable::parallel_for(0, rows.rows, grain_rows(rows.cols), [&](int64_t lo, int64_t hi) {
-        deepl0::apply_mask(dtype, rows.data, rows.stride, mask_data, rows.cols, out_data, rows.cols,
-                           lo, hi);
+        top_m_kernels().apply_mask(dtype, rows.data, rows.stride, mask_data, rows.cols, out_data,
+                                   rows.cols, lo, hi);
     });
     return out;
 }

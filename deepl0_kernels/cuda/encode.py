@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._matrices import by_columns, stage_matrix
 from . import library
 
 # Of W x at a time: 1 GB.
@@ -38,7 +39,7 @@ def encode_top_m(
     for k in range(1, num_stages):
         assert S is not None
         before.append((values, indices))
-        step = S[k - 1] if S.dim() == 3 else S
+        step = stage_matrix(S, k - 1)
         if gather:
             values, indices = kernels.gather_top_m(wx, values, indices, library.transposed(step))
         else:
@@ -61,9 +62,9 @@ def encode_top_m_backward(
     x: Tensor,
     W: Tensor,
     S: Tensor | None,
-    need_x: bool,
+    mask: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Serves ``deepl0::encode_top_m_backward``: gradients in x (or empty), W and S (or empty).
+    """Serves ``deepl0::encode_top_m_backward``: gradients in x, W and S, empty where not wanted.
 
     With g the gradient of the last values: du_K = g on the last support; dS += du_{k+1} z_k' and
     du_k = S' du_{k+1} on the support of z_k; dW = sum du x' and dx = du W with du of all stages.
@@ -73,29 +74,33 @@ def encode_top_m_backward(
     index = [*saved_indices, indices]
     du = [grad_values.float()]  # of the last stage first
     batch, n = x.shape
-    grad_S = None if S is None else _Steps(S, not library.sorting_pays(p, m, 2.0 * batch * p * p))
-    for k in range(len(saved_values), 0, -1):
+    grad_S = None
+    if S is not None and mask & 4:
+        grad_S = _Steps(S, not library.sorting_pays(p, m, 2.0 * batch * p * p))
+    for k in range(len(saved_values) if mask else 0, 0, -1):
         assert S is not None
-        assert grad_S is not None
-        step = S[k - 1] if S.dim() == 3 else S
+        step = stage_matrix(S, k - 1)
         upper, lower, z = index[k], index[k - 1], saved_values[k - 1]
-        grad_S.add(k - 1, upper, du[-1], lower, z)
+        if grad_S is not None:
+            grad_S.add(k - 1, upper, du[-1], lower, z)
+        if k == 1 and not mask & 3:
+            break
         if library.gathers_pay(p, m):
             du.append(kernels.product_on_support(upper, du[-1], lower, step))
         else:
             below = kernels.unpool(du[-1], upper, p) @ step.float()
             du.append(below.gather(1, lower))
     du.reverse()
-    if library.sorting_pays(p, m * len(du), 2.0 * batch * p * n):
+    grad_x, grad_W = x.new_empty(0), W.new_empty(0)
+    if mask & 2 and library.sorting_pays(p, m * len(du), 2.0 * batch * p * n):
         all_du, all_index = torch.stack(du), torch.stack(index)
         grad_W = kernels.combine(*kernels.group(all_index, p), all_du, x)
-    else:
+    elif mask & 2:
         total = kernels.unpool(du[0], index[0], p)
         for k in range(1, len(du)):
             total += kernels.unpool(du[k], index[k], p)
         grad_W = total.t() @ x.float()
-    grad_x = x.new_empty(0)
-    if need_x:
+    if mask & 1:
         grad_x = kernels.gather_rows(torch.cat(du, 1), torch.cat(index, 1), W, False)
     empty = x.new_empty(0)
     return grad_x, grad_W.to(x.dtype), empty if grad_S is None else grad_S.result(x.dtype)
@@ -105,7 +110,7 @@ class _Steps:
     """The gradient of S, one matrix or one a step, in the layout of S."""
 
     def __init__(self, S: Tensor, dense: bool) -> None:
-        self.dense, self.transposed = dense, library.by_columns(S)
+        self.dense, self.transposed = dense, by_columns(S)
         self.shared = S.dim() == 2
         shape = (1, *S.shape) if self.shared else S.shape
         self.sums = torch.empty(shape, dtype=torch.float32, device=S.device)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._matrices import by_columns
+
 kernels: Any = torch.ops.deepl0_cuda
 
 
@@ -18,9 +20,9 @@ _atomics = False
 def allow_atomics(allowed: bool = True) -> None:
     """Let the CUDA kernels' backward of ``encode_top_m`` add up dS by atomic additions.
 
-    Off by default. It spares the sort of the supports by unit, which pays for small batches; the
-    sums then have no fixed order, so the last bits of dS differ from run to run. Process-wide, and
-    without effect on other backends or where the products are dense.
+    Off by default. It spares the sort of the supports by unit; the sums then have no fixed order,
+    so the last bits of dS differ from run to run. Process-wide, and without effect on other
+    backends or where the products are dense.
 
     Under ``torch.use_deterministic_algorithms(True)`` such a backward raises a RuntimeError, with
     ``warn_only=True`` it warns.
@@ -51,12 +53,6 @@ def refusal(device: torch.device) -> str | None:
     except RuntimeError as error:
         return str(error).splitlines()[0]
     return None
-
-
-def by_columns(t: Tensor) -> bool:
-    """Whether the matrix is a transposed view of a contiguous one: so its gradient is, too."""
-    rows, columns = t.shape[-2:]
-    return t.stride(-2) == 1 and t.stride(-1) == rows and columns > 1
 
 
 def transposed(matrix: Tensor) -> Tensor:

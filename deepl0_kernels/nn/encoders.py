@@ -151,6 +151,16 @@ class DeepL0Encoder(_Thresholded):
         self.sigma = 0.2
         self.reset_parameters()
 
+    @property
+    def sigma(self) -> float:
+        """Width of the ramp in training mode."""
+        return self._sigma
+
+    @sigma.setter
+    def sigma(self, value: float) -> None:
+        self._sigma = value
+        self._ramp = torch.tensor(checks.number("sigma", value), dtype=torch.float64, device="cpu")
+
     def reset_parameters(self) -> None:
         """A random dictionary, and theta of lam = 0.5."""
         super().reset_parameters()
@@ -193,7 +203,10 @@ class DeepL0Encoder(_Thresholded):
     def forward(self, x: Tensor) -> Tensor:
         """Codes [..., p] of x [..., n]; through the ramp of width sigma in training mode."""
         self._check(x)
-        sigma = self.sigma if self.training else 0.0
+        sigma: float | Tensor = 0.0
+        if self.training:
+            # A graph reads the tensor when it is run: one serves a whole schedule.
+            sigma = self._ramp if torch.compiler.is_compiling() else self.sigma
         return encode_l0(
             x, self.W, self.S, self.theta, num_stages=self.num_stages, sigma=sigma, grad=self.grad
         )

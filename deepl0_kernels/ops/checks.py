@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from ..reference.precision import accumulation_dtype
 
 _INT64_MAX = 2**63 - 1
+# torch.compile of torch 2.10 and 2.11 cannot ask which devices have autocast.
+_WITH_AUTOCAST = tuple(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "xpu")))
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -73,20 +76,42 @@ def number(name: str, value: float) -> float:
         if isinstance(value, str):
             raise TypeError
         return float(value)
+    except OverflowError:  # of an int
+        raise ValueError(f"{name} must be within the range of float64, got {value}") from None
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
 
 
-def sigma(value: float) -> float:
-    """Width of the ramp of HELU_sigma, as a fraction of theta."""
-    value = number("sigma", value)
+def sigma(value: float | Tensor) -> float | Tensor:
+    """Width of the ramp of HELU_sigma, as a fraction of theta: a number; in a graph a tensor [],
+    whose range the kernel checks, so that the graph serves every value but 0."""
+    if not torch.compiler.is_compiling():
+        value = number("sigma", value)  # type: ignore[arg-type]
+    elif isinstance(value, Tensor):
+        if value.dim() > 0 or not value.is_floating_point():
+            raise ValueError(f"sigma must be a floating tensor [], got {shape(value)}")
+        return value.to("cpu", torch.float64)
+    elif not _is_float(value):
+        value = number("sigma", value)
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"sigma must be in [0, 1], got {value}")
+    if torch.compiler.is_compiling() and value != 0.0:
+        return _in_graph(value, torch.float64, torch.device("cpu"))
     return value
 
 
+def _is_float(value: object) -> bool:
+    return isinstance(value, (float, torch.SymFloat))
+
+
+def _in_graph(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number of a graph as a tensor. A sum is what torch.compile traces without taking the number
+    for a constant, as it would for ``torch.full``."""
+    return torch.zeros((), dtype=dtype, device=device) + value
+
+
 def one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
 
 
@@ -99,9 +124,15 @@ def theta(
     """
     dtype = accumulation_dtype(u.dtype)
     if not isinstance(value, Tensor):
-        value = number("theta", value)
+        traced = torch.compiler.is_compiling() and _is_float(value)
+        value = value if traced else number("theta", value)
         if not (value > 0 or (zero and value == 0)):
             raise ValueError(f"theta must be {'>= 0' if zero else '> 0'}, got {value}")
+        limits = torch.finfo(dtype)
+        if limits.max < value < math.inf or 0 < value <= limits.tiny * limits.eps / 2:
+            raise ValueError(f"theta must be within the range of {dtype}, got {value}")
+        if traced:
+            return _in_graph(value, dtype, u.device)
         return torch.full((), value, dtype=dtype, device=u.device)
     floating("theta", value, 0)
     if value.device != u.device:
@@ -158,4 +189,6 @@ def rows(tensor: Tensor) -> Tensor:
 
 
 def autocast_is_on(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return (
+        device in _WITH_AUTOCAST or torch.amp.is_autocast_available(device)
+    ) and torch.is_autocast_enabled(device)

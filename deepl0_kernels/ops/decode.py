@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import implementation
+from .._matrices import gradient_of_matrix
 from . import checks, registration
 from .sparse_code import SparseCode
 
@@ -17,12 +16,13 @@ registration.define(
 )
 registration.define(
     "decode_backward",
-    "(Tensor grad, Tensor values, Tensor indices, Tensor D) -> (Tensor, Tensor)",
-    lambda grad, values, indices, D: (
-        values.new_empty(values.shape),
-        registration.gradient_of_matrix(D),
+    "(Tensor grad, Tensor values, Tensor indices, Tensor D, int mask) -> (Tensor, Tensor)",
+    lambda grad, values, indices, D, mask: (
+        registration.gradient(values, mask & 1),
+        gradient_of_matrix(D) if mask & 2 else D.new_empty(0),
     ),
 )
+_decode_backward = registration.native("decode_backward")
 
 
 def _setup(ctx, inputs, output):
@@ -30,13 +30,23 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    grad_values, grad_D = torch.ops.deepl0.decode_backward(grad, *ctx.saved_tensors)
-    return grad_values, None, grad_D
+    mask = registration.mask(ctx, 0, 2)
+    grads = registration.wanted(mask, *_decode_backward(grad, *ctx.saved_tensors, mask))
+    return grads[0], None, grads[1]
 
 
-torch.library.register_autograd("deepl0::decode", _backward, setup_context=_setup)
+def _prepare(values, indices, D):
+    checks.floating("code.values", values)
+    checks.indices("code.indices", indices, "code.values", values)
+    checks.like("D", D, "code.values", values)
+    return checks.rows(values), checks.rows(indices), D
+
+
+registration.differentiate("decode", _setup, _backward)
 registration.refuse_double_backward("decode_backward", "decode")
-registration.serve("decode", reference.decode, low=(0, 2))
+_decode = registration.serve(
+    "decode", reference.decode, _prepare, low=(0, 2), as_is=lambda values, *_: values.dim() == 2
+)
 registration.vmap_rows("decode", rows=(0, 1), batch_dims=(0,))
 
 
@@ -61,11 +71,9 @@ def decode(code: SparseCode, D: Tensor) -> Tensor:
     """
     if not isinstance(code, SparseCode):
         raise TypeError(f"code must be a SparseCode, got {type(code).__name__}")
-    values, indices, size = code
-    checks.floating("code.values", values)
-    checks.indices("code.indices", indices, "code.values", values)
-    checks.like("D", D, "code.values", values)
-    if D.dim() != 2 or D.shape[1] != size:
-        raise ValueError(f"D must have shape [n, p] with p = {size}, got {checks.shape(D)}")
-    out = implementation("decode", values)(checks.rows(values), checks.rows(indices), D)
+    values = code.values
+    if not (isinstance(D, Tensor) and D.dim() == 2 and D.shape[1] == code.size):
+        checks.floating("D", D)
+        raise ValueError(f"D must have shape [n, p] with p = {code.size}, got {checks.shape(D)}")
+    out = _decode(values, code.indices, D)
     return out if values.dim() == 2 else out.reshape(*values.shape[:-1], D.shape[0])

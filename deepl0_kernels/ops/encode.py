@@ -4,137 +4,144 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from .. import reference
-from ..backends import implementation
+from .._matrices import gradient_of_matrix
 from ..reference.precision import accumulation_dtype
 from . import checks, registration
 from .sparse_code import SparseCode
 from .thresholds import GRADS
 
-
-def _fake_l0(x, W, S, theta, num_stages, sigma, kind, save):
-    batch, p = x.shape[0], W.shape[0]
-    dtype = accumulation_dtype(x.dtype)
-    return x.new_empty((batch, p)), x.new_empty((num_stages if save else 0, batch, p), dtype=dtype)
+_L0 = "(Tensor x, Tensor W, Tensor? S, Tensor theta, SymInt num_stages, float sigma, str kind)"
+_TOP_M = "(Tensor x, Tensor W, Tensor? S, SymInt m, SymInt num_stages)"
 
 
-def _fake_top_m(x, W, S, m, num_stages, save):
-    last, before = (x.shape[0], m), (num_stages - 1 if save else 0, x.shape[0], m)
+def _fake_l0(x, W, S, theta, num_stages, sigma, kind):
+    return x.new_empty((x.shape[0], W.shape[0]))
+
+
+def _fake_l0_saving(x, W, S, theta, num_stages, sigma, kind):
+    shape = (num_stages, x.shape[0], W.shape[0])
+    return _fake_l0(x, W, S, theta, num_stages, sigma, kind), x.new_empty(
+        shape, dtype=accumulation_dtype(x.dtype)
+    )
+
+
+def _fake_top_m(x, W, S, m, num_stages):
+    code = (x.shape[0], m)
+    return x.new_empty(code), x.new_empty(code, dtype=torch.int64)
+
+
+def _fake_top_m_saving(x, W, S, m, num_stages):
+    before = (num_stages - 1, x.shape[0], m)
     return (
-        x.new_empty(last),
-        x.new_empty(last, dtype=torch.int64),
+        *_fake_top_m(x, W, S, m, num_stages),
         x.new_empty(before, dtype=accumulation_dtype(x.dtype)),
         x.new_empty(before, dtype=torch.int64),
     )
 
 
-def _like_or_empty(x: Tensor, other: Tensor | None) -> Tensor:
-    return x.new_empty(0) if other is None else x.new_empty(other.shape)
-
-
-registration.define(
-    "encode_l0",
-    "(Tensor x, Tensor W, Tensor? S, Tensor theta, int num_stages, float sigma, str kind,"
-    " bool save) -> (Tensor, Tensor)",
-    _fake_l0,
-)
+registration.define("encode_l0", f"{_L0} -> Tensor", _fake_l0)
+# -> z_K, and the pre-activations of all stages [K, B, p].
+registration.define("encode_l0_saving", f"{_L0} -> (Tensor, Tensor)", _fake_l0_saving)
 registration.define(
     "encode_l0_backward",
     "(Tensor grad_z, Tensor saved, Tensor x, Tensor W, Tensor? S, Tensor theta, float sigma,"
-    " str kind, bool need_x) -> (Tensor, Tensor, Tensor, Tensor)",
-    lambda grad_z, saved, x, W, S, theta, sigma, kind, need_x: (
-        _like_or_empty(x, x if need_x else None),
-        _like_or_empty(x, W),
-        _like_or_empty(x, S),
-        theta.new_empty(theta.shape),
+    " str kind, int mask) -> (Tensor, Tensor, Tensor, Tensor)",
+    lambda grad_z, saved, x, W, S, theta, sigma, kind, mask: (
+        registration.gradient(x, mask & 1),
+        registration.gradient(W, mask & 2),
+        x.new_empty(0) if S is None else registration.gradient(S, mask & 4),
+        registration.gradient(theta, mask & 8),
     ),
 )
+registration.define("encode_top_m", f"{_TOP_M} -> (Tensor, Tensor)", _fake_top_m)
+# -> values and indices, and those of the stages before [K - 1, B, m].
 registration.define(
-    "encode_top_m",
-    "(Tensor x, Tensor W, Tensor? S, SymInt m, int num_stages, bool save)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-    _fake_top_m,
+    "encode_top_m_saving", f"{_TOP_M} -> (Tensor, Tensor, Tensor, Tensor)", _fake_top_m_saving
 )
 registration.define(
     "encode_top_m_backward",
     "(Tensor grad_values, Tensor indices, Tensor saved_values, Tensor saved_indices, Tensor x,"
-    " Tensor W, Tensor? S, bool need_x) -> (Tensor, Tensor, Tensor)",
-    lambda grad_values, indices, saved_values, saved_indices, x, W, S, need_x: (
-        _like_or_empty(x, x if need_x else None),
-        _like_or_empty(x, W),
-        x.new_empty(0) if S is None else registration.gradient_of_matrix(S),
+    " Tensor W, Tensor? S, int mask) -> (Tensor, Tensor, Tensor)",
+    lambda grad_values, indices, saved_values, saved_indices, x, W, S, mask: (
+        registration.gradient(x, mask & 1),
+        registration.gradient(W, mask & 2),
+        gradient_of_matrix(S) if S is not None and mask & 4 else x.new_empty(0),
     ),
 )
+_l0_backward = registration.native("encode_l0_backward")
+_top_m_backward = registration.native("encode_top_m_backward")
+
+
+# S of a single stage is not used: it is neither saved nor differentiated.
 
 
 def _setup_l0(ctx, inputs, output):
-    x, W, S, theta, _, ctx.sigma, ctx.kind, ctx.save = inputs
+    x, W, S, theta, num_stages, ctx.sigma, ctx.kind = inputs
+    ctx.uses_S = num_stages > 1
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(x, W, S, theta, output[1])
+    ctx.save_for_backward(x, W, S if ctx.uses_S else None, theta, output[1])
 
 
-def _backward_l0(ctx, grad_z, _):
-    _require_saved("encode_l0", ctx)
+def _backward_l0(ctx, grad_z, *_):
     x, W, S, theta, saved = ctx.saved_tensors
-    gx, gW, gS, gtheta = torch.ops.deepl0.encode_l0_backward(
-        grad_z, saved, x, W, S, theta, ctx.sigma, ctx.kind, ctx.needs_input_grad[0]
-    )
-    return (*_present(ctx, gx, gW, gS, S), gtheta, None, None, None, None)
+    mask = registration.mask(ctx, 0, 1, 2, 3) & (~0 if ctx.uses_S else ~4)
+    grads = _l0_backward(grad_z, saved, x, W, S, theta, ctx.sigma, ctx.kind, mask)
+    return *registration.wanted(mask, *grads), None, None, None
 
 
 def _setup_top_m(ctx, inputs, output):
-    x, W, S, _, _, ctx.save = inputs
+    x, W, S, _, num_stages = inputs
+    ctx.uses_S = num_stages > 1
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(x, W, S, *output[1:])
+    ctx.save_for_backward(x, W, S if ctx.uses_S else None, *output[1:])
 
 
 def _backward_top_m(ctx, grad_values, *_):
-    _require_saved("encode_top_m", ctx)
-    x, W, S, indices, saved_values, saved_indices = ctx.saved_tensors
-    gx, gW, gS = torch.ops.deepl0.encode_top_m_backward(
-        grad_values, indices, saved_values, saved_indices, x, W, S, ctx.needs_input_grad[0]
-    )
-    return (*_present(ctx, gx, gW, gS, S), None, None, None)
+    x, W, S, *codes = ctx.saved_tensors
+    mask = registration.mask(ctx, 0, 1, 2) & (~0 if ctx.uses_S else ~4)
+    grads = _top_m_backward(grad_values, *codes, x, W, S, mask)
+    return *registration.wanted(mask, *grads), None, None
 
 
-def _require_saved(name: str, ctx) -> None:
-    if not ctx.save:
-        raise RuntimeError(f"{name}: backward needs the call to be made with save=True")
+def _prepare(x, W, S, num_stages):
+    num_stages = checks.integer("num_stages", num_stages, 1)
+    checks.encoder_operands(x, W, S, num_stages)
+    return checks.rows(x), W, S if num_stages > 1 else None, num_stages
 
 
-def _present(ctx, gx, gW, gS, S):
-    return gx if ctx.needs_input_grad[0] else None, gW, None if S is None else gS
+def _prepare_l0(x, W, S, theta, num_stages, sigma, kind):
+    rows, _, S, num_stages = _prepare(x, W, S, num_stages)
+    theta = checks.theta(theta, x, W.shape[0], stages=num_stages)
+    return rows, W, S, theta, num_stages, checks.sigma(sigma), kind
 
 
-torch.library.register_autograd("deepl0::encode_l0", _backward_l0, setup_context=_setup_l0)
-torch.library.register_autograd("deepl0::encode_top_m", _backward_top_m, setup_context=_setup_top_m)
+def _prepare_top_m(x, W, S, m, num_stages):
+    rows, _, S, num_stages = _prepare(x, W, S, num_stages)
+    return rows, W, S, checks.integer("m", m, 0, W.shape[0], "p"), num_stages
+
+
+registration.differentiate("encode_l0", _setup_l0, _backward_l0)
+registration.differentiate("encode_top_m", _setup_top_m, _backward_top_m)
 registration.refuse_double_backward("encode_l0_backward", "encode_l0")
 registration.refuse_double_backward("encode_top_m_backward", "encode_top_m")
-_l0_on_cpu = registration.serve("encode_l0", reference.encode_l0, low=(0, 1, 2))
-_top_m_on_cpu = registration.serve("encode_top_m", reference.encode_top_m, low=(0, 1, 2))
-registration.vmap_rows("encode_l0", rows=(0,), batch_dims=(0, 1))
-registration.vmap_rows("encode_top_m", rows=(0,), batch_dims=(0, 0, 1, 1))
-
-_PLAIN = (Tensor, Parameter)
-
-
-def _checked_natively(x, W, S) -> bool:
-    """Whether the CPU kernel itself refuses what does not fit these arguments.
-
-    Then the checks in Python, a third of the time of a batch of one, are made only after it has
-    refused, for the sake of their messages.
-    """
-    return (
-        type(x) is Tensor
-        and x.is_cpu
-        and x.dim() == 2
-        and type(W) in _PLAIN
-        and W.is_cpu
-        and (S is None or (type(S) in _PLAIN and S.is_cpu))
-        and not torch.compiler.is_compiling()
-    )
+_encode_l0 = registration.serve(
+    "encode_l0",
+    lambda *args: reference.encode_l0(*args)[0],
+    _prepare_l0,
+    low=(0, 1, 2),
+    as_is=lambda x, W, S, theta, num_stages, *_: x.dim() == 2 and (S is None or num_stages > 1),
+)
+_encode_top_m = registration.serve(
+    "encode_top_m",
+    lambda *args: reference.encode_top_m(*args)[:2],
+    _prepare_top_m,
+    low=(0, 1, 2),
+    as_is=lambda x, W, S, m, num_stages: x.dim() == 2 and (S is None or num_stages > 1),
+)
+registration.vmap_rows("encode_l0", rows=(0,), batch_dims=(0,))
+registration.vmap_rows("encode_top_m", rows=(0,), batch_dims=(0, 0))
 
 
 def encode_l0(
@@ -144,7 +151,7 @@ def encode_l0(
     theta: float | Tensor,
     *,
     num_stages: int = 2,
-    sigma: float = 0.0,
+    sigma: float | Tensor = 0.0,
     grad: str = "helu",
 ) -> Tensor:
     """Deep l0-regularized encoder: K stages of ``z <- helu(x W' + z S', theta, sigma)``, z_0 = 0.
@@ -153,10 +160,10 @@ def encode_l0(
         x: signals [..., n], float32, float64, float16 or bfloat16 (half types accumulate and
             threshold in float32, in every stage).
         W: [p, n]. S: [p, p] shared by the stages, or [num_stages - 1, p, p], one for each; None
-            when num_stages is 1. Dtype and device of x.
+            when num_stages is 1, which does not use it. Dtype and device of x.
         theta: > 0, a number or a tensor [], [p], or [num_stages, p].
         num_stages: K >= 1.
-        sigma: in [0, 1], width of the ramp; 0 is the hard threshold.
+        sigma: in [0, 1], width of the ramp, a number or a tensor []; 0 is the hard threshold.
         grad: derivative mode, as in :func:`helu`.
 
     Returns:
@@ -169,33 +176,8 @@ def encode_l0(
     At most 2 B p (n + (K - 1) p) flops; for training, the K pre-activations [B, p] are saved.
     Source: Wang, Ling, Huang 2016, eq. 6 and 9.
     """
-    if (
-        isinstance(theta, Tensor)
-        and type(theta) in _PLAIN
-        and theta.is_cpu
-        and type(num_stages) is int
-        and type(sigma) is float
-        and type(grad) is str
-        and grad in GRADS
-        and _checked_natively(x, W, S)
-        and theta.dtype == accumulation_dtype(x.dtype)
-    ):
-        encode = implementation("encode_l0", x)
-        if encode is _l0_on_cpu:
-            save = registration.records_gradient(x, W, S, theta)
-            try:
-                return encode(x, W, S, theta, num_stages, sigma, GRADS[grad], save)[0]
-            except RuntimeError:
-                pass  # what follows says what is wrong
-    num_stages = checks.integer("num_stages", num_stages, 1)
-    checks.encoder_operands(x, W, S, num_stages)
-    sigma = checks.sigma(sigma)
     checks.one_of("grad", grad, tuple(GRADS))
-    theta = checks.theta(theta, x, W.shape[0], stages=num_stages)
-    save = registration.records_gradient(x, W, S, theta)
-    rows = checks.rows(x)
-    encode = implementation("encode_l0", x)
-    z, _ = encode(rows, W, S, theta, num_stages, sigma, GRADS[grad], save)
+    z = _encode_l0(x, W, S, theta, num_stages, sigma, GRADS[grad])
     return z if x.dim() == 2 else z.reshape(*x.shape[:-1], W.shape[0])
 
 
@@ -208,7 +190,7 @@ def encode_top_m(
         x: signals [..., n], float32, float64, float16 or bfloat16 (half types accumulate and
             select in float32, in every stage).
         W: [p, n]. S: [p, p] shared by the stages, or [num_stages - 1, p, p], one for each; None
-            when num_stages is 1. Dtype and device of x.
+            when num_stages is 1, which does not use it. Dtype and device of x.
         m: nonzeros of the code, 0 <= m <= p.
         num_stages: K >= 1.
 
@@ -223,23 +205,7 @@ def encode_top_m(
     indices of the K stages are saved, O(K B m). For a few signals S stored by columns
     (``S.t().contiguous().t()``) is several times faster. Source: Wang, Ling, Huang 2016, eq. 10.
     """
-    if type(m) is int and type(num_stages) is int and _checked_natively(x, W, S):
-        encode = implementation("encode_top_m", x)
-        if encode is _top_m_on_cpu:
-            save = registration.records_gradient(x, W, S)
-            try:
-                values, indices, _, _ = encode(x, W, S, m, num_stages, save)
-            except RuntimeError:
-                pass  # what follows says what is wrong
-            else:
-                return SparseCode(values, indices, W.shape[0])
-    num_stages = checks.integer("num_stages", num_stages, 1)
-    checks.encoder_operands(x, W, S, num_stages)
-    p = W.shape[0]
-    m = checks.integer("m", m, 0, p, "p")
-    save = registration.records_gradient(x, W, S)
-    rows = checks.rows(x)
-    values, indices, *_ = implementation("encode_top_m", x)(rows, W, S, m, num_stages, save)
+    values, indices = _encode_top_m(x, W, S, m, num_stages)
     if x.dim() != 2:
         values, indices = (t.reshape(*x.shape[:-1], m) for t in (values, indices))
-    return SparseCode(values, indices, p)
+    return SparseCode(values, indices, W.shape[0])

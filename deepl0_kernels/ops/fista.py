@@ -21,5 +21,5 @@ registration.define(
     " bool history) -> (Tensor, Tensor, Tensor, Tensor)",
     _fake,
 )
-registration.constant_result("fista")
+registration.differentiate("fista")
 registration.serve("fista", reference.fista)

@@ -63,7 +63,7 @@ def threshold(u, theta, sigma, kind):
     _theta(theta, u, u.shape[-1], sigma, kind)
 
 
-def threshold_backward(grad_out, u, theta, sigma, kind):
+def threshold_backward(grad_out, u, theta, sigma, kind, mask):
     threshold(u, theta, sigma, kind)
     _same("grad_out", grad_out, "u", u)
 
@@ -105,7 +105,7 @@ def encode_l0(x, W, S, theta, num_stages, sigma, kind, save):
     _theta(theta, x, _encoder(x, W, S, num_stages), sigma, kind, num_stages)
 
 
-def encode_l0_backward(grad_z, saved, x, W, S, theta, sigma, kind, need_x):
+def encode_l0_backward(grad_z, saved, x, W, S, theta, sigma, kind, mask):
     if saved.dim() != 3:
         raise ValueError(f"saved must have shape [K, B, p], got {checks.shape(saved)}")
     stages = saved.shape[0]
@@ -120,7 +120,7 @@ def encode_top_m(x, W, S, m, num_stages, save):
     checks.integer("m", m, 0, _encoder(x, W, S, num_stages), "p")
 
 
-def encode_top_m_backward(grad_values, indices, saved_values, saved_indices, x, W, S, need_x):
+def encode_top_m_backward(grad_values, indices, saved_values, saved_indices, x, W, S, mask):
     if saved_values.dim() != 3:
         raise ValueError(
             f"saved_values must have shape [K - 1, B, m], got {checks.shape(saved_values)}"
@@ -147,7 +147,7 @@ def decode(values, indices, D):
         )
 
 
-def decode_backward(grad, values, indices, D):
+def decode_backward(grad, values, indices, D, mask):
     decode(values, indices, D)
     checks.like("grad", grad, "values", values)
     checks.has_shape("grad", grad, (values.shape[0], D.shape[0]), "[B, n]")

@@ -1,109 +1,181 @@
-"""How an operator is told to PyTorch: schema, fake kernel, autocast, vmap.
+"""How an operator is told to PyTorch: schema, fake kernel, derivative, autocast, vmap.
 
 The CPU kernels are registered by the compiled extension (csrc/torch_ops.cpp), the GPU kernels by
-:func:`serve_natively`, the derivatives in the file of each operator.
+:func:`serve_natively`.
+
+Where a call goes. The public function hands its arguments to what :func:`serve` has returned, which
+asks :func:`deepl0_kernels.backends.implementation`: the reference, or PyTorch's operator. Of the
+operator's keys
+
+* Autocast casts (:func:`serve`),
+* vmap folds the mapped dimension into the batch (:func:`vmap_rows`),
+* Autograd (:func:`differentiate`) decides what is saved: the operator itself saves nothing; its
+  twin ``<name>_saving`` runs in its place when a gradient is recorded. What no native kernel
+  differentiates (torch.func.grad, vjp, jvp, ..., forward mode) it hands to the reference: eagerly
+  and while tracing, as both come here. Where a native backend is forced that is an error instead,
+* CPU, CUDA: the kernels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .. import cuda as cuda_kernels
-from .. import triton as triton_kernels
-from ..backends import choose, register, serve_device
+from .._isolation import isolated
+from ..backends import GPU, by_reference, choose, implementation, register, serve_device
 from . import checks
 from .operands import CHECKS
-
-# Backends of a GPU -> what they serve.
-_FLOORS = {"cuda": cuda_kernels, "triton": triton_kernels}
 
 # Held for the life of the process: destroying it would take the kernels back.
 _library = torch.library.Library("deepl0", "FRAGMENT")
 _DEVICES = ("cpu", "cuda")
+_SAVING = "_saving"
+_TENSORS = frozenset((Tensor, torch.nn.Parameter))
 
 
 def define(name: str, schema: str, fake: Callable) -> None:
-    """Define ``torch.ops.deepl0.<name>`` and its fake kernel (shapes, dtypes, devices)."""
+    """Define ``torch.ops.deepl0.<name>`` and its fake kernel (shapes, dtypes, devices).
+
+    A ``float sigma`` may also be a tensor []: a number would be part of a graph, which would be
+    compiled again for every other one. The overload reads it when it is run.
+    """
+    _define(name, schema, fake)
+    if "float sigma" not in schema:
+        return
+    _define(f"{name}.Tensor", schema.replace("float sigma", "Tensor sigma"), fake)
+    operator = getattr(torch.ops.deepl0, name).default
+    at = _position_of_sigma(operator)
+    assert at is not None
+
+    def kernel(*args):
+        return operator(*args[:at], args[at].item(), *args[at + 1 :])
+
+    _library.impl(f"{name}.Tensor", kernel, "CompositeExplicitAutograd")
+
+
+def _define(name: str, schema: str, fake: Callable) -> None:
     _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(f"deepl0::{name}", fake, lib=_library)
 
 
-def serve(name: str, reference: Callable, low: Sequence[int] | None = ()) -> Callable:
-    """Register with :func:`deepl0_kernels.backends.implementation`, and the autocast rule.
+def _position_of_sigma(operator) -> int | None:
+    names = [argument.name for argument in operator._schema.arguments]
+    return names.index("sigma") if "sigma" in names else None
 
-    Under autocast the tensor arguments at the positions ``low`` are cast to the autocast dtype
-    (they feed matrix products), the others to float32, so thresholds and selection are float32.
-    With ``low=None`` nothing is cast: an operator that only moves values. Returns the native
-    implementation.
+
+def _overloads(name: str) -> list[tuple[str, Any]]:
+    """``name`` and, where there is one, ``name.Tensor``, with their operators."""
+    packet = getattr(torch.ops.deepl0, name)
+    return [
+        (name if overload == "default" else f"{name}.{overload}", getattr(packet, overload))
+        for overload in packet.overloads()
+    ]
+
+
+# Serving.
+
+
+def native(name: str) -> Callable:
+    """The operator ``name``, as cheap to call as there is something to record.
+
+    Autograd's Python layer costs more than a small call: what nobody differentiates goes below it.
+    """
+    packet = getattr(torch.ops.deepl0, name)
+    operator = packet.default
+    other, at = getattr(packet, "Tensor", operator), _position_of_sigma(operator)
+
+    def call(*args):
+        run = operator if at is None or not isinstance(args[at], Tensor) else other
+        if (
+            torch.compiler.is_compiling()
+            or records_gradient(*args)
+            or forward_ad._current_level >= 0
+            or torch._C._are_functorch_transforms_active()
+        ):
+            return run(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return run(*args)
+
+    return call
+
+
+def serve(
+    name: str,
+    reference: Callable,
+    prepare: Callable | None = None,
+    low: Sequence[int] | None = (),
+    as_is: Callable[..., bool] = lambda *args: True,
+) -> Callable:
+    """Register with :func:`deepl0_kernels.backends.implementation`, and the autocast rule. Returns
+    the function behind the public one, which takes its arguments in the order of the operator.
+
+    Args:
+        prepare: checks the arguments, by name, and returns them as the operator takes them.
+        low: under autocast the tensor arguments at these positions are cast to the autocast dtype
+            (they feed matrix products), the others to float32, so thresholds and selection are
+            float32. None: nothing is cast, of an operator that only moves values.
+        as_is: whether arguments of the right types have the form that the operator takes.
+
+    Checks in Python take a third of the time of a small call, and the CPU kernels make all of them
+    again. So plain CPU tensors and numbers of the operator's own types go to the kernel unchecked;
+    if it refuses them, ``prepare`` says by name what is wrong with them, and the kernel's own error
+    stands where it finds nothing.
     """
     operator = getattr(torch.ops.deepl0, name).default
     if low is not None:
-        for device in _DEVICES:
-            _library.impl(name, _autocast(operator, device, low), f"Autocast{device.upper()}")
+        for overload, function in _overloads(name):
+            for device in _DEVICES:
+                kernel = _autocast(function, device, low)
+                _library.impl(overload, kernel, f"Autocast{device.upper()}")
+    run = native(name)
 
-    def native(*args):
-        # Autograd's Python layer costs more than a small call: go below it if nothing is recorded.
-        if torch.compiler.is_compiling() or records_gradient(*args):
-            return operator(*args)
-        if forward_ad._current_level >= 0:
-            refuse_tangents(name, *args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator(*args)
-
-    def reference_with_autocast(*args):
+    def by_operators_of_torch(*args):
         device = args[0].device.type
         if low is not None and checks.autocast_is_on(device):
             return _autocast(reference, device, low)(*args)
         return reference(*args)
 
-    floors = [floor for floor, kernels in _FLOORS.items() if name in kernels.OPERATORS]
-    register(name, reference=reference_with_autocast, **dict.fromkeys(("cpu", *floors), native))
-    return native
+    floors = [floor.name for floor in GPU.values() if name in floor.operators]
+    register(name, reference=by_operators_of_torch, **dict.fromkeys(("cpu", *floors), run))
+    if prepare is None:
+        return lambda *args: implementation(name, args[0])(*args)
+    types = [_types(argument) for argument in operator._schema.arguments]
+
+    def call(*args):
+        if not torch.compiler.is_compiling() and _is_plain(args, types) and as_is(*args):
+            function = implementation(name, args[0])
+            if function is run:
+                try:
+                    return run(*args)
+                except (RuntimeError, TypeError, OverflowError):
+                    given, args = args, prepare(*args)
+                    if all(a is b for a, b in zip(given, args, strict=True)):
+                        raise
+                    return run(*args)
+        args = prepare(*args)
+        return implementation(name, args[0])(*args)
+
+    return call
 
 
-def installed_floors() -> tuple[str, ...]:
-    """The GPU backends that this installation has."""
-    return tuple(floor for floor, kernels in _FLOORS.items() if kernels.installed())
+def _types(argument) -> frozenset:
+    """The types of Python that the operator takes as they are."""
+    kind = str(argument.type)
+    if "Tensor" in kind:
+        return _TENSORS | {type(None)} if "Optional" in kind or "?" in kind else _TENSORS
+    return frozenset(({"int": int, "SymInt": int, "float": float, "str": str}[kind],))
 
 
-def serve_natively(device: str, floors: Sequence[str]) -> torch.library.Library:
-    """Register the launchers of the backends ``floors`` for tensors of the type ``device``: "cuda",
-    which is also what PyTorch calls an AMD GPU, or in tests "cpu", where an interpreter runs the
-    kernels, and "meta", where launches are recorded. Where several backends have an operator,
-    :func:`deepl0_kernels.backends.choose` decides call by call.
-
-    They serve as long as the result lives.
-    """
-    library = torch.library.Library("deepl0", "IMPL")
-    key = "Meta" if device == "meta" else device.upper()
-    names = {name for floor in floors for name in _FLOORS[floor].OPERATORS}
-    for name in sorted(names):
-        library.impl(name, _launcher(name, floors), key, allow_override=True)
-    serve_device(device, *floors)
-    return library
-
-
-def _launcher(name: str, floors: Sequence[str]) -> Callable:
-    launchers = {
-        floor: _FLOORS[floor].launcher(name) for floor in floors if name in _FLOORS[floor].OPERATORS
-    }
-
-    check, names = CHECKS[name], tuple(launchers)
-
-    def launch(*args):
-        check(*args)
-        return launchers[choose(name, names, args)](*args)
-
-    return launch
-
-
-def serve_by_triton(device: str) -> torch.library.Library:
-    """The Triton kernels alone."""
-    return serve_natively(device, ("triton",))
+def _is_plain(args: Sequence, types: Sequence[frozenset]) -> bool:
+    for arg, allowed in zip(args, types, strict=True):
+        kind = type(arg)
+        if kind not in allowed or (kind in _TENSORS and not arg.is_cpu):
+            return False
+    return True
 
 
 def _autocast(function: Callable, device: str, low: Sequence[int]) -> Callable:
@@ -121,6 +193,175 @@ def _autocast(function: Callable, device: str, low: Sequence[int]) -> Callable:
     return kernel
 
 
+def installed_floors() -> tuple[str, ...]:
+    """The GPU backends that this installation has."""
+    return tuple(name for name, floor in GPU.items() if floor.installed())
+
+
+def serve_natively(device: str, floors: Sequence[str]) -> torch.library.Library:
+    """Register the launchers of the backends ``floors`` for tensors of the type ``device``: "cuda",
+    which is also what PyTorch calls an AMD GPU, or in tests "cpu", where an interpreter runs the
+    kernels, and "meta", where launches are recorded. Where several backends have an operator,
+    :func:`deepl0_kernels.backends.choose` decides call by call.
+
+    They serve as long as the result lives.
+    """
+    library = torch.library.Library("deepl0", "IMPL")
+    key = "Meta" if device == "meta" else device.upper()
+    for name in sorted({name for floor in floors for name in GPU[floor].operators}):
+        launch = _launcher(name, floors)
+        if not hasattr(torch.ops.deepl0, name + _SAVING):
+            library.impl(name, launch, key, allow_override=True)
+            continue
+        library.impl(name, _without_saved(launch, name), key, allow_override=True)
+        library.impl(name + _SAVING, _with_saved(launch), key, allow_override=True)
+    serve_device(device, *floors)
+    return library
+
+
+def _launcher(name: str, floors: Sequence[str]) -> Callable:
+    launchers = {
+        floor: GPU[floor].launcher(name) for floor in floors if name in GPU[floor].operators
+    }
+    check, names = CHECKS[name], tuple(launchers)
+
+    def launch(*args):
+        check(*args)
+        return launchers[choose(name, names, args)](*args)
+
+    return launch
+
+
+# The launchers of an operator and of its saving twin are one function, which is told.
+
+
+def _with_saved(launch: Callable) -> Callable:
+    return lambda *args: launch(*args, True)
+
+
+def _without_saved(launch: Callable, name: str) -> Callable:
+    count = len(getattr(torch.ops.deepl0, name).default._schema.returns)
+    return lambda *args: launch(*args, False)[0] if count == 1 else launch(*args, False)[:count]
+
+
+# Differentiation.
+
+
+def differentiate(
+    name: str,
+    setup: Callable | None = None,
+    backward: Callable | None = None,
+) -> None:
+    """The derivative of the operator ``name``: ``setup(ctx, inputs, output)`` saves, where output
+    is what ``<name>_saving`` returns if there is such an operator, and ``backward(ctx, *grads)``
+    returns the gradients of the inputs, None for those that ``ctx.needs_input_grad`` does not name.
+
+    Ambient modes do not reach ``backward``. Without it the result is a constant.
+    """
+    saving = hasattr(torch.ops.deepl0, name + _SAVING)
+    for overload, operator in _overloads(name):
+        twin = operator
+        if saving:
+            packet = getattr(torch.ops.deepl0, name + _SAVING)
+            twin = getattr(packet, operator._overloadname)
+            _differentiate(name + _SAVING + overload[len(name) :], twin, twin, setup, backward)
+        _differentiate(overload, operator, twin, setup, backward)
+
+
+def _differentiate(overload: str, operator, twin, setup, backward) -> None:
+    formula = None if backward is None else _formula(operator, twin, setup, isolated()(backward))
+    name = overload.partition(".")[0]
+
+    def kernel(keyset, *args):
+        if why := _beyond_native(args):
+            if (reference := by_reference(name, why)) is None:
+                raise NotImplementedError(
+                    f"deepl0::{name} has no derivative in {why}; the reference has, and serves "
+                    "such calls when no backend is forced"
+                )
+            return reference(*args)
+        if formula is not None and records_gradient(*args):
+            return formula.apply(*args, keyset)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    _library.impl(overload, kernel, "Autograd", with_keyset=True)
+
+
+def _formula(operator, twin, setup, backward) -> type[torch.autograd.Function]:
+    """``twin`` in the place of ``operator``, differentiable."""
+    count = len(operator._schema.returns)
+
+    def forward(ctx, *args):
+        *inputs, keyset = args
+        with torch._C._AutoDispatchBelowAutograd():
+            output = twin.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
+        setup(ctx, inputs, output)
+        if twin is operator:
+            return output
+        return output[0] if count == 1 else output[:count]
+
+    def differentiated(ctx, *grads):
+        return *backward(ctx, *grads), None
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(differentiated)}
+    return type(f"DerivativeOf_{operator._opname}", (torch.autograd.Function,), methods)
+
+
+def _beyond_native(args: Sequence) -> str | None:
+    """What differentiates this call that PyTorch's autograd functions do not serve, if anything.
+
+    (vmap alone is none of them.)
+    """
+    if torch._C._are_functorch_transforms_active():
+        kinds = torch._C._functorch.TransformType
+        kind = torch._C._functorch.peek_interpreter_stack().key()
+        if kind in (kinds.Grad, kinds.Jvp) and any(
+            isinstance(arg, Tensor) and torch._C._functorch.is_gradtrackingtensor(arg)
+            for arg in args
+        ):
+            return "forward mode" if kind == kinds.Jvp else "torch.func"  # .grad, .vjp, ...
+    elif forward_ad._current_level >= 0 and any(
+        isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None for arg in args
+    ):
+        return "forward mode"
+    return None
+
+
+def refuse_double_backward(name: str, forward: str) -> None:
+    """Differentiating the backward ``name`` of ``forward`` is an error that says what to do."""
+
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            f"{forward}: double backward is not implemented; "
+            "dk.use_backend('reference') differentiates any number of times"
+        )
+
+    differentiate(name, lambda ctx, inputs, output: None, backward)
+
+
+def records_gradient(*args) -> bool:
+    """Whether autograd would record a call on these arguments, so that a backward may follow."""
+    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+
+
+def mask(ctx, *positions: int) -> int:
+    """The set of gradients that are wanted: bit i for the input at the i-th of the positions."""
+    needed = ctx.needs_input_grad
+    return sum(needed[position] << i for i, position in enumerate(positions))
+
+
+def wanted(bits: int, *grads: Tensor) -> list[Tensor | None]:
+    """The gradients that were asked for; the others, which are empty, as None."""
+    return [grad if bits >> i & 1 else None for i, grad in enumerate(grads)]
+
+
+def gradient(operand: Tensor, wanted: int | bool) -> Tensor:
+    """Memory for the gradient of an operand, in its shape and dense; empty where it is not
+    wanted."""
+    return operand.new_empty(operand.shape if wanted else 0)
+
+
 def vmap_rows(name: str, rows: Sequence[int], batch_dims: Sequence[int] | None = None) -> None:
     """vmap over the arguments at the positions ``rows``, whose leading dimensions are a batch.
 
@@ -128,8 +369,14 @@ def vmap_rows(name: str, rows: Sequence[int], batch_dims: Sequence[int] | None =
     result: the mapped dimension is folded into it and unfolded again. vmap over any other argument
     (weights, theta) is refused: the reference is made of PyTorch operators, which do map.
     """
-    operator = getattr(torch.ops.deepl0, name).default
+    for overload, operator in _overloads(name):
+        rule = _rows_rule(name, operator, rows, batch_dims)
+        torch.library.register_vmap(f"deepl0::{overload}", rule, lib=_library)
 
+
+def _rows_rule(
+    name: str, operator: Callable, rows: Sequence[int], batch_dims: Sequence[int] | None
+) -> Callable:
     def rule(info, in_dims, *args):
         for position, dim in enumerate(in_dims):
             if dim is not None and position not in rows:
@@ -157,51 +404,4 @@ def vmap_rows(name: str, rows: Sequence[int], batch_dims: Sequence[int] | None =
             else (unfolded, tuple(batch_dims))
         )
 
-    torch.library.register_vmap(f"deepl0::{name}", rule, lib=_library)
-
-
-def refuse_double_backward(name: str, forward: str) -> None:
-    """Differentiating the backward ``name`` of ``forward`` is an error that says what to do."""
-
-    def backward(ctx, *grads):
-        raise RuntimeError(
-            f"{forward}: double backward is not implemented; "
-            "dk.use_backend('reference') differentiates any number of times"
-        )
-
-    torch.library.register_autograd(f"deepl0::{name}", backward, lib=_library)
-
-
-def refuse_tangents(name: str, *args) -> None:
-    """Forward mode has no formula for ``name``, and PyTorch would drop the tangents unsaid."""
-    for arg in args:
-        if isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None:
-            raise NotImplementedError(
-                f"deepl0::{name} has no derivative in forward mode; the reference has, and serves "
-                "such calls when no backend is forced"
-            )
-
-
-def constant_result(name: str) -> None:
-    """What ``name`` returns has no derivative: it does not require a gradient, whatever came in."""
-
-    def setup(ctx, inputs, output):
-        ctx.mark_non_differentiable(*output)
-
-    def backward(ctx, *grads):
-        return None
-
-    torch.library.register_autograd(f"deepl0::{name}", backward, setup_context=setup, lib=_library)
-
-
-def records_gradient(*args) -> bool:
-    """Whether autograd would record a call on these arguments, so that a backward may follow."""
-    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
-
-
-def gradient_of_matrix(t: Tensor) -> Tensor:
-    """A fake gradient of the matrix ``t``: contiguous, or transposed like a transposed view."""
-    rows, columns = t.shape[-2:]
-    if t.stride(-2) == 1 and t.stride(-1) == rows and columns > 1:
-        return t.new_empty((*t.shape[:-2], columns, rows)).transpose(-2, -1)
-    return t.new_empty(t.shape)
+    return rule

@@ -6,19 +6,26 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import implementation
 from ..reference.precision import accumulation_dtype
 from . import checks, registration
+from .thresholds import threshold_backward
+from .top_m import apply_mask
 
 registration.define(
     "threshold_stage",
-    "(Tensor x, Tensor W, Tensor z, Tensor S, Tensor theta, float sigma, bool save)"
-    " -> (Tensor, Tensor)",
-    lambda x, W, z, S, theta, sigma, save: (
+    "(Tensor x, Tensor W, Tensor z, Tensor S, Tensor theta, float sigma) -> Tensor",
+    lambda x, W, z, S, theta, sigma: z.new_empty(z.shape),
+)
+# -> z', and the pre-activations.
+registration.define(
+    "threshold_stage_saving",
+    "(Tensor x, Tensor W, Tensor z, Tensor S, Tensor theta, float sigma) -> (Tensor, Tensor)",
+    lambda x, W, z, S, theta, sigma: (
         z.new_empty(z.shape),
-        z.new_empty((z.shape[0] if save else 0, z.shape[1]), dtype=accumulation_dtype(z.dtype)),
+        z.new_empty(z.shape, dtype=accumulation_dtype(z.dtype)),
     ),
 )
+# -> z', and the mask of the kept.
 registration.define(
     "top_m_stage",
     "(Tensor x, Tensor W, Tensor z, Tensor S, SymInt m) -> (Tensor, Tensor)",
@@ -29,56 +36,89 @@ registration.define(
 )
 
 
-def _product_grads(ctx, grad_u: Tensor, x: Tensor, W: Tensor, z: Tensor, S: Tensor):
-    """Gradients of u = x W' + z S' in x, W, z, S; None where nobody asks."""
-    low, grad_u = x.dtype, grad_u.to(accumulation_dtype(x.dtype))
-    x, W, z, S = (t.to(grad_u.dtype) for t in (x, W, z, S))
+def _save_products(ctx, x: Tensor, W: Tensor, z: Tensor, S: Tensor, *others: Tensor) -> None:
+    """Keep of the factors of u = x W' + z S' those that a wanted gradient reads."""
     need = ctx.needs_input_grad
-    return (
-        (grad_u @ W).to(low) if need[0] else None,
-        (grad_u.t() @ x).to(low) if need[1] else None,
-        (grad_u @ S).to(low) if need[2] else None,
-        (grad_u.t() @ z).to(low) if need[3] else None,
-    )
+    kept = (x if need[1] else None, W if need[0] else None)
+    ctx.save_for_backward(*kept, z if need[3] else None, S if need[2] else None, *others)
+
+
+def _product_grads(ctx, grad_u: Tensor, dtype: torch.dtype) -> list[Tensor | None]:
+    """Gradients of u = x W' + z S' in x, W, z, S; None where nobody asks."""
+    factors = [None if t is None else t.to(grad_u.dtype) for t in ctx.saved_tensors[:4]]
+    x, W, z, S = factors
+    return [
+        None if t is None else (left @ t).to(dtype)
+        for left, t in ((grad_u, W), (grad_u.t(), x), (grad_u, S), (grad_u.t(), z))
+    ]
 
 
 def _setup_threshold(ctx, inputs, output):
-    x, W, z, S, theta, ctx.sigma, ctx.save = inputs
+    *factors, theta, ctx.sigma = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(x, W, z, S, theta, output[1])
+    _save_products(ctx, *factors, theta, output[1])
 
 
-def _backward_threshold(ctx, grad_out, _):
-    if not ctx.save:
-        raise RuntimeError("threshold_stage: backward needs the call to be made with save=True")
-    x, W, z, S, theta, u = ctx.saved_tensors
-    grad_u, grad_theta = torch.ops.deepl0.threshold_backward(
-        grad_out.to(u.dtype), u, theta, ctx.sigma, "helu"
-    )
-    return *_product_grads(ctx, grad_u, x, W, z, S), grad_theta, None, None
+def _backward_threshold(ctx, grad_out, *_):
+    *_, theta, u = ctx.saved_tensors
+    mask = 1 * any(ctx.needs_input_grad[:4]) + 2 * ctx.needs_input_grad[4]
+    grads = threshold_backward(grad_out.to(u.dtype), u, theta, ctx.sigma, "helu", mask)
+    grad_u, grad_theta = registration.wanted(mask, *grads)
+    products = [None] * 4 if grad_u is None else _product_grads(ctx, grad_u, grad_out.dtype)
+    return *products, grad_theta, None
 
 
 def _setup_top_m(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:4], output[1])
+    _save_products(ctx, *inputs[:4], output[1])
 
 
 def _backward_top_m(ctx, grad_out, _):
-    *operands, mask = ctx.saved_tensors
-    return *_product_grads(ctx, torch.ops.deepl0.apply_mask(grad_out, mask), *operands), None
+    dtype = accumulation_dtype(grad_out.dtype)
+    grad_u = apply_mask(grad_out, ctx.saved_tensors[4]).to(dtype)
+    return *_product_grads(ctx, grad_u, grad_out.dtype), None
 
 
-torch.library.register_autograd(
-    "deepl0::threshold_stage", _backward_threshold, setup_context=_setup_threshold
+def _prepare(x, W, z, S):
+    checks.encoder_operands(x, W, S, 2)
+    if x.dim() != 2:
+        raise ValueError(f"x must have shape [B, n], got {checks.shape(x)}")
+    checks.like("z", z, "x", x)
+    checks.has_shape("z", z, (x.shape[0], W.shape[0]), "[B, p]")
+    checks.has_shape("S", S, (W.shape[0], W.shape[0]), "[p, p]")
+    return x, W, z, S
+
+
+def _prepare_threshold(x, W, z, S, theta, sigma):
+    operands = _prepare(x, W, z, S)
+    return *operands, checks.theta(theta, x, W.shape[0]), checks.sigma(sigma)
+
+
+def _prepare_top_m(x, W, z, S, m):
+    return *_prepare(x, W, z, S), checks.integer("m", m, 0, W.shape[0], "p")
+
+
+registration.differentiate("threshold_stage", _setup_threshold, _backward_threshold)
+registration.differentiate("top_m_stage", _setup_top_m, _backward_top_m)
+_threshold_stage = registration.serve(
+    "threshold_stage",
+    lambda *args: reference.threshold_stage(*args)[0],
+    _prepare_threshold,
+    low=(0, 1, 2, 3),
 )
-torch.library.register_autograd("deepl0::top_m_stage", _backward_top_m, setup_context=_setup_top_m)
-registration.serve("threshold_stage", reference.threshold_stage, low=(0, 1, 2, 3))
-registration.serve("top_m_stage", reference.top_m_stage, low=(0, 1, 2, 3))
-registration.vmap_rows("threshold_stage", rows=(0, 2), batch_dims=(0, 0))
+_top_m_stage = registration.serve(
+    "top_m_stage", reference.top_m_stage, _prepare_top_m, low=(0, 1, 2, 3)
+)
+registration.vmap_rows("threshold_stage", rows=(0, 2), batch_dims=(0,))
 registration.vmap_rows("top_m_stage", rows=(0, 2), batch_dims=(0, 0))
 
 
 def threshold_stage(
-    x: Tensor, W: Tensor, z: Tensor, S: Tensor, theta: float | Tensor, sigma: float = 0.0
+    x: Tensor,
+    W: Tensor,
+    z: Tensor,
+    S: Tensor,
+    theta: float | Tensor,
+    sigma: float | Tensor = 0.0,
 ) -> Tensor:
     """``helu(x W' + z S', theta, sigma)``: one stage of the deep l0 encoder.
 
@@ -86,7 +126,7 @@ def threshold_stage(
         x: signals [B, n]. W: [p, n]. z: codes [B, p]. S: [p, p]. All of one dtype: float32,
             float64, float16 or bfloat16 (half types accumulate and threshold in float32).
         theta: > 0, a number or a tensor [] or [p].
-        sigma: in [0, 1], width of the ramp.
+        sigma: in [0, 1], width of the ramp, a number or a tensor [].
 
     Returns:
         z' [B, p], differentiable in every tensor argument.
@@ -97,11 +137,7 @@ def threshold_stage(
 
     2 B p (n + p) flops. Source: Wang, Ling, Huang 2016, eq. 6 and 9.
     """
-    _check_operands(x, W, z, S)
-    sigma = checks.sigma(sigma)
-    theta = checks.theta(theta, x, W.shape[0])
-    save = registration.records_gradient(x, W, z, S, theta)
-    return implementation("threshold_stage", x)(x, W, z, S, theta, sigma, save)[0]
+    return _threshold_stage(x, W, z, S, theta, sigma)
 
 
 def top_m_stage(x: Tensor, W: Tensor, z: Tensor, S: Tensor, m: int) -> Tensor:
@@ -110,15 +146,4 @@ def top_m_stage(x: Tensor, W: Tensor, z: Tensor, S: Tensor, m: int) -> Tensor:
     Operands and errors are those of :func:`threshold_stage`; 0 <= m <= p, selection as in
     :func:`top_m`. 2 B p (n + p) flops. Source: Wang, Ling, Huang 2016, eq. 10.
     """
-    _check_operands(x, W, z, S)
-    m = checks.integer("m", m, 0, W.shape[0], "p")
-    return implementation("top_m_stage", x)(x, W, z, S, m)[0]
-
-
-def _check_operands(x: Tensor, W: Tensor, z: Tensor, S: Tensor) -> None:
-    checks.encoder_operands(x, W, S, 2)
-    if x.dim() != 2:
-        raise ValueError(f"x must have shape [B, n], got {checks.shape(x)}")
-    checks.like("z", z, "x", x)
-    checks.has_shape("z", z, (x.shape[0], W.shape[0]), "[B, p]")
-    checks.has_shape("S", S, (W.shape[0], W.shape[0]), "[p, p]")
+    return _top_m_stage(x, W, z, S, m)[0]

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import implementation
 from ..reference.thresholds import coefficients
 from . import checks, registration
 
@@ -20,9 +19,14 @@ registration.define(
 )
 registration.define(
     "threshold_backward",
-    "(Tensor grad_out, Tensor u, Tensor theta, float sigma, str kind) -> (Tensor, Tensor)",
-    lambda grad_out, u, theta, sigma, kind: (u.new_empty(u.shape), theta.new_empty(theta.shape)),
+    "(Tensor grad_out, Tensor u, Tensor theta, float sigma, str kind, int mask)"
+    " -> (Tensor, Tensor)",
+    lambda grad_out, u, theta, sigma, kind, mask: (
+        registration.gradient(u, mask & 1),
+        registration.gradient(theta, mask & 2),
+    ),
 )
+threshold_backward = registration.native("threshold_backward")
 
 
 def _setup(ctx, inputs, output):
@@ -31,40 +35,56 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, grad_out):
-    grads = torch.ops.deepl0.threshold_backward(grad_out, *ctx.saved_tensors, ctx.sigma, ctx.kind)
-    return *grads, None, None
+    mask = registration.mask(ctx, 0, 1)
+    grads = threshold_backward(grad_out, *ctx.saved_tensors, ctx.sigma, ctx.kind, mask)
+    return *registration.wanted(mask, *grads), None, None
 
 
 def _setup_double(ctx, inputs, output):
-    _, u, theta, ctx.sigma, ctx.kind = inputs
+    _, u, theta, ctx.sigma, ctx.kind, ctx.mask = inputs
     ctx.save_for_backward(u, theta)
 
 
 def _double_backward(ctx, grad_u, grad_theta):
-    # The backward is linear in grad_out with piecewise constant coefficients.
+    # The backward is linear in grad_out with piecewise constant coefficients: it has no
+    # derivatives in u and theta.
+    if not ctx.needs_input_grad[0]:
+        return (None,) * 6
     u, theta = ctx.saved_tensors
     d_u, d_theta = coefficients(u.to(theta.dtype), theta, ctx.sigma, ctx.kind)
-    grad = (grad_u * d_u + grad_theta * d_theta).to(u.dtype)
-    return grad, torch.zeros_like(u), torch.zeros_like(theta), None, None
+    terms = []
+    if ctx.mask & 1:
+        terms.append(grad_u * d_u)
+    if ctx.mask & 2:
+        terms.append(grad_theta * d_theta)
+    return sum(terms[1:], terms[0]).to(u.dtype), None, None, None, None, None
 
 
-torch.library.register_autograd("deepl0::threshold", _backward, setup_context=_setup)
-torch.library.register_autograd(
-    "deepl0::threshold_backward", _double_backward, setup_context=_setup_double
-)
-registration.serve("threshold", reference.threshold)
+registration.differentiate("threshold", _setup, _backward)
+registration.differentiate("threshold_backward", _setup_double, _double_backward)
+
+
+def _prepare(u, theta, sigma, kind):
+    checks.floating("u", u)
+    zero = kind in ("hard", "soft")
+    sigma = 0.0 if zero else checks.sigma(sigma)
+    return u, checks.theta(theta, u, u.shape[-1], zero=zero), sigma, kind
+
+
+_threshold = registration.serve("threshold", reference.threshold, _prepare)
 registration.vmap_rows("threshold", rows=(0,))
 
 
-def _vmap_backward(info, in_dims, grad_out, u, theta, sigma, kind):
+def _vmap_backward(info, in_dims, grad_out, u, theta, sigma, kind, mask):
     # theta's gradient is summed per mapped sample, which the kernel does not do.
     mapped = torch.func.vmap(
-        lambda g, u, t: reference.threshold_backward(g, u, t, sigma, kind), in_dims[:3]
+        lambda g, u, t: reference.threshold_backward(g, u, t, sigma, kind, mask), in_dims[:3]
     )
     return mapped(grad_out, u, theta), (0, 0)
 
 
-torch.library.register_vmap("deepl0::threshold_backward", _vmap_backward)
+for overload in ("", ".Tensor"):
+    torch.library.register_vmap(f"deepl0::threshold_backward{overload}", _vmap_backward)
 
 
 def hard_threshold(u: Tensor, theta: float | Tensor) -> Tensor:
@@ -81,14 +101,12 @@ def hard_threshold(u: Tensor, theta: float | Tensor) -> Tensor:
 
     Raises:
         ValueError: wrong shape, dtype or device, or a number theta that is negative or NaN.
-        RuntimeError: on CPU, a tensor theta with such a value. (The reference does not look at the
-            values; a NaN theta gives NaN there.)
+        RuntimeError: on CPU, a tensor theta with such a value. (A graph made of the reference and
+            a GPU do not look at the values; a NaN theta gives NaN there.)
 
     Source: Blumensath and Davies 2008; kept at equality.
     """
-    checks.floating("u", u)
-    theta = checks.theta(theta, u, u.shape[-1], zero=True)
-    return implementation("threshold", u)(u, theta, 0.0, "hard")
+    return _threshold(u, theta, 0.0, "hard")
 
 
 def soft_threshold(u: Tensor, theta: float | Tensor) -> Tensor:
@@ -98,18 +116,18 @@ def soft_threshold(u: Tensor, theta: float | Tensor) -> Tensor:
     ``-sign(u)`` in theta where ``|u| > theta``, else 0. O(size of u): one read, one write. Source:
     Gregor and LeCun 2010.
     """
-    checks.floating("u", u)
-    theta = checks.theta(theta, u, u.shape[-1], zero=True)
-    return implementation("threshold", u)(u, theta, 0.0, "soft")
+    return _threshold(u, theta, 0.0, "soft")
 
 
-def helu(u: Tensor, theta: float | Tensor, sigma: float = 0.0, grad: str = "helu") -> Tensor:
+def helu(
+    u: Tensor, theta: float | Tensor, sigma: float | Tensor = 0.0, grad: str = "helu"
+) -> Tensor:
     """``theta * HELU_sigma(u / theta)``, the hard threshold with a ramp of width sigma * theta.
 
     Args:
         u: [..., p], float32, float64, float16 or bfloat16 (half types compute in float32).
         theta: > 0, a number or a tensor of shape [] or [p].
-        sigma: in [0, 1]; 0 is the hard threshold.
+        sigma: in [0, 1], a number or a tensor []; 0 is the hard threshold.
         grad: which value and derivatives (``lo = (1 - sigma) theta``; on the ramp
             ``lo < |u| < theta``):
 
@@ -125,13 +143,10 @@ def helu(u: Tensor, theta: float | Tensor, sigma: float = 0.0, grad: str = "helu
 
     Raises:
         ValueError: wrong shape, dtype, device, sigma or grad, or a number theta that is not > 0.
-        RuntimeError: on CPU, a tensor theta with a value that is not > 0. (The reference does not
-            look at the values; a NaN theta gives NaN there.)
+        RuntimeError: on CPU, a tensor theta with a value that is not > 0. (A graph made of the
+            reference and a GPU do not look at the values; a NaN theta gives NaN there.)
 
     O(size of u): one read, one write. Source: Wang, Ling, Huang 2016, eq. 9.
     """
-    checks.floating("u", u)
     checks.one_of("grad", grad, tuple(GRADS))
-    sigma = checks.sigma(sigma)
-    theta = checks.theta(theta, u, u.shape[-1])
-    return implementation("threshold", u)(u, theta, sigma, GRADS[grad])
+    return _threshold(u, theta, sigma, GRADS[grad])

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import implementation
 from . import checks, registration
 
 registration.define(
@@ -37,13 +36,17 @@ registration.define(
 )
 
 
+_unpool_natively = registration.native("unpool")
+apply_mask = registration.native("apply_mask")
+
+
 def _setup_top_m(ctx, inputs, output):
     ctx.size = inputs[0].shape[-1]
     ctx.save_for_backward(output[1])
 
 
 def _backward_top_m(ctx, grad_values, _):
-    return torch.ops.deepl0.unpool(grad_values, *ctx.saved_tensors, ctx.size), None
+    return _unpool_natively(grad_values, *ctx.saved_tensors, ctx.size), None
 
 
 def _setup_unpool(ctx, inputs, output):
@@ -63,7 +66,7 @@ def _setup_apply_mask(ctx, inputs, output):
 
 
 def _backward_masked(ctx, grad_out, _=None):
-    return torch.ops.deepl0.apply_mask(grad_out, *ctx.saved_tensors), None
+    return apply_mask(grad_out, *ctx.saved_tensors), None
 
 
 for name, backward, setup in (
@@ -72,10 +75,23 @@ for name, backward, setup in (
     ("keep_top_m", _backward_masked, _setup_keep_top_m),
     ("apply_mask", _backward_masked, _setup_apply_mask),
 ):
-    torch.library.register_autograd(f"deepl0::{name}", backward, setup_context=setup)
-registration.serve("top_m", reference.top_m)
-registration.serve("unpool", reference.unpool, low=None)
-registration.serve("keep_top_m", reference.keep_top_m)
+    registration.differentiate(name, setup, backward)
+
+
+def _prepare(u, m):
+    checks.floating("u", u)
+    return u, checks.integer("m", m, 0, u.shape[-1], "p")
+
+
+def _prepare_unpool(values, indices, size):
+    checks.floating("values", values)
+    checks.indices("indices", indices, "values", values)
+    return values, indices, checks.integer("size", size, values.shape[-1])
+
+
+_top_m = registration.serve("top_m", reference.top_m, _prepare)
+_unpool = registration.serve("unpool", reference.unpool, _prepare_unpool, low=None)
+_keep_top_m = registration.serve("keep_top_m", reference.keep_top_m, _prepare)
 registration.serve("apply_mask", reference.apply_mask, low=None)
 registration.vmap_rows("top_m", rows=(0,))
 registration.vmap_rows("unpool", rows=(0, 1))
@@ -103,9 +119,7 @@ def top_m(u: Tensor, m: int) -> tuple[Tensor, Tensor]:
     O(p) per row, one pass over u while a row fits in L1. Source: Wang, Ling, Huang 2016 (max_M
     pooling); tie and NaN rules are this package's.
     """
-    checks.floating("u", u)
-    m = checks.integer("m", m, 0, u.shape[-1], "p")
-    return implementation("top_m", u)(u, m)
+    return _top_m(u, m)
 
 
 def unpool(values: Tensor, indices: Tensor, size: int) -> Tensor:
@@ -129,10 +143,7 @@ def unpool(values: Tensor, indices: Tensor, size: int) -> Tensor:
 
     O(size) per row, written once. Source: Wang, Ling, Huang 2016 (max_M unpooling).
     """
-    checks.floating("values", values)
-    checks.indices("indices", indices, "values", values)
-    size = checks.integer("size", size, values.shape[-1])
-    return implementation("unpool", values)(values, indices, size)
+    return _unpool(values, indices, size)
 
 
 def keep_top_m(u: Tensor, m: int) -> Tensor:
@@ -142,6 +153,4 @@ def keep_top_m(u: Tensor, m: int) -> Tensor:
     Bytes moved: one read and one write of u, and p / 8 of mask for the backward. Source: Wang,
     Ling, Huang 2016, eq. 10 (h_M).
     """
-    checks.floating("u", u)
-    m = checks.integer("m", m, 0, u.shape[-1], "p")
-    return implementation("keep_top_m", u)(u, m)[0]
+    return _keep_top_m(u, m)[0]

@@ -12,27 +12,23 @@ ROWS = 1024
 _CHECK_EVERY = 5
 
 
+def half_squares(rows: Tensor) -> Tensor:
+    """1/2 ||.||^2 of each row."""
+    return 0.5 * rows.square().sum(1)
+
+
 class Quadratic:
-    """1/2 ||x - D a||^2 for rows x, with its gradient step by the cheaper of two forms."""
+    """1/2 ||x - D a||^2 for rows x. Value and gradient come from the residual: nothing cancels."""
 
     def __init__(self, D: Tensor) -> None:
-        n, p = D.shape
         self.D, self.Dt = D, D.T.contiguous()
-        # Per sample p^2 with the Gram matrix, 2 n p through the residual.
-        self.gram = D.T @ D if p <= 2 * n else None
 
-    def correlations(self, x: Tensor) -> Tensor:
-        return x @ self.D
+    def residual(self, x: Tensor, a: Tensor) -> Tensor:
+        return torch.addmm(x, a, self.Dt, alpha=-1)
 
-    def descent(self, x: Tensor, b: Tensor, a: Tensor) -> Tensor:
-        """D'(x - D a), the negative gradient, with b = D'x."""
-        if self.gram is not None:
-            return torch.addmm(b, a, self.gram, alpha=-1)
-        return (x - a @ self.Dt) @ self.D
-
-    def value(self, half_xx: Tensor, b: Tensor, a: Tensor, descent: Tensor) -> Tensor:
-        """1/2 ||x - D a||^2 without another product: a'D'D a = a'(b - descent)."""
-        return half_xx - 0.5 * ((a * b).sum(1) + (a * descent).sum(1))
+    def descent(self, residual: Tensor) -> Tensor:
+        """D'(x - D a), the negative gradient."""
+        return residual @ self.D
 
 
 class Loop:
@@ -47,16 +43,17 @@ class Loop:
         start: Tensor | None,
         advance: Callable[..., Tensor],
         penalty: Callable[[Tensor], Tensor],
-        new_state: Callable[[Tensor, Tensor], dict[str, Tensor]] = lambda b, a: {},
+        new_state: Callable[..., dict[str, Tensor]] = lambda residual, descent, a: {},
         settled: Callable[[dict[str, Tensor]], Tensor] | None = None,
         monotone: str | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """
         Args:
             x: [B, n]. start: [B, p], None for zero.
-            advance: (x, b, a, descent, state) -> next a; may change state's tensors by key.
+            advance: (x, a, descent, state) -> next a; may change state's tensors by key. A row of
+                which it sets state["stuck"] [B] ends there, not converged.
             penalty: a -> [B], added to the quadratic.
-            new_state: (b, a) -> per-row tensors that travel with the active set.
+            new_state: (residual, descent, a) -> per-row tensors that travel with the active set.
             settled: state -> [B], rows that may converge; None for all.
             monotone: text of the error for an objective that rises; None where it may.
         """
@@ -85,24 +82,25 @@ class Loop:
         iterations = torch.zeros(rows, dtype=torch.int64, device=x.device)
         converged = torch.zeros(rows, dtype=torch.bool, device=x.device)
         active = torch.arange(rows, device=x.device)
-        b = q.correlations(x)
-        half_xx = 0.5 * x.square().sum(1)
-        state = new_state(b, a)
+        half_xx = half_squares(x)
         slack = 64 * torch.finfo(x.dtype).eps
         full = x.new_zeros(rows)
         objectives = []
-        descent = q.descent(x, b, a)
-        value = q.value(half_xx, b, a, descent) + penalty(a)
+        residual = q.residual(x, a)
+        descent = q.descent(residual)
+        state = new_state(residual, descent, a)
+        value = half_squares(residual) + penalty(a)
         full.copy_(value)
         objectives.append(full.clone())
         for k in range(1, self.max_iter + 1):
-            new = advance(x, b, a, descent, state)
-            descent = q.descent(x, b, new)
+            new = advance(x, a, descent, state)
+            residual = q.residual(x, new)
+            descent = q.descent(residual)
             last = k == self.max_iter
             check = last or k % _CHECK_EVERY == 0
             new_value = value
             if check or self.history or monotone is not None:
-                new_value = q.value(half_xx, b, new, descent) + penalty(new)
+                new_value = half_squares(residual) + penalty(new)
             if monotone is not None:
                 rise = new_value - value
                 # Rounding grows with the terms that cancel, not with their difference.
@@ -119,14 +117,18 @@ class Loop:
             done = moved <= self.tol * a.norm(dim=1)
             if settled is not None:
                 done &= settled(state)
-            leave = done | last
+            if (stuck := state.get("stuck")) is not None:
+                done &= ~stuck
+                leave = done | stuck | last
+            else:
+                leave = done | last
             if leave.any():
                 out = active[leave]
                 code[out], full[out] = a[leave], value[leave]
                 iterations[out], converged[out] = k, done[leave]
                 stay = ~leave
-                active, x, b, a, descent, value, half_xx = (
-                    t[stay] for t in (active, x, b, a, descent, value, half_xx)
+                active, x, a, descent, value, half_xx = (
+                    t[stay] for t in (active, x, a, descent, value, half_xx)
                 )
                 for key in state:
                     state[key] = state[key][stay]

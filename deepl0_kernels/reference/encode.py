@@ -5,19 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._matrices import stage_matrix, stage_theta
 from .precision import accumulation_dtype
 from .thresholds import threshold
 from .top_m import top_m, unpool
-
-
-def stage_matrix(S: Tensor, k: int) -> Tensor:
-    """The matrix from stage k to stage k + 1 (k from 0): S is shared or one per stage."""
-    return S[k] if S.dim() == 3 else S
-
-
-def stage_theta(theta: Tensor, k: int) -> Tensor:
-    """The threshold of stage k (k from 0): theta is shared or one row per stage."""
-    return theta[k] if theta.dim() == 2 else theta
 
 
 def encode_l0(

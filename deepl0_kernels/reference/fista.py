@@ -26,7 +26,7 @@ def fista(
     [T + 1, B] with lam ||a||_1."""
     lowest = x.new_tensor(step * lam)
 
-    def advance(x, b, a, descent, state):
+    def advance(x, a, descent, state):
         # Momentum acts on points and on gradients alike, which are affine in a.
         w = state["beta"][:, None]
         y = a + w * (a - state["a"])
@@ -45,11 +45,12 @@ def fista(
         )
         return new
 
-    def new_state(b, a):
+    def new_state(residual, descent, a):
         one = a.new_ones(len(a))
         theta = lowest * one
         if start is None:
-            theta = step * torch.nn.functional.pad(b, (0, 1)).abs().amax(1)  # p = 0 too
+            # descent is D'x at 0. The padding serves p = 0.
+            theta = step * torch.nn.functional.pad(descent, (0, 1)).abs().amax(1)
         return {"a": a, "descent": torch.zeros_like(a), "t": one, "beta": 0 * one, "theta": theta}
 
     return Loop(Quadratic(D), tol, max_iter, history).run(

@@ -33,7 +33,7 @@ def iht_top_m(
     a, iterations, converged, objective = Loop(Quadratic(D), tol, max_iter, history).run(
         x,
         start,
-        lambda x, b, a, descent, state: unpool(
+        lambda x, a, descent, state: unpool(
             *top_m(torch.add(a, descent, alpha=step), m), D.shape[1]
         ),
         lambda a: a.new_zeros(len(a)),
@@ -57,7 +57,7 @@ def iht_l0(
     return Loop(Quadratic(D), tol, max_iter, history).run(
         x,
         start,
-        lambda x, b, a, descent, state: threshold(
+        lambda x, a, descent, state: threshold(
             torch.add(a, descent, alpha=step), theta, 0.0, "hard"
         ),
         lambda a: lam * (a != 0).sum(1, dtype=a.dtype),

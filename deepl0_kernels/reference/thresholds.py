@@ -20,28 +20,6 @@ from .precision import accumulation_dtype
 KINDS = ("hard", "soft", "helu", "ste", "ste_theta")
 
 
-class _WithGradientOf(torch.autograd.Function):
-    """Value of the first argument, gradient of the second."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(value: Tensor, surrogate: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        return None, grad
-
-    @staticmethod
-    def jvp(ctx, value: Tensor | None, surrogate: Tensor):
-        return surrogate
-
-
 def _hard(u: Tensor, theta: Tensor) -> Tensor:
     return torch.where(u.abs() < theta, 0.0, u)
 
@@ -50,15 +28,20 @@ def _soft(u: Tensor, theta: Tensor) -> Tensor:
     return torch.where(u.abs() <= theta, 0.0, u - u.sign() * theta)
 
 
-def _helu(u: Tensor, theta: Tensor, sigma: float) -> Tensor:
-    if sigma == 0.0:
+def _helu(u: Tensor, theta: Tensor, sigma: float | Tensor) -> Tensor:
+    if isinstance(sigma, Tensor):  # in a graph, which cannot branch on it: at 0 there is no ramp
+        slope = torch.where(sigma > 0, 1.0 / sigma, 0.0)
+    elif sigma == 0.0:
         return _hard(u, theta)
+    else:
+        slope = None
     lo = (1.0 - sigma) * theta
-    ramp = (u - u.sign() * lo) / sigma
-    return torch.where(u.abs() <= lo, 0.0, torch.where(u.abs() < theta, ramp, u))
+    rise = u - u.sign() * lo
+    ramp = rise / sigma if slope is None else rise * slope
+    return torch.where(u.abs() >= theta, u, torch.where(u.abs() <= lo, 0.0, ramp))
 
 
-def threshold(u: Tensor, theta: Tensor, sigma: float, kind: str) -> Tensor:
+def threshold(u: Tensor, theta: Tensor, sigma: float | Tensor, kind: str) -> Tensor:
     """Threshold ``u [..., p]`` at ``theta`` (shape [] or [p]).
 
     ``kind`` names the function and its derivative: ``"hard"``, ``"soft"``, ``"helu"`` are
@@ -68,23 +51,47 @@ def threshold(u: Tensor, theta: Tensor, sigma: float, kind: str) -> Tensor:
     dtype = u.dtype
     u = u.to(accumulation_dtype(dtype))
     theta = theta.to(u.dtype)
+    check_theta(theta, kind)
     if kind == "hard":
         out = _hard(u, theta)
     elif kind == "soft":
         out = _soft(u, theta)
     elif kind == "helu":
         out = _helu(u, theta, sigma)
-    elif kind == "ste":
-        out = _WithGradientOf.apply(_hard(u, theta).detach(), _helu(u, theta, sigma))
-    elif kind == "ste_theta":
-        surrogate = _hard(u, theta.detach()) + _helu(u.detach(), theta, sigma)
-        out = _WithGradientOf.apply(_hard(u, theta).detach(), surrogate)
+    elif kind in ("ste", "ste_theta"):
+        # Below theta a surrogate of value 0 brings the derivatives; above they are the same.
+        surrogate = _helu(u if kind == "ste" else u.detach(), theta, sigma)
+        out = torch.where(u.abs() >= theta, u, surrogate - surrogate.detach())
     else:
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
     return torch.where(theta.isnan(), theta, out).to(dtype)
 
 
-def coefficients(u: Tensor, theta: Tensor, sigma: float, kind: str) -> tuple[Tensor, Tensor]:
+def check_theta(theta: Tensor, kind: str) -> None:
+    """A theta that is not > 0 (>= 0 for hard and soft) is an error wherever its values can be read:
+    eagerly, on the CPU. A GPU is not waited for, and a graph has none."""
+    if (
+        type(theta) not in (Tensor, torch.nn.Parameter)
+        or theta.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+    ):
+        return
+    zero = kind in ("hard", "soft")
+    good = theta >= 0 if zero else theta > 0
+    if not good.all():
+        at = int(good.logical_not().flatten().nonzero()[0, 0])
+        raise RuntimeError(
+            f"theta must be {'>= 0' if zero else '> 0'}, got {theta.flatten()[at].item()} "
+            f"at position {at}"
+        )
+
+
+def coefficients(
+    u: Tensor, theta: Tensor, sigma: float | Tensor, kind: str
+) -> tuple[Tensor, Tensor]:
     """The derivatives (d/du, d/dtheta) of :func:`threshold`, elementwise, shape of ``u``.
 
     They are piecewise constant, so the operator's backward is linear in the incoming gradient and
@@ -96,7 +103,7 @@ def coefficients(u: Tensor, theta: Tensor, sigma: float, kind: str) -> tuple[Ten
         above = a > theta
         return torch.where(above, one, zero), torch.where(above, -u.sign(), zero)
     kept = torch.where(a >= theta, one, zero)
-    if kind == "hard" or sigma == 0.0:
+    if kind == "hard" or (not isinstance(sigma, Tensor) and sigma == 0.0):
         return kept, zero
     ramp = (a > (1.0 - sigma) * theta) & (a < theta)
     d_theta = torch.where(ramp, -u.sign() * ((1.0 - sigma) / sigma), zero)
@@ -106,14 +113,18 @@ def coefficients(u: Tensor, theta: Tensor, sigma: float, kind: str) -> tuple[Ten
 
 
 def threshold_backward(
-    grad_out: Tensor, u: Tensor, theta: Tensor, sigma: float, kind: str
+    grad_out: Tensor, u: Tensor, theta: Tensor, sigma: float | Tensor, kind: str, mask: int = 3
 ) -> tuple[Tensor, Tensor]:
-    """Gradients in ``u`` and in ``theta`` ([] or [p]: summed over the other dimensions)."""
+    """Gradients in ``u`` (bit 1 of ``mask``) and in ``theta`` (bit 2; [] or [p]: summed over the
+    other dimensions); empty where the bit is not set."""
     dtype = u.dtype
     u = u.to(accumulation_dtype(dtype))
     grad = grad_out.to(u.dtype)
     d_u, d_theta = coefficients(u, theta.to(u.dtype), sigma, kind)
+    grad_u = (grad * d_u).to(dtype) if mask & 1 else u.new_empty(0, dtype=dtype)
+    if not mask & 2:
+        return grad_u, theta.new_empty(0)
     rows = grad * d_theta
     rows = rows.flatten(0, -2) if rows.dim() > 1 else rows.unsqueeze(0)
     grad_theta = rows.sum(0) if theta.dim() == 1 else rows.sum()
-    return (grad * d_u).to(dtype), grad_theta.to(theta.dtype)
+    return grad_u, grad_theta.to(theta.dtype)

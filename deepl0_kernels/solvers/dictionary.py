@@ -12,18 +12,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from .._files import write_atomically
+from .._isolation import isolated
 from .._optional import progress_bar
 from ..ops import checks
 from . import step as steps
-from .updates import MOD, OnlineL1, Outcome, Unrolled, Update
+from .updates import MOD, OnlineL1, Outcome, Unrolled, Update, like
 
 METHODS = ("unrolled", "l1", "mod")
 # Default patience of a stream: so many signals an atom. One in use gets m / p of the signals.
 _PATIENCE = 50
 # Default patience over a set of signals.
 _EPOCHS = 3
+# Largest entries of the signals, between 2^-e and 2^e: gradients are of their size squared, and
+# Adam squares those.
+_RANGE = {torch.float32: 2.0**20, torch.float64: 2.0**150}
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ class DictionaryLearner:
         self._update: Update | None = None
         self._seen = self._replaced = 0
 
-    @torch.inference_mode(False)
+    @isolated(True)
     def partial_fit(self, x: Tensor) -> float:
         """Learn from one batch x [B, n], float32 or float64; n and dtype stay what they were first.
 
@@ -166,7 +171,7 @@ class DictionaryLearner:
         self._keep_count(x, outcome)
         return outcome.objective
 
-    @torch.inference_mode(False)
+    @isolated(True)
     def begin(self, x: Tensor) -> None:
         """Draw the initial dictionary from the signals x [N, n]; what was learned is forgotten.
 
@@ -176,6 +181,10 @@ class DictionaryLearner:
         x = _signals(x)
         if not x.any():
             raise ValueError(f"x must not be all 0, got shape {tuple(x.shape)}")
+        if (largest := x.abs().max().item()) < (low := 1 / _RANGE[x.dtype]):
+            raise ValueError(
+                f"x must have its largest entry >= {low:.2g}, got {largest:.3g}: scale it"
+            )
         p, n = self.options["p"], x.shape[1]
         if self.options["method"] == "mod":
             checks.integer("m", self.options["m"], 1, min(n, p), "min(n, p)")
@@ -184,12 +193,13 @@ class DictionaryLearner:
         # Fewer signals than atoms: they come again, and the noise tells them apart.
         spread = x.std() if x.numel() > 1 else x.abs().sum()
         D = x[order.repeat(-(-p // len(x)))[:p]].T + 0.1 * spread * noise
-        self._make(D)
+        self._update = self._updating(D)
         self._seen = self._replaced = 0
         self._idle = torch.zeros(p, dtype=torch.int64, device=x.device)
         self._used = torch.zeros(p, dtype=torch.bool, device=x.device)
         self._usage = torch.zeros(p, dtype=torch.float64, device=x.device)
 
+    @isolated(False)
     def result(self, loss: tuple[float, ...] = ()) -> DictionaryResult:
         """The dictionary as it is, a copy, and what is known of it; ``loss`` is handed through.
 
@@ -200,7 +210,7 @@ class DictionaryLearner:
             raise RuntimeError("no dictionary yet: partial_fit has not been called")
         D = self._update.result()
         norms = D.norm(dim=0)
-        unit = D / norms.clamp_min(torch.finfo(D.dtype).tiny)
+        unit = D / torch.where(norms > 0, norms, 1.0)
         return DictionaryResult(
             D,
             loss,
@@ -233,33 +243,53 @@ class DictionaryLearner:
             "usage": self._usage.clone(),
         }
 
-    @torch.inference_mode(False)
+    @isolated(True)
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the state of a learner that was made with the same options.
 
         Raises:
-            ValueError: the options differ, or entries are missing; nothing has changed then.
+            TypeError, ValueError: no such state, other options, or entries that are missing or
+                damaged; nothing has changed then.
         """
+        if not isinstance(state, dict):
+            raise TypeError(f"state must be a dict, got {type(state).__name__}")
         wanted = ("options", "update", "generator", "seen", "replaced", "idle", "used", "usage")
         if missing := [key for key in wanted if key not in state]:
             raise ValueError(f"state lacks {', '.join(missing)}; it has {', '.join(state)}")
         refuse_differences("state", state["options"], self.options)
-        self._make(state["update"]["D"])
-        assert self._update is not None
-        self._update.load_state_dict(state["update"])
-        self.generator.set_state(state["generator"])
-        self._seen, self._replaced = state["seen"], state["replaced"]
-        self._idle, self._used, self._usage = (state[k].clone() for k in ("idle", "used", "usage"))
+        p = self.options["p"]
+        try:
+            # What was made in inference mode serves no training.
+            state = tree_map_only(Tensor, torch.clone, state)
+            D = state["update"]["D"]
+            if not isinstance(D, Tensor) or D.dim() != 2 or D.shape[1] != p or not len(D):
+                raise ValueError(f"D must be [n, p] with p = {p}")
+            update = self._updating(like("D", D, D))
+            update.load_state_dict(state["update"])
+            generator = torch.Generator()
+            generator.set_state(state["generator"])
+            seen, replaced = (checks.integer(k, state[k], 0) for k in ("seen", "replaced"))
+            counts = [torch.zeros(p, dtype=t) for t in (torch.int64, torch.bool, torch.float64)]
+            idle, used, usage = (
+                like(key, state[key], own)
+                for key, own in zip(("idle", "used", "usage"), counts, strict=True)
+            )
+        except KeyError as error:
+            raise ValueError(f"state lacks {error} in update") from error
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"state is damaged: {error}") from error
+        self._update, self.generator = update, generator
+        self._seen, self._replaced = seen, replaced
+        self._idle, self._used, self._usage = idle, used, usage
 
-    def _make(self, D: Tensor) -> None:
+    def _updating(self, D: Tensor) -> Update:
         o = self.options
         if o["method"] == "l1":
-            self._update = OnlineL1(D, o["forgetting"], o["lam"], o["tol"], o["max_iter"])
-        elif o["method"] == "mod":
-            self._update = MOD(D, o["forgetting"], o["m"])
-        else:
-            names = ("m", "lam", "num_stages", "lr", "total_steps")
-            self._update = Unrolled(D, **{name: o[name] for name in names})
+            return OnlineL1(D, o["forgetting"], o["lam"], o["tol"], o["max_iter"])
+        if o["method"] == "mod":
+            return MOD(D, o["forgetting"], o["m"])
+        names = ("m", "lam", "num_stages", "lr", "total_steps")
+        return Unrolled(D, **{name: o[name] for name in names})
 
     def _keep_count(self, x: Tensor, outcome: Outcome) -> None:
         """Usage, idle atoms, and new ones for the dead."""
@@ -282,7 +312,7 @@ class DictionaryLearner:
         self._replaced += len(dead)
 
 
-@torch.inference_mode(False)
+@isolated(True)
 def learn_dictionary(
     x: Tensor,
     p: int,
@@ -342,7 +372,7 @@ def learn_dictionary(
         max_iter=max_iter,
         seed=seed,
     )
-    path = None if checkpoint is None else Path(checkpoint)
+    path = None if checkpoint is None else _path(checkpoint)
     arguments = {"epochs": epochs, "batch_size": batch_size, **learner.options}
     losses: list[float] = []
     if path is not None:
@@ -350,8 +380,11 @@ def learn_dictionary(
     if path is not None and path.exists():
         saved = _read(path)
         refuse_differences(str(path), saved["arguments"], arguments)
-        learner.load_state_dict(saved["learner"])
-        losses = saved["losses"]
+        try:
+            learner.load_state_dict(saved["learner"])
+            losses = [float(loss) for loss in saved["losses"]]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
     else:
         learner.begin(x)
     for epoch in range(len(losses), epochs):
@@ -369,10 +402,14 @@ def learn_dictionary(
     return learner.result(tuple(losses))
 
 
-@torch.enable_grad()
-@steps.without_autocast
 def _advance(x: Tensor, update: Update) -> Outcome:
     return update(x)
+
+
+def _path(checkpoint: str | os.PathLike) -> Path:
+    if not isinstance(checkpoint, (str, os.PathLike)):
+        raise TypeError(f"checkpoint must be a path, got {checkpoint!r}")
+    return Path(checkpoint)
 
 
 def _not_negative(name: str, value: float) -> float:
@@ -390,12 +427,17 @@ def _signals(x: Tensor) -> Tensor:
     if not torch.isfinite(x).all():
         bad = int((~torch.isfinite(x)).sum())
         raise ValueError(f"x must be finite, got {bad} entries that are nan or inf")
-    # The caller's inference mode must not reach the state that outlives it.
-    return x.clone() if x.is_inference() else x.detach()
+    if (largest := x.abs().max().item()) > (high := _RANGE[x.dtype]):
+        raise ValueError(
+            f"x must have its largest entry <= {high:.2g}, got {largest:.3g}: scale it"
+        )
+    return x.detach()
 
 
 def refuse_differences(name: str, saved: dict[str, Any], given: dict[str, Any]) -> None:
     """The same keys with the same values, or an error that names the first that differ."""
+    if not isinstance(saved, dict):
+        raise ValueError(f"{name} must say of which options it is, got {saved!r}")
     for key in given:
         if key not in saved or saved[key] != given[key]:
             raise ValueError(f"{name} is of {key} = {saved.get(key)}, got {key} = {given[key]}")

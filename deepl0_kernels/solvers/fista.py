@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .._isolation import isolated
 from ..backends import implementation
 from ..ops import checks
 from . import step as steps
+from .precision import in_range
 from .result import SolverResult
 
 
-@steps.without_autocast
+@isolated(False)
+@in_range("lam")
 def fista(
     x: Tensor,
     D: Tensor,
@@ -45,7 +48,7 @@ def fista(
     the falling penalty is Hale, Yin and Zhang 2008.
     """
     steps.signals(x, D)
-    lam, tol = steps.positive("lam", lam), steps.positive("tol", tol)
+    lam, tol = steps.weight("lam", lam), steps.positive("tol", tol)
     max_iter = checks.integer("max_iter", max_iter, 1)
     start = None
     if isinstance(init, str):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import torch
 from torch import Tensor
 
+from .._isolation import isolated
 from .._optional import require
 from ..ops import checks
 from . import step as steps
+from .precision import in_range
 from .result import SolverResult
 
 
+@isolated(False)
 def knn_affinity(x: Tensor, neighbours: int = 5, width: float | None = None) -> Tensor:
     """Gaussian affinity of every signal to its nearest ones.
 
@@ -44,15 +48,21 @@ def knn_affinity(x: Tensor, neighbours: int = 5, width: float | None = None) -> 
     if width is not None:
         width = steps.positive("width", width)
     search = require("sklearn.neighbors", "nearest neighbours", extra="sklearn")
-    found = search.NearestNeighbors(n_neighbors=neighbours).fit(x.detach().cpu().numpy())
-    distances, indices = (torch.from_numpy(part) for part in found.kneighbors())
-    squared = distances.double().square().flatten()
-    variance = squared.median().item() if width is None else width**2
-    if not variance > 0:
+    # By the largest entry: no square leaves the range of float64.
+    scale = x.abs().max().item() if N and x.any() else 1.0
+    wide = x.detach().cpu().double() / scale
+    found = search.NearestNeighbors(n_neighbors=neighbours).fit(wide.numpy())
+    indices = torch.from_numpy(found.kneighbors(return_distance=False)).long()
+    apart = torch.stack([(wide - wide[to]).norm(dim=1) for to in indices.T], 1).flatten()
+    if width is None:
+        width = apart.square().median().sqrt().item()
+    else:
+        width = max(width / scale, sys.float_info.min)
+    if not width > 0:
         raise ValueError("give width: at least half of the signals coincide with a neighbour")
-    weights = torch.exp(-squared / (2 * variance))
+    weights = torch.exp(-0.5 * (apart / width).square())
     rows = torch.arange(N).repeat_interleave(neighbours)
-    one_way = torch.stack((rows, indices.flatten().long()))
+    one_way = torch.stack((rows, indices.flatten()))
     # Found from both ends a pair is one edge.
     both = torch.cat((one_way, one_way.flip(0)), 1)
     keys, place = torch.unique(both[0] * N + both[1], return_inverse=True)
@@ -62,6 +72,7 @@ def knn_affinity(x: Tensor, neighbours: int = 5, width: float | None = None) -> 
     return torch.sparse_coo_tensor(at, values.to(x), (N, N), check_invariants=True).coalesce()
 
 
+@isolated(False)
 def graph_laplacian(affinity: Tensor, normalized: bool = True) -> Tensor:
     """Laplacian of a graph: ``I - T^(-1/2) V T^(-1/2)``, or ``T - V``, T the degrees of V.
 
@@ -80,20 +91,22 @@ def graph_laplacian(affinity: Tensor, normalized: bool = True) -> Tensor:
     V = _symmetric("affinity", affinity)
     if V.values().numel() and V.values().min() < 0:
         raise ValueError(f"affinity must be >= 0, got {V.values().min().item()}")
-    N, (rows, columns), values = len(V), V.indices(), V.values()
-    degrees = torch.zeros(N, dtype=V.dtype, device=V.device).index_add_(0, rows, values)
+    N, (rows, columns), values = len(V), V.indices(), V.values().double()
+    degrees = values.new_zeros(N).index_add_(0, rows, values)
     diagonal = degrees
     if normalized:
         root = torch.where(degrees > 0, degrees, 1.0).rsqrt()
         values = values * root[rows] * root[columns]
-        diagonal = (degrees > 0).to(V.dtype)
+        diagonal = (degrees > 0).to(values.dtype)
     every = torch.arange(N, device=V.device)
     at = torch.cat((V.indices(), torch.stack((every, every))), 1)
-    both = torch.cat((-values, diagonal))
+    both = torch.cat((-values, diagonal)).to(V.dtype)
+    if not torch.isfinite(both).all():
+        raise ValueError(f"affinity must have degrees within {V.dtype}, got {degrees.max().item()}")
     return torch.sparse_coo_tensor(at, both, (N, N), check_invariants=True).coalesce()
 
 
-@torch.no_grad()
+@isolated(False)
 def eigengap(laplacian: Tensor, clusters: int) -> float:
     """How clearly a graph falls into that many parts, by its spectrum: no label is needed.
 
@@ -117,7 +130,6 @@ def eigengap(laplacian: Tensor, clusters: int) -> float:
     eigengap heuristic, von Luxburg 2007, section 8.3.
     """
     L = _symmetric("laplacian", laplacian)
-    checks.floating("laplacian", L.values())
     clusters = checks.integer("clusters", clusters, 1, len(L) - 1, "N - 1")
     values = torch.linalg.eigvalsh(L.to_dense().double())
     if values[0] < -1e-3 * values[-1]:
@@ -132,6 +144,7 @@ def eigengap(laplacian: Tensor, clusters: int) -> float:
 def _symmetric(name: str, matrix: Tensor) -> Tensor:
     if not (isinstance(matrix, Tensor) and matrix.layout == torch.sparse_coo):
         raise TypeError(f"{name} must be a sparse COO tensor, got {type(matrix).__name__}")
+    checks.floating(f"the values of {name}", matrix.coalesce().values())
     if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"{name} must be [N, N], got shape {tuple(matrix.shape)}")
     matrix = matrix.coalesce()
@@ -162,8 +175,8 @@ def largest_row(L: Tensor) -> float:
     return sums.index_add_(0, L.indices()[0], L.values().double().abs()).max().item()
 
 
-@steps.without_autocast
-@torch.no_grad()
+@isolated(False)
+@in_range("lam", "alpha", "lam2", "laplacian", together=True)
 def graph_sparse_code(
     x: Tensor,
     D: Tensor,
@@ -192,8 +205,8 @@ def graph_sparse_code(
 
     Returns:
         :class:`SolverResult` with dense codes [N, p]. ``converged`` and ``iterations`` are the same
-        for all; ``objective`` [2, N], at the start and at the end, splits the graph's term into
-        ``alpha/2 a_i' (L A)_i``.
+        for all; ``objective`` [2, N], at the start and at the end, divides the graph's term equally
+        among the signals: its parts ``alpha/2 a_i' (L A)_i`` can be negative.
 
     Raises:
         ValueError: an argument out of range or of another shape, named with its value.
@@ -207,12 +220,15 @@ def graph_sparse_code(
         raise ValueError(f"x must be [N, n], got {tuple(x.shape)}")
     L = check_laplacian(laplacian, x)
     D = D.detach()
-    lam, tol = steps.positive("lam", lam), steps.positive("tol", tol)
+    lam, tol = steps.weight("lam", lam), steps.positive("tol", tol)
     alpha, lam2 = nonnegative("alpha", alpha), nonnegative("lam2", lam2)
     max_iter = checks.integer("max_iter", max_iter, 1)
     shape = (len(x), D.shape[1])
-    a = x.new_zeros(shape) if init is None else _init(init, x, shape)
-    mu = 1 / (steps.squared_norm(D) + lam2 + alpha * largest_row(L))
+    a = x.new_zeros(shape) if init is None else _init(init, x, D, shape)
+    bound = largest_row(L)
+    if bound:
+        steps.weight("the largest sum of |entries| of a row of laplacian", bound)
+    mu = 1 / (steps.squared_norm(D) + lam2 + alpha * bound)
     first = _objective(rows, D, L, a, lam, alpha, lam2)
     z, t, done, count = a, 1.0, False, 0
     # The cheaper of two forms of the gradient of the fit.
@@ -244,18 +260,17 @@ def nonnegative(name: str, value: float) -> float:
     value = checks.number(name, value)
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a finite number >= 0, got {value}")
-    return value
+    return steps.weight(name, value) if value else value
 
 
-def _init(init: Tensor, x: Tensor, shape: tuple[int, int]) -> Tensor:
+def _init(init: Tensor, x: Tensor, D: Tensor, shape: tuple[int, int]) -> Tensor:
     checks.like("init", init, "x", x)
     checks.has_shape("init", init, shape, "[N, p]")
-    if not torch.isfinite(init).all():
-        raise ValueError("init must be finite")
-    return init.detach()
+    return steps.codes("init", init, x, D)
 
 
 def _objective(x, D, L, a, lam: float, alpha: float, lam2: float) -> Tensor:
     fit = (x - a @ D.T).square().sum(1) / 2
-    graph = alpha / 2 * (a * (L @ a)).sum(1)
+    # L is positive semidefinite; below 0 the sum is rounding.
+    graph = alpha / 2 * (a * (L @ a)).sum().clamp_min(0) / max(len(x), 1)
     return fit + lam * a.abs().sum(1) + lam2 / 2 * a.square().sum(1) + graph

@@ -7,19 +7,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .._isolation import isolated
 from ..backends import implementation
 from ..ops import SparseCode, checks, keep_top_m, top_m
-from ..reference.descent import Loop, Quadratic
+from ..reference.descent import Loop, Quadratic, half_squares
 from ..reference.iht import ROSE
 from . import step as steps
 from .fista import fista
+from .precision import in_range
 from .result import SolverResult
 
 # NIHT: shrink the step by _SHRINK until it is at most (1 - _C) of what the support's change allows.
 _C, _SHRINK, _TRIALS = 0.01, 0.5, 60
 
 
-@steps.without_autocast
+@isolated(False)
+@in_range("lam", "step")
 def iht(
     x: Tensor,
     D: Tensor,
@@ -63,7 +66,7 @@ def iht(
     2008, 2010 (NIHT); Blumensath 2012 (AIHT), with the momentum of Beck and Teboulle 2009.
     """
     rows, D = steps.signals(x, D), D.detach()
-    lam, tol = steps.positive("lam", lam), steps.positive("tol", tol)
+    lam, tol = steps.weight("lam", lam), steps.positive("tol", tol)
     max_iter = checks.integer("max_iter", max_iter, 1)
     rule = _rule(step, D)
     start = _start(init, x, D, lam, tol, max_iter)
@@ -81,7 +84,8 @@ def iht(
     return _result(x, *rule(loop, rows, start, select, penalty))
 
 
-@steps.without_autocast
+@isolated(False)
+@in_range("l1_lam", "step")
 def iht_m(
     x: Tensor,
     D: Tensor,
@@ -115,7 +119,7 @@ def iht_m(
     rule = _rule(step, D)
     if isinstance(init, SparseCode):
         init = init.to_dense()
-    start = _start(init, x, D, steps.positive("l1_lam", l1_lam), tol, max_iter)
+    start = _start(init, x, D, steps.weight("l1_lam", l1_lam), tol, max_iter)
     if isinstance(rule, float):
         values, indices = (None, None) if start is None else top_m(start, m)
         solve = implementation("iht_top_m", rows)
@@ -139,7 +143,7 @@ def _rule(step: str | float, D: Tensor) -> float | Callable[..., tuple]:
     if isinstance(step, str):
         checks.one_of("step", step, ("lipschitz", *_RULES))
         return steps.safe_step(D) if step == "lipschitz" else _RULES[step]
-    return steps.positive("step", step)
+    return steps.weight("step", step)
 
 
 def _start(init, x: Tensor, D: Tensor, lam: float, tol: float, max_iter: int) -> Tensor | None:
@@ -164,16 +168,19 @@ def _normalized(
     """The loop with the step of every row and iteration chosen anew."""
     D = loop.quadratic.D
     safe = steps.safe_step(D)
+    # From 0 the support is what one atom alone would gain by: the step of the longest.
+    alone = 1 / D.double().square().sum(0).max().item()
+    column = rows.new_full((1, 1), alone)
 
-    def normalized(x, b, a, descent, state):
+    def normalized(x, a, descent, state):
         # Blumensath and Davies 2010: exact line search on the support, then shrink while the
         # support changes by more than the step allows. Never below the step that is always safe.
         support = a != 0
         empty = ~support.any(1)
-        support[empty] = select(b[empty], b.new_full((len(b[empty]), 1), safe)) != 0
+        support[empty] = select(alone * descent[empty], column) != 0
         g = descent * support
         energy = (g @ D.T).square().sum(1)
-        mu = torch.where(energy > 0, g.square().sum(1) / energy.clamp_min(1e-30), safe)
+        mu = torch.where(energy > 0, g.square().sum(1) / energy, safe)
         mu = mu.clamp(min=safe)[:, None]
         new = select(a + mu * descent, mu)
         for _ in range(_TRIALS):
@@ -201,21 +208,20 @@ def _accelerated(
     mu = steps.safe_step(quadratic.D)
     column = rows.new_full((1, 1), mu)
 
-    def advance(x, b, a, descent, state):
+    def advance(x, a, descent, state):
         # Momentum acts on points and on gradients alike, which are affine in a.
         w = state["beta"][:, None]
         y = a + w * (a - state["a"])
         new = select(y + mu * (descent + w * (descent - state["descent"])), column)
-        half_xx = 0.5 * x.square().sum(1)
-        value = quadratic.value(half_xx, b, new, quadratic.descent(x, b, new)) + penalty(new)
-        uphill = value > quadratic.value(half_xx, b, a, descent) + penalty(a)
+        value = half_squares(quadratic.residual(x, new)) + penalty(new)
+        uphill = value > half_squares(quadratic.residual(x, a)) + penalty(a)
         new = torch.where(uphill[:, None], select(a + mu * descent, column), new)
         t = torch.where(uphill, 1.0, state["t"])
         t_next = (1 + (1 + 4 * t * t).sqrt()) / 2
         state.update(a=a, descent=descent, t=t_next, beta=(t - 1) / t_next)
         return new
 
-    def new_state(b, a):
+    def new_state(residual, descent, a):
         one = a.new_ones(len(a))
         return {"a": a, "descent": torch.zeros_like(a), "t": one, "beta": 0 * one}
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops import SparseCode, checks
+from .._isolation import isolated
+from ..ops import SparseCode, checks, decode
 from ..ops.omp import omp as pursue
+from ..reference.descent import half_squares
 from . import step as steps
+from .precision import in_range
 from .result import SolverResult
 
+# A correlation of an atom with what is left of the signal is known to so many eps of the signal.
+_ROUNDING = 64
 
-@steps.without_autocast
+
+@isolated(False)
+@in_range()
 def omp(x: Tensor, D: Tensor, m: int, *, tol: float = 1e-6) -> SolverResult:
     """Greedy m-sparse codes: add the atom that correlates most with the residual, refit, repeat.
 
@@ -25,7 +32,8 @@ def omp(x: Tensor, D: Tensor, m: int, *, tol: float = 1e-6) -> SolverResult:
 
     Returns:
         :class:`SolverResult` with a :class:`SparseCode` of m entries, ascending; ``iterations``
-        counts the atoms, ``converged`` says that m atoms were found or none was left to add;
+        counts the atoms, ``converged`` says that m atoms were found or that no atom correlates with
+        what is left, up to rounding: not where a dependent atom ended the pursuit before.
         ``objective`` is 1/2 ||x - D a||^2 with 0, 1, .., m atoms.
 
     Raises:
@@ -41,14 +49,24 @@ def omp(x: Tensor, D: Tensor, m: int, *, tol: float = 1e-6) -> SolverResult:
     n, p = D.shape
     m = checks.integer("m", m, 1, min(n, p), "min(n, p)")
     tol = steps.positive("tol", tol)
-    norms = D.norm(dim=0)
-    unit = D / norms.clamp_min(torch.finfo(D.dtype).tiny)
+    wide = D.double()
+    norms = wide.norm(dim=0)
+    norms = torch.where(norms > 0, norms, 1.0)
+    unit = (wide / norms).to(D.dtype)
     values, indices, count, objective = pursue(rows, unit, m, tol)
-    values = torch.where(values != 0, values / norms[indices], values)
+    # What the code leaves: the pursuit's own figures are differences, which cancel.
+    residual = rows - decode(SparseCode(values, indices, p), unit)
+    fit = half_squares(residual)
+    k = torch.arange(m + 1, device=D.device)[:, None]
+    objective = torch.where(k < count, torch.maximum(objective, fit), fit)
+    objective[0] = half_squares(rows)
+    correlation = (residual @ unit).abs().amax(1)
+    floor = (tol + _ROUNDING * torch.finfo(D.dtype).eps) * (2 * objective[0]).sqrt()
+    values = (values.double() / norms[indices]).to(D.dtype)
     lead = x.shape[:-1]
     return SolverResult(
         SparseCode(values.reshape(*lead, m), indices.reshape(*lead, m), p),
         count.reshape(lead),
-        torch.ones_like(count, dtype=torch.bool).reshape(lead),
+        ((count == m) | (correlation <= floor)).reshape(lead),
         objective.reshape(m + 1, *lead),
     )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._isolation import isolated
 from ..ops import SparseCode, checks, top_m
-from ..reference.descent import Loop, Quadratic
+from ..reference.descent import Loop, Quadratic, half_squares
 from . import step as steps
+from .precision import in_range
 from .result import SolverResult
 
 
-@steps.without_autocast
+@isolated(False)
+@in_range("step")
 def htp(
     x: Tensor,
     D: Tensor,
@@ -25,8 +28,10 @@ def htp(
     """Hard thresholding pursuit: one step of IHT chooses the support, least squares the values.
 
     ``S <- support of the m largest |a + mu D'(x - D a)|``, ``a <- argmin ||x - D z||`` with z on S,
-    from a = 0. With ``mu < 1 / ||D||_2^2`` the objective never rises, and the support repeats after
-    finitely many iterations.
+    from a = 0, until the support repeats. Atoms of a support that depend on its others (closer to
+    their span than 10 sqrt(eps), as unit atoms) have the value 0. With ``mu < 1 / ||D||_2^2`` no
+    iteration raises the objective but for those; a sample whose next code would ends with the one
+    it has, not converged.
 
     Args:
         x: [..., n], float32 or float64. D: [n, p], same dtype.
@@ -45,17 +50,17 @@ def htp(
     O(min(p^2, 2 n p) + m^3) a sample and iteration. Source: Foucart 2011.
     """
     rows, D, m, tol, max_iter = _checked(x, D, m, tol, max_iter, share=1)
-    mu = steps.safe_step(D) if step is None else steps.positive("step", step)
-    gram = D.T @ D
+    mu = steps.safe_step(D) if step is None else steps.weight("step", step)
+    fit = LeastSquares(D)
 
-    def advance(x, b, a, descent, state):
-        _, support = top_m(a + mu * descent, m)
-        return _least_squares(gram, b, support)
+    def propose(a, descent, b):
+        return fit(b, top_m(a + mu * descent, m)[1])
 
-    return _solve(x, rows, D, m, tol, max_iter, history, advance)
+    return _solve(x, rows, D, m, tol, max_iter, history, propose)
 
 
-@steps.without_autocast
+@isolated(False)
+@in_range()
 def cosamp(
     x: Tensor,
     D: Tensor,
@@ -68,59 +73,86 @@ def cosamp(
     """CoSaMP: merge the 2 m best atoms into the support, refit, keep the m largest, refit those.
 
     (The last step is an option of the paper; it only lowers the objective.) A sample stops with the
-    best code it has seen: when an iteration would raise its objective, or when it has converged.
+    best code it has seen: when it has converged, or, not converged, when an iteration would raise
+    its objective.
 
     Arguments, result, and errors are those of :func:`htp`, but 3 m <= min(n, p).
 
     O(min(p^2, 2 n p) + 27 m^3) a sample and iteration. Source: Needell and Tropp 2009.
     """
     rows, D, m, tol, max_iter = _checked(x, D, m, tol, max_iter, share=3)
-    quadratic = Quadratic(D)
-    gram = D.T @ D
+    fit = LeastSquares(D)
 
-    def advance(x, b, a, descent, state):
+    def propose(a, descent, b):
         # Atoms in use have key inf; of the others the 2 m that correlate most with the residual.
         key = descent.abs()
         proxy, at = top_m(key, 2 * m)
         merged = torch.zeros_like(key).scatter_(1, at, proxy + 1).masked_fill_(a != 0, torch.inf)
         score, support = top_m(merged, 3 * m)
-        new = _least_squares(gram, b, support, present=score > 0)
-        new = _least_squares(gram, b, top_m(new, m)[1])
-        half_xx = 0.5 * x.square().sum(1)
-        worse = quadratic.value(half_xx, b, new, quadratic.descent(x, b, new)) > quadratic.value(
-            half_xx, b, a, descent
-        )
-        return torch.where(worse[:, None], a, new)
+        new = fit(b, support, score > 0)
+        return fit(b, top_m(new, m)[1])
 
-    return _solve(x, rows, D, m, tol, max_iter, history, advance)
+    return _solve(x, rows, D, m, tol, max_iter, history, propose)
 
 
-def _least_squares(
-    gram: Tensor, b: Tensor, support: Tensor, present: Tensor | None = None
-) -> Tensor:
-    """argmin ||x - D z|| with z on ``support`` [B, s] (where ``present``), dense [B, p].
+class LeastSquares:
+    """argmin ||x - D z|| with z on given supports, in float64, by the rank that the data have.
 
-    Solved by Cholesky on the Gram matrix of the support; where that is singular (atoms that depend
-    linearly on each other) by its pseudo-inverse, the solution of least norm.
+    By Cholesky on the Gram matrix of unit atoms. An atom whose squared distance from the span of
+    those before it, unit atoms all, is below 100 eps of the data depends on them: where there is
+    one, the factorisation is repeated with the farthest atom first, and what depends gets 0.
     """
-    A = gram[support[:, :, None], support[:, None, :]]
-    right = b.gather(1, support)
-    if present is not None:
-        # Places that are not taken solve 1 z = 0.
+
+    def __init__(self, D: Tensor) -> None:
+        wide = D.double()
+        norms = wide.norm(dim=0)
+        self.norms = torch.where(norms > 0, norms, 1.0)
+        unit = wide / self.norms
+        self.gram = unit.T @ unit  # of a zero atom 0, also on the diagonal
+        self.floor = 100 * torch.finfo(D.dtype).eps
+
+    def __call__(self, b: Tensor, support: Tensor, present: Tensor | None = None) -> Tensor:
+        """Dense [B, p], for b = D'x [B, p] and supports [B, s] (where ``present``)."""
+        A = self.gram[support[:, :, None], support[:, None, :]]
+        norms = self.norms[support]
+        right = b.gather(1, support).double() / norms
+        if present is None:
+            present = torch.ones_like(support, dtype=torch.bool)
+        z, singular = self._solve(A, right, present)
+        if singular.any():
+            order, independent = self._pivoted(A[singular], present[singular])
+            rows = torch.arange(len(order), device=b.device)[:, None]
+            A = A[singular][rows[:, :, None], order[:, :, None], order[:, None, :]]
+            solved, _ = self._solve(A, right[singular].gather(1, order), independent)
+            z[singular] = torch.zeros_like(solved).scatter_(1, order, solved)
+        return torch.zeros_like(b).scatter_(1, support, (z / norms).to(b.dtype))
+
+    def _solve(self, A: Tensor, right: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """The solution on the places that are ``present``, 0 on the others; which are singular."""
         A = A * (present[:, :, None] & present[:, None, :])
-        A = A + torch.diag_embed((~present).to(A.dtype))
+        A = A + torch.diag_embed((~present).double())
         right = torch.where(present, right, 0.0)
-    L, failed = torch.linalg.cholesky_ex(A)
-    tiny = torch.diagonal(L, dim1=1, dim2=2).amin(1) <= 1e2 * torch.finfo(b.dtype).eps
-    singular = (failed != 0) | tiny
-    L = torch.where(
-        singular[:, None, None], torch.eye(A.shape[1], dtype=A.dtype, device=A.device), L
-    )
-    z = torch.cholesky_solve(right[:, :, None], L)[..., 0]
-    if singular.any():
-        inverse = torch.linalg.pinv(A[singular].double(), hermitian=True)
-        z[singular] = (inverse @ right[singular, :, None].double())[..., 0].to(z.dtype)
-    return torch.zeros_like(b).scatter_(1, support, z)
+        L, failed = torch.linalg.cholesky_ex(A)
+        distance = torch.diagonal(L, dim1=1, dim2=2).square().amin(1)
+        singular = (failed != 0) | ~(distance > self.floor)
+        L[failed != 0] = torch.eye(A.shape[1], dtype=A.dtype, device=A.device)
+        return torch.cholesky_solve(right[:, :, None], L)[..., 0], singular
+
+    def _pivoted(self, A: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """The order [B, s] of the farthest atom first, and which of it are independent."""
+        rows = torch.arange(len(A), device=A.device)
+        distance = torch.where(present, torch.diagonal(A, dim1=1, dim2=2), -1.0)
+        L = torch.zeros_like(A)
+        order, independent = torch.zeros_like(present, dtype=torch.int64), present.clone()
+        taken = A.new_tensor(-torch.inf)
+        for k in range(A.shape[1]):
+            pivot, at = distance.max(1)
+            order[:, k], independent[:, k] = at, pivot > self.floor
+            column = A[rows, at] - (L[:, :, :k] @ L[rows, at, :k, None])[..., 0]
+            column = column / pivot.clamp_min(self.floor).sqrt()[:, None]
+            L[:, :, k] = torch.where(independent[:, k, None], column, 0.0)
+            distance = (distance - L[:, :, k].square()).index_put((rows, at), taken)
+        return order, independent
 
 
 def _checked(x, D, m, tol, max_iter, share):
@@ -130,9 +162,25 @@ def _checked(x, D, m, tol, max_iter, share):
     return rows, D, m, steps.positive("tol", tol), checks.integer("max_iter", max_iter, 1)
 
 
-def _solve(x, rows, D, m, tol, max_iter, history, advance) -> SolverResult:
-    a, iterations, converged, objective = Loop(Quadratic(D), tol, max_iter, history).run(
-        rows, None, advance, lambda a: a.new_zeros(len(a))
+def _solve(x, rows, D, m, tol, max_iter, history, propose) -> SolverResult:
+    """Takes what is proposed while it lowers the objective; else the row ends where it is."""
+    quadratic = Quadratic(D)
+
+    def advance(x, a, descent, state):
+        new = propose(a, descent, state["b"])
+        value = half_squares(quadratic.residual(x, new))
+        worse = value > state["value"]
+        # The same code up to rounding is no other.
+        state["stuck"] = worse & ((new - a).norm(dim=1) > tol * a.norm(dim=1))
+        state["value"] = torch.where(worse, state["value"], value)
+        return torch.where(worse[:, None], a, new)
+
+    def new_state(residual, descent, a):
+        stuck = torch.zeros(len(a), dtype=torch.bool, device=a.device)
+        return {"b": descent, "value": half_squares(residual), "stuck": stuck}  # a = 0: b = D'x
+
+    a, iterations, converged, objective = Loop(quadratic, tol, max_iter, history).run(
+        rows, None, advance, lambda a: a.new_zeros(len(a)), new_state
     )
     values, indices = top_m(a, m)
     lead = x.shape[:-1]

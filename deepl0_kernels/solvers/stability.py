@@ -7,14 +7,17 @@ import math
 import torch
 from torch import Tensor
 
+from .._isolation import isolated
 from ..ops import SparseCode, checks, top_m
 from . import step as steps
+from .precision import in_range
 
 # Rows at a time: two arrays [rows, p] are held.
 _ROWS = 8192
 
 
-@steps.without_autocast
+@isolated(False)
+@in_range("lam", "step")
 def support_margin(
     x: Tensor,
     D: Tensor,
@@ -49,13 +52,11 @@ def support_margin(
     if (m is None) == (lam is None):
         raise ValueError(f"give exactly one of m and lam, got m={m} and lam={lam}")
     p = D.shape[1]
-    mu = steps.safe_step(D) if step is None else steps.positive("step", step)
+    mu = steps.safe_step(D) if step is None else steps.weight("step", step)
     a = code.to_dense() if isinstance(code, SparseCode) else code
-    checks.like("code", a, "x", x)
-    checks.has_shape("code", a, (*x.shape[:-1], p), "[..., p]")
-    a = a.detach().reshape(-1, p)
+    a = steps.codes("code", a, x, D)
     if lam is not None:
-        theta = math.sqrt(2 * steps.positive("lam", lam) * mu)
+        theta = math.sqrt(2 * steps.weight("lam", lam) * mu)
         kept = a != 0
     else:
         m = checks.integer("m", m, 1, p, "p")  # type: ignore[arg-type]

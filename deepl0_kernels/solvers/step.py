@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+from .._isolation import isolated
 from ..ops import checks
 
 # Up to this size the norm is an exact eigenvalue, beyond it a bounded power iteration.
 _EXACT = 1024
 _BLOCK, _ITERATIONS, _MARGIN = 8, 100, 1.01
+# Largest entries of a signal and of D, and weights, lie between 2^-e and 2^e: float64 then holds
+# ||x||^2, ||x||^2 / ||D||^2 and ||D||^4 ||x||^2 with all that counts beside them. (precision.py has
+# the limits of float32, all of whose numbers lie in these.)
+_SIGNAL, _DICTIONARY, _WEIGHT = 2.0**180, 2.0**150, 2.0**320
 
 
+@isolated(False)
 def squared_norm(D: Tensor) -> float:
     """An upper estimate of ``||D||_2^2``, D [n, p] with finite entries, not all 0.
 
@@ -61,6 +64,12 @@ def dictionary(name: str, D: Tensor) -> None:
         raise ValueError(f"{name} must be finite, got {bad} entries that are nan or inf")
     if not D.any():
         raise ValueError(f"{name} must not be all 0")
+    largest = D.detach().abs().max().item()
+    if not 1 / _DICTIONARY <= largest <= _DICTIONARY:
+        raise ValueError(
+            f"{name} must have its largest entry in [{1 / _DICTIONARY:.2g}, {_DICTIONARY:.2g}], "
+            f"got {largest:.3g}: scale it"
+        )
 
 
 def positive(name: str, value: float) -> float:
@@ -68,6 +77,16 @@ def positive(name: str, value: float) -> float:
     value = checks.number(name, value)
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name} must be a finite number > 0, got {value}")
+    return value
+
+
+def weight(name: str, value: float) -> float:
+    """``value`` is a number > 0 whose product with squares of signals float64 can hold."""
+    value = positive(name, value)
+    if not 1 / _WEIGHT <= value <= _WEIGHT:
+        raise ValueError(
+            f"{name} must be in [{1 / _WEIGHT:.2g}, {_WEIGHT:.2g}], got {value}: scale the signals"
+        )
     return value
 
 
@@ -82,7 +101,16 @@ def signals(x: Tensor, D: Tensor) -> Tensor:
     if not torch.isfinite(x).all():
         bad = int((~torch.isfinite(x)).sum())
         raise ValueError(f"x must be finite, got {bad} entries that are nan or inf")
-    return x.detach().reshape(-1, x.shape[-1])
+    rows = x.detach().reshape(-1, x.shape[-1])
+    if x.dtype == torch.float64 and len(rows):
+        largest = rows.abs().amax(1)
+        bad_rows = (largest != 0) & ((largest < 1 / _SIGNAL) | (largest > _SIGNAL))
+        if bad_rows.any():
+            raise ValueError(
+                f"signals of x must be 0 or have their largest entry in [{1 / _SIGNAL:.2g}, "
+                f"{_SIGNAL:.2g}], got {largest[bad_rows][0].item():.3g}: scale x"
+            )
+    return rows
 
 
 def codes(name: str, init: Tensor, x: Tensor, D: Tensor) -> Tensor:
@@ -92,23 +120,6 @@ def codes(name: str, init: Tensor, x: Tensor, D: Tensor) -> Tensor:
     if not torch.isfinite(init).all():
         bad = int((~torch.isfinite(init)).sum())
         raise ValueError(f"{name} must be finite, got {bad} entries that are nan or inf")
+    if init.numel() and (largest := init.detach().abs().max().item()) > _SIGNAL:
+        raise ValueError(f"{name} must be at most {_SIGNAL:.2g}, got {largest:.3g}")
     return init.detach().reshape(-1, D.shape[1])
-
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-def without_autocast(solve: Callable[_P, _R]) -> Callable[_P, _R]:
-    """``solve(x, ...)`` with autocast off: an iteration in bfloat16 does not converge."""
-
-    @functools.wraps(solve)
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        x = args[0] if args else kwargs.get("x")
-        device = x.device.type if isinstance(x, Tensor) else "cpu"
-        if not checks.autocast_is_on(device):
-            return solve(*args, **kwargs)
-        with torch.autocast(device, enabled=False):
-            return solve(*args, **kwargs)
-
-    return call

@@ -7,15 +7,19 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 
+from .._isolation import isolated
 from .._optional import progress_bar
 from ..ops import checks
 from . import step as steps
 from .fista import descend
+from .precision import in_range
 from .result import SolverResult
 
 
+@isolated(False)
+@in_range("lam", "lam2")
 def elastic_net(
     x: Tensor,
     D: Tensor,
@@ -36,11 +40,12 @@ def elastic_net(
 
     O(p^2) a sample and iteration. Source: Zou and Hastie 2005.
     """
-    x, D = x.detach(), D.detach()
     steps.signals(x, D)
+    x, D = x.detach(), D.detach()
     p = D.shape[1]
-    root = math.sqrt(steps.positive("lam2", lam2))
-    lam, tol = steps.positive("lam", lam), steps.positive("tol", tol)
+    lam2 = steps.weight("lam2", lam2)
+    root = math.sqrt(lam2)
+    lam, tol = steps.weight("lam", lam), steps.positive("tol", tol)
     max_iter = checks.integer("max_iter", max_iter, 1)
     longer = torch.cat((D, root * torch.eye(p, dtype=D.dtype, device=D.device)))
     signals = torch.cat((x, x.new_zeros(*x.shape[:-1], p)), -1)
@@ -60,20 +65,24 @@ class _ElasticNet(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
+    @isolated()
     def backward(ctx, grad):
-        x, D, a = ctx.saved_tensors
-        beta = _adjoint(D, a, grad, ctx.lam2)
+        # In float64: atoms that nearly coincide leave lam2 alone between the system and a singular
+        # one.
+        x, D, a = (t.double() for t in ctx.saved_tensors)
+        beta = _adjoint(D, a, grad.double(), ctx.lam2)
         fit = beta @ D.T
+        grad_x = fit.to(grad.dtype) if ctx.needs_input_grad[0] else None
         grad_D = None
         if ctx.needs_input_grad[1]:
-            grad_D = (x - a @ D.T).T @ beta - fit.T @ a
-        return (fit if ctx.needs_input_grad[0] else None), grad_D, None, None, None, None
+            grad_D = ((x - a @ D.T).T @ beta - fit.T @ a).to(grad.dtype)
+        return grad_x, grad_D, None, None, None, None
 
 
 def _adjoint(D: Tensor, a: Tensor, grad: Tensor, lam2: float) -> Tensor:
     """beta [B, p]: ``(D_A' D_A + lam2 I)^-1 grad_A`` on the support A of each code, 0 elsewhere.
 
-    Supports are padded to the longest; the padding's rows are those of the identity.
+    All float64. Supports are padded to the longest; the padding's rows are those of the identity.
     """
     active = a != 0
     k = int(active.sum(1).max()) if len(a) else 0
@@ -87,8 +96,17 @@ def _adjoint(D: Tensor, a: Tensor, grad: Tensor, lam2: float) -> Tensor:
     system = gram[indices[:, :, None], indices[:, None, :]]
     system = torch.where(valid[:, :, None] & valid[:, None, :], system, 0.0)
     system = system + torch.diag_embed(torch.where(valid, lam2, 1.0).to(D.dtype))
-    right = torch.where(valid, grad.gather(1, indices), 0.0)
-    solution = torch.cholesky_solve(right[..., None], torch.linalg.cholesky(system))
+    right = torch.where(valid, grad.gather(1, indices), 0.0)[..., None]
+    L, failed = torch.linalg.cholesky_ex(system)
+    if (singular := failed != 0).any():
+        # lam2 is below the rounding of D'D: no eigenvalue is less than it.
+        L[singular] = torch.eye(k, dtype=D.dtype, device=D.device)
+        solution = torch.cholesky_solve(right, L)
+        values, V = torch.linalg.eigh(system[singular])
+        turned = V.mT @ right[singular]
+        solution[singular] = V @ (turned / values.clamp_min(lam2)[..., None])
+    else:
+        solution = torch.cholesky_solve(right, L)
     return beta.scatter(1, indices, solution[..., 0])
 
 
@@ -111,7 +129,8 @@ class TaskDrivenDictionary(nn.Module):
         D: parameter [n, p], atoms of norm <= 1 after :meth:`project` and :meth:`fit`.
         head: linear layer [classes, p] with bias.
 
-    ``model(x)``: [..., n] -> logits [..., classes], differentiable in x, D and the head, once.
+    ``model(x)``: [..., n] -> logits [..., classes], differentiable in x, D and the head, once;
+    autocast does not reach it.
 
     Raises:
         ValueError: an argument out of range, named with its value.
@@ -120,6 +139,7 @@ class TaskDrivenDictionary(nn.Module):
     k active atoms. Source: Mairal, Bach, Ponce 2012.
     """
 
+    @isolated(True)
     def __init__(
         self,
         D: Tensor,
@@ -136,7 +156,7 @@ class TaskDrivenDictionary(nn.Module):
         if D.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"D must be float32 or float64, got {D.dtype}")
         self.classes = checks.integer("classes", classes, 1)
-        self.lam, self.lam2 = steps.positive("lam", lam), steps.positive("lam2", lam2)
+        self.lam, self.lam2 = steps.weight("lam", lam), steps.weight("lam2", lam2)
         self.nu = checks.number("nu", nu)
         if not 0 <= self.nu < math.inf:
             raise ValueError(f"nu must be a finite number >= 0, got {nu}")
@@ -148,18 +168,31 @@ class TaskDrivenDictionary(nn.Module):
         nn.init.zeros_(self.head.bias)
         self.project()
 
+    @isolated()
     def encode(self, x: Tensor) -> Tensor:
         """Elastic-net codes [..., p] of x [..., n], differentiable in x and D."""
+        steps.signals(x, self.D)
         rows = x.reshape(-1, x.shape[-1])
         a = _ElasticNet.apply(rows, self.D, self.lam, self.lam2, self.tol, self.max_iter)
         return a.reshape(*x.shape[:-1], a.shape[1])
 
+    @isolated()
     def forward(self, x: Tensor) -> Tensor:
         """Logits [..., classes]."""
-        return self.head(self.encode(x))
+        return self._logits(self.encode(x))
 
+    def _logits(self, a: Tensor) -> Tensor:
+        """Of codes, in float64: a backward that the caller runs under autocast stays what it is."""
+        return linear(a.double(), self.head.weight.double(), self.head.bias.double()).to(a.dtype)
+
+    @isolated()
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Mean cross-entropy of x [B, n] against y [B] int64, plus ``nu/2 ||W||^2``."""
+        """Mean cross-entropy of x [B, n] against y [B] int64, plus ``nu/2 ||W||^2``.
+
+        Raises:
+            ValueError: x and y do not fit.
+        """
+        self._check(x, y)
         return cross_entropy(self(x), y) + self._penalty()
 
     def _penalty(self) -> Tensor:
@@ -167,6 +200,8 @@ class TaskDrivenDictionary(nn.Module):
 
     def _check(self, x: Tensor, y: Tensor) -> None:
         steps.signals(x, self.D)
+        if not isinstance(y, Tensor):
+            raise TypeError(f"y must be a tensor, got {type(y).__name__}")
         if y.shape != x.shape[:1] or y.dtype != torch.int64 or x.dim() != 2:
             raise ValueError(
                 f"x must be [N, n] and y int64 [N], got {tuple(x.shape)} and {y.dtype} "
@@ -180,9 +215,10 @@ class TaskDrivenDictionary(nn.Module):
     @torch.no_grad()
     def project(self) -> None:
         """Bring atoms longer than 1 back to the unit ball."""
-        self.D.div_(self.D.norm(dim=0).clamp_min(1))
+        wide = self.D.double()
+        self.D.copy_(wide / wide.norm(dim=0).clamp_min(1))
 
-    @torch.enable_grad()
+    @isolated(True)
     def fit_head(self, x: Tensor, y: Tensor, *, max_iter: int = 100) -> float:
         """Fit the classifier alone to the codes of x [N, n] (L-BFGS); returns :meth:`loss` there.
 
@@ -192,6 +228,7 @@ class TaskDrivenDictionary(nn.Module):
             ValueError: x and y do not fit.
         """
         self._check(x, y)
+        max_iter = checks.integer("max_iter", max_iter, 1)
         with torch.no_grad():
             a = torch.cat([self.encode(rows) for rows in x.split(4096)])
         optimizer = torch.optim.LBFGS(
@@ -199,7 +236,7 @@ class TaskDrivenDictionary(nn.Module):
         )
 
         def objective() -> Tensor:
-            return cross_entropy(self.head(a), y) + self._penalty()
+            return cross_entropy(self._logits(a), y) + self._penalty()
 
         def closure() -> Tensor:
             optimizer.zero_grad()
@@ -211,7 +248,7 @@ class TaskDrivenDictionary(nn.Module):
         with torch.no_grad():
             return objective().item()
 
-    @torch.enable_grad()
+    @isolated(True)
     def fit(
         self,
         x: Tensor,
@@ -241,6 +278,9 @@ class TaskDrivenDictionary(nn.Module):
         batch_size = checks.integer("batch_size", batch_size, 1, len(x), "N")
         epochs = checks.integer("epochs", epochs, 1)
         lr = steps.positive("lr", lr)
+        seed = checks.integer("seed", seed, -(2**63), 2**63 - 1, "2**63 - 1")
+        if begin is not None and not callable(begin):
+            raise TypeError(f"begin must be a function or None, got {begin!r}")
         batches = len(x) // batch_size
         hold = max(1, epochs * batches // 10)
         generator = torch.Generator().manual_seed(seed)

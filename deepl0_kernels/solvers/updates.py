@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops import decode, encode_l0, encode_top_m
+from ..ops import checks, decode, encode_l0, encode_top_m
 from . import step as steps
 from .fista import fista
 from .omp import omp
@@ -17,6 +17,8 @@ from .omp import omp
 # MOD: weight of the old dictionary, relative to an atom's mean energy in the statistics. It decides
 # where the codes say nothing (fewer signals than atoms, atoms never used) and nowhere else.
 _PROXIMITY = 1e-6
+# Adam's eps, and the mean ||x||^2 of signals below which it shrinks with them.
+_EPS, _SMALL = 1e-8, 1e-3
 
 
 class Outcome(NamedTuple):
@@ -31,6 +33,16 @@ class Outcome(NamedTuple):
     used: Tensor
     objective: float
     residual: Tensor
+
+
+def like(name: str, value: Any, own: Tensor) -> Tensor:
+    """An entry of a state, if it is finite and has the shape and dtype of ``own``."""
+    if not isinstance(value, Tensor) or value.shape != own.shape or value.dtype != own.dtype:
+        kind = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"{name} must be {own.dtype} {tuple(own.shape)}, got {kind}")
+    if own.is_floating_point() and not torch.isfinite(value).all():
+        raise ValueError(f"{name} must be finite")
+    return value
 
 
 class Update(ABC):
@@ -50,7 +62,12 @@ class Update(ABC):
     def state_dict(self) -> dict[str, Any]: ...
 
     @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state made with the same options.
+
+        Raises:
+            ValueError, KeyError: it is damaged; what is left of this update is of no use then.
+        """
 
     def result(self) -> Tensor:
         """The dictionary as it is, a copy."""
@@ -72,12 +89,15 @@ class Unrolled(Update):
     ) -> None:
         # The nearest tight frame: all singular values are 1, and every atom is in use from the
         # start. Signals as they are share one direction, whose bound would shrink all the others.
-        U, _, Vh = torch.linalg.svd(D.double(), full_matrices=False)
+        wide = D.double()
+        U, _, Vh = torch.linalg.svd(wide, full_matrices=False)
         self.D = (U @ Vh).to(D.dtype).contiguous().requires_grad_()
         self.m, self.lam, self.num_stages = m, lam, num_stages
         p = D.shape[1]
         self.eye = torch.eye(p, dtype=D.dtype, device=D.device)
-        self.optimizer = torch.optim.Adam([self.D], lr=lr)
+        # Gradients grow as the signals squared, and D is drawn from them: Adam's eps stays below.
+        energy = wide.square().sum(0).mean().item()
+        self.optimizer = torch.optim.Adam([self.D], lr=lr, eps=_EPS * min(1.0, energy / _SMALL))
         self.schedule = None
         if total_steps is not None:
             self.schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -139,10 +159,19 @@ class Unrolled(Update):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
-            self.D.copy_(state["D"])
+            self.D.copy_(like("D", state["D"], self.D))
         self.optimizer.load_state_dict(state["optimizer"])
+        moments = self.optimizer.state.get(self.D, {})
+        if moments and set(moments) != {"step", "exp_avg", "exp_avg_sq"}:
+            raise ValueError(f"Adam's state has {', '.join(map(str, moments))}")
+        for name in ("exp_avg", "exp_avg_sq"):
+            if moments:
+                like(name, moments[name], self.D)
+        schedule = state["schedule"]
+        if (schedule is None) != (self.schedule is None):
+            raise ValueError(f"schedule must {'not ' * (self.schedule is not None)}be None")
         if self.schedule is not None:
-            self.schedule.load_state_dict(state["schedule"])
+            self.schedule.load_state_dict(schedule)
 
     def result(self) -> Tensor:
         D = super().result()  # projected up to rounding
@@ -155,7 +184,8 @@ class _Statistics(Update):
     def __init__(self, D: Tensor, forgetting: float) -> None:
         n, p = D.shape
         self.forgetting = forgetting
-        self.D = D / D.norm(dim=0).clamp_min(torch.finfo(D.dtype).tiny)
+        wide = D.double()
+        self.D = (wide / wide.norm(dim=0).clamp_min(torch.finfo(wide.dtype).tiny)).to(D.dtype)
         self.A = torch.zeros(p, p, dtype=torch.float64, device=D.device)
         self.B = torch.zeros(n, p, dtype=torch.float64, device=D.device)
         self.batches = 0
@@ -195,8 +225,10 @@ class _Statistics(Update):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.D, self.A, self.B = (state[key].clone() for key in ("D", "A", "B"))
-        self.batches = state["batches"]
+        self.D, self.A, self.B = (
+            like(key, state[key], getattr(self, key)).clone() for key in ("D", "A", "B")
+        )
+        self.batches = checks.integer("batches", state["batches"], 0)
 
 
 class OnlineL1(_Statistics):

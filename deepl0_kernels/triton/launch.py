@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import table
-from .table import Config
+from .tuned import Config
 
 
 class Launch(NamedTuple):
@@ -50,3 +50,8 @@ def ceil_div(a: int, b: int) -> int:
 def power_of_two(n: int) -> int:
     """The smallest power of two that is at least ``n`` (and 1)."""
     return 1 << max(0, n - 1).bit_length()
+
+
+def padded(p: int) -> int:
+    """The columns of a tile that holds whole rows of p: no less than a matrix unit takes."""
+    return max(16, power_of_two(p))

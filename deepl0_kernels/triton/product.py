@@ -25,6 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import table
+from .tuned import Config
 
 # Triton's interpreter has no bfloat16 arithmetic: it computes every product in float32.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -56,7 +57,7 @@ def by_pytorch(matrix: Tensor) -> bool:
     )
 
 
-def depth(c: table.Config, *operands: Tensor) -> int:
+def depth(c: Config, *operands: Tensor) -> int:
     """The depth of a step: a matrix unit takes no less than 16 of a half type."""
     half = any(t.element_size() < 4 for t in operands)
     return max(c.depth, 16) if half else c.depth
@@ -98,3 +99,17 @@ def add_product(
         a_ptr += tl.cast(a_step, tl.int64) * DEPTH
         b_ptr += tl.cast(b_step, tl.int64) * DEPTH
     return acc
+
+
+def within_32_bits(t: Tensor, rows: int | None = None) -> Tensor:
+    """``t`` if offsets within ``rows`` rows (all) of a matrix fit 32 bits; else, oddly, a copy."""
+    extent = (t.shape[-2] if rows is None else rows, t.shape[-1])
+    reach = sum(n * abs(stride) for n, stride in zip(extent, t.stride()[-2:], strict=True))
+    return t if reach < 1 << 31 else t.contiguous()
+
+
+def matrix_and_strides(x: Tensor, S: Tensor | None) -> tuple[Tensor, tuple[int, int, int]]:
+    """S and its strides (stage, row, column); with a single stage nothing is read."""
+    if S is None:
+        return x, (0, 0, 0)
+    return S, (S.stride(0) if S.dim() == 3 else 0, S.stride(-2), S.stride(-1))

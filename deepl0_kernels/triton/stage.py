@@ -16,14 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import ceil_div, launch, power_of_two
+from . import table
+from .launch import ceil_div, launch, padded
 from .product import add_product, depth, precision
 from .select import magnitude_key, selected, selection
 from .table import config, whole_rows
 from .thresholds import apply_threshold
-
-# The longest rows that a program of top_m_stage owns whole.
-FUSED_P = 1024
 
 
 @triton.jit
@@ -148,7 +146,7 @@ def threshold_stage(
 def top_m_stage(x: Tensor, W: Tensor, z: Tensor, S: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """Serves ``deepl0::top_m_stage``."""
     (batch, n), p = x.shape, W.shape[0]
-    if p > FUSED_P:
+    if p > table.FUSED_P:
         u = torch.empty((batch, p), dtype=torch.float32, device=x.device)
         threshold_tiles(None, u, x=x, W=W, z=z, S=S)
         kept, mask = torch.ops.deepl0.keep_top_m(u, m)
@@ -161,7 +159,7 @@ def top_m_stage(x: Tensor, W: Tensor, z: Tensor, S: Tensor, m: int) -> tuple[Ten
         top_m_stage_fwd_kernel, (ceil_div(batch, c.rows),), x, W, z, S, out, mask,
         batch, n, p, m, *x.stride(), *W.stride(), *z.stride(), *S.stride(),
         config=c, PRECISION=mode,
-        ROWS=c.rows, COLUMNS=max(16, power_of_two(p)), DEPTH=depth(c, x),
+        ROWS=c.rows, COLUMNS=padded(p), DEPTH=depth(c, x),
     )  # fmt: skip
     return out, mask
 

@@ -1,29 +1,18 @@
 """The decision table: which tile, how many warps and pipeline stages, by operator, size and device.
 
 Nothing is tuned on first use. Every entry is compiled ahead of time for every device class it
-serves by the tests; docs/gpu-kernels.md lists what that costs in registers and shared memory, and
-docs/gpu.md what the cost model predicts. ``deepl0 tune`` measures instead (tuned.py).
+serves by the tests; docs/gpu-kernels.md lists what that costs in registers and shared memory.
+``deepl0 tune`` measures instead (tuned.py).
 """
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import torch
 
 from . import tuned
-
-
-class Config(NamedTuple):
-    """Tile of a program: rows of the batch, columns (units), depth of a product's step."""
-
-    rows: int
-    columns: int
-    depth: int = 0
-    warps: int = 4
-    stages: int = 1
-
+from .tuned import Config
 
 # Device class -> bytes of shared memory a block may use.
 SHARED_BYTES = {
@@ -98,6 +87,9 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     "encode_large_select": ((_ANY, Config(1, 4096, warps=8)),),
 }
 
+# The longest rows that a program owns whole; no more fit in registers and shared memory.
+FUSED_P = 1024
+
 # A batch of fewer long rows is split further, so that twice the multiprocessors of a large GPU
 # (132 on H100, 148 on B200) have work.
 FEW_PROGRAMS = 288
@@ -106,7 +98,10 @@ FEW_PROGRAMS = 288
 def config(kernel: str, p: int) -> Config:
     """The configuration of ``kernel`` for rows of length ``p``: what ``deepl0 tune`` measured for
     the device and dtype being served, else the table's entry."""
-    return tuned.lookup(kernel, p) or entry(kernel, p)
+    if forced := tuned.forced(kernel):
+        return forced
+    measured = tuned.lookup(kernel, p)
+    return measured if measured and measured in choices(kernel, p) else entry(kernel, p)
 
 
 def whole_rows(mode: str, p: int) -> Config:
@@ -118,7 +113,7 @@ def entry(kernel: str, p: int) -> Config:
     return next(c for largest, c in TABLE[kernel] if p <= largest)
 
 
-def candidates(kernel: str, p: int) -> tuple[Config, ...]:
+def choices(kernel: str, p: int) -> tuple[Config, ...]:
     """What ``deepl0 tune`` may choose from: the entry, and it with half and twice the rows and
     warps, and other depths of the pipeline where there is one. All give correct results."""
     c = entry(kernel, p)

@@ -3,7 +3,7 @@
 They stand in one JSON file: ``DEEPL0_TUNED``, else ``deepl0-kernels/tuned.json`` in
 ``XDG_CACHE_HOME`` (``~/.cache``). It is read once; a file that cannot be understood is ignored with
 a warning. A key names the device, the version of triton, the kernel, the size and the dtype, so
-that a result never serves what it was not measured on; one that is no candidate is passed over.
+that a result never serves what it was not measured on.
 """
 
 from __future__ import annotations
@@ -11,21 +11,31 @@ from __future__ import annotations
 import functools
 import json
 import os
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .table import Config
+from .._files import write_atomically
 
 _FORMAT = 1
+
+
+class Config(NamedTuple):
+    """Tile of a program: rows of the batch, columns (units), depth of a product's step."""
+
+    rows: int
+    columns: int
+    depth: int = 0
+    warps: int = 4
+    stages: int = 1
+
+
 _forced: dict[str, Config] = {}
 _served = threading.local()
 
@@ -57,16 +67,11 @@ def serving(tensor: Tensor) -> Iterator[None]:
 
 def lookup(kernel: str, p: int) -> Config | None:
     """The measured configuration for rows of length ``p`` where :func:`serving` is, if any."""
-    if kernel in _forced:
-        return _forced[kernel]
     served: tuple[torch.device, torch.dtype] | None = getattr(_served, "key", None)
     if served is None or served[0].type != "cuda" or not load():
         return None
     device, dtype = served
-    config = load().get(key(*device_and_version(device), kernel, p, dtype))
-    from .table import candidates
-
-    return config if config in candidates(kernel, p) else None
+    return load().get(key(*device_and_version(device), kernel, p, dtype))
 
 
 @functools.cache
@@ -75,6 +80,11 @@ def device_and_version(device: torch.device) -> tuple[str, str]:
     import triton
 
     return torch.cuda.get_device_name(device), triton.__version__
+
+
+def forced(kernel: str) -> Config | None:
+    """The configuration of :func:`force`, if any."""
+    return _forced.get(kernel)
 
 
 @contextmanager
@@ -90,8 +100,6 @@ def force(kernel: str, config: Config) -> Iterator[None]:
 @functools.cache
 def load() -> Mapping[str, Config]:
     """All results; empty when there are none or the file is not what :func:`store` writes."""
-    from .table import Config
-
     file = path()
     try:
         content = json.loads(file.read_text())
@@ -113,15 +121,7 @@ def store(found: Mapping[str, Config]) -> Path:
         load.cache_clear()
         merged = {**load(), **found}
     file = path()
-    file.parent.mkdir(parents=True, exist_ok=True)
     content = {"format": _FORMAT, "configs": {k: list(c) for k, c in sorted(merged.items())}}
-    handle, part = tempfile.mkstemp(dir=file.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "w") as out:
-            json.dump(content, out, indent=1)
-        Path(part).replace(file)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    write_atomically(file, json.dumps(content, indent=1).encode())
     load.cache_clear()
     return file

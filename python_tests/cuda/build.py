@@ -14,11 +14,14 @@ from typing import NamedTuple
 import torch
 
 import cuda_toolkit
+import deepl0_kernels as dk
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 SOURCES = ("top_m", "encode", "decode", "transpose", "unit_lists")
 ARCH = "80"
+# What the bindings of the CUDA kernels share with those of the CPU's.
+SHARED = ("torch/bindings.h", "torch/bindings.cpp", "torch/shim.h", "torch/shim.cpp")
 
 
 class Emulated(NamedTuple):
@@ -33,7 +36,7 @@ def toolkit() -> cuda_toolkit.Toolkit | None:
 def inputs() -> list[Path]:
     folders = ("cuda", "torch/cuda")
     found = [p for f in folders for p in sorted((CSRC / f).iterdir()) if p.is_file()]
-    shared = ("tests/cuda_emulator.cpp", "torch/bindings.h", "torch/bindings.cpp")
+    shared = ("tests/cuda_emulator.cpp", *SHARED)
     return [*found, *(CSRC / name for name in shared), Path(__file__)]
 
 
@@ -64,6 +67,7 @@ def compile_all(folder: Path) -> None:
     tools = toolkit()
     assert tools is not None
     torch_root = Path(torch.__file__).parent
+    major, minor = map(int, dk.build_info()["torch_abi_target"].split("."))
     objects = []
 
     def run(*command: str | Path) -> None:
@@ -78,13 +82,15 @@ def compile_all(folder: Path) -> None:
             "--keep", "--keep-dir", folder, "-Xcompiler", "-fPIC,-O1", f"-I{CSRC}",
             "-c", CSRC / "cuda" / f"{name}.cu", "-o", objects[-1],
         )  # fmt: skip
-    host = [*sorted((CSRC / "torch/cuda").glob("*.cpp")), CSRC / "torch/bindings.cpp"]
+    shared = [CSRC / name for name in SHARED if name.endswith(".cpp")]
+    host = [*sorted((CSRC / "torch/cuda").glob("*.cpp")), *shared]
     for source in [*host, CSRC / "tests/cuda_emulator.cpp"]:
         objects.append(f"{source.parent.name}_{source.stem}.o")
         run(
             "c++", "-std=c++17", "-O0", "-fPIC", "-fvisibility=hidden", "-ffunction-sections",
             "-DDEEPL0_CUDA_EMULATED",
-            "-DTORCH_TARGET_VERSION=0x020d000000000000", "-DDEEPL0_ISA=scalar", f"-I{CSRC}",
+            f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000", "-DDEEPL0_ISA=scalar",
+            f"-I{CSRC}",
             "-isystem", torch_root / "include", "-isystem", tools.include,
             "-c", source, "-o", objects[-1],
         )  # fmt: skip

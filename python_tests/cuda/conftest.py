@@ -10,15 +10,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from deepl0_kernels import cuda
-from deepl0_kernels.backends import serve_device
+from deepl0_kernels.backends import GPU, serve_device
 from deepl0_kernels.cuda import library
 from deepl0_kernels.ops import registration
 
 from . import build
 
 ENGINES = ["emulated"]
-if torch.cuda.is_available() and cuda.installed():
+if torch.cuda.is_available() and GPU["cuda"].installed():
     ENGINES.append("gpu")
 
 

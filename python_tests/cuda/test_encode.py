@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from deepl0_kernels import reference
+from deepl0_kernels._matrices import stage_matrix
 from deepl0_kernels.cuda import encode
 from python_tests.oracle import hostile
 
@@ -44,7 +45,7 @@ def check(x, W, S, m: int, stages: int, out) -> None:
         u, slack = wx, terms * EPS * size
         if k > 0:
             z = reference.unpool(saved_values[k - 1], saved_indices[k - 1], p).double()
-            step = (S[k - 1] if S.dim() == 3 else S).double()
+            step = stage_matrix(S, k - 1).double()
             u = wx + z @ step.t()
             slack = (terms + 3 * p) * EPS * (size + z.abs() @ step.abs().t())
         got, at = (values, indices) if last else (saved_values[k], saved_indices[k])

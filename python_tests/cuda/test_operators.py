@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 
 import pytest
 import torch
 
 import deepl0_kernels as dk
 from deepl0_kernels import reference
-from deepl0_kernels.cuda import OPERATORS, library
+from deepl0_kernels.backends import GPU
+from deepl0_kernels.cuda import library
 from python_tests.oracle import hostile, same_values
 
 # The package shows the function of this name.
@@ -137,18 +139,20 @@ def test_operators_pass_opcheck(device):
     opcheck(torch.ops.deepl0.top_m.default, (x.to(device), 2), test_utils=tests)
     opcheck(torch.ops.deepl0.keep_top_m.default, (x.to(device), 2), test_utils=tests)
     args = tuple(t.to(device) for t in (x, W, S))
-    opcheck(torch.ops.deepl0.encode_top_m.default, (*args, 3, 2, True), test_utils=tests)
-    values, indices, saved, before = torch.ops.deepl0.encode_top_m(*args, 3, 2, True)
-    for s in (args[2], args[2].t()):
+    opcheck(torch.ops.deepl0.encode_top_m.default, (*args, 3, 2), test_utils=tests)
+    opcheck(torch.ops.deepl0.encode_top_m_saving.default, (*args, 3, 2), test_utils=tests)
+    values, indices, saved, before = torch.ops.deepl0.encode_top_m_saving(*args, 3, 2)
+    for s, mask in itertools.product((args[2], args[2].t()), range(8)):
         opcheck(
             torch.ops.deepl0.encode_top_m_backward.default,
-            (values, indices, saved, before, *args[:2], s, True), test_utils=tests,
+            (values, indices, saved, before, *args[:2], s, mask), test_utils=tests,
         )  # fmt: skip
     D = W.t().to(device)
     for d in (D, D.contiguous()):
         opcheck(torch.ops.deepl0.decode.default, (values, indices, d), test_utils=tests)
-        opcheck(torch.ops.deepl0.decode_backward.default, (args[0], values, indices, d),
-                test_utils=tests)  # fmt: skip
+        for mask in range(4):
+            opcheck(torch.ops.deepl0.decode_backward.default, (args[0], values, indices, d, mask),
+                    test_utils=tests)  # fmt: skip
 
 
 def test_nan_is_never_lost(device):
@@ -162,7 +166,7 @@ def test_nan_is_never_lost(device):
 def test_every_operator_of_the_floor_is_served_here(device):
     tested = {"top_m", "keep_top_m", "unpool", "apply_mask", "encode_top_m", "decode",
               "encode_top_m_backward", "decode_backward"}  # fmt: skip
-    assert set(OPERATORS) == tested
+    assert set(GPU["cuda"].operators) == tested
 
 
 class TestChoice:
@@ -172,7 +176,7 @@ class TestChoice:
 
     def test_cuda_serves_what_it_has(self):
         x = torch.empty(2, 3, device="meta")
-        for name in OPERATORS:
+        for name in GPU["cuda"].operators:
             assert backends.choose(name, self.both, (x,)) == "cuda"
         assert backends.choose("encode_l0", ("triton",), (x,)) == "triton"
 

@@ -61,6 +61,38 @@ def test_equal_leading_bits(ops, p):
             check(ops, image.view(torch.float32), m)
 
 
+@pytest.mark.parametrize("groups", [32, 64, 128])
+@pytest.mark.parametrize("p", [100, 256, 400, 512, 1000, 1024])
+def test_one_large_entry_in_each_group_of_a_lane(ops, p, groups):
+    """A warp begins its bisection at the smallest maximum of 32, 64 or 128 groups of keys. These
+    rows have one large entry in each: that many keys reach it, and not one more."""
+    g = torch.Generator().manual_seed(p)
+    for dtype in DTYPES:
+        pack = 16 // dtype.itemsize
+        at = torch.arange(p)
+        # A lane has packs 32 apart; its groups are the entries i with i % 4 = 0, 1, 2, 3.
+        group = at // pack % 32 * (groups // 32) + at % 4 * (groups // 32) // 4
+        first = torch.randperm(p, generator=g)
+        large = torch.stack([first[group[first] == i][0] for i in group.unique()])
+        u = torch.rand(3, p, generator=g).sub(0.5).to(dtype)
+        u[1], u[2] = 0.25, torch.arange(p) / 4096  # equal, and ascending
+        u[:, large] = (4 + torch.rand(3, len(large), generator=g)).to(dtype)
+        for m in (len(large) - 1, len(large), len(large) + 1):
+            if m <= p:
+                check(ops, u, m)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("p", [300, 512, 1000])
+def test_most_of_a_row_by_a_warp(ops, p, dtype):
+    """Counts of kept entries stand side by side in a word: up to 256 of a pack over the lanes."""
+    half = torch.ones(2, p, dtype=dtype)
+    half[0, :256], half[1, -256:] = -2.0, 2.0
+    for m in (255, 256, 257, p - 1):
+        for u in (half, hostile((2, p), dtype, m, "normal"), hostile((1, p), dtype, m, "ties")):
+            check(ops, u, m)
+
+
 @pytest.mark.parametrize("p", [100, 1100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_strides_and_alignment(ops, p, dtype):

@@ -10,15 +10,18 @@ import json
 import pytest
 from hypothesis import given, settings
 
-from deepl0_kernels import cuda
-from deepl0_kernels import triton as triton_kernels
+from deepl0_kernels.backends import GPU
 from python_tests.ops import fuzzing
 from python_tests.ops.test_fuzz import FUZZ, Caller, careless_calls, run, valid_calls
 
 from .conftest import FLOORS
 
-SERVED = {"cuda": cuda.OPERATORS, "triton": triton_kernels.OPERATORS}
-CASES = [(op, f) for f in FLOORS for op in fuzzing.ORACLES if op in SERVED[f]]
+CASES = [
+    (op, f)
+    for f in FLOORS
+    for op in fuzzing.ORACLES
+    if op.removesuffix("_saving") in GPU[f].operators
+]
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_thresholds():
     theta, at = torch.rand(P, device=GPU) + 0.5, some_rows()
     out = torch.ops.deepl0.threshold(u, theta, 0.0, "hard")
     assert torch.equal(out[at], dk.reference.threshold(u[at], theta, 0.0, "hard"))
-    grad, _ = torch.ops.deepl0.threshold_backward(u, u, theta, 0.0, "hard")
+    grad, _ = torch.ops.deepl0.threshold_backward(u, u, theta, 0.0, "hard", 3)
     assert torch.equal(
         grad[at], dk.reference.threshold_backward(u[at], u[at], theta, 0.0, "hard")[0]
     )
@@ -60,7 +60,8 @@ def test_encoder(floor):
     x = torch.randint(-3, 4, (batch, 16), device=GPU).float()
     W = torch.randint(-3, 4, (p, 16), device=GPU).float()
     at = torch.tensor([0, 16_383, 16_384, 16_385, batch - 1], device=GPU)
-    values, indices = dk.encode_top_m(x, W, None, 32, num_stages=1)[:2]
+    code = dk.encode_top_m(x, W, None, 32, num_stages=1)
+    values, indices = code.values, code.indices
     want_values, want_indices = dk.reference.top_m(x[at] @ W.t(), 32)
     assert torch.equal(indices[at], want_indices)
     assert torch.equal(values[at], want_values)
@@ -75,7 +76,7 @@ def test_decode(floor):
     at = some_rows()
     want = dk.reference.decode(values[at].double(), indices[at], D.double())
     torch.testing.assert_close(out[at].double(), want, rtol=1e-5, atol=1e-5)
-    grads = torch.ops.deepl0.decode_backward(out, values, indices, D)
+    grads = torch.ops.deepl0.decode_backward(out, values, indices, D, 3)
     terms = out[at].double()[:, None, :] * D.t().double()[indices[at]]
     # A lane adds P / 32 products, then lanes are added.
     bound = (P / 32 + 8) * 2.0**-24 * terms.abs().sum(-1)

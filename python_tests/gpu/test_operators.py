@@ -43,7 +43,11 @@ def encoded(leaves: list[Tensor], m: int, stages: int) -> tuple[Tensor, ...]:
     code = dk.encode_top_m(*leaves, m, num_stages=stages)
     grad = (torch.arange(code.values.numel(), device=GPU) % 5 - 2).view_as(code.values)
     wanted = leaves if stages > 1 else leaves[:2]
-    return *code[:2], *torch.autograd.grad(code.values, wanted, grad.to(code.values.dtype))
+    return (
+        code.values,
+        code.indices,
+        *torch.autograd.grad(code.values, wanted, grad.to(code.values.dtype)),
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -77,7 +81,7 @@ def test_the_encoder_in_one_launch_stage_by_stage(p, stages):
     S = (torch.randn(p, p) / 8).bfloat16()
     arguments = [t.to(GPU) for t in (x, W, S)]
     with dk.use_backend("cuda"):
-        out = torch.ops.deepl0.encode_top_m(*arguments, 20, stages, True)
+        out = torch.ops.deepl0.encode_top_m_saving(*arguments, 20, stages)
     rows = torch.randint(len(x), (300,))
     values, indices, saved, before = (t.cpu() for t in out)
     part = values[rows], indices[rows], saved[:, rows], before[:, rows]
@@ -137,7 +141,7 @@ def problem(name: str, p: int = 700):
     def training(x):
         w, s = W.clone().requires_grad_(), S.clone().requires_grad_()
         code = dk.encode_top_m(x, w, s, 20)
-        return *code[:2], *torch.autograd.grad(code.values.square().sum(), (w, s))
+        return code.values, code.indices, *torch.autograd.grad(code.values.square().sum(), (w, s))
 
     def decoding(x):
         values, indices = dk.top_m(x, 20)

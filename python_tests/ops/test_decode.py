@@ -123,14 +123,17 @@ def test_an_index_out_of_range_is_refused(bad):
         (lambda c, D: (c, D.t()), ("D must have shape", "(9, 5)")),
         (lambda c, D: (c, D.double()), ("D must have the dtype", "float64")),
         (
-            lambda c, D: (c._replace(indices=c.indices.int()), D),
+            lambda c, D: (dk.SparseCode(c.values, c.indices.int(), c.size), D),
             ("code.indices must be int64", "int32"),
         ),
         (
-            lambda c, D: (c._replace(indices=c.indices[:1]), D),
+            lambda c, D: (dk.SparseCode(c.values, c.indices[:1], c.size), D),
             ("code.indices must have the shape", "(1, 4)"),
         ),
-        (lambda c, D: (c._replace(size=8), D), ("D must have shape [n, p] with p = 8", "(5, 9)")),
+        (
+            lambda c, D: (dk.SparseCode(c.values, c.indices, 8), D),
+            ("D must have shape [n, p] with p = 8", "(5, 9)"),
+        ),
     ],
 )
 def test_bad_input_is_named(change, words):

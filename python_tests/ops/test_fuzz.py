@@ -109,6 +109,9 @@ def valid_calls(draw, op: str) -> dict:
     kind = draw(st.sampled_from(KINDS[:5]))
     per_step = draw(st.booleans())
 
+    def mask(gradients):
+        return draw(st.integers(0, 2**gradients - 1))
+
     def weights():
         s = tensor(stages - 1, p, p) if per_step else tensor(p, p)
         return tensor(batch, n), tensor(p, n), None if stages == 1 and per_step else s
@@ -116,27 +119,27 @@ def valid_calls(draw, op: str) -> dict:
     if op == "threshold":
         args = [tensor(*lead, p), theta(), sigma, kind]
     elif op == "threshold_backward":
-        args = [tensor(*lead, p), tensor(*lead, p), theta(), sigma, kind]
+        args = [tensor(*lead, p), tensor(*lead, p), theta(), sigma, kind, mask(2)]
     elif op in ("top_m", "keep_top_m"):
         args = [tensor(*lead, p), m]
     elif op == "unpool":
         args = [tensor(batch, m), code(), p]
     elif op == "apply_mask":
-        mask = tensor(*lead, (p + 7) // 8, dtype="uint8", style="ties")
-        args = [tensor(*lead, p), mask | dict(style="theta")]
-    elif op in ("threshold_stage", "top_m_stage"):
-        last = [m] if op == "top_m_stage" else [theta(), sigma, draw(st.booleans())]
+        bits = tensor(*lead, (p + 7) // 8, dtype="uint8", style="ties")
+        args = [tensor(*lead, p), bits | dict(style="theta")]
+    elif op in ("threshold_stage", "threshold_stage_saving", "top_m_stage"):
+        last = [m] if op == "top_m_stage" else [theta(), sigma]
         args = [tensor(batch, n), tensor(p, n), tensor(batch, p), tensor(p, p), *last]
-    elif op == "encode_l0":
-        args = [*weights(), theta(True), stages, sigma, kind, draw(st.booleans())]
+    elif op in ("encode_l0", "encode_l0_saving"):
+        args = [*weights(), theta(True), stages, sigma, kind]
     elif op == "encode_l0_backward":
         saved = tensor(stages, batch, p, dtype=low)
-        args = [tensor(batch, p), saved, *weights(), theta(True), sigma, kind, draw(st.booleans())]
-    elif op == "encode_top_m":
-        args = [*weights(), m, stages, draw(st.booleans())]
+        args = [tensor(batch, p), saved, *weights(), theta(True), sigma, kind, mask(4)]
+    elif op in ("encode_top_m", "encode_top_m_saving"):
+        args = [*weights(), m, stages]
     elif op == "encode_top_m_backward":
         saved = tensor(stages - 1, batch, m, dtype=low), code(stages - 1)
-        args = [tensor(batch, m), code(), *saved, *weights(), draw(st.booleans())]
+        args = [tensor(batch, m), code(), *saved, *weights(), mask(3)]
     elif op == "fista":
         x, D = (tensor(*shape, dtype=low) for shape in ((batch, n), (n, p)))
         # n p entries of at most 2: the step is below 1 / ||D||^2.
@@ -146,7 +149,7 @@ def valid_calls(draw, op: str) -> dict:
     elif op == "decode":
         args = [tensor(batch, m), code(), tensor(n, p)]
     else:
-        args = [tensor(batch, n), tensor(batch, m), code(), tensor(n, p)]
+        args = [tensor(batch, n), tensor(batch, m), code(), tensor(n, p), mask(2)]
     return dict(op=op, args=args, valid=True)
 
 
@@ -158,7 +161,7 @@ def careless_calls(draw, op: str) -> dict:
     for _ in range(draw(st.integers(1, 3))):
         i = draw(st.integers(0, len(args) - 1))
         args[i] = draw(spoilt(args[i]))
-        if op in ("encode_l0", "encode_top_m") and i == 4 and args[i] > 1000:
+        if op.startswith("encode") and "backward" not in op and i == 4 and args[i] > 1000:
             args[i] = 4  # so many stages would only take long
         if op == "fista" and i == 6 and args[i] > 1000:
             args[i] = 4

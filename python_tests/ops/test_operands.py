@@ -9,15 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from deepl0_kernels import cuda
-from deepl0_kernels import triton as triton_kernels
+from deepl0_kernels.backends import GPU
 from deepl0_kernels.ops.operands import CHECKS
 from python_tests.ops import fuzzing
 from python_tests.ops.test_fuzz import FUZZ, careless_calls, valid_calls
 
 
 def test_every_operator_of_a_gpu_has_checks():
-    assert set(CHECKS) == set(cuda.OPERATORS) | set(triton_kernels.OPERATORS)
+    assert set(CHECKS) == {name for floor in GPU.values() for name in floor.operators}
 
 
 def arguments(recipe: dict) -> list:

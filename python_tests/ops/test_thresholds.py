@@ -78,10 +78,10 @@ def test_native_equals_reference(kind, u, data):
     theta = theta.to(torch.float64 if u.dtype == torch.float64 else torch.float32)
     grad = torch.randn(u.shape).to(u.dtype)
     native = call(kind, u, theta, sigma)
-    native_grads = torch.ops.deepl0.threshold_backward(grad, u, theta, sigma, kind)
+    native_grads = torch.ops.deepl0.threshold_backward(grad, u, theta, sigma, kind, 3)
     with dk.use_backend("reference"):
         assert_close(native, call(kind, u, theta, sigma), u.dtype, sigma, u.abs())
-    want = dk.reference.threshold_backward(grad, u, theta, sigma, kind)
+    want = dk.reference.threshold_backward(grad, u, theta, sigma, kind, 3)
     finite = u.isfinite()
     assert_close(native_grads[0][finite], want[0][finite], u.dtype, sigma, grad.abs()[finite])
     if finite.all():
@@ -158,10 +158,10 @@ def test_nan_is_never_lost(backend, dtype, kind):
 def test_gradient_in_theta_does_not_depend_on_the_threads(threads, per_entry):
     u, grad = torch.randn(5000, 37), torch.randn(5000, 37)
     theta = torch.rand(37) + 0.5 if per_entry else torch.tensor(0.9)
-    want = torch.ops.deepl0.threshold_backward(grad, u, theta, 0.5, "helu")
+    want = torch.ops.deepl0.threshold_backward(grad, u, theta, 0.5, "helu", 3)
     torch.set_num_threads(threads)
     try:
-        got = torch.ops.deepl0.threshold_backward(grad, u, theta, 0.5, "helu")
+        got = torch.ops.deepl0.threshold_backward(grad, u, theta, 0.5, "helu", 3)
     finally:
         torch.set_num_threads(1)
     assert same_bits(got[0], want[0])
@@ -172,7 +172,7 @@ def test_gradient_in_theta_is_accurate_over_many_rows():
     u = torch.full((100_000, 3), 0.9)
     grad = torch.full_like(u, 0.1)
     theta = torch.ones(3)
-    _, got = torch.ops.deepl0.threshold_backward(grad, u, theta, 0.5, "helu")
+    _, got = torch.ops.deepl0.threshold_backward(grad, u, theta, 0.5, "helu", 3)
     exact = -100_000 * torch.tensor(0.1).double()
     # float32 within a block of 32 rows, float64 across blocks: docs/numerics.md.
     assert ((got.double() - exact).abs() <= 33 * 2.0**-24 * exact.abs()).all()

@@ -89,6 +89,8 @@ def host_bytes(address: int, size: int) -> np.ndarray:
 class GlobalMemory:
     """Regions at virtual addresses, far apart; addresses keep the low bits of the real ones."""
 
+    moved = 0  # bytes read and written, of all launches in this process: for those who count
+
     def __init__(self, granule: int, order: Order, check_blocks: bool = True) -> None:
         self.regions: list[Region] = []
         self.starts: list[int] = []
@@ -188,7 +190,8 @@ class GlobalMemory:
     def track(
         self, region: Region, offset: np.ndarray, size: int, who: np.ndarray, kind: str
     ) -> None:
-        """Order within the block, and plain writes of other blocks."""
+        """Bytes moved; order within the block, and plain writes of other blocks."""
+        GlobalMemory.moved += size * len(who)
         if kind == "read" and region.owner is None:
             if self.order.warps > 1:
                 region.reads.append((self.order.epoch, offset, who, size))

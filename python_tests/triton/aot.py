@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import ASTSource, CompiledKernel, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from deepl0_kernels.triton import table
+from deepl0_kernels.triton import tuned
 from deepl0_kernels.triton.launch import Launch
 
 from . import offsets
@@ -63,14 +63,14 @@ _MATRIX = {
 }
 
 
-Key = tuple[str, table.Config]  # kernel, configuration
+Key = tuple[str, tuned.Config]  # kernel, configuration
 
 
 class Build(NamedTuple):
     """What the compiler made of one launch."""
 
     kernel: str
-    config: table.Config
+    config: tuned.Config
     registers: int
     shared: int
     spills: int  # bytes a thread
@@ -145,7 +145,7 @@ def specialise(job: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str, Any
 def build_all(jobs: Iterable[Launch], name: str) -> list[Build]:
     """One build per kernel, specialisation and configuration."""
     target = TARGETS[name].triton
-    distinct: dict[tuple[str, table.Config], list[tuple[Launch, ASTSource, dict[str, Any]]]] = {}
+    distinct: dict[tuple[str, tuned.Config], list[tuple[Launch, ASTSource, dict[str, Any]]]] = {}
     for job in jobs:
         source, options = specialise(job, target)
         distinct.setdefault((source.hash(), job.config), []).append((job, source, options))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import triton
 
-from deepl0_kernels.triton import table
+from deepl0_kernels.triton import tuned
 
 from . import aot
 from .problems import PROBLEMS
@@ -51,8 +52,15 @@ def lines(module: str, found: Mapping[str, Mapping[aot.Key, object]]) -> list[st
     ]
 
 
-def tile(c: table.Config) -> str:
+def tile(c: tuned.Config) -> str:
     return f"{c.rows} x {c.columns} x {c.depth}, {c.warps} w, {c.stages} s"
+
+
+def written_with() -> str:
+    """The version of triton whose compiler the page shows."""
+    found = re.search(r"with triton ([\d.]+\d)", PATH.read_text())
+    assert found
+    return found[1]
 
 
 def committed() -> dict[tuple[str, str, str], dict[str, str]]:

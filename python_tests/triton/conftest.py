@@ -15,8 +15,7 @@ import pytest
 import torch
 
 import deepl0_kernels as dk
-from deepl0_kernels import triton as triton_kernels
-from deepl0_kernels.backends import serve_device
+from deepl0_kernels.backends import GPU, serve_device
 from deepl0_kernels.ops import registration
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -25,8 +24,8 @@ if torch.cuda.is_available() and not INTERPRETED:
     ENGINES.append("gpu")
 
 if INTERPRETED:  # what these look at is the compiler's work
-    collect_ignore = ["test_aot.py", "test_cost.py", "test_mutants.py"]
-if not triton_kernels.installed():
+    collect_ignore = ["test_aot.py", "test_mutants.py"]
+if not GPU["triton"].installed():
     if os.environ.get("DEEPL0_NO_SKIPS") == "1":
         raise RuntimeError("triton is not installed, so the tests of its kernels cannot run")
     warnings.warn("triton is not installed: no test of its kernels", stacklevel=1)
@@ -67,7 +66,7 @@ def engine(request, monkeypatch):
         )  # fmt: skip
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Overriding a previously registered kernel")
-        library = registration.serve_by_triton("cpu")
+        library = registration.serve_natively("cpu", ("triton",))
     torch.use_deterministic_algorithms(True)
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield request.param

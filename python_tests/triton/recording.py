@@ -13,8 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deepl0_kernels import triton as floor
-from deepl0_kernels.backends import serve_device
+from deepl0_kernels.backends import GPU, serve_device
 from deepl0_kernels.ops import registration
 from deepl0_kernels.triton import launch, table
 from deepl0_kernels.triton.launch import Launch
@@ -26,11 +25,12 @@ _FLOATING_ATOMICS = ("index_add", "scatter_add", "scatter_reduce", "index_put", 
 def recording(device_class: str = "sm80") -> Iterator[list[Launch]]:
     """Inside, launches on meta tensors are collected as if the device were of ``device_class``."""
     jobs: list[Launch] = []
+    floor = GPU["triton"]
     before = launch.run, table.device_class, floor.launcher
-    floor.launcher = lambda name: _guarded(before[2](name))
+    floor.launcher = lambda name: guarded(before[2](name))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Overriding a previously registered kernel")
-        library = registration.serve_by_triton("meta")
+        library = registration.serve_natively("meta", ("triton",))
     launch.run, table.device_class = jobs.append, lambda device: device_class
     try:
         yield jobs
@@ -40,7 +40,9 @@ def recording(device_class: str = "sm80") -> Iterator[list[Launch]]:
         serve_device("meta")
 
 
-def _guarded(launcher: Callable) -> Callable:
+def guarded(launcher: Callable) -> Callable:
+    """The launcher, inside :class:`Capturable`."""
+
     def guarded(*args):
         with Capturable():
             return launcher(*args)

@@ -7,7 +7,7 @@ import torch
 
 import deepl0_kernels as dk
 from deepl0_kernels import reference
-from deepl0_kernels.ops.registration import gradient_of_matrix
+from deepl0_kernels._matrices import gradient_of_matrix
 
 # batch, n, p, m: nothing; one of each; ragged; a tile of columns and one more; m = p; m = 0.
 SHAPES = [
@@ -52,7 +52,7 @@ def test_exact_on_integers(engine, device, shape, layout):
     out = torch.ops.deepl0.decode(*args)
     assert torch.equal(out.cpu(), reference.decode(values, indices, D))
 
-    grads = torch.ops.deepl0.decode_backward(grad.to(device), *args)
+    grads = torch.ops.deepl0.decode_backward(grad.to(device), *args, 3)
     for ours, want in zip(grads, dense_gradients(grad, values, indices, D), strict=True):
         assert torch.equal(ours.cpu().double(), want)
     assert grads[1].stride() == gradient_of_matrix(args[2]).stride()
@@ -64,7 +64,7 @@ def test_rounds_once(engine, device, dtype):
     args = [t.to(device) for t in (values, indices, D)]
     out = torch.ops.deepl0.decode(*args).cpu()
     code = reference.unpool(values.double(), indices, 45)
-    grads = torch.ops.deepl0.decode_backward(grad.to(device), *args)
+    grads = torch.ops.deepl0.decode_backward(grad.to(device), *args, 3)
     want_values, want_D = dense_gradients(grad, values, indices, D)
     # float32 accumulation of at most 70 terms, and one rounding (the interpreter truncates to half
     # types where the hardware rounds).
@@ -88,7 +88,7 @@ def test_skewed_usage(engine, device, batch):
     values = torch.randint(-4, 5, (batch, 2)).float()
     D, grad = torch.randint(-4, 5, (n, p)).float(), torch.randint(-4, 5, (batch, n)).float()
     args = [t.to(device) for t in (grad, values, indices, D)]
-    grads = torch.ops.deepl0.decode_backward(*args)
+    grads = torch.ops.deepl0.decode_backward(*args, 3)
     for ours, want in zip(grads, dense_gradients(grad, values, indices, D), strict=True):
         assert torch.equal(ours.cpu().double(), want)
 
@@ -104,7 +104,7 @@ def test_unused_atoms_are_not_read_and_have_gradient_zero(engine, device):
         torch.ops.deepl0.decode(*args).cpu(),
         torch.einsum("bj,nbj->bn", values, D[:, indices]),
     )
-    grad_D = torch.ops.deepl0.decode_backward(grad.to(device), *args)[1]
+    grad_D = torch.ops.deepl0.decode_backward(grad.to(device), *args, 3)[1]
     assert torch.equal(grad_D[:, 11].cpu(), torch.zeros(8))
 
 
@@ -116,7 +116,7 @@ def test_an_index_out_of_range_is_not_followed(engine, device, bad):
     out = torch.ops.deepl0.decode(*args).cpu()
     assert out[2].isnan().all()
     assert not out[[0, 1, 3, 4, 5]].isnan().any()
-    grad_values, grad_D = torch.ops.deepl0.decode_backward(grad.to(device), *args)
+    grad_values, grad_D = torch.ops.deepl0.decode_backward(grad.to(device), *args, 3)
     assert grad_values.cpu().isnan().nonzero().tolist() == [[2, 1]]
     without = torch.arange(18).view(6, 3) != 7
     want = torch.zeros(12, 8).index_add_(
@@ -156,5 +156,5 @@ def test_opcheck(engine, device):
         torch.library.opcheck(torch.ops.deepl0.decode.default, args)
         torch.library.opcheck(
             torch.ops.deepl0.decode_backward.default,
-            (grad.to(device), *(t.detach() for t in args)),
+            (grad.to(device), *(t.detach() for t in args), 3),
         )

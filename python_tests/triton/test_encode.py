@@ -9,7 +9,7 @@ from torch.library import opcheck
 
 import deepl0_kernels as dk
 from deepl0_kernels import reference
-from deepl0_kernels.triton import encode, encode_backward
+from deepl0_kernels.triton import dense_sums, encode_rows, table
 from python_tests.ops.test_encode import assert_top_m_stage, pre_activation, problem
 from python_tests.ops.test_registration import samples
 from python_tests.oracle import as_bits, same_values
@@ -40,11 +40,10 @@ def test_top_m_is_exact_on_integers(engine, device, shape, per_stage):
     batch, n, p, m, K = shape
     x, W, S = operands(batch, n, p, matrices_for(K, per_stage))
     want = reference.encode_top_m(x, W, S, m, K, True)
-    got = OPS.encode_top_m(*on(device, x, W, S), m, K, True)
+    got = OPS.encode_top_m_saving(*on(device, x, W, S), m, K)
     assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
-    got = OPS.encode_top_m(*on(device, x, W, S), m, K, False)
-    assert all(torch.equal(a.cpu(), b) for a, b in zip(got[:2], want[:2], strict=True))
-    assert got[2].shape == got[3].shape == (0, batch, m)
+    got = OPS.encode_top_m(*on(device, x, W, S), m, K)
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want[:2], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -58,39 +57,41 @@ def test_l0_is_exact_on_integers(engine, device, shape, theta_shape, ramp):
     theta = integers(K, p, high=9).abs() + 4.0
     theta = {"scalar": theta[0, 0], "vector": theta[0], "per_stage": theta}[theta_shape]
     want, want_saved = reference.encode_l0(x, W, S, theta, K, sigma, kind, True)
-    z, saved = OPS.encode_l0(*on(device, x, W, S, theta), K, sigma, kind, True)
+    z, saved = OPS.encode_l0_saving(*on(device, x, W, S, theta), K, sigma, kind)
     assert torch.equal(saved.cpu(), want_saved)
     assert torch.equal(z.cpu(), want)
-    z, saved = OPS.encode_l0(*on(device, x, W, S, theta), K, sigma, kind, False)
-    assert torch.equal(z.cpu(), want)
-    assert saved.shape == (0, batch, p)
+    assert torch.equal(OPS.encode_l0(*on(device, x, W, S, theta), K, sigma, kind).cpu(), want)
 
 
 @pytest.mark.parametrize("K", [1, 2, 4])
 @pytest.mark.parametrize("save", [False, True])
 def test_l0_by_stages(engine, device, monkeypatch, K, save):
     """The launches for long rows, on rows that are short enough for a test."""
-    monkeypatch.setattr(encode, "FUSED_P", 16)
+    monkeypatch.setattr(table, "FUSED_P", 16)
     # Compiled, float32 goes by PyTorch's products.
     dtype = torch.float32 if engine == "interpreter" else torch.float16
     x, W, S = operands(5, 7, 100, K - 1, dtype)
     theta = integers(K, 100, high=9).abs() + 4.0
-    want, want_saved = reference.encode_l0(x, W, S, theta, K, 0.5, "helu", save)
-    z, saved = OPS.encode_l0(*on(device, x, W, S, theta), K, 0.5, "helu", save)
+    want, want_saved = reference.encode_l0(x, W, S, theta, K, 0.5, "helu", True)
+    args = (*on(device, x, W, S, theta), K, 0.5, "helu")
+    if save:
+        z, saved = OPS.encode_l0_saving(*args)
+        assert torch.equal(saved.cpu(), want_saved)
+    else:
+        z = OPS.encode_l0(*args)
     assert torch.equal(z.cpu(), want)
-    assert torch.equal(saved.cpu(), want_saved)
 
 
 def test_a_program_walks_over_many_tiles(engine, device, monkeypatch):
     """As on a device that holds fewer programs than there are tiles."""
-    monkeypatch.setattr(encode, "resident_programs", lambda device: 2)
+    monkeypatch.setattr(encode_rows, "resident_programs", lambda device: 2)
     x, W, S = operands(300, 3, 20)
     theta = torch.tensor(4.0)
     want = reference.encode_top_m(x, W, S, 5, 2, True)
-    got = OPS.encode_top_m(*on(device, x, W, S), 5, 2, True)
+    got = OPS.encode_top_m_saving(*on(device, x, W, S), 5, 2)
     assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
     want = reference.encode_l0(x, W, S, theta, 2, 0.5, "helu", True)
-    got = OPS.encode_l0(*on(device, x, W, S, theta), 2, 0.5, "helu", True)
+    got = OPS.encode_l0_saving(*on(device, x, W, S, theta), 2, 0.5, "helu")
     assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
 
 
@@ -98,10 +99,10 @@ def test_without_a_matrix(engine, device):
     x, W, _ = operands(4, 5, 20)
     theta = torch.tensor(4.0)
     want = reference.encode_top_m(x, W, None, 6, 1, True)
-    got = OPS.encode_top_m(*on(device, x, W), None, 6, 1, True)
+    got = OPS.encode_top_m_saving(*on(device, x, W), None, 6, 1)
     assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
     want = reference.encode_l0(x, W, None, theta, 1, 0.0, "hard", True)
-    got = OPS.encode_l0(*on(device, x, W), None, theta.to(device), 1, 0.0, "hard", True)
+    got = OPS.encode_l0_saving(*on(device, x, W), None, theta.to(device), 1, 0.0, "hard")
     assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
 
 
@@ -110,14 +111,14 @@ def test_nan_and_inf_in_a_signal_stay_in_its_row(engine, device):
     x[1, 3], x[3, 0] = torch.nan, -torch.inf
     W[2:9, 0] = 1.0
     want = reference.encode_top_m(x, W, S, 12, 2, True)
-    got = [t.cpu() for t in OPS.encode_top_m(*on(device, x, W, S), 12, 2, True)]
+    got = [t.cpu() for t in OPS.encode_top_m_saving(*on(device, x, W, S), 12, 2)]
     assert torch.equal(got[1], want[1])
     assert torch.equal(got[3], want[3])
     assert same_values(got[0], want[0])
     assert same_values(got[2], want[2])
     theta = torch.tensor(4.0)
     want = reference.encode_l0(x, W, S, theta, 2, 0.5, "helu", True)
-    got = OPS.encode_l0(*on(device, x, W, S, theta), 2, 0.5, "helu", True)
+    got = OPS.encode_l0_saving(*on(device, x, W, S, theta), 2, 0.5, "helu")
     assert all(same_values(a.cpu(), b) for a, b in zip(got, want, strict=True))
     assert want[0][[0, 2, 4]].isfinite().all()
 
@@ -129,10 +130,10 @@ def test_operands_may_be_views(engine, device):
     theta = torch.tensor(4.0, device=device)
     assert not any(t.is_contiguous() for t in views)
     want = reference.encode_top_m(x, W, S, 7, 3, True)
-    got = OPS.encode_top_m(*views, 7, 3, True)
+    got = OPS.encode_top_m_saving(*views, 7, 3)
     assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
     want_z = reference.encode_l0(x, W, S, theta.cpu(), 3, 0.0, "hard")[0]
-    assert torch.equal(OPS.encode_l0(*views, theta, 3, 0.0, "hard", False)[0].cpu(), want_z)
+    assert torch.equal(OPS.encode_l0(*views, theta, 3, 0.0, "hard").cpu(), want_z)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -141,7 +142,7 @@ def test_half_types_keep_float32_between_the_stages(engine, device, dtype):
     x, W, S = (t.to(dtype) for t in operands(9, 40, 72))
     x = integers(9, 40, high=99).to(dtype)
     want = reference.encode_top_m(x, W, S, 11, 3, True)
-    got = [t.cpu() for t in OPS.encode_top_m(*on(device, x, W, S), 11, 3, True)]
+    got = [t.cpu() for t in OPS.encode_top_m_saving(*on(device, x, W, S), 11, 3)]
     assert (want[2].to(dtype).float() != want[2]).any()
     assert all(torch.equal(got[i], want[i]) for i in (1, 2, 3))
     # Triton's interpreter truncates to bfloat16 where the hardware rounds.
@@ -149,7 +150,7 @@ def test_half_types_keep_float32_between_the_stages(engine, device, dtype):
     torch.testing.assert_close(got[0], want[0], rtol=ulp, atol=0)
     theta = torch.tensor(200.0)
     want_z, want_saved = reference.encode_l0(x, W, S, theta, 3, 0.0, "hard", True)
-    z, saved = OPS.encode_l0(*on(device, x, W, S, theta), 3, 0.0, "hard", True)
+    z, saved = OPS.encode_l0_saving(*on(device, x, W, S, theta), 3, 0.0, "hard")
     assert torch.equal(saved.cpu(), want_saved)
     torch.testing.assert_close(z.cpu(), want_z, rtol=ulp, atol=0)
 
@@ -158,7 +159,7 @@ def test_random_values_follow_from_their_own_stage_before(engine, device):
     """A swap is excused only between entries within the rounding bound of each other."""
     m, K = 12, 3
     x, W, S, _ = problem(30, 25, 100, seed=4)
-    code = [t.cpu() for t in OPS.encode_top_m(*on(device, x, W, S), m, K, True)]
+    code = [t.cpu() for t in OPS.encode_top_m_saving(*on(device, x, W, S), m, K)]
     z, swaps = torch.zeros(30, 100), 0
     for k in range(K):
         values, indices = (code[2][k], code[3][k]) if k + 1 < K else code[:2]
@@ -183,7 +184,7 @@ def test_top_m_gradients_at_equal_supports(
 ):
     batch, n, p, m, K = shape
     if chunk_bytes is not None:
-        monkeypatch.setattr(encode_backward, "CHUNK_BYTES", chunk_bytes)
+        monkeypatch.setattr(dense_sums, "CHUNK_BYTES", chunk_bytes)
     inputs = problem(batch, n, p, 5, torch.float64, matrices_for(K, per_stage))[:3]
     leaves = [t.requires_grad_() for t in inputs]
     values, *code = reference.encode_top_m(*leaves, m, K, True)
@@ -191,9 +192,9 @@ def test_top_m_gradients_at_equal_supports(
     want = torch.autograd.grad(values, leaves, grad, materialize_grads=True)
     code[1] = code[1].detach().float()
     args = (grad.float(), code[0], code[1], code[2], *(t.detach().float() for t in inputs))
-    got = OPS.encode_top_m_backward(*on(device, *args), True)
+    got = OPS.encode_top_m_backward(*on(device, *args), 7)
     assert_close_in_norm(got, want, 1e-5)
-    got = OPS.encode_top_m_backward(*on(device, *args), False)
+    got = OPS.encode_top_m_backward(*on(device, *args), 6)
     assert got[0].shape == (0,)
     assert_close_in_norm(got[1:], want[1:], 1e-5)
 
@@ -216,7 +217,7 @@ def test_l0_gradients(engine, device, shape, theta_shape, kind):
     grad = torch.randn(z.shape, dtype=torch.float64)
     want = torch.autograd.grad(z, leaves, grad, materialize_grads=True)
     args = [t.detach().float() for t in (grad, saved, x, W, S, theta)]
-    got = OPS.encode_l0_backward(*on(device, *args), 0.5, kind, True)
+    got = OPS.encode_l0_backward(*on(device, *args), 0.5, kind, 15)
     assert_close_in_norm(got, want, 1e-5)
 
 
@@ -228,8 +229,8 @@ def test_l0_gradients_of_chunks_and_of_long_rows(engine, device, monkeypatch):
         grad = torch.randn(z.shape, dtype=torch.float64)
         want = torch.autograd.grad(z, leaves, grad)
         args = on(device, *(t.detach().float() for t in (grad, saved, x, W, S, theta)))
-        monkeypatch.setattr(encode_backward, "CHUNK_BYTES", 1)
-        assert_close_in_norm(OPS.encode_l0_backward(*args, 0.5, "helu", True), want, 1e-5)
+        monkeypatch.setattr(dense_sums, "CHUNK_BYTES", 1)
+        assert_close_in_norm(OPS.encode_l0_backward(*args, 0.5, "helu", 15), want, 1e-5)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -261,19 +262,20 @@ def test_half_gradients_are_computed_in_float32(engine, device):
     grad = integers(6, 5)
     want = torch.autograd.grad(values, leaves, grad)
     args = (grad.bfloat16(), code[0], code[1].detach(), code[2], x, W, S)
-    for ours, theirs in zip(OPS.encode_top_m_backward(*on(device, *args), True), want, strict=True):
+    for ours, theirs in zip(OPS.encode_top_m_backward(*on(device, *args), 7), want, strict=True):
         assert torch.equal(ours.cpu(), theirs.bfloat16())
     theta = torch.tensor(5.0, requires_grad=True)
     z, saved = reference.encode_l0(*leaves, theta, 2, 0.5, "helu", True)
     grad = integers(6, 30)
     want = torch.autograd.grad(z, (*leaves, theta), grad)
     args = (grad.bfloat16(), saved.detach(), x, W, S, theta.detach())
-    got = OPS.encode_l0_backward(*on(device, *args), 0.5, "helu", True)
+    got = OPS.encode_l0_backward(*on(device, *args), 0.5, "helu", 15)
     for ours, theirs in zip(got, want, strict=True):
         assert torch.equal(ours.cpu(), theirs.to(ours.dtype))
 
 
-NAMES = ("threshold_stage", "top_m_stage", "encode_l0", "encode_top_m", "encode_l0_backward",
+NAMES = ("threshold_stage", "threshold_stage_saving", "top_m_stage", "encode_l0",
+         "encode_l0_saving", "encode_top_m", "encode_top_m_saving", "encode_l0_backward",
          "encode_top_m_backward")  # fmt: skip
 
 

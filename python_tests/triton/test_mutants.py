@@ -33,14 +33,14 @@ def threshold_stage():
     """Both products in a pipeline of asynchronous copies, two tiles of rows; a wide ramp."""
     x, W, z, S = (torch.randn(s) for s in ((70, 40), (33, 40), (70, 33), (33, 33)))
     theta = torch.full((33,), 10.0)
-    return lambda: OPS.threshold_stage(x, W, z, S, theta, 0.9, True)
+    return lambda: OPS.threshold_stage_saving(x, W, z, S, theta, 0.9)
 
 
 def encode_top_m():
     """Two stages of two tiles, the code between them by way of a scratch behind barriers; small
     integers, so that magnitudes tie and sums are exact."""
     x, W, S = (torch.randint(-2, 3, s).float() for s in ((37, 20), (60, 20), (60, 60)))
-    return lambda: OPS.encode_top_m(x, W, S, 24, 2, True)
+    return lambda: OPS.encode_top_m_saving(x, W, S, 24, 2)
 
 
 def same(got: tuple[torch.Tensor, ...], want: tuple[torch.Tensor, ...]) -> bool:

@@ -7,7 +7,7 @@ import torch
 
 import deepl0_kernels as dk
 from deepl0_kernels import reference
-from deepl0_kernels.triton import stage
+from deepl0_kernels.triton import table
 from python_tests.ops.test_encode import pre_activation, problem
 from python_tests.oracle import as_bits, same_values
 
@@ -41,7 +41,7 @@ def test_threshold_stage_is_exact_on_integers(engine, device, shape, scalar, sig
     theta = integers(p, high=9).abs() + 4.0
     theta = theta[0] if scalar else theta
     want = reference.threshold_stage(*tensors, theta, sigma, True)
-    got = torch.ops.deepl0.threshold_stage(*on(device, *tensors, theta), sigma, True)
+    got = torch.ops.deepl0.threshold_stage_saving(*on(device, *tensors, theta), sigma)
     assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
     assert batch * p < 40 or 0 < want[0].count_nonzero() < batch * p
 
@@ -51,7 +51,7 @@ def test_threshold_stage_is_exact_on_integers(engine, device, shape, scalar, sig
 def test_top_m_stage_is_exact_on_integers(engine, device, monkeypatch, shape, fused):
     batch, n, p, m = shape
     if not fused:  # the way of long rows
-        monkeypatch.setattr(stage, "FUSED_P", 0)
+        monkeypatch.setattr(table, "FUSED_P", 0)
     tensors = operands(batch, n, p)  # many ties
     want = reference.top_m_stage(*tensors, m)
     got = torch.ops.deepl0.top_m_stage(*on(device, *tensors), m)
@@ -63,7 +63,7 @@ def test_nan_and_inf_in_a_signal_stay_in_its_row(engine, device):
     x[1, 3], x[2, 0], z[3, 5] = torch.nan, torch.inf, -torch.inf
     theta = torch.tensor(3.0)
     want, want_u = reference.threshold_stage(x, W, z, S, theta, 0.0, True)
-    got, u = torch.ops.deepl0.threshold_stage(*on(device, x, W, z, S, theta), 0.0, True)
+    got, u = torch.ops.deepl0.threshold_stage_saving(*on(device, x, W, z, S, theta), 0.0)
     assert same_values(u.cpu(), want_u)
     assert same_values(got.cpu(), want)
     want, want_mask = reference.top_m_stage(x, W, z, S, 10)
@@ -83,9 +83,8 @@ def test_operands_may_be_views(engine, device):
     )
     assert not any(t.is_contiguous() for t in views)
     views = on(device, *views)
-    got = torch.ops.deepl0.threshold_stage(*views, theta.to(device), 0.0, False)
-    assert torch.equal(got[0].cpu(), reference.threshold_stage(x, W, z, S, theta, 0.0)[0])
-    assert got[1].shape == (0, 20)
+    got = torch.ops.deepl0.threshold_stage(*views, theta.to(device), 0.0)
+    assert torch.equal(got.cpu(), reference.threshold_stage(x, W, z, S, theta, 0.0)[0])
     got = torch.ops.deepl0.top_m_stage(*views, 7)
     assert torch.equal(got[0].cpu(), reference.top_m_stage(x, W, z, S, 7)[0])
 
@@ -95,7 +94,7 @@ def test_half_types_accumulate_in_float32(engine, device, dtype):
     tensors = operands(9, 40, 72, dtype)
     theta = torch.tensor(20.0)
     want, want_u = reference.threshold_stage(*tensors, theta, 0.0, True)
-    got, u = torch.ops.deepl0.threshold_stage(*on(device, *tensors, theta), 0.0, True)
+    got, u = torch.ops.deepl0.threshold_stage_saving(*on(device, *tensors, theta), 0.0)
     assert torch.equal(u.cpu(), want_u)
     # Triton's interpreter truncates to bfloat16 where the hardware rounds.
     ulp = torch.finfo(dtype).eps if engine == "interpreter" else 0.0
@@ -110,7 +109,7 @@ def test_random_values_are_within_the_bound_of_float32(engine, device):
     x, W, S, theta = problem(20, 50, 90)
     z = torch.randn(20, 90)
     u, bound = pre_activation(x, W, z, S)
-    _, got = torch.ops.deepl0.threshold_stage(*on(device, x, W, z, S, theta), 0.2, True)
+    _, got = torch.ops.deepl0.threshold_stage_saving(*on(device, x, W, z, S, theta), 0.2)
     assert ((got.cpu().double() - u).abs() <= bound).all()
 
 
@@ -140,15 +139,15 @@ def test_tf32_only_where_it_is_allowed(engine, device, dtype):
     x, W, z, S = (torch.randn(s).to(dtype) for s in ((5, 40), (33, 40), (5, 33), (33, 33)))
     u, bound = pre_activation(x, W, z, S)
     previous = torch.get_float32_matmul_precision()
-    args = (*on(device, x, W, z, S, torch.tensor(1.0)), 0.0, True)
+    args = (*on(device, x, W, z, S, torch.tensor(1.0)), 0.0)
     try:
         torch.set_float32_matmul_precision("high")
-        error = (torch.ops.deepl0.threshold_stage(*args)[1].cpu().double() - u).abs()
+        error = (torch.ops.deepl0.threshold_stage_saving(*args)[1].cpu().double() - u).abs()
     finally:
         torch.set_float32_matmul_precision(previous)
     allowed = 2.0**-9 if dtype == torch.float32 else 2.0**-20
     magnitude = x.double().abs() @ W.double().abs().t() + z.double().abs() @ S.double().abs().t()
     assert (error <= allowed * magnitude).all()
     assert (error > bound).any() == (dtype == torch.float32 and engine != "interpreter")
-    error = (torch.ops.deepl0.threshold_stage(*args)[1].cpu().double() - u).abs()
+    error = (torch.ops.deepl0.threshold_stage_saving(*args)[1].cpu().double() - u).abs()
     assert (error <= bound).all()

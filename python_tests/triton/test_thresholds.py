@@ -41,7 +41,7 @@ def test_forward_and_backward(engine, device, shape, kind, sigma, scalar):
 
     want_u, want_theta = reference.threshold_backward(grad, u, theta, sigma, kind)
     grad_u, grad_theta = torch.ops.deepl0.threshold_backward(
-        grad.to(device), u.to(device), theta.to(device), sigma, kind
+        grad.to(device), u.to(device), theta.to(device), sigma, kind, 3
     )
     torch.testing.assert_close(grad_u.cpu(), want_u, rtol=2e-7, atol=0)
     torch.testing.assert_close(grad_theta.cpu(), want_theta, rtol=1e-5, atol=1e-5)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import warnings
 
 import pytest
 import torch
 
 import deepl0_kernels as dk
-from deepl0_kernels import cli
-from deepl0_kernels.triton import table, tune, tuned
-from deepl0_kernels.triton.table import Config
+from deepl0_kernels import cli, tune
+from deepl0_kernels.triton import table, tuned
+from deepl0_kernels.triton.tuned import Config
 
 from .conftest import INTERPRETED
 from .recording import recording
@@ -49,9 +50,9 @@ def choose(times, kernel="threshold", p=512):
     return list(tune.choose([kernel], [p], [torch.float32], 8, "cuda", measure))
 
 
-def test_the_fastest_candidate_is_stored_and_served(file):
+def test_the_fastest_choice_is_stored_and_served(file):
     default = table.config("threshold", 512)
-    fast = table.candidates("threshold", 512)[1]
+    fast = table.choices("threshold", 512)[1]
     (choice,) = choose({default: 10.0, fast: 5.0})
     assert (choice.config, choice.default, choice.best) == (fast, 10.0, 5.0)
     assert tuned.store(tune.results([choice], OnGpu.device)) == file
@@ -65,12 +66,12 @@ def test_the_fastest_candidate_is_stored_and_served(file):
 
 
 def test_noise_and_what_does_not_fit_change_nothing():
-    default, *others = table.candidates("threshold", 512)
+    default, *others = table.choices("threshold", 512)
     assert choose({default: 10.0, others[0]: 9.8, others[1]: math.inf})[0].config == default
 
 
 def test_results_of_other_devices_versions_and_kernels_are_kept_apart(file, monkeypatch):
-    default, fast, faster, *_ = table.candidates("threshold", 512)
+    default, fast, faster, *_ = table.choices("threshold", 512)
     tuned.store(tune.results(choose({fast: 1.0}), OnGpu.device))
     monkeypatch.setattr(tuned, "device_and_version", lambda device: ("Another GPU", "3.8.0"))
     assert on_gpu(512) == default
@@ -99,7 +100,7 @@ def test_a_malformed_file_is_ignored_with_a_warning_and_replaced(file, content):
         assert tuned.load() == {"key": Config(1, 2)}
 
 
-def test_what_is_no_candidate_is_passed_over():
+def test_what_is_no_choice_is_passed_over():
     key = tuned.key(*NAME, "threshold", 512, torch.float32)
     tuned.store({key: Config(3, "x", -1)})
     assert on_gpu(512) == table.config("threshold", 512)
@@ -112,7 +113,7 @@ def test_a_write_that_fails_leaves_the_file(file, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr(json, "dump", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         tuned.store({"b": Config(1, 2)})
     assert file.read_text() == before
@@ -157,10 +158,10 @@ def test_workloads_launch_their_kernel(kernel, monkeypatch):
     name, mode = tune.split(kernel)
     dtype = tune._MODES[mode][0] if mode else torch.bfloat16
     for p in tune.WORKLOADS[name][1] or (128, 512):
-        *_, candidate = table.candidates(kernel, p)
-        with recording() as jobs, tuned.force(kernel, candidate):
+        *_, last = table.choices(kernel, p)
+        with recording() as jobs, tuned.force(kernel, last):
             tune.workload(kernel, 64, p, dtype, "meta")()
-        assert candidate in [job.config for job in jobs]
+        assert last in [job.config for job in jobs]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

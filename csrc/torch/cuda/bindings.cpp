@@ -1,6 +1,32 @@
 #include "torch/cuda/bindings.h"
 
+#include <dlfcn.h>
+
 namespace deepl0::torch_ops::on_cuda {
+
+namespace {
+
+#ifndef DEEPL0_CUDA_EMULATED
+/// torch's current stream of a device. The stable ABI hands out its handle from 2.13 on only; the C
+/// shim of libtorch_cuda does in every version. It is looked up when it is first needed, in the
+/// library that torch has loaded, so that this one loads beside a torch without CUDA.
+cudaStream_t current_stream(int32_t device) {
+    using GetStream = AOTITorchError (*)(int32_t, void**);
+    static const auto get = [] {
+        void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+        return library ? reinterpret_cast<GetStream>(
+                             dlsym(library, "aoti_torch_get_current_cuda_stream"))
+                       : nullptr;
+    }();
+    STD_TORCH_CHECK(get,
+                    "this torch has no aoti_torch_get_current_cuda_stream: is it a CUDA build?");
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(get(device, &stream));
+    return static_cast<cudaStream_t>(stream);
+}
+#endif
+
+}  // namespace
 
 Call::Call(const Tensor& t) : Call(t.get_device_index()) {}
 
@@ -10,8 +36,7 @@ Call::Call(int32_t device) {
     guard_.emplace(device);
     // The CUDA runtime is linked statically: it has a current device of its own.
     cuda::check(cudaSetDevice(device), "cudaSetDevice");
-    stream_ = static_cast<cudaStream_t>(
-        torch::stable::accelerator::getCurrentStream(device).nativeHandle());
+    stream_ = current_stream(device);
 #else
     (void)device;
     stream_ = current_stream();

@@ -9,17 +9,9 @@ namespace deepl0::torch_ops::on_cuda {
 namespace {
 
 void check_m(int64_t m, int64_t p) {
-    STD_TORCH_CHECK(0 <= m && m <= p, "m must be >= 0 and <= p = ", p, ", got ", m);
+    torch_ops::check_m(m, p);
     STD_TORCH_CHECK(p <= cuda::kMostEntries, "rows of more than ", cuda::kMostEntries,
                     " entries are not supported, got ", p);
-}
-
-int64_t mask_bytes(int64_t p) { return (p + 7) / 8; }
-
-int64_t rows_of(const Tensor& t) {
-    int64_t rows = 1;
-    for (int64_t i = 0; i + 1 < t.dim(); ++i) rows *= t.size(i);
-    return rows;
 }
 
 }  // namespace
