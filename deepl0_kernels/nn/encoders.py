@@ -216,7 +216,8 @@ class DeepMSparseEncoder(_Encoder):
     """Deep M-sparse encoder: every stage keeps the m entries of largest magnitude.
 
     Args:
-        m: nonzeros of the code, 1 <= m <= p. The others are those of :class:`DeepL0Encoder`.
+        m: entries that are kept, 1 <= m <= p: those of largest magnitude, zeros among them where
+            fewer are nonzero. The others are those of :class:`DeepL0Encoder`.
 
     ``encoder(x)`` is a dense tensor [..., p], as a next layer or a loss expects it;
     :meth:`encode` gives the same as a :class:`deepl0_kernels.SparseCode`, without its zeros.
@@ -251,7 +252,7 @@ class DeepMSparseEncoder(_Encoder):
         return encode_top_m(x, self.W, self.S, self.m, num_stages=self.num_stages)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Dense codes [..., p] of x [..., n], m entries of each nonzero."""
+        """Dense codes [..., p] of x [..., n], at most m entries of each nonzero."""
         return self.encode(x).to_dense()
 
     def extra_repr(self) -> str:

@@ -122,7 +122,8 @@ class DeepL0Classifier(ClassifierMixin, DeepEstimator):
 
     @isolated(grad=False)
     def _logits(self, X) -> Tensor:
-        return self.network_(self._signals(X))
+        x = self._signals(X)  # also checks that there is a fit
+        return self.network_(x)
 
     def _labelled(
         self, X, y, sample_weight, *, reset: bool

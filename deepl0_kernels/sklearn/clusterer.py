@@ -151,7 +151,8 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
 
     @isolated(grad=False)
     def _assign(self, X) -> Tensor:
-        return self.network_(self._signals(X))
+        x = self._signals(X)  # also checks that there is a fit
+        return self.network_(x)
 
     _module_names = ("network_",)
 

@@ -94,6 +94,16 @@ def test_the_gradient_goes_through_the_minimiser(loss):
         torch.testing.assert_close(parameter.grad.view(-1), numeric, atol=1e-6, rtol=1e-5)
 
 
+def test_projection_shortens_and_never_lengthens():
+    _, D, _ = problem()
+    D = D * torch.linspace(0.2, 3, D.shape[1], dtype=D.dtype)
+    model = JointSparseClustering(D, ClusterHead(12, 3).double(), 0.1, 0.1)
+    short = D.norm(dim=0) <= 1
+    assert 0 < short.sum() < len(short)
+    assert torch.equal(model.D.data[:, short], D[:, short])
+    torch.testing.assert_close(model.D.data[:, ~short], (D / D.norm(dim=0))[:, ~short])
+
+
 @pytest.mark.parametrize("loss", ["entropy", "margin"])
 def test_fitting_lowers_the_loss(loss):
     model, x, L = joint(loss=loss, tol=1e-6)

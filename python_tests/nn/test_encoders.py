@@ -82,6 +82,23 @@ def test_weights_from_a_dictionary():
     torch.testing.assert_close(soft.theta.data, torch.full_like(theta, 0.3 * mu))
 
 
+@pytest.mark.parametrize("make", [DeepL0Encoder, LISTA])
+def test_the_step_ends_at_the_bound(make):
+    D = dictionary(torch.float64)
+    bound = 1 / torch.linalg.matrix_norm(D, 2).item() ** 2
+    torch.testing.assert_close(make.from_dictionary(D, 0.3, step=bound).W.data, bound * D.T)
+    for step in (1.001 * bound, 1.9 * bound):
+        with pytest.raises(ValueError, match=r"step must be at most 1 / \|\|D\|\|_2\^2"):
+            make.from_dictionary(D, 0.3, step=step)
+
+
+def test_zeros_that_are_selected_are_no_nonzeros():
+    encoder = MAKE["m_sparse"]()
+    code = encoder.encode(torch.zeros(2, N))
+    assert code.values.shape == (2, M)
+    assert not encoder(torch.zeros(2, N)).any()
+
+
 def test_a_random_start_is_usable():
     torch.manual_seed(0)
     first = DeepL0Encoder(64, 100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import re
 import subprocess
@@ -139,6 +140,28 @@ def test_partial_fit_goes_on(digits):
     for _ in range(6):
         encoder.partial_fit(x)
     assert encoder.loss_[-1] < 0.8 * encoder.loss_[0]
+
+
+@pytest.mark.parametrize("clip", [1.0, 1e9])
+def test_partial_fit_clips_gradients_to_norm_1(digits, clip):
+    """The pass by hand is partial_fit's, and is another without clipping."""
+    x = digits[0] * np.geomspace(0.1, 30, 400, dtype=np.float32)[:, None]
+    options = dict(SHORT, batch_size=32, lr=1e-2)
+    model = DeepL0Transformer(40, m=8, **options).fit(x)
+    encoder = copy.deepcopy(model.encoder_)
+    signals, D = torch.from_numpy(x), torch.from_numpy(model.components_).T
+    codes = dk.solvers.iht_m(signals, D, 8, init="l1", max_iter=5_000).dense
+    optimizer = torch.optim.Adam(encoder.parameters(), lr=1e-2)
+    seed = int(np.random.RandomState(0).randint(2**31))
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(seed))
+    for rows in order.split(32):
+        optimizer.zero_grad()
+        ((encoder(signals[rows]) - codes[rows]).square().sum() / len(rows)).backward()
+        torch.nn.utils.clip_grad_norm_(encoder.parameters(), clip)
+        optimizer.step()
+    model.partial_fit(x)
+    same = torch.allclose(encoder.W, model.encoder_.W, atol=1e-6)
+    assert same == (clip == 1.0)
 
 
 def test_clusters_are_those_of_k_means_or_better(digits):
