@@ -294,7 +294,7 @@ def test_one_graph_serves_a_schedule():
     torch._dynamo.reset()
     module = encoder()
     schedule = dk.nn.SigmaSchedule(module, factor=0.9, floor=0.001)
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     compiled = torch.compile(module, fullgraph=True, backend=counter)
     for _ in range(20):
         got, want = compiled(O["x"]), module(O["x"])
