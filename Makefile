@@ -16,7 +16,8 @@ PIP := $(BIN)/pip install --quiet --no-compile
 INSTALL := $(PIP) --no-build-isolation --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench reproduce lint format cpp-test instructions install-test clean
+.PHONY: help demo test bench gpu reproduce lint format cpp-test instructions install-test \
+	install-test-oldest clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -47,9 +48,18 @@ test: $(VENV)/test lint cpp-test  ## run the whole suite
 bench: $(VENV)/test  ## run the benchmark suite and draw its figures
 	$(BIN)/python -m bench
 
+# On a machine as it is, without network: by the environment if there is one, else by PYTHON.
+# PARTS, ONLY and MINUTES narrow it; STUB=1 tries it without a GPU.
+OUT ?= build/gpu
+MINUTES ?= 9
+gpu:  ## build, test and measure on this machine's GPU into OUT, within MINUTES
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m bench.gpu --out '$(OUT)' \
+		--minutes $(MINUTES) $(if $(PARTS),--parts '$(PARTS)') $(if $(ONLY),--only '$(ONLY)') \
+		$(if $(STUB),--stub)
+
 reproduce: $(VENV)/test  ## Tables 1 to 3 on all of MNIST (DEEPL0_DATA), docs/reproduction.md from them
 	$(BIN)/deepl0 reproduce table1 table2 table3 --out build/reproduction
-	$(BIN)/python -m bench.reproduction build/reproduction --variations
+	$(BIN)/python -m deepl0_kernels.paper.pages.reproduction build/reproduction --variations
 
 lint: $(VENV)/test  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
@@ -70,6 +80,14 @@ instructions:  ## instructions per row of the main kernels, against the record (
 
 install-test: $(VENV)/test  ## install in every way pip knows, and one binary for several torch versions
 	$(BIN)/python -m pytest -m install python_tests/test_install.py
+
+install-test-oldest: $(VENV)/test  ## one binary for the oldest torch, this one and a newer one; gigabytes
+	OTHER_TORCH='torch==2.10.0 torch>=2.14,<2.15' $(BIN)/python -m pytest -m install \
+		python_tests/test_install.py -k one_binary
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/pip install --quiet --no-compile torch==2.10.0 numpy pytest hypothesis
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest -q -m aot \
+		python_tests/triton/test_aot.py
 
 clean:  ## remove what was built
 	rm -rf build deepl0_kernels/*.so *.egg-info csrc/tests/build .pytest_cache .ruff_cache .mypy_cache

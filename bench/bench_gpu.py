@@ -9,6 +9,7 @@ here is skipped; ``problems`` is tested on a CPU with small shapes.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import statistics
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import torch
 
 import deepl0_kernels as dk
 
-from . import records
+from . import gpu_cub, gpu_device, records
 from .conftest import EAGER, OURS, _rows
 from .draw import COMPILED, COPY
 from .rivals import eager_encode_l0, eager_encode_top_m, eager_iht_m, eager_keep_top_m, eager_top_m
@@ -28,8 +29,12 @@ N, M = 256, 32
 DTYPES = (torch.float32, torch.bfloat16)
 
 pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="torch sees no GPU: nothing is measured"
+    not gpu_device.present(), reason="torch sees no GPU: nothing is measured"
 )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class Problem(NamedTuple):
@@ -49,6 +54,8 @@ def top_m(batch: int, p: int, m: int, dtype: torch.dtype, device: str) -> Proble
     for package, name in (("quack.topk", "topk"), ("flashinfer", "top_k")):
         if other := _optional(package, name):
             providers[package.split(".")[0]] = lambda other=other: _by_magnitude(other, u, m)
+    if other := gpu_cub.top_k(u, m):
+        providers["CUB"] = lambda: _by_magnitude(other, u, m)
 
     def check(name, out):
         # Who takes another of several equal magnitudes is excused, ourselves not.
@@ -234,40 +241,82 @@ def decode(batch: int, p: int, dtype: torch.dtype, device: str, train: bool = Fa
     return Problem(operator, f"B={batch} p={p} {_name(dtype)}", calls, check, moved)
 
 
-CASES: list[Callable[[torch.dtype, str], Problem]] = [
-    *(lambda d, dev, s=s: top_m(*s, d, dev) for s in (
-        (4096, 512, 32), (4096, 4096, 32), (512, 16384, 32), (64, 131072, 64), (1, 131072, 64))),
-    *(lambda d, dev, s=s: keep_top_m(*s, d, dev) for s in (
-        (4096, 512, 32), (65536, 512, 32), (512, 16384, 32))),
-    *(lambda d, dev, s=s: helu_training(*s, d, dev) for s in ((4096, 512), (65536, 512))),
-    *(lambda d, dev, s=s: encode_top_m(*s, d, dev) for s in (
-        *((b, p, 2) for p in (128, 256, 512) for b in (128, 4096, 65536)),
-        (4096, 1024, 2), (4096, 2048, 2), (4096, 4096, 2),
-        (4096, 16384, 1), (512, 131072, 1))),
-    *(lambda d, dev, p=p: encode_top_m(4096, p, 2, d, dev, True)
-      for p in (128, 256, 512, 1024, 2048, 4096)),
-    *(lambda d, dev, p=p: encode_l0(4096, p, 2, d, dev) for p in (128, 256, 512)),
-    lambda d, dev: iht_m(4096, 512, 10, d, dev),
-    *(lambda d, dev, p=p: decode(4096, p, d, dev) for p in (512, 16384, 131072)),
-    *(lambda d, dev, p=p: decode(4096, p, d, dev, True) for p in (512, 16384)),
-]  # fmt: skip
+Case = Callable[[torch.dtype, str], Problem]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", range(len(CASES)))
-def test_on_the_gpu(case, dtype, request):
-    problem = CASES[case](dtype, "cuda")
+def _cases(make: Callable[..., Problem], *shapes: tuple) -> dict[str, Case]:
+    """Name -> the problem that ``make`` builds of a shape (its arguments before the dtype)."""
+    return {
+        f"{make.__name__}-{'x'.join(map(str, shape))}": lambda dtype, device, shape=shape: make(
+            *shape, dtype, device
+        )
+        for shape in shapes
+    }
+
+
+def encode_top_m_training(batch: int, p: int, stages: int, dtype: torch.dtype, device: str):
+    return encode_top_m(batch, p, stages, dtype, device, True)
+
+
+def decode_training(batch: int, p: int, dtype: torch.dtype, device: str):
+    return decode(batch, p, dtype, device, True)
+
+
+# The most telling first: a run may be cut.
+CASES: dict[str, Case] = {
+    **_cases(encode_top_m, (4096, 512, 2), (4096, 128, 2), (65536, 512, 2), (4096, 4096, 2)),
+    **_cases(top_m, (4096, 512, 32), (64, 131072, 64)),
+    **_cases(keep_top_m, (65536, 512, 32)),
+    **_cases(encode_top_m_training, (4096, 512, 2)),
+    **_cases(encode_l0, (4096, 512, 2)),
+    **_cases(decode, (4096, 512)),
+    **_cases(decode_training, (4096, 512)),
+    **_cases(helu_training, (65536, 512)),
+    **_cases(top_m, (4096, 4096, 32), (512, 16384, 32), (1, 131072, 64)),
+    **_cases(keep_top_m, (4096, 512, 32), (512, 16384, 32)),
+    **_cases(helu_training, (4096, 512)),
+    **_cases(encode_top_m, *((b, p, 2) for p in (128, 256, 512) for b in (128, 4096, 65536)),
+             (4096, 1024, 2), (4096, 2048, 2), (4096, 16384, 1), (512, 131072, 1)),
+    **_cases(encode_top_m_training, *((4096, p, 2) for p in (128, 256, 1024, 2048, 4096))),
+    **_cases(encode_l0, (4096, 128, 2), (4096, 256, 2)),
+    **_cases(iht_m, (4096, 512, 10)),
+    **_cases(decode, (4096, 16384), (4096, 131072)),
+    **_cases(decode_training, (4096, 16384)),
+}  # fmt: skip
+
+# One of each kind, for a CPU.
+SMALL: dict[str, Case] = {
+    **_cases(top_m, (6, 40, 5)),
+    **_cases(keep_top_m, (6, 40, 5)),
+    **_cases(helu_training, (6, 40)),
+    **_cases(encode_top_m, (6, 64, 2), (6, 64, 1)),
+    **_cases(encode_top_m_training, (6, 64, 2)),
+    **_cases(encode_l0, (6, 64, 2)),
+    **_cases(iht_m, (6, 64, 3)),
+    **_cases(decode, (6, 64)),
+    **_cases(decode_training, (6, 64)),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=_name)
+@pytest.mark.parametrize("case", SMALL if gpu_device.STUB else CASES)
+def test_on_the_gpu(case, dtype, request, monkeypatch):
+    if gpu_device.STUB:
+        monkeypatch.setattr(torch, "compile", lambda function: function)
+    problem = (SMALL if gpu_device.STUB else CASES)[case](dtype, gpu_device.DEVICE)
     for name, call in problem.providers.items():
         problem.check(name, call())
     serving = dk.last_call().backend
-    assert serving in ("cuda", "triton")
-    half = torch.empty(problem.bytes // 2, dtype=torch.uint8, device="cuda")
+    assert gpu_device.STUB or serving in ("cuda", "triton")
+    half = torch.empty(problem.bytes // 2, dtype=torch.uint8, device=gpu_device.DEVICE)
     other = torch.empty_like(half)
-    floors = _by_floor(problem.providers[OURS], serving)
+    floors = {} if gpu_device.STUB else _by_floor(problem.providers[OURS], serving)
     providers = problem.providers | floors | {COPY: lambda: other.copy_(half)}
-    budget = request.config.getoption("--seconds")
-    for mode, times in _race(providers, budget).items():
+    for mode, times in _race(providers, request.config.getoption("--seconds")).items():
         _record(f"{problem.operator}, {mode}", problem.shape, times)
+    if path := request.config.getoption("--record"):  # at once: a run may be cut
+        records.write(records.Path(path), _rows)
+        _rows.clear()
 
 
 def _by_floor(call: Callable[[], object], serving: str) -> dict[str, Callable]:
@@ -289,48 +338,29 @@ def _by_floor(call: Callable[[], object], serving: str) -> dict[str, Callable]:
 
 def _race(providers: dict[str, Callable], budget: float) -> dict[str, dict[str, list[float]]]:
     """Mode -> provider -> microseconds of the rounds."""
-    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+    flush = torch.empty(
+        1 if gpu_device.STUB else 256 << 20, dtype=torch.uint8, device=gpu_device.DEVICE
+    )
     graphs = {}
     for name, call in providers.items():
         for _ in range(3):
             call()
-        if graph := _graph(call):
-            graphs[name] = graph.replay
+        if graph := gpu_device.captured(call):
+            graphs[name] = graph
     found = {}
     for mode, calls in (("cold L2", providers), ("warm L2", providers), ("graph", graphs)):
         if OURS not in calls or EAGER not in calls:
             continue
-        once = sum(_time(call) for call in calls.values())
+        once = sum(gpu_device.microseconds(call, name) for name, call in calls.items())
         rounds = int(min(400, max(10, budget * 1e6 * len(calls) / once)))
         times: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(rounds):
             for name, call in calls.items():
                 if mode == "cold L2":
                     flush.zero_()
-                times[name].append(_time(call))
+                times[name].append(gpu_device.microseconds(call, name))
         found[mode] = times
     return found
-
-
-def _time(call: Callable[[], object]) -> float:
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    call()
-    end.record()
-    end.synchronize()
-    return 1e3 * begin.elapsed_time(end)
-
-
-def _graph(call: Callable[[], object]):
-    """The call captured, or None where a provider cannot be (it waits for the device)."""
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            call()
-    except RuntimeError:
-        torch.cuda.synchronize()
-        return None
-    return graph
 
 
 def _record(operator: str, shape: str, times: dict[str, list[float]]) -> None:
@@ -346,25 +376,17 @@ def _record(operator: str, shape: str, times: dict[str, list[float]]) -> None:
         )  # fmt: skip
 
 
+@functools.cache
 def gpu() -> dict[str, str]:
-    """The columns of the record that tell the GPU: device, driver, class, versions."""
-    import subprocess
-
-    import triton
-
+    """The columns of the record that tell the GPU: device, class, driver, versions."""
     from deepl0_kernels.triton.table import device_class
 
-    properties = torch.cuda.get_device_properties(0)
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
-    try:
-        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        driver = "unknown"
-    toolkit = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"HIP {torch.version.hip}"
+    card = gpu_device.card()
     return {
-        "machine": f"{properties.name}, {properties.multi_processor_count} multiprocessors, "
-        f"driver {driver}, {toolkit}, triton {triton.__version__}",
-        "isa": device_class(torch.device("cuda", 0)),
+        "machine": f"{card.name}, {card.multiprocessors} multiprocessors, {card.toolkit}",
+        "isa": device_class(torch.device(gpu_device.DEVICE)),
+        "triton": card.triton,
+        "driver": card.driver,
     }
 
 
@@ -379,7 +401,3 @@ def _optional(package: str, name: str) -> Callable | None:
         return getattr(importlib.import_module(package), name)
     except (ImportError, AttributeError):
         return None
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

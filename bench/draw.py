@@ -1,14 +1,16 @@
-"""Figures and tables from the committed record; nothing here is measured."""
+"""Tables and a figure from the committed record; nothing here is measured."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from deepl0_kernels._files import fill
+
 from . import records
 from .conftest import EAGER, FLOOR, OURS
 
 ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
+DOCS, README = ROOT / "docs", ROOT / "README.md"
 
 # What the README shows of the record: operator, shape, and ours and whose if not as recorded.
 SHOWN = (
@@ -70,45 +72,44 @@ COPY, TRITON, COMPILED = "copy of the same bytes", f"{OURS}, triton", "torch.com
 
 GPU_INTRODUCTION = """# Benchmarks on a GPU
 
-Drawn from `bench/records/gpu.csv`; every row was measured there, none is left out. Times are
-medians in microseconds, the providers interleaved round by round in one process: *graph*, a call
-inside a CUDA graph, which no launch overhead hides; *call*, a call as written, with a warm L2, from
-Python, most of which is overhead of the host where it is much above the graph's. `x` is torch eager
-over deepl0; below 1 we lose. `Triton` are our Triton kernels where CUDA's serve. `copy` moves the
-bytes that the operator must move. In half types torch eager rounds the code of every stage to the
-half type and multiplies it so; ours, like the reference, keep it in float32: more work, for
-supports that are right.
-
-The extension was built against torch 2.11 for this run, by a few lines of the build exchanged;
-releases ask for torch 2.13.
+Drawn from the records `bench/records/gpu-*.csv`, one a card; every row was measured there, none is
+left out. Times are medians in microseconds, the providers interleaved round by round in one
+process: *graph*, a call inside a CUDA graph, which no launch overhead hides; *call*, a call as
+written, with a warm L2, from Python, most of which is overhead of the host where it is much above
+the graph's. `x` is torch eager over deepl0; below 1 we lose. `Triton` are our Triton kernels where
+CUDA's serve. `copy` moves the bytes that the operator must move. In half types torch eager rounds
+the code of every stage to the half type and multiplies it so; ours, like the reference, keep it in
+float32: more work, for supports that are right.
 """
 
 
-def all_figures(record: Path) -> None:
-    """Draw docs/figures/speedup*.svg and .png; write docs/benchmarks.md and the README's table."""
+def cpu_tables(record: Path) -> None:
+    """Write docs/benchmarks.md, the README's table and its figure."""
     rows = records.read(record)
-    into_readme("measured", summary(rows))
-    (DOCS / "figures").mkdir(parents=True, exist_ok=True)
+    fill(README, {"measured": summary(rows)})
     (DOCS / "benchmarks.md").write_text(table(rows))
-    ours = [r for r in rows if r.threads == 1 and r.provider == OURS]
     shown = {s[:2] for s in SHOWN}
-    speedups("speedup", [r for r in ours if (r.operator, r.shape) in shown])
-    speedups("speedup_all", ours)
+    speedups([r for r in rows if r.threads == 1 and r.provider == OURS
+              and (r.operator, r.shape) in shown])  # fmt: skip
 
 
-def gpu_tables(record: Path) -> None:
-    """Write docs/benchmarks-gpu.md and the README's table of the GPU."""
-    rows = records.read(record)
-    into_readme("measured on a GPU", gpu_summary(rows))
-    (DOCS / "benchmarks-gpu.md").write_text(gpu_table(rows))
+README_CARD = "gpu-h200.csv"  # whose record the README shows
 
 
-def into_readme(name: str, text: str) -> None:
-    """Replace what stands between the README's two comments of that name."""
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text().split(f"<!-- {name} -->\n")
-    after = rest.split(f"<!-- end of {name} -->")[1]
-    readme.write_text(f"{before}<!-- {name} -->\n{text}<!-- end of {name} -->{after}")
+def gpu_tables(folder: Path = records.FOLDER) -> None:
+    """Write docs/benchmarks-gpu.md of all cards' records, and the README's table of one."""
+    fill(README, {"measured on a GPU": gpu_summary(records.read(folder / README_CARD))})
+    (DOCS / "benchmarks-gpu.md").write_text(gpu_page(folder))
+
+
+def gpu_page(folder: Path) -> str:
+    tables = [gpu_table(records.read(path)) for path in sorted(folder.glob("gpu-*.csv"))]
+    return "\n".join([GPU_INTRODUCTION, *tables])
+
+
+def _gpu_machine(r: records.Row) -> str:
+    commit = f"commit {r.commit}" if r.commit else "commit not written down"
+    return f"{r.machine}, driver {r.driver}, torch {r.torch}, triton {r.triton}; {commit}"
 
 
 def _by_mode(rows: list[records.Row]) -> dict[str, dict[str, dict[str, dict[str, records.Row]]]]:
@@ -125,14 +126,16 @@ def _cell(providers: dict[str, records.Row], name: str) -> str:
 
 
 def gpu_table(rows: list[records.Row]) -> str:
+    """The section of one card."""
     lines = [
-        GPU_INTRODUCTION,
-        *sorted({f"* {r.machine}; torch {r.torch}; {r.time[:10]}" for r in rows}),
+        f"## {rows[0].machine.split(',')[0]}",
+        "",
+        *sorted({f"* {_gpu_machine(r)}; {r.time[:10]}" for r in rows}),
     ]
     for operator, shapes in _by_mode(rows).items():
         lines += [
             "",
-            f"## {operator}",
+            f"### {operator}",
             "",
             "| | graph: deepl0 | torch eager | torch.compile | Triton | copy | x | call: deepl0 |"
             " torch eager | torch.compile | x |",
@@ -144,8 +147,9 @@ def gpu_table(rows: list[records.Row]) -> str:
                 ("graph", (OURS, EAGER, COMPILED, TRITON, COPY)),
                 ("warm L2", (OURS, EAGER, COMPILED)),
             ):
-                cells += [_cell(modes[mode], name) for name in names]
-                cells.append(f"{modes[mode][OURS].speedup:.2f}")
+                found = modes.get(mode, {})  # a provider that cannot be captured has no graph
+                cells += [_cell(found, name) for name in names]
+                cells.append(f"{found[OURS].speedup:.2f}" if OURS in found else "")
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -162,7 +166,7 @@ def gpu_summary(rows: list[records.Row]) -> str:
             f"| {operator}, {shape} | {graph[EAGER].p50:.4g} us | {graph[OURS].p50:.4g} us | "
             f"**{graph[OURS].speedup:.1f}** | {call[OURS].speedup:.1f} |"
         )
-    return f"{rows[0].machine}, torch {rows[0].torch}:\n\n" + "\n".join(lines) + "\n"
+    return f"{_gpu_machine(rows[0])}:\n\n" + "\n".join(lines) + "\n"
 
 
 def table(rows: list[records.Row]) -> str:
@@ -210,13 +214,11 @@ def summary(rows: list[records.Row]) -> str:
     return f"{some.machine}, {some.isa}, torch {some.torch}:\n\n" + "\n".join(lines) + "\n"
 
 
-def speedups(name: str, rows: list[records.Row]) -> None:
-    """One bar per operator and shape, one thread."""
+def speedups(rows: list[records.Row]) -> None:
+    """Draw docs/figures/speedup.png: one bar per operator and shape, one thread."""
     import matplotlib
 
     matplotlib.use("Agg")
-    # The same record gives the same file, byte for byte.
-    matplotlib.rcParams["svg.hashsalt"] = "deepl0"
     import matplotlib.pyplot as plt
 
     operators = list(dict.fromkeys(r.operator for r in rows))
@@ -242,6 +244,6 @@ def speedups(name: str, rows: list[records.Row]) -> None:
     )
     axes.set_title(f"{rows[0].machine}, torch {rows[0].torch}", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-        figure.savefig(DOCS / "figures" / f"{name}.{kind}", dpi=150, metadata=metadata)
+    (DOCS / "figures").mkdir(parents=True, exist_ok=True)
+    figure.savefig(DOCS / "figures" / "speedup.png", dpi=150, metadata={"Software": None})
     plt.close(figure)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import functools
+import hashlib
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -12,8 +15,7 @@ from pathlib import Path
 
 import torch
 
-import deepl0_kernels as dk
-
+ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(__file__).parent / "records"
 
 
@@ -36,6 +38,10 @@ class Row:
     isa: str
     torch: str
     deepl0: str
+    # Empty where it was not written down, or there is none.
+    commit: str = ""
+    triton: str = ""
+    driver: str = ""
 
 
 def machine() -> str:
@@ -58,13 +64,53 @@ def machine() -> str:
 
 def environment() -> dict[str, str]:
     """The columns that are equal in all rows of a run."""
+    import deepl0_kernels as dk  # the summary of a run whose build failed needs no extension
+
     return {
         "time": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
         "machine": machine(),
         "isa": dk.build_info()["isa_active"],
         "torch": torch.__version__,
         "deepl0": dk.__version__,
+        "commit": commit(),
     }
+
+
+@functools.cache
+def commit() -> str:
+    """The commit of the sources, and of what differs from it a hash; DEEPL0_COMMIT if that is set.
+
+    Without git, as in a copy of the files, a hash of the sources.
+    """
+    if named := os.environ.get("DEEPL0_COMMIT"):
+        return named
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != ROOT:
+            return _hash_of_sources()
+        head = git("rev-parse", "--short=12", "HEAD")
+        changed = git("status", "--porcelain", "--", *SOURCES)
+    except (OSError, subprocess.CalledProcessError):
+        return _hash_of_sources()
+    return f"{head}+{_hash_of_sources()}" if changed else head
+
+
+SOURCES = ("deepl0_kernels", "csrc", "bench", "python_tests", "setup.py", "cuda_toolkit.py")
+
+
+def _hash_of_sources() -> str:
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        top = ROOT / name
+        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            if path.suffix in (".py", ".cpp", ".h", ".cu", ".cuh", ".mk"):
+                digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:

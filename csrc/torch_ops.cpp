@@ -43,47 +43,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_saving(Tensor x, Tensor 
     return ops::encode_top_m(x, W, S, m, num_stages, true);
 }
 
-// Gradients that are not asked for are dropped here.
-
-Tensor kept(Tensor grad, int64_t mask, int64_t bit, const Tensor& operand) {
-    return mask >> bit & 1 ? grad : torch::stable::new_empty(operand, {0}, operand.scalar_type());
-}
-
-std::tuple<Tensor, Tensor> threshold_backward(Tensor grad, Tensor u, Tensor theta, double sigma,
-                                              std::string kind, int64_t mask) {
-    auto [gu, gt] = ops::threshold_backward(grad, u, theta, sigma, kind);
-    return {kept(gu, mask, 0, u), kept(gt, mask, 1, theta)};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> encode_l0_backward(Tensor grad_z, Tensor saved, Tensor x,
-                                                              Tensor W, Optional S, Tensor theta,
-                                                              double sigma, std::string kind,
-                                                              int64_t mask) {
-    auto [gx, gw, gs, gt] =
-        ops::encode_l0_backward(grad_z, saved, x, W, S, theta, sigma, kind, mask & 1);
-    return {gx, kept(gw, mask, 1, W), kept(gs, mask, 2, x), kept(gt, mask, 3, theta)};
-}
-
-std::tuple<Tensor, Tensor, Tensor> encode_top_m_backward(Tensor grad_values, Tensor indices,
-                                                         Tensor saved_values, Tensor saved_indices,
-                                                         Tensor x, Tensor W, Optional S,
-                                                         int64_t mask) {
-    auto [gx, gw, gs] = ops::encode_top_m_backward(grad_values, indices, saved_values,
-                                                   saved_indices, x, W, S, mask & 1);
-    return {gx, kept(gw, mask, 1, W), kept(gs, mask, 2, x)};
-}
-
-std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor D,
-                                           int64_t mask) {
-    auto [gv, gd] = ops::decode_backward(grad, values, indices, D);
-    return {kept(gv, mask, 0, values), kept(gd, mask, 1, D)};
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(deepl0, CPU, m) {
     m.impl("threshold", TORCH_BOX(&ops::threshold));
-    m.impl("threshold_backward", TORCH_BOX(&threshold_backward));
+    m.impl("threshold_backward", TORCH_BOX(&ops::threshold_backward));
     m.impl("top_m", TORCH_BOX(&ops::top_m));
     m.impl("unpool", TORCH_BOX(&ops::unpool));
     m.impl("keep_top_m", TORCH_BOX(&ops::keep_top_m));
@@ -93,12 +57,12 @@ STABLE_TORCH_LIBRARY_IMPL(deepl0, CPU, m) {
     m.impl("top_m_stage", TORCH_BOX(&ops::top_m_stage));
     m.impl("encode_l0", TORCH_BOX(&encode_l0));
     m.impl("encode_l0_saving", TORCH_BOX(&encode_l0_saving));
-    m.impl("encode_l0_backward", TORCH_BOX(&encode_l0_backward));
+    m.impl("encode_l0_backward", TORCH_BOX(&ops::encode_l0_backward));
     m.impl("encode_top_m", TORCH_BOX(&encode_top_m));
     m.impl("encode_top_m_saving", TORCH_BOX(&encode_top_m_saving));
-    m.impl("encode_top_m_backward", TORCH_BOX(&encode_top_m_backward));
+    m.impl("encode_top_m_backward", TORCH_BOX(&ops::encode_top_m_backward));
     m.impl("decode", TORCH_BOX(&ops::decode));
-    m.impl("decode_backward", TORCH_BOX(&decode_backward));
+    m.impl("decode_backward", TORCH_BOX(&ops::decode_backward));
     m.impl("omp", TORCH_BOX(&ops::omp));
     m.impl("iht_top_m", TORCH_BOX(&ops::iht_top_m));
     m.impl("iht_l0", TORCH_BOX(&ops::iht_l0));

@@ -1,9 +1,10 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and pages of which parts are generated."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -22,3 +23,23 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def filled(text: str, parts: Mapping[str, str]) -> str:
+    """``text`` with each part between its comments ``<!-- name -->`` and ``<!-- end of name -->``.
+
+    Raises:
+        ValueError: a comment of that name is missing or stands there twice.
+    """
+    for name, content in parts.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+            raise ValueError(f"the page must have {begin.strip()} and {end} once, in this order")
+        before, rest = text.split(begin)
+        text = f"{before}{begin}{content.rstrip()}\n{end}{rest.split(end)[1]}"
+    return text
+
+
+def fill(page: Path, parts: Mapping[str, str]) -> None:
+    """Put the parts of a page into their places; see :func:`filled`."""
+    write_atomically(page, filled(page.read_text(), parts).encode())

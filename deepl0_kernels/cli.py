@@ -1,6 +1,7 @@
 """The command ``deepl0``."""
 
 # Annotations are evaluated here: typer reads them, and its types are imported inside a function.
+import math
 import sys
 
 
@@ -76,18 +77,15 @@ def _app():
         And of clusters (6, 7). Needs the full MNIST (DEEPL0_DATA) unless --quick, Indian Pines for
         table5, COIL-20 for table6, CMU PIE for table7. Interrupted, it goes on where it stopped.
         """
-        from .paper import classification, clustering, report
-        from .paper import pareto as race
-        from .paper import reproduce as experiment
-        from .paper import tables as rendering
-        from .paper.protocol import Protocol
+        from .paper import report
+        from .paper.codes import race
+        from .paper.tables import STUDIES
 
-        every = [*experiment.TABLES, *classification.PROTOCOLS, *clustering.PROTOCOLS]
+        every = [table for study in STUDIES for table in study.tables]
         if p is not None:  # an option takes one value: further sizes arrive among the tables
             p = " ".join([p, *(word for word in tables if word.isdigit())])
             tables = [word for word in tables if not word.isdigit()]
-        wanted = every if tables == ["all"] else list(dict.fromkeys(tables))
-        codes = [name for name in wanted if name in experiment.TABLES]
+        wanted = every if tables == ["all"] else tables
         show = progress and sys.stderr.isatty()
         try:
             if unknown := [name for name in wanted if name not in every]:
@@ -98,36 +96,23 @@ def _app():
                 sizes = [int(n) for n in (p or "128 256 512").replace(",", " ").split()]
             except ValueError:
                 raise ValueError(f"p must be integers, as in '128 256 512', got {p!r}") from None
+            sizes = list(dict.fromkeys(sizes))
 
             def choices(protocol):
                 return (protocol.quickened() if quick else protocol).changed(settings or ())
 
-            parts = [
-                (part, protocols)
-                for part in (classification, clustering)
-                if (
-                    protocols := {
-                        name: choices(protocol)
-                        for name, protocol in part.PROTOCOLS.items()
-                        if name in wanted
-                    }
-                )
-            ]
-            protocol = choices(Protocol()) if codes else None
-            for part, protocols in parts:
-                part.check(list(protocols), sizes, range(seeds))
-            texts = []
-            if protocol:
-                results = experiment.run(codes, protocol, sizes, range(seeds), out, show)
-                if pareto:
-                    keys = dict.fromkeys(experiment.TABLES[name].problem for name in codes)
-                    race.write(protocol, keys, min(sizes), out, seconds=2.0 if quick else 20.0)
-                rendering.write(results, out)
-                texts.append(rendering.text(results, race.read(out)))
-            for part, protocols in parts:
-                found = part.run(protocols, sizes, range(seeds), out, show)
-                part.write(found, out)
-                texts.append(part.text(found))
+            chosen = {
+                study: {name: choices(study.tables[name].protocol) for name in dict.fromkeys(wanted)
+                        if name in study.tables}
+                for study in STUDIES
+            }  # fmt: skip
+            chosen = {study: protocols for study, protocols in chosen.items() if protocols}
+            for study, protocols in chosen.items():
+                study.check(protocols, sizes, range(seeds), out)
+            for study, protocols in chosen.items():
+                results = study.run(protocols, sizes, range(seeds), out, show)
+                if pareto and study is STUDIES[0]:
+                    race.write(results, out, seconds=2.0 if quick else 20.0)
             report.write(out)
         except KeyboardInterrupt:
             typer.echo(f"interrupted; the same command goes on from what {out} holds", err=True)
@@ -135,7 +120,7 @@ def _app():
         except (ModuleNotFoundError, OSError, RuntimeError, ValueError) as error:
             typer.echo(f"deepl0 reproduce: {error}", err=True)
             raise typer.Exit(2) from None
-        typer.echo("\n".join(texts))
+        typer.echo("\n".join((out / study.text_file).read_text() for study in chosen))
         typer.echo(f"wrote the results, tables, figures and report.html to {out}")
 
     @app.command()
@@ -147,24 +132,20 @@ def _app():
 
         No error is computed anew: for a machine that was busy when the run was made.
         """
-        from .paper import pareto as race
         from .paper import report
-        from .paper import reproduce as experiment
-        from .paper import tables as rendering
-        from .paper.protocol import Protocol
+        from .paper.codes import race
+        from .paper.tables import STUDIES
 
         try:
-            results = experiment.read(folder)
-            keys = dict.fromkeys(experiment.TABLES[name].problem for name in results["tables"])
-            protocol = Protocol(**results["protocol"])
-            race.write(protocol, keys, min(results["sizes"]), folder, seconds, again=True)
-            rendering.write(results, folder)
+            if not math.isfinite(seconds):
+                raise ValueError(f"seconds must be finite, got {seconds}")
+            race.write(STUDIES[0].read(folder), folder, seconds, again=True)
             report.write(folder)
         except (ModuleNotFoundError, OSError, ValueError) as error:
             typer.echo(f"deepl0 timing: {error}", err=True)
             raise typer.Exit(2) from None
         for found in race.read(folder):
-            typer.echo(rendering.time_of_codes(found))
+            typer.echo(f"* {race.time_of_codes(found)}")
 
     @app.command("report")
     def report_command(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import os
 import zlib
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._optional import require
+from ._sources import folder_of, pick, read
 from .ops import checks
 
 __all__ = [
@@ -107,12 +108,7 @@ def mnist(folder: str | os.PathLike | None = None) -> Digits:
             published.
         ValueError: the file is not MNIST.
     """
-    folder = folder if folder is not None else os.environ.get("DEEPL0_DATA")
-    if not folder:
-        raise FileNotFoundError(
-            "no data folder: set DEEPL0_DATA to the folder that holds mnist.npz. " + WHERE
-        )
-    folder = Path(folder)
+    folder = folder_of(folder, "mnist.npz", WHERE)
     if (folder / "mnist.npz").is_file():
         source = folder / "mnist.npz"
         digits = _read_npz(source)
@@ -231,21 +227,13 @@ def _overlaps(length: int, size: int) -> Tensor:
 
 
 def _read_npz(path: Path) -> Digits:
-    np = require("numpy", "reading a data set")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key.replace("_train", ""): file[key] for key in file.files}
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as an npz archive: {error}") from error
-    missing = [key for key in Digits._fields if key not in arrays]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; it has {', '.join(arrays)}")
-    for key in Digits._fields:
-        if arrays[key].dtype.kind not in "iu":
-            raise ValueError(f"{path}: {key} must hold integers, got {arrays[key].dtype}")
-    return _digits(path, {key: torch.from_numpy(arrays[key]) for key in Digits._fields})
+    what = "an npz archive"
+    arrays = {key.replace("_train", ""): a for key, a in read(path, what).items()}
+    found = dict(zip(Digits._fields, pick(path, what, arrays, Digits._fields), strict=True))
+    for key, array in found.items():
+        if array.dtype.kind not in "iu":
+            raise ValueError(f"{path}: {key} must hold integers, got {array.dtype}")
+    return _digits(path, {key: torch.from_numpy(array) for key, array in found.items()})
 
 
 def _digits(source: Path, arrays: dict[str, Tensor]) -> Digits:
@@ -288,7 +276,7 @@ def _read_idx(path: Path, rank: int) -> Tensor:
     if data[:4] != bytes((0, 0, 8, rank)) or len(data) < header:
         raise ValueError(f"{path} is not an idx file of uint8 with {rank} dimension(s)")
     shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank)]
-    body = torch.frombuffer(bytearray(data[header:]), dtype=torch.uint8)
-    if body.numel() != torch.Size(shape).numel():
-        raise ValueError(f"{path} should hold {shape} values, has {body.numel()}")
-    return body.reshape(shape)
+    body = data[header:]
+    if len(body) != math.prod(shape) or not body:
+        raise ValueError(f"{path} should hold {shape} values, has {len(body)}")
+    return torch.frombuffer(bytearray(body), dtype=torch.uint8).reshape(shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ._optional import require
+from ._sources import folder_of, integers, numbers, pick, read
 
 WHERE = {
     "coil20": "COIL-20 (S. Nene, S. Nayar, H. Murase, 1996, Columbia University), 32 x 32, is "
@@ -60,41 +60,36 @@ def cmu_pie(folder: str | Path | None = None) -> Images:
 
 
 def _read(name: str, folder: str | Path | None) -> Images:
-    folder = folder if folder is not None else os.environ.get("DEEPL0_DATA")
-    if not folder:
-        raise FileNotFoundError(f"set DEEPL0_DATA to a folder that holds {name}.npz. {WHERE[name]}")
     np = require("numpy", "reading a data set")
-    npz, mat = Path(folder) / f"{name}.npz", Path(folder) / _MAT[name]
+    folder = folder_of(folder, f"{name}.npz", WHERE[name])
+    npz, mat = folder / f"{name}.npz", folder / _MAT[name]
     source = npz if npz.is_file() else mat
     if not source.is_file():
         raise FileNotFoundError(f"{folder} holds no {name}.npz. {WHERE[name]}")
-    try:
-        if source == npz:
-            with np.load(npz, allow_pickle=False) as file:
-                x, y = file["x"], file["y"]
-        else:
-            io = require("scipy.io", "reading a .mat file", extra="sklearn")
-            stored = io.loadmat(mat)
-            # Columns of an image come one after the other, and labels count from 1.
-            x = stored["fea"].reshape(-1, _SIDE, _SIDE).transpose(0, 2, 1)
-            x = np.rint(x * (255 if x.max() <= 1 else 1)).astype(np.uint8)
-            y = stored["gnd"].reshape(-1).astype(np.int64) - 1
-    except ModuleNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{source} cannot be read as {name}: {error!r}") from error
+    names = ("x", "y") if source == npz else ("fea", "gnd")
+    x, y = pick(source, name, read(source, name), names)
     classes, each = _COUNTS[name]
-    shape = (classes * each, _SIDE, _SIDE)
+    count = classes * each
+    if source == mat:
+        y = y.reshape(-1)
+        if x.shape == (count, _SIDE**2):
+            # Columns of an image come one after the other.
+            x = x.reshape(-1, _SIDE, _SIDE).transpose(0, 2, 1)
+            if x.dtype != np.uint8:
+                x = numbers(source, "fea", x, 0, 255)
+                x = np.rint(x * (255 if x.max() <= 1 else 1)).astype(np.uint8)
+    shape = (count, _SIDE, _SIDE)
     if x.shape != shape or x.dtype != np.uint8 or y.shape != shape[:1]:
         raise ValueError(
-            f"{source}: x and y must be uint8 {shape} and {shape[:1]}, got {x.dtype} {x.shape} "
-            f"and {y.shape}"
+            f"{source}: {' and '.join(names)} must be uint8 {shape} and {shape[:1]}, "
+            f"got {x.dtype} {x.shape} and {y.shape}"
         )
-    labels = torch.from_numpy(y.astype(np.int64))
-    seen = torch.unique(labels, return_counts=True)
-    if seen[0].tolist() != list(range(classes)) or (seen[1] != each).any():
+    first = int(source == mat)  # what labels count from
+    labels = integers(source, names[1], y, first, classes - 1 + first) - first
+    counts = torch.bincount(labels, minlength=classes).tolist()
+    if counts != [each] * classes:
         raise ValueError(
-            f"{source} is not {name}: labels {seen[0].tolist()} with counts {seen[1].tolist()}, "
-            f"not {each} each of 0 to {classes - 1}"
+            f"{source} is not {name}: label counts {counts}, not {each} each of "
+            f"{first} to {classes - 1 + first}"
         )
     return Images(torch.from_numpy(np.ascontiguousarray(x)), labels)

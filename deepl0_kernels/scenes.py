@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._optional import require
+from ._sources import folder_of, integers, numbers, pick, read
 from .ops import checks
 
 WHERE = (
@@ -25,6 +24,7 @@ NAMES = (
 _COUNTS = (
     10776, 46, 1428, 830, 237, 483, 730, 28, 478, 20, 972, 2455, 593, 205, 1265, 386, 93,
 )  # fmt: skip
+_WHAT = "Indian Pines"
 _SHAPE = (145, 145, 200)
 
 
@@ -63,40 +63,27 @@ def indian_pines(folder: str | Path | None = None) -> Scene:
         FileNotFoundError: no such folder or file.
         ValueError: the file is not Indian Pines.
     """
-    folder = folder if folder is not None else os.environ.get("DEEPL0_DATA")
-    if not folder:
-        raise FileNotFoundError(f"set DEEPL0_DATA to a folder that holds indian_pines.npz. {WHERE}")
-    folder = Path(folder)
-    np = require("numpy", "reading a data set")
+    folder = folder_of(folder, "indian_pines.npz", WHERE)
     npz, mat = folder / "indian_pines.npz", folder / "Indian_pines_corrected.mat"
-    truth = folder / "Indian_pines_gt.mat"
-    source = npz if npz.is_file() else mat
-    if not source.is_file():
-        raise FileNotFoundError(f"{folder} holds no indian_pines.npz. {WHERE}")
-    if source == mat and not truth.is_file():
-        raise FileNotFoundError(f"{folder} holds {mat.name} but no {truth.name}. {WHERE}")
-    try:
-        if source == npz:
-            with np.load(npz, allow_pickle=False) as file:
-                x, y = file["x"], file["y"]
-        else:
-            io = require("scipy.io", "reading a .mat file", extra="sklearn")
-            x = io.loadmat(mat)["indian_pines_corrected"]
-            y = io.loadmat(truth)["indian_pines_gt"]
-    except ModuleNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{source} cannot be read as Indian Pines: {error!r}") from error
-    if x.shape != _SHAPE or y.shape != _SHAPE[:2]:
-        raise ValueError(
-            f"{source}: x and y must have shapes {_SHAPE} and {_SHAPE[:2]}, got {x.shape} "
-            f"and {y.shape}"
-        )
-    labels = torch.from_numpy(y.astype(np.int64))
-    seen = tuple(torch.bincount(labels.flatten().clamp(0, 99)).tolist())
+    if npz.is_file():
+        files = ((npz, "x"), (npz, "y"))
+    else:
+        truth = folder / "Indian_pines_gt.mat"
+        files = ((mat, "indian_pines_corrected"), (truth, "indian_pines_gt"))
+        if not mat.is_file():
+            raise FileNotFoundError(f"{folder} holds no indian_pines.npz. {WHERE}")
+        if not truth.is_file():
+            raise FileNotFoundError(f"{folder} holds {mat.name} but no {truth.name}. {WHERE}")
+    (x,), (y,) = (pick(file, _WHAT, read(file, _WHAT), [name]) for file, name in files)
+    for (file, name), array, shape in zip(files, (x, y), (_SHAPE, _SHAPE[:2]), strict=True):
+        if array.shape != shape:
+            raise ValueError(f"{file}: {name} must have shape {shape}, got {array.shape}")
+    labels = integers(*files[1], y, 0, len(NAMES))
+    seen = tuple(torch.bincount(labels.flatten()).tolist())
     if seen != _COUNTS:
-        raise ValueError(f"{source} is not Indian Pines: label counts {seen}, not {_COUNTS}")
-    return Scene(torch.from_numpy(x.astype(np.float32)), labels)
+        raise ValueError(f"{files[1][0]} is not {_WHAT}: label counts {seen}, not {_COUNTS}")
+    # Radiance is distributed as 16 bits.
+    return Scene(torch.from_numpy(numbers(*files[0], x, 0, 2**16 - 1)).float(), labels)
 
 
 def labelled_pixels(scene: Scene, context: int = 0) -> Pixels:

@@ -8,25 +8,12 @@ import torch
 from bench import bench_gpu
 from bench.conftest import OURS
 
-SMALL = [
-    lambda d: bench_gpu.top_m(6, 40, 5, d, "cpu"),
-    lambda d: bench_gpu.keep_top_m(6, 40, 5, d, "cpu"),
-    lambda d: bench_gpu.helu_training(6, 40, d, "cpu"),
-    lambda d: bench_gpu.encode_top_m(6, 64, 2, d, "cpu"),
-    lambda d: bench_gpu.encode_top_m(6, 64, 1, d, "cpu"),
-    lambda d: bench_gpu.encode_top_m(6, 64, 2, d, "cpu", True),
-    lambda d: bench_gpu.encode_l0(6, 64, 2, d, "cpu"),
-    lambda d: bench_gpu.iht_m(6, 64, 3, d, "cpu"),
-    lambda d: bench_gpu.decode(6, 64, d, "cpu"),
-    lambda d: bench_gpu.decode(6, 64, d, "cpu", True),
-]
-
 
 @pytest.mark.parametrize("dtype", bench_gpu.DTYPES, ids=str)
-@pytest.mark.parametrize("case", range(len(SMALL)))
+@pytest.mark.parametrize("case", bench_gpu.SMALL)
 def test_providers_pass_the_gate(case, dtype, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    problem = SMALL[case](dtype)
+    problem = bench_gpu.SMALL[case](dtype, "cpu")
     for name, call in problem.providers.items():
         problem.check(name, call())
     assert problem.bytes > 0

@@ -127,6 +127,22 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
             datasets.mnist(tmp_path)
 
 
+def test_the_order_of_bytes_is_the_files_and_nothing_is_named(tmp_path):
+    images, labels = np.zeros((3, 28, 28), np.uint8), np.zeros(3, ">i8")
+    np.savez(tmp_path / "mnist.npz", x=images, y=labels, x_test=images, y_test=labels)
+    with pytest.raises(ValueError, match=r"mnist\.npz: y is not MNIST's: label counts \(3, 0"):
+        datasets.mnist(tmp_path)
+    np.savez(tmp_path / "mnist.npz", x=images[:0], y=labels[:0], x_test=images, y_test=labels)
+    with pytest.raises(ValueError, match=r"mnist\.npz: y is not MNIST's: label counts \(0, 0"):
+        datasets.mnist(tmp_path)
+    (tmp_path / "mnist.npz").unlink()
+    for key, rank in zip(datasets._IDX, (3, 1, 3, 1), strict=True):
+        head = bytes((0, 0, 8, rank)) + bytes(4 * rank)  # of nothing
+        (tmp_path / datasets._IDX[key]).write_bytes(head)
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte should hold \[0, 0, 0\]"):
+        datasets.mnist(tmp_path)
+
+
 def test_a_truncated_archive_is_refused(tmp_path):
     whole = datasets.EMBEDDED.read_bytes()
     for size in (0, 100, len(whole) // 2, len(whole) - 30):

@@ -1,6 +1,7 @@
 """Every way to install, and one binary for several versions of torch.
 
-Run by ``make install-test``: it fetches a second torch and takes minutes.
+Run by ``make install-test``: it fetches a second torch and takes minutes. ``make
+install-test-oldest`` does it with the oldest torch that the binary serves as well.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import pytest
 pytestmark = pytest.mark.install
 
 ROOT = Path(__file__).parents[1]
-OTHER_TORCH = os.environ.get("OTHER_TORCH", "torch>=2.14,<2.15")
+# Requirements of torch, one or several: each gets a new environment.
+OTHER_TORCH = os.environ.get("OTHER_TORCH", "torch>=2.14,<2.15").split()
 BUILD_TOOLS = ("numpy", "ninja", "setuptools>=64", "wheel")
 TEST_TOOLS = ("hypothesis", "pytest", "pytest-xdist")
 SMOKE = (
@@ -67,20 +69,21 @@ def source(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def pythons(tmp_path_factory) -> dict[str, Path]:
-    """The interpreter of this environment and one of a new environment with the other torch."""
-    folder = tmp_path_factory.mktemp("other")
-    run(sys.executable, "-m", "venv", folder)
-    other = folder / "bin/python"
-    run(other, "-m", "pip", "install", OTHER_TORCH, *BUILD_TOOLS, *TEST_TOOLS)
+    """The interpreter of this environment and those of new ones with the other versions."""
+    found = {"this": Path(sys.executable)}
+    for requirement in OTHER_TORCH:
+        folder = tmp_path_factory.mktemp("other")
+        run(sys.executable, "-m", "venv", folder)
+        found[requirement] = folder / "bin/python"
+        run(found[requirement], "-m", "pip", "install", requirement, *BUILD_TOOLS, *TEST_TOOLS)
     versions = {
-        p: run(p, "-c", "import torch; print(torch.__version__)").stdout
-        for p in (sys.executable, other)
+        run(p, "-c", "import torch; print(torch.__version__)").stdout for p in found.values()
     }
-    assert len(set(versions.values())) == 2, versions
-    return {"this": Path(sys.executable), "other": other}
+    assert len(versions) == len(found), versions
+    return found
 
 
-@pytest.fixture(scope="session", params=["this", "other"])
+@pytest.fixture(scope="session", params=["this", *OTHER_TORCH])
 def wheel(request, pythons, source, tmp_path_factory) -> tuple[str, Path]:
     """A wheel built with one of the two versions of torch, and which."""
     folder = tmp_path_factory.mktemp("wheel")
@@ -90,7 +93,7 @@ def wheel(request, pythons, source, tmp_path_factory) -> tuple[str, Path]:
     return request.param, found
 
 
-@pytest.mark.parametrize("runs", ["this", "other"])
+@pytest.mark.parametrize("runs", ["this", *OTHER_TORCH])
 def test_one_binary_serves_both_versions_of_torch(wheel, runs, pythons, tmp_path):
     built_with, archive = wheel
     python = pythons[runs]

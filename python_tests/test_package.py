@@ -48,6 +48,16 @@ def test_the_library_needs_of_torch_its_stable_abi_alone():
     assert [n for n in needed if inside.match(n)] == []
 
 
+def test_an_operator_that_gets_no_memory_says_what_torch_said():
+    values, indices = torch.zeros(1, 0), torch.zeros(1, 0, dtype=torch.int64)
+    with pytest.raises(RuntimeError) as caught:
+        torch.ops.deepl0.unpool(values, indices, 1 << 50)
+    told = str(caught.value)
+    assert "aten::new_empty: " in told
+    assert "memory" in told
+    assert "API call failed" not in told
+
+
 def test_import_is_short_and_wakes_neither_cuda_nor_triton():
     # Processor time: what others do on the machine is not the import's.
     code = """

@@ -83,3 +83,49 @@ def test_a_split_is_stratified_disjoint_and_repeatable():
         scenes.stratified_split(y, 1, seed=0)
     with pytest.raises(ValueError, match="class 2 has 6 samples"):
         scenes.stratified_split(y, 0.1, seed=0, least=6)
+
+
+@pytest.mark.parametrize("mat", [False, True], ids=["npz", "mat"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("x", np.nan, np.float32), "must be finite, has 200 others"),
+        (("x", -np.inf, float), "must be finite"),
+        (("x", -1, np.int32), "must be in 0..65535, got -1"),
+        (("x", 1e39, float), "to 1e.39"),
+        (("x", 1j, complex), "must hold numbers, got complex128"),
+        (("y", np.nan, float), "must be finite"),
+        (("y", -1, np.int16), "must be in 0..16, got -1"),
+        (("y", 0.25, float), "must hold integers"),
+        (("y", 256, np.int16), "must be in 0..16, got 0 to 256"),
+    ],
+)
+def test_entries_that_a_cast_would_change_are_refused(change, words, mat, data_dir, tmp_path):
+    io = pytest.importorskip("scipy.io")
+    key, value, dtype = change
+    with np.load(data_dir / "indian_pines.npz") as file:
+        arrays = {name: file[name] for name in ("x", "y")}
+    arrays[key] = arrays[key].astype(dtype)
+    # A pixel of the background: clamped or cut off, no count would tell.
+    at = tuple(np.argwhere(arrays["y"] == 0)[3])
+    arrays[key][at] = value
+    source = "indian_pines.npz"
+    if mat:
+        source = "Indian_pines_gt.mat" if key == "y" else "Indian_pines_corrected.mat"
+        stored = {"indian_pines_corrected": arrays["x"]}
+        io.savemat(tmp_path / "Indian_pines_corrected.mat", stored)
+        io.savemat(tmp_path / "Indian_pines_gt.mat", {"indian_pines_gt": arrays["y"]})
+    else:
+        np.savez(tmp_path / source, **arrays)
+    with pytest.raises(ValueError, match=rf"{source}: .*{words}"):
+        scenes.indian_pines(tmp_path)
+
+
+def test_the_order_of_bytes_is_the_files(data_dir, tmp_path):
+    with np.load(data_dir / "indian_pines.npz") as file:
+        np.savez(
+            tmp_path / "indian_pines.npz", x=file["x"].astype(">u2"), y=file["y"].astype(">i4")
+        )
+    ours, theirs = scenes.indian_pines(tmp_path), scenes.indian_pines(data_dir)
+    assert torch.equal(ours.x, theirs.x)
+    assert torch.equal(ours.y, theirs.y)

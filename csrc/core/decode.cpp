@@ -2,6 +2,7 @@
 
 #include "gather.h"
 #include "kernel_table.h"
+#include "sizes.h"
 
 namespace deepl0 {
 namespace DEEPL0_ISA {
@@ -19,9 +20,12 @@ void rows_impl(const T* values, const int64_t* indices, int64_t rows, int64_t m,
 template <class T>
 void columns_impl(const T* values, const int64_t* indices, int64_t rows, int64_t m, const T* d,
                   int64_t n, int64_t p, T* out) {
-    for (int64_t r = 0; r < rows; ++r)
-        gather_columns(out + r * n, static_cast<const T*>(nullptr), d, p, values + r * m,
-                       indices + r * m, m, n);
+    // Some rows of d at a time for all rows of the code, while their pages are at hand.
+    constexpr int64_t kSome = 8;
+    for (int64_t i = 0; i < n; i += kSome)
+        for (int64_t r = 0; r < rows; ++r)
+            gather_columns(out + r * n + i, static_cast<const T*>(nullptr), d + i * p, p,
+                           values + r * m, indices + r * m, m, smaller(kSome, n - i));
 }
 
 /// dots[i] = <x, rows[i]> for N rows.

@@ -154,6 +154,7 @@ void backward_blocks(const S* grad_out, int64_t grad_out_stride, const S* u, int
     const Ramp<T> ramp(sigma);
     TileIn<S> in_u, in_g;
     TileOut<S> result;
+    T unwanted[kTile];
     for (int64_t b = block_begin; b < block_end; ++b) {
         const int64_t first_row = b * kThresholdBlockRows;
         const int64_t last_row = smaller(rows, first_row + kThresholdBlockRows);
@@ -166,7 +167,7 @@ void backward_blocks(const S* grad_out, int64_t grad_out_stride, const S* u, int
             for (int64_t r = first_row; r < last_row; ++r) {
                 const T* x = in_u.open(u + r * u_stride + j, n);
                 const T* g = in_g.open(grad_out + r * grad_out_stride + j, n);
-                T* y = result.open(grad_u + r * p + j);
+                T* y = grad_u ? result.open(grad_u + r * p + j) : unwanted;
 #pragma GCC ivdep
                 for (int64_t i = 0; i < n; ++i) {
                     T c, e;
@@ -175,15 +176,16 @@ void backward_blocks(const S* grad_out, int64_t grad_out_stride, const S* u, int
                     y[i] = c * gi;
                     sum[i] += e * gi;
                 }
-                result.close(grad_u + r * p + j, n);
+                if (grad_u) result.close(grad_u + r * p + j, n);
             }
+            if (!partial) continue;
             if (PerEntry) {
                 for (int64_t i = 0; i < n; ++i) partial[b * p + j + i] = double(sum[i]);
             } else {
                 for (int64_t i = 0; i < n; ++i) block_sum += double(sum[i]);
             }
         }
-        if (!PerEntry) partial[b] = block_sum;
+        if (!PerEntry && partial) partial[b] = block_sum;
     }
 }
 

@@ -55,8 +55,9 @@ struct ThresholdKernels {
                       int64_t out_stride, int64_t p, int64_t row_begin, int64_t row_end);
 
     /// grad_u[r, j] = c grad_out[r, j], and in workspace one partial sum of e grad_out for each
-    /// block of rows in [block_begin, block_end). grad_out and u may have row strides; grad_u is
-    /// contiguous. Reads 2 p, writes p elements a row.
+    /// block of rows in [block_begin, block_end); either may be null, then it is not wanted.
+    /// grad_out and u may have row strides; grad_u is contiguous. Reads 2 p, writes p elements a
+    /// row.
     void (*backward)(DType dtype, ThresholdKind kind, const void* grad_out, int64_t grad_out_stride,
                      const void* u, int64_t u_stride, const void* theta, bool theta_per_entry,
                      double sigma, void* grad_u, int64_t rows, int64_t p, int64_t block_begin,

@@ -1,9 +1,6 @@
 // What the bindings of the operators share: checks, views of tensors as rows, allocation.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
@@ -15,6 +12,7 @@
 
 #include "core/dtype.h"
 #include "core/thresholds.h"
+#include "torch/shim.h"
 
 namespace deepl0::torch_ops {
 
@@ -64,6 +62,11 @@ inline std::vector<int64_t> with_last(const Tensor& t, int64_t last) {
     return shape;
 }
 
+/// A contiguous tensor of the device of `like`; `wanted` false: of shape [0].
+inline Tensor empty_if(bool wanted, const Tensor& like, const std::vector<int64_t>& shape) {
+    return torch::stable::new_empty(like, wanted ? shape : std::vector<int64_t>{0});
+}
+
 inline Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
     return torch::stable::new_empty(like, shape, type);
 }
@@ -102,6 +105,10 @@ inline void check_m(int64_t m, int64_t p) {
 /// Bytes of a row of a mask of p bits.
 inline int64_t mask_bytes(int64_t p) { return (p + 7) / 8; }
 
+/// Whether a backward is asked for the gradient of its operand of that number. What is not asked
+/// for is returned as an empty tensor of shape [0], and nothing is computed or read for it alone.
+inline bool wants(int64_t mask, int operand) { return mask >> operand & 1; }
+
 // Rows per task that make a task worth a thread: about 16k elements.
 inline int64_t grain_rows(int64_t cols) {
     return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, cols));
@@ -110,7 +117,7 @@ inline int64_t grain_rows(int64_t cols) {
 // The operators, in the order of deepl0_kernels/ops. Their schemas are defined there.
 Tensor threshold(Tensor u, Tensor theta, double sigma, std::string kind);
 std::tuple<Tensor, Tensor> threshold_backward(Tensor grad, Tensor u, Tensor theta, double sigma,
-                                              std::string kind);
+                                              std::string kind, int64_t mask);
 std::tuple<Tensor, Tensor> top_m(Tensor u, int64_t m);
 Tensor unpool(Tensor values, Tensor indices, int64_t size);
 std::tuple<Tensor, Tensor> keep_top_m(Tensor u, int64_t m);
@@ -123,15 +130,16 @@ std::tuple<Tensor, Tensor> encode_l0(Tensor x, Tensor W, std::optional<Tensor> S
 std::tuple<Tensor, Tensor, Tensor, Tensor> encode_l0_backward(Tensor grad_z, Tensor saved, Tensor x,
                                                               Tensor W, std::optional<Tensor> S,
                                                               Tensor theta, double sigma,
-                                                              std::string kind, bool need_x);
+                                                              std::string kind, int64_t mask);
 std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m(Tensor x, Tensor W, std::optional<Tensor> S,
                                                         int64_t m, int64_t num_stages, bool save);
 std::tuple<Tensor, Tensor, Tensor> encode_top_m_backward(Tensor grad_values, Tensor indices,
                                                          Tensor saved_values, Tensor saved_indices,
                                                          Tensor x, Tensor W,
-                                                         std::optional<Tensor> S, bool need_x);
+                                                         std::optional<Tensor> S, int64_t mask);
 Tensor decode(Tensor values, Tensor indices, Tensor D);
-std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor D);
+std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor D,
+                                           int64_t mask);
 std::tuple<Tensor, Tensor, Tensor, Tensor> omp(Tensor x, Tensor D, int64_t m, double tol);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> iht_top_m(Tensor x, Tensor D,
                                                              std::optional<Tensor> values,

@@ -8,37 +8,33 @@
 namespace deepl0::torch_ops {
 namespace {
 
-/// D' [p, n] of D [n, p]: D itself where it is a transposed view, else a copy.
+/// D' [p, n] of D [n, p]: D itself where it is a transposed view, else a copy, made when it is
+/// asked for.
 template <class T>
 class Atoms {
   public:
-    explicit Atoms(Tensor& d) : n_(d.size(0)), p_(d.size(1)) {
-        if (d.stride(0) == 1 && d.stride(1) == n_ && p_ > 1) {
-            transposed_ = true;
-        } else {
-            d = torch::stable::contiguous(d);
-        }
-        data_ = static_cast<const T*>(d.const_data_ptr());
-    }
+    explicit Atoms(const Tensor& d)
+        : d_(d), n_(d.size(0)), p_(d.size(1)), transposed_(by_columns(d)) {}
 
     bool transposed() const { return transposed_; }
-    const T* data() const { return data_; }
+    /// D' where transposed, else D.
+    const T* data() {
+        if (!transposed_) d_ = torch::stable::contiguous(d_);
+        return static_cast<const T*>(d_.const_data_ptr());
+    }
     const T* rows() {
-        if (transposed_) return data_;
+        if (transposed_) return data();
         copy_.emplace(n_ * p_);
-        transpose_matrix<T>(data_, n_, p_, copy_->get());
+        transpose_matrix<T>(data(), n_, p_, copy_->get());
         return copy_->get();
     }
 
   private:
+    Tensor d_;
     int64_t n_, p_;
-    bool transposed_ = false;
-    const T* data_;
+    bool transposed_;
     std::optional<Buffer<T>> copy_;
 };
-
-/// So few entries that a transposed copy of D costs more than scattered reads of it.
-bool few(int64_t batch, int64_t m, int64_t p) { return m > 0 && batch * m < p / 4; }
 
 template <class T>
 Tensor decode_rows(Tensor values, Tensor indices, Tensor d) {
@@ -51,7 +47,7 @@ Tensor decode_rows(Tensor values, Tensor indices, Tensor d) {
     const int64_t* at = static_cast<const int64_t*>(indices.const_data_ptr());
     T* x = static_cast<T*>(out.mutable_data_ptr());
     const auto& kernels = decode_kernels<T>();
-    if (!atoms.transposed() && few(batch, m, p)) {
+    if (!atoms.transposed() && few_entries(batch, m, p)) {
         kernels.columns(v, at, batch, m, atoms.data(), n, p, x);
         return out;
     }
@@ -63,6 +59,7 @@ Tensor decode_rows(Tensor values, Tensor indices, Tensor d) {
 }
 
 /// Few rows: straight on D and its gradient, unit by unit of the n outputs, each listing all rows.
+/// gv or gd may be null.
 template <class T>
 void few_gradients(const T* g, const T* v, const int64_t* at, int64_t batch, int64_t m, const T* d,
                    int64_t n, int64_t p, T* gv, T* gd) {
@@ -78,56 +75,64 @@ void few_gradients(const T* g, const T* v, const int64_t* at, int64_t batch, int
     }
     const UnitLists<T> lists{start.get(), row.get(), coefficient.get(), nullptr};
     const SparseRows<T> z{narrow.get(), v, nullptr, m};
-    std::fill_n(gv, batch * m, T(0));
-    unit_kernels<T>().product_on_support(lists, n, d, p, z, gv);
+    if (gv) {
+        std::fill_n(gv, batch * m, T(0));
+        unit_kernels<T>().product_on_support(lists, n, d, p, z, gv);
+    }
+    if (!gd) return;
     std::fill_n(gd, n * p, T(0));
     unit_kernels<T>().outer(lists, 0, n, z, gd, p);
 }
 
 template <class T>
-std::tuple<Tensor, Tensor> decode_gradients(Tensor grad, Tensor values, Tensor indices, Tensor d) {
+std::tuple<Tensor, Tensor> decode_gradients(Tensor grad, Tensor values, Tensor indices, Tensor d,
+                                            int64_t mask) {
+    const bool need_values = wants(mask, 0), need_d = wants(mask, 1);
+    const int64_t batch = values.size(0), m = values.size(1), n = d.size(0), p = d.size(1);
+    Tensor grad_values = empty_if(need_values, values, {batch, m});
+    Tensor grad_d =
+        need_d ? gradient_of_matrix(d, values.scalar_type()) : empty_if(false, values, {});
+    if (!need_values && !need_d) return {grad_values, grad_d};
     grad = torch::stable::contiguous(grad);
     values = torch::stable::contiguous(values);
     indices = torch::stable::contiguous(indices);
-    const int64_t batch = values.size(0), m = values.size(1), n = d.size(0), p = d.size(1);
-    Tensor grad_values = fresh({batch, m}, values.scalar_type());
     Atoms<T> atoms(d);
-    // The gradient has the layout of D; it is gathered as D'.
-    Tensor grad_d = torch::stable::new_empty(
-        d, atoms.transposed() ? std::vector<int64_t>{p, n} : std::vector<int64_t>{n, p});
     const T* g = static_cast<const T*>(grad.const_data_ptr());
     const T* v = static_cast<const T*>(values.const_data_ptr());
     const int64_t* at = static_cast<const int64_t*>(indices.const_data_ptr());
-    T* gv = static_cast<T*>(grad_values.mutable_data_ptr());
-    if (!atoms.transposed() && few(batch, m, p)) {
-        few_gradients(g, v, at, batch, m, atoms.data(), n, p, gv,
-                      static_cast<T*>(grad_d.mutable_data_ptr()));
+    T* gv = need_values ? static_cast<T*>(grad_values.mutable_data_ptr()) : nullptr;
+    T* gd = need_d ? static_cast<T*>(grad_d.mutable_data_ptr()) : nullptr;
+    if (!atoms.transposed() && few_entries(batch, m, p)) {
+        few_gradients(g, v, at, batch, m, gv ? atoms.data() : nullptr, n, p, gv, gd);
         return {grad_values, grad_d};
     }
-    std::optional<Buffer<T>> other;
-    if (!atoms.transposed()) other.emplace(p * n);
-    T* gdt = other ? other->get() : static_cast<T*>(grad_d.mutable_data_ptr());
-    const T* dt = atoms.rows();
-
+    const T* dt = gv ? atoms.rows() : nullptr;
     const int64_t block = std::max<int64_t>(1, block_rows(batch, n * int64_t(sizeof(T))));
     const int64_t blocks = (batch + block - 1) / block;
-    const BlockLists<T> lists(blocks, p, block * m);
+    const BlockLists<T> lists(gd ? blocks : 0, p, block * m);
     torch::stable::parallel_for(0, blocks, 1, [&](int64_t b0, int64_t b1) {
-        const Buffer<int32_t> narrow(block * m);
+        const Buffer<int32_t> narrow(gd ? block * m : 0);
         for (int64_t b = b0; b < b1; ++b) {
             const int64_t first = b * block, rows = std::min(block, batch - first);
-            decode_kernels<T>().dots(g + first * n, at + first * m, rows, m, dt, n, gv + first * m);
+            if (gv)
+                decode_kernels<T>().dots(g + first * n, at + first * m, rows, m, dt, n,
+                                         gv + first * m);
+            if (!gd) continue;
             std::copy_n(at + first * m, rows * m, narrow.get());
             unit_kernels<T>().group({narrow.get(), v + first * m, nullptr, m}, rows, p, lists[b]);
         }
     });
+    if (!gd) return {grad_values, grad_d};
+    // The gradient has the layout of D; it is gathered as D'.
+    std::optional<Buffer<T>> other;
+    if (!atoms.transposed()) other.emplace(p * n);
+    T* gdt = other ? other->get() : gd;
     torch::stable::parallel_for(0, p, 16, [&](int64_t i0, int64_t i1) {
         std::fill_n(gdt + i0 * n, (i1 - i0) * n, T(0));
         for (int64_t b = 0; b < blocks; ++b)
             unit_kernels<T>().combine(lists[b], i0, i1, g + b * block * n, n, n, gdt);
     });
-    if (atoms.transposed()) return {grad_values, torch::stable::transpose(grad_d, 0, 1)};
-    transpose_matrix<T>(gdt, p, n, static_cast<T*>(grad_d.mutable_data_ptr()));
+    if (other) transpose_matrix<T>(gdt, p, n, gd);
     return {grad_values, grad_d};
 }
 
@@ -146,26 +151,25 @@ Tensor decode(Tensor values, Tensor indices, Tensor D) {
     check_code(values, indices, D, "decode");
     const ScalarType given = D.scalar_type(), type = accumulation_type(D);
     values = cast(values, type);
-    D = cast(D, type);
+    D = cast_matrix(D, type);
     return cast(type == ScalarType::Double ? decode_rows<double>(values, indices, D)
                                            : decode_rows<float>(values, indices, D),
                 given);
 }
 
-std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor D) {
+std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor D,
+                                           int64_t mask) {
     check_code(values, indices, D, "decode_backward");
     STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == values.size(0) && grad.size(1) == D.size(0),
                     "decode_backward: grad must be [B, n]");
     dtype_of(grad, "grad");
     const ScalarType given = D.scalar_type(), type = accumulation_type(D);
-    const ScalarType given_values = values.scalar_type();
-    grad = cast(grad, type);
-    values = cast(values, type);
-    D = cast(D, type);
-    auto [grad_values, grad_d] = type == ScalarType::Double
-                                     ? decode_gradients<double>(grad, values, indices, D)
-                                     : decode_gradients<float>(grad, values, indices, D);
-    return {cast(grad_values, given_values), cast(grad_d, given)};
+    // The gradient of the values needs D, that of D its shape, dtype and layout alone.
+    D = wants(mask, 0) ? cast_matrix(D, type) : D;
+    const auto run =
+        type == ScalarType::Double ? decode_gradients<double> : decode_gradients<float>;
+    auto [grad_values, grad_d] = run(cast(grad, type), cast(values, type), indices, D, mask);
+    return {cast(grad_values, given), cast(grad_d, given)};
 }
 
 }  // namespace deepl0::torch_ops

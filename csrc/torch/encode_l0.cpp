@@ -134,7 +134,7 @@ std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, std::optional<Tensor> s,
     const bool by_columns = s && s->stride(s->dim() - 2) == 1 && p > 1;
     const Plan plan = make_plan<T>(batch, p, stages - 1, by_columns);
     std::optional<Steps<T>> steps;
-    if (s && stages > 1) steps.emplace(*s, p, plan.by_rows);
+    if (s) steps.emplace(*s, p, plan.by_rows);
     T* out = static_cast<T*>(z.mutable_data_ptr());
     T* kept = save ? static_cast<T*>(saved.mutable_data_ptr()) : nullptr;
     const RowProduct<T> product(xm, wm);
@@ -166,7 +166,10 @@ std::tuple<Tensor, Tensor> encode_l0(Tensor x, Tensor W, std::optional<Tensor> S
     check_encoder(x, W, S, num_stages, "encode_l0");
     const ScalarType given = x.scalar_type(), type = accumulation_type(x);
     const StageThresholds h("encode_l0", theta, num_stages, W.size(0), type, sigma, kind);
-    if (S) S = cast(*S, type);
+    if (num_stages == 1)
+        S.reset();
+    else
+        S = cast_matrix(*S, type);
     const auto run = type == ScalarType::Double ? encode<double> : encode<float>;
     auto [z, saved] = run(cast(x, type), cast(W, type), S, h, num_stages, save);
     return {cast(z, given), saved};

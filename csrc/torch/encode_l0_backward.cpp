@@ -4,7 +4,7 @@
 //
 // A block of rows whose du and z are sparse goes entry by entry: with d and z nonzeros a row, d z
 // multiply-adds for dS, d times the support of c and e for g, both instead of p^2. The other blocks
-// use dense products. Which is which depends on the data alone.
+// use dense products. Which is which depends on the data alone, never on what is wanted.
 #include <optional>
 #include <tuple>
 
@@ -18,15 +18,20 @@ namespace {
 /// Partial sums of the gradient of theta: one row of `width` per stage and block of rows.
 class ThetaPartials {
   public:
-    ThetaPartials(int64_t stages, int64_t batch, int64_t p, bool per_entry)
-        : batch_(batch),
+    /// Where they are not wanted there are none, and at() is null.
+    ThetaPartials(bool wanted, int64_t stages, int64_t batch, int64_t p, bool per_entry)
+        : wanted_(wanted),
+          batch_(batch),
           p_(p),
           per_entry_(per_entry),
           width_(per_entry ? p : 1),
           stage_(threshold_blocks(batch) * width_),
-          data_(stages * stage_) {}
+          data_(wanted ? stages * stage_ : 0) {}
+
+    bool wanted() const { return wanted_; }
 
     double* at(int64_t stage, int64_t row) const {
+        if (!wanted_) return nullptr;
         return data_.get() + stage * stage_ + row / kThresholdBlockRows * width_;
     }
 
@@ -42,6 +47,7 @@ class ThetaPartials {
     }
 
   private:
+    bool wanted_;
     int64_t batch_, p_;
     bool per_entry_;
     int64_t width_, stage_;
@@ -51,12 +57,17 @@ class ThetaPartials {
 template <class T>
 struct Problem {
     const T* grad_z;
-    const T* u;  // [stages, batch, p]
-    Matrix<const T> x, w;
-    const T* s;  // row-major [p, p] per step
-    int64_t s_stride, stages, batch, p;
-    T *gx, *gw, *gs;  // gx may be null; gs row-major
+    const T* u;            // [stages, batch, p]
+    Matrix<const T> x, w;  // row-major; x for gw, w for gx
+    const T* s;            // row-major [p, p] per step
+    int64_t s_stride, stages, batch, n, p;
+    T *gx, *gw, *gs;  // null where not wanted; gs row-major
     int64_t gs_stride;
+    bool needs_first;  // whether du of the first stage is for something: x, W or theta
+
+    bool needs_total() const { return gx || gw; }
+    /// The last stage whose du is needed.
+    int64_t lowest() const { return needs_first ? 0 : 1; }
 
     const T* u_of(int64_t k, int64_t row) const { return u + (k * batch + row) * p; }
     Matrix<const T> step(int64_t k) const { return row_major(s + k * s_stride, p, p); }
@@ -154,6 +165,7 @@ SparseBlock<T> sparse_block(const Problem<T>& a, const StageThresholds& h, int64
         const int64_t entries = support.end(rows - 1);
         block.steps.emplace_back(p, du[size_t(k + 1)].count());
         kernels.group(above, rows, p, block.steps.back().lists());
+        if (k < a.lowest()) break;
         const Buffer<T> g(entries);
         std::fill_n(g.get(), entries, T(0));
         kernels.product_on_support(block.steps.back().lists(), p, a.step(k).data, p, support,
@@ -166,7 +178,11 @@ SparseBlock<T> sparse_block(const Problem<T>& a, const StageThresholds& h, int64
                         g_tile.get()[r * p + support.index[e]] = g.get()[e];
                 return static_cast<const T*>(g_tile.get());
             });
+        if (a.gs) continue;
+        z = Entries<T>();
+        block.steps.clear();
     }
+    if (!a.needs_total()) return block;
     int64_t entries = 0;
     std::vector<SparseRows<T>> all;
     for (const Entries<T>& stage : du) {
@@ -175,19 +191,22 @@ SparseBlock<T> sparse_block(const Problem<T>& a, const StageThresholds& h, int64
     }
     Totals<T> totals(rows, p, entries);
     const SparseRows<T> total = totals.sum(all, rows);
-    block.total.emplace(p, entries);
-    kernels.group(total, rows, p, block.total->lists());
+    if (a.gw) {
+        block.total.emplace(p, entries);
+        kernels.group(total, rows, p, block.total->lists());
+    }
     if (a.gx)
-        kernels.gather(total, rows, a.w.data, a.w.row_stride, a.x.cols, nullptr,
-                       a.gx + first * a.x.cols, a.x.cols);
+        kernels.gather(total, rows, a.w.data, a.w.row_stride, a.n, nullptr, a.gx + first * a.n,
+                       a.n);
     return block;
 }
 
 /// gS and gW of the sparse blocks: each thread owns rows of both.
 template <class T>
 void add_sparse(const Problem<T>& a, const std::vector<SparseBlock<T>>& blocks, int64_t size) {
+    if (!a.gw && !a.gs) return;
     torch::stable::parallel_for(0, a.p, 16, [&](int64_t i0, int64_t i1) {
-        for (int64_t k = 0; k + 1 < a.stages; ++k) {
+        for (int64_t k = 0; a.gs && k + 1 < a.stages; ++k) {
             for (int64_t i = i0; i < i1; ++i) {
                 for (const SparseBlock<T>& b : blocks) {
                     if (b.dense) continue;
@@ -196,7 +215,7 @@ void add_sparse(const Problem<T>& a, const std::vector<SparseBlock<T>>& blocks, 
                 }
             }
         }
-        for (size_t b = 0; b < blocks.size(); ++b) {
+        for (size_t b = 0; a.gw && b < blocks.size(); ++b) {
             if (blocks[b].dense) continue;
             unit_kernels<T>().combine(blocks[b].total->lists(), i0, i1,
                                       a.x.data + int64_t(b) * size * a.x.row_stride, a.x.row_stride,
@@ -210,19 +229,25 @@ template <class T>
 class DenseBlocks {
   public:
     DenseBlocks(const Problem<T>& a, int64_t block)
-        : a_(a), du_(block * a.p), total_(block * a.p), z_(block * a.p), g_(block * a.p) {}
+        : a_(a),
+          du_(block * a.p),
+          total_(a.needs_total() ? block * a.p : 0),
+          z_(a.gs ? block * a.p : 0),
+          g_(block * a.p) {}
 
     void add(const StageThresholds& h, int64_t first, int64_t rows,
              const ThetaPartials& partials) const {
-        const int64_t p = a_.p, n = a_.x.cols;
+        const int64_t p = a_.p, n = a_.n;
         const Matrix<const T> du = view(du_, rows), z = view(z_, rows), total = view(total_, rows);
-        for (int64_t k = a_.stages - 1; k >= 0; --k) {
+        for (int64_t k = a_.stages - 1; k >= a_.lowest(); --k) {
             elementwise(h, k, first, rows, partials);
             if (k == 0) break;
-            mm<T>(row_major(g_.get(), rows, p), du, a_.step(k - 1));
-            add_mm<T>(row_major(a_.gs + (k - 1) * a_.gs_stride, p, p), du.transposed(), z);
+            if (k > a_.lowest()) mm<T>(row_major(g_.get(), rows, p), du, a_.step(k - 1));
+            if (a_.gs)
+                add_mm<T>(row_major(a_.gs + (k - 1) * a_.gs_stride, p, p), du.transposed(), z);
         }
-        add_mm<T>(row_major(a_.gw, p, n), total.transposed(), a_.x.range(first, first + rows));
+        if (a_.gw)
+            add_mm<T>(row_major(a_.gw, p, n), total.transposed(), a_.x.range(first, first + rows));
         if (a_.gx) mm<T>(row_major(a_.gx + first * n, rows, n), total, a_.w);
     }
 
@@ -241,9 +266,10 @@ class DenseBlocks {
             h.backward(k, above, a_.u_of(k, first), du_.get(), rows, p, b0, b1,
                        partials.at(k, first));
             const int64_t r0 = b0 * kTile, r1 = std::min(rows, b1 * kTile);
-            for (int64_t e = r0 * p; e < r1 * p; ++e)
+            for (int64_t e = r0 * p; a_.needs_total() && e < r1 * p; ++e)
                 total_.get()[e] = top ? du_.get()[e] : total_.get()[e] + du_.get()[e];
-            if (k > 0) h.apply(k - 1, a_.u_of(k - 1, first + r0), r1 - r0, p, z_.get() + r0 * p);
+            if (k > 0 && a_.gs)
+                h.apply(k - 1, a_.u_of(k - 1, first + r0), r1 - r0, p, z_.get() + r0 * p);
         });
     }
 
@@ -277,38 +303,45 @@ void run_blocks(const Problem<T>& a, const StageThresholds& h, const ThetaPartia
 template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad, Tensor saved, Tensor x, Tensor w,
                                                     std::optional<Tensor> s, const Tensor& theta,
-                                                    const StageThresholds& h, bool need_x) {
-    grad = torch::stable::contiguous(grad);
-    saved = torch::stable::contiguous(saved);
+                                                    const StageThresholds& h, int64_t mask) {
     Problem<T> a{};
-    a.x = row_major_matrix<T>(x);
-    a.w = row_major_matrix<T>(w);
     a.stages = saved.size(0);
-    a.batch = a.x.rows;
-    a.p = a.w.rows;
-    const int64_t n = a.x.cols, p = a.p;
-    Tensor gx = empty(x, need_x ? std::vector<int64_t>{a.batch, n} : std::vector<int64_t>{0},
-                      x.scalar_type());
-    Tensor gw = empty(w, {p, n}, w.scalar_type());
-    Tensor gs = empty(w, s ? shape_of(*s) : std::vector<int64_t>{0}, w.scalar_type());
-    Tensor gtheta = empty(theta, shape_of(theta), theta.scalar_type());
+    a.batch = x.size(0);
+    a.n = x.size(1);
+    a.p = w.size(0);
+    const int64_t p = a.p;
+    const bool need_s = s && wants(mask, 2), need_theta = wants(mask, 3);
+    Tensor gx = empty_if(wants(mask, 0), grad, {a.batch, a.n});
+    Tensor gw = empty_if(wants(mask, 1), grad, {p, a.n});
+    Tensor gs = empty_if(need_s, grad, need_s ? shape_of(*s) : std::vector<int64_t>{});
+    Tensor gtheta = empty_if(need_theta, theta, shape_of(theta));
     for (Tensor* t : {&gw, &gs}) torch::stable::zero_(*t);
     if (a.batch == 0) {
         torch::stable::zero_(gtheta);
         return {gx, gw, gs, gtheta};
     }
-    if (s) {
+    const auto data_if = [](bool wanted, const Tensor& t) {
+        return wanted ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
+    };
+    a.gx = data_if(wants(mask, 0), gx);
+    a.gw = data_if(wants(mask, 1), gw);
+    a.gs = data_if(need_s && a.stages > 1, gs);
+    a.needs_first = a.gx || a.gw || need_theta;
+    if (!a.needs_first && !a.gs) return {gx, gw, gs, gtheta};
+    if (a.gw) a.x = row_major_matrix<T>(x);
+    if (a.gx) a.w = row_major_matrix<T>(w);
+    if (a.stages - 1 > a.lowest()) {
         s = torch::stable::contiguous(*s);
         a.s = static_cast<const T*>(s->const_data_ptr());
-        a.s_stride = a.gs_stride = s->dim() == 3 ? p * p : 0;
     }
+    if (s) a.s_stride = a.gs_stride = s->dim() == 3 ? p * p : 0;
+    grad = torch::stable::contiguous(grad);
+    saved = torch::stable::contiguous(saved);
     a.grad_z = static_cast<const T*>(grad.const_data_ptr());
     a.u = static_cast<const T*>(saved.const_data_ptr());
-    a.gx = need_x ? static_cast<T*>(gx.mutable_data_ptr()) : nullptr;
-    a.gw = static_cast<T*>(gw.mutable_data_ptr());
-    a.gs = static_cast<T*>(gs.mutable_data_ptr());
-    const ThetaPartials partials(a.stages, a.batch, p, h.per_entry());
+    const ThetaPartials partials(need_theta, a.stages, a.batch, p, h.per_entry());
     run_blocks(a, h, partials);
+    if (!need_theta) return {gx, gw, gs, gtheta};
     T* gt = static_cast<T*>(gtheta.mutable_data_ptr());
     if (h.per_stage())
         for (int64_t k = 0; k < a.stages; ++k) partials.reduce(h.dtype(), k, k + 1, gt + k * p);
@@ -322,7 +355,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad, Tensor saved, T
 std::tuple<Tensor, Tensor, Tensor, Tensor> encode_l0_backward(Tensor grad_z, Tensor saved, Tensor x,
                                                               Tensor W, std::optional<Tensor> S,
                                                               Tensor theta, double sigma,
-                                                              std::string kind, bool need_x) {
+                                                              std::string kind, int64_t mask) {
     const char* op = "encode_l0_backward";
     STD_TORCH_CHECK(saved.dim() == 3, op, ": saved must be [K, B, p]");
     check_encoder(x, W, S, saved.size(0), op);
@@ -333,10 +366,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> encode_l0_backward(Tensor grad_z, Ten
     STD_TORCH_CHECK(saved.scalar_type() == type && grad_z.scalar_type() == given, op,
                     ": saved must have the accumulation dtype, grad_z that of x");
     const StageThresholds h(op, theta, saved.size(0), W.size(0), type, sigma, kind);
-    if (S) S = cast(*S, type);
+    // S is read where some du is formed from the one above, x for dW, W for dx.
+    const bool first = wants(mask, 0) || wants(mask, 1) || wants(mask, 3);
+    if (S && saved.size(0) > (first ? 1 : 2)) S = cast(*S, type);
+    if (wants(mask, 0)) W = cast(W, type);
+    if (wants(mask, 1)) x = cast(x, type);
     const auto run = type == ScalarType::Double ? backward<double> : backward<float>;
-    auto [gx, gw, gs, gtheta] = run(cast(grad_z, type), cast(saved, type), cast(x, type),
-                                    cast(W, type), S, theta, h, need_x);
+    auto [gx, gw, gs, gtheta] = run(cast(grad_z, type), saved, x, W, S, theta, h, mask);
     return {cast(gx, given), cast(gw, given), cast(gs, given), gtheta};
 }
 

@@ -89,7 +89,7 @@ Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, int64_t m, int64_t sta
     const int64_t packings = s && s->dim() == 3 ? stages - 1 : 1;
     const Plan plan = make_plan<T>(batch, p, m, stages - 1, packings, by_columns);
     std::optional<Steps<T>> steps;
-    if (s && stages > 1) steps.emplace(*s, p, plan.path == Path::rows);
+    if (s) steps.emplace(*s, p, plan.path == Path::rows);
     const auto codes_of = [m, stages](const Tensor& v, const Tensor& i, const Tensor& sv,
                                       const Tensor& si, int64_t saved_stride) {
         return TopMCodes<T>{static_cast<T*>(v.mutable_data_ptr()),
@@ -153,7 +153,10 @@ Codes encode_top_m(Tensor x, Tensor W, std::optional<Tensor> S, int64_t m, int64
     const ScalarType given = x.scalar_type(), type = accumulation_type(x);
     x = cast(x, type);
     W = cast(W, type);
-    if (S) S = cast(*S, type);
+    if (num_stages == 1)
+        S.reset();
+    else
+        S = cast_matrix(*S, type);
     Codes codes;
     if (type == ScalarType::Double) {
         codes = encode<double>(x, W, S, m, num_stages, save);

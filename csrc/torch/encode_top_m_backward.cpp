@@ -4,11 +4,15 @@
 //
 // Every du has m nonzeros a row: dS costs m^2 multiply-adds a row and stage instead of p^2, so does
 // du (m^2 instead of p^2), dW at most K m n. Memory beyond the gradients: O(K B m).
+//
+// Only what is wanted is computed, in the same order of sums whatever else is: no unit lists
+// without dW and dS, and for dx alone of one stage nothing but a gather-sum.
 #include <cstring>
 #include <optional>
 #include <tuple>
 #include <vector>
 
+#include "core/decode.h"
 #include "torch/lists.h"
 
 namespace deepl0::torch_ops {
@@ -20,13 +24,16 @@ struct Arguments {
     const int64_t* indices;  // [batch, m], likewise
     const T* saved_values;   // [stages - 1, batch, m]
     const int64_t* saved_indices;
-    Matrix<const T> x, w;  // row-major
+    Matrix<const T> x, w;  // row-major; x for gw, w for gx
     const T* s;            // [p, p] per step, row-major, or of S' where transposed
     int64_t s_step_stride;
     bool transposed;
-    int64_t batch, stages, m, p;
-    T *gx, *gw, *gs;  // gx may be null; gs in the layout of s
+    int64_t batch, stages, m, n, p;
+    T *gx, *gw, *gs;  // null where not wanted; gs in the layout of s
     int64_t gs_step_stride;
+
+    /// du summed over the stages, and du of the first stage, are for x and W.
+    bool needs_total() const { return gx || gw; }
 
     const T* step(int64_t k) const { return s + k * s_step_stride; }
     int64_t steps() const { return stages - 1; }
@@ -40,7 +47,7 @@ template <class T>
 void sparse_backward(const Arguments<T>& a, int64_t block) {
     const auto& kernels = unit_kernels<T>();
     const int64_t blocks = (a.batch + block - 1) / block, row_entries = a.batch * a.m;
-    const int64_t n = a.x.cols, width = std::min(a.stages * a.m, a.p);
+    const int64_t n = a.n, width = std::min(a.stages * a.m, a.p);
     const Buffer<int32_t> index(a.stages * row_entries);
     const Buffer<T> lower(a.steps() * row_entries);  // du of all stages but the last
     const auto index_of = [&](int64_t k) { return index.get() + k * row_entries; };
@@ -48,12 +55,15 @@ void sparse_backward(const Arguments<T>& a, int64_t block) {
         return k == a.steps() ? const_cast<T*>(a.grad) : lower.get() + k * row_entries;
     };
     std::vector<BlockLists<T>> step_lists;
-    for (int64_t k = 0; k < a.steps(); ++k) step_lists.emplace_back(blocks, a.p, block * a.m);
-    const BlockLists<T> total_lists(blocks, a.p, block * width);
+    for (int64_t k = 0; a.gs && k < a.steps(); ++k)
+        step_lists.emplace_back(blocks, a.p, block * a.m);
+    const BlockLists<T> total_lists(a.gw ? blocks : 0, a.p, block * width);
 
     // Down the stages, block by block: du, and who uses which unit.
     torch::stable::parallel_for(0, blocks, 1, [&](int64_t b0, int64_t b1) {
-        Totals<T> totals(block, a.p, block * width);
+        std::optional<Totals<T>> totals;
+        if (a.steps() > 0 && a.needs_total()) totals.emplace(block, a.p, block * width);
+        const BlockLists<T> passing(a.gs ? 0 : std::min<int64_t>(1, a.steps()), a.p, block * a.m);
         const Buffer<int32_t> place(a.transposed ? block * a.m : 0);
         std::vector<SparseRows<T>> du(a.stages);
         for (int64_t b = b0; b < b1; ++b) {
@@ -64,31 +74,35 @@ void sparse_backward(const Arguments<T>& a, int64_t block) {
                 std::copy_n(a.indices_of(k) + offset, entries, index_of(k) + offset);
             }
             for (int64_t k = a.steps(); k > 0; --k) {
-                UnitLists<T> lists = step_lists[k - 1][b];
+                UnitLists<T> lists = a.gs ? step_lists[k - 1][b] : passing[0];
+                const bool descend = k > 1 || a.needs_total();
                 T* out = lower.get() + (k - 1) * row_entries + offset;
                 const SparseRows<T> below{du[k - 1].index, a.values_of(k - 1) + offset, nullptr,
                                           a.m};
                 if (a.transposed) {
                     lists.place = place.get();
                     kernels.group(below, rows, a.p, lists);
-                    kernels.product_on_lists(lists, a.p, a.step(k - 1), du[k], out);
+                    if (descend) kernels.product_on_lists(lists, a.p, a.step(k - 1), du[k], out);
                 } else {
                     kernels.group(du[k], rows, a.p, lists);
+                    if (!descend) continue;
                     std::fill_n(out, entries, T(0));
                     kernels.product_on_support(lists, a.p, a.step(k - 1), a.p, below, out);
                 }
             }
-            const SparseRows<T> total = a.stages > 1 ? totals.sum(du, rows) : du[0];
-            kernels.group(total, rows, a.p, total_lists[b]);
+            if (!a.needs_total()) continue;
+            const SparseRows<T> total = totals ? totals->sum(du, rows) : du[0];
+            if (a.gw) kernels.group(total, rows, a.p, total_lists[b]);
             if (a.gx)
                 kernels.gather(total, rows, a.w.data, a.w.row_stride, n, nullptr, a.gx + first * n,
                                n);
         }
     });
 
+    if (!a.gw && !a.gs) return;
     // The gradients of W and S, unit by unit: each thread owns rows of both.
     torch::stable::parallel_for(0, a.p, 16, [&](int64_t i0, int64_t i1) {
-        for (int64_t k = 0; k < a.steps(); ++k) {
+        for (int64_t k = 0; a.gs && k < a.steps(); ++k) {
             T* gs = a.gs + k * a.gs_step_stride;
             const int64_t from = (a.transposed ? k + 1 : k) * row_entries;
             for (int64_t i = i0; i < i1; ++i) {
@@ -102,6 +116,7 @@ void sparse_backward(const Arguments<T>& a, int64_t block) {
                 }
             }
         }
+        if (!a.gw) return;
         std::fill_n(a.gw + i0 * n, (i1 - i0) * n, T(0));
         for (int64_t b = 0; b < blocks; ++b)
             kernels.combine(total_lists[b], i0, i1, a.x.data + b * block * a.x.row_stride,
@@ -112,16 +127,16 @@ void sparse_backward(const Arguments<T>& a, int64_t block) {
 /// The same by dense products, for codes that are not sparse enough, in blocks of rows.
 template <class T>
 void dense_backward(const Arguments<T>& a, int64_t block) {
-    const int64_t p = a.p, n = a.x.cols;
+    const int64_t p = a.p, n = a.n;
     const Buffer<T> du(block * p), z(block * p), product(block * p), total(block * p);
-    std::fill_n(a.gw, p * n, T(0));
-    const int64_t matrices = a.steps() == 0 ? 0 : a.gs_step_stride > 0 ? a.steps() : 1;
+    if (a.gw) std::fill_n(a.gw, p * n, T(0));
+    const int64_t matrices = !a.gs ? 0 : a.gs_step_stride > 0 ? a.steps() : 1;
     std::fill_n(a.gs, matrices * p * p, T(0));
     for (int64_t first = 0; first < a.batch; first += block) {
         const int64_t rows = std::min(block, a.batch - first), offset = first * a.m;
         const auto dense = [&](const Buffer<T>& b) { return row_major(b.get(), rows, p); };
         const auto read = [&](const Buffer<T>& b) { return row_major<const T>(b.get(), rows, p); };
-        for (int64_t k = a.steps(); k >= 0; --k) {
+        for (int64_t k = a.steps(); k >= (a.needs_total() ? 0 : 1); --k) {
             const int64_t* at = a.indices_of(k) + offset;
             const bool top = k == a.steps();
             // du_k from the product of the stage above, on the support of this stage.
@@ -134,7 +149,7 @@ void dense_backward(const Arguments<T>& a, int64_t block) {
                         d[at[j]] = top ? a.grad[offset + j] : product.get()[r * p + at[j]];
                         t[at[j]] += d[at[j]];
                     }
-                    if (k == 0) continue;
+                    if (k == 0 || !a.gs) continue;
                     const int64_t* below = a.indices_of(k - 1) + offset;
                     const T* value = a.values_of(k - 1) + offset;
                     std::fill_n(z.get() + r * p, p, T(0));
@@ -144,14 +159,18 @@ void dense_backward(const Arguments<T>& a, int64_t block) {
             });
             if (k == 0) break;
             const Matrix<const T> plain = row_major(a.step(k - 1), p, p);
-            mm<T>(dense(product), read(du), a.transposed ? plain.transposed() : plain);
+            if (k > 1 || a.needs_total())
+                mm<T>(dense(product), read(du), a.transposed ? plain.transposed() : plain);
+            if (!a.gs) continue;
             const Matrix<T> gs = row_major(a.gs + (k - 1) * a.gs_step_stride, p, p);
             if (a.transposed)
                 add_mm<T>(gs, read(z).transposed(), read(du));
             else
                 add_mm<T>(gs, read(du).transposed(), read(z));
         }
-        add_mm<T>(row_major(a.gw, p, n), read(total).transposed(), a.x.range(first, first + rows));
+        if (a.gw)
+            add_mm<T>(row_major(a.gw, p, n), read(total).transposed(),
+                      a.x.range(first, first + rows));
         if (a.gx) mm<T>(row_major(a.gx + first * n, rows, n), read(total), a.w);
     }
 }
@@ -159,50 +178,60 @@ void dense_backward(const Arguments<T>& a, int64_t block) {
 template <class T>
 std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad, Tensor indices, Tensor saved_values,
                                             Tensor saved_indices, Tensor x, Tensor w,
-                                            std::optional<Tensor> s, bool need_x) {
-    for (Tensor* t : {&grad, &indices, &saved_values, &saved_indices})
-        *t = torch::stable::contiguous(*t);
+                                            std::optional<Tensor> s, int64_t mask) {
     Arguments<T> a{};
-    a.x = row_major_matrix<T>(x);
-    a.w = row_major_matrix<T>(w);
     a.stages = saved_values.size(0) + 1;
     a.batch = grad.size(0);
     a.m = grad.size(1);
-    a.p = a.w.rows;
-    const int64_t n = a.x.cols;
-    if (s) {
+    a.n = x.size(1);
+    a.p = w.size(0);
+    Tensor gx = empty_if(wants(mask, 0), grad, {a.batch, a.n});
+    Tensor gw = empty_if(wants(mask, 1), grad, {a.p, a.n});
+    Tensor gs = s && wants(mask, 2) ? gradient_of_matrix(*s, grad.scalar_type())
+                                    : empty_if(false, grad, {});
+    const bool nothing = a.batch == 0 || a.m == 0 || a.p == 0;
+    if (nothing || a.steps() == 0) torch::stable::zero_(gs);
+    if (nothing) {
+        for (Tensor* t : {&gx, &gw}) torch::stable::zero_(*t);
+        return {gx, gw, gs};
+    }
+    const auto data_if = [&](int operand, const Tensor& t) {
+        return wants(mask, operand) ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
+    };
+    a.gx = data_if(0, gx);
+    a.gw = data_if(1, gw);
+    a.gs = s && a.steps() > 0 ? data_if(2, gs) : nullptr;
+    if (!a.gx && !a.gw && !a.gs) return {gx, gw, gs};
+    for (Tensor* t : {&grad, &indices, &saved_values, &saved_indices})
+        *t = torch::stable::contiguous(*t);
+    a.grad = static_cast<const T*>(grad.const_data_ptr());
+    a.indices = static_cast<const int64_t*>(indices.const_data_ptr());
+    a.saved_values = static_cast<const T*>(saved_values.const_data_ptr());
+    a.saved_indices = static_cast<const int64_t*>(saved_indices.const_data_ptr());
+    if (a.steps() > 0) {
         const int64_t d = s->dim();
-        a.transposed = s->stride(d - 2) == 1 && s->stride(d - 1) == a.p && a.p > 1;
+        a.transposed = by_columns(*s);
         if (!a.transposed && !(s->stride(d - 1) == 1 && s->stride(d - 2) == a.p))
             s = torch::stable::contiguous(*s);
         a.s = static_cast<const T*>(s->const_data_ptr());
         a.s_step_stride = d == 3 ? s->stride(0) : 0;
         a.gs_step_stride = d == 3 ? a.p * a.p : 0;
     }
-    Tensor gx = torch::stable::new_empty(
-        x, need_x ? std::vector<int64_t>{a.batch, n} : std::vector<int64_t>{0});
-    Tensor gw = torch::stable::new_empty(w, {a.p, n});
-    Tensor gs = torch::stable::new_empty(w, s ? shape_of(*s) : std::vector<int64_t>{0});
-    if (a.batch == 0 || a.m == 0 || a.p == 0) {
-        for (Tensor* t : {&gx, &gw, &gs}) torch::stable::zero_(*t);
+    if (a.steps() == 0 && !a.gw && by_columns(w) && few_entries(a.batch, a.m, a.p)) {
+        decode_kernels<T>().columns(a.grad, a.indices, a.batch, a.m,
+                                    static_cast<const T*>(w.const_data_ptr()), a.n, a.p, a.gx);
         return {gx, gw, gs};
     }
-    a.grad = static_cast<const T*>(grad.const_data_ptr());
-    a.indices = static_cast<const int64_t*>(indices.const_data_ptr());
-    a.saved_values = static_cast<const T*>(saved_values.const_data_ptr());
-    a.saved_indices = static_cast<const int64_t*>(saved_indices.const_data_ptr());
-    a.gx = need_x ? static_cast<T*>(gx.mutable_data_ptr()) : nullptr;
-    a.gw = static_cast<T*>(gw.mutable_data_ptr());
-    a.gs = static_cast<T*>(gs.mutable_data_ptr());
-    if (a.steps() == 0 && s) torch::stable::zero_(gs);
+    if (a.gw) a.x = row_major_matrix<T>(x);
+    if (a.gx) a.w = row_major_matrix<T>(w);
 
     // m^2 products of 0.62 ns in all against two dense ones: they meet at m = 0.16 to 0.18 p.
     if (a.m * 6 > a.p) {
         dense_backward(a, std::min<int64_t>(a.batch, 512));
     } else {
-        sparse_backward(a, block_rows(a.batch, n * int64_t(sizeof(T))));
+        sparse_backward(a, block_rows(a.batch, a.n * int64_t(sizeof(T))));
     }
-    return {gx, gw, a.transposed ? torch::stable::transpose(gs, -2, -1) : gs};
+    return {gx, gw, gs};
 }
 
 }  // namespace
@@ -210,7 +239,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad, Tensor indices, Tensor 
 std::tuple<Tensor, Tensor, Tensor> encode_top_m_backward(Tensor grad_values, Tensor indices,
                                                          Tensor saved_values, Tensor saved_indices,
                                                          Tensor x, Tensor W,
-                                                         std::optional<Tensor> S, bool need_x) {
+                                                         std::optional<Tensor> S, int64_t mask) {
     const char* op = "encode_top_m_backward";
     STD_TORCH_CHECK(grad_values.dim() == 2 && saved_values.dim() == 3 && x.dim() == 2 &&
                         x.size(0) == grad_values.size(0),
@@ -226,10 +255,12 @@ std::tuple<Tensor, Tensor, Tensor> encode_top_m_backward(Tensor grad_values, Ten
     const ScalarType given = x.scalar_type(), type = accumulation_type(x);
     STD_TORCH_CHECK(saved_values.scalar_type() == type && grad_values.scalar_type() == given, op,
                     ": saved_values must have the accumulation dtype, grad_values that of x");
-    if (S) S = cast(*S, type);
+    if (S && saved_values.size(0) > 0) S = cast_matrix(*S, type);
+    if (wants(mask, 0)) W = cast_matrix(W, type);
+    if (wants(mask, 1)) x = cast(x, type);
     const auto run = type == ScalarType::Double ? backward<double> : backward<float>;
     auto [gx, gw, gs] = run(cast(grad_values, type), indices, cast(saved_values, type),
-                            saved_indices, cast(x, type), cast(W, type), S, need_x);
+                            saved_indices, x, W, S, mask);
     return {cast(gx, given), cast(gw, given), cast(gs, given)};
 }
 

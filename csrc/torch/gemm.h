@@ -4,6 +4,7 @@
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include "torch/matrix.h"
+#include "torch/shim.h"
 
 namespace deepl0::torch_ops {
 

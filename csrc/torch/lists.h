@@ -14,6 +14,10 @@ inline int64_t block_rows(int64_t batch, int64_t row_bytes) {
     return std::min(std::clamp<int64_t>(fit, 256, 4096), (batch + threads - 1) / threads);
 }
 
+/// So few entries that a transposed copy of their matrix of p columns costs more than scattered
+/// reads of it.
+inline bool few_entries(int64_t batch, int64_t m, int64_t p) { return m > 0 && batch * m < p / 4; }
+
 /// Lists of one kind for every block of rows.
 template <class T>
 struct BlockLists {

@@ -56,6 +56,29 @@ Matrix<const T> row_major_matrix(Tensor& t) {
     return matrix<T>(t);
 }
 
+/// Whether the last two dimensions of t are a transposed view of a plain matrix.
+inline bool by_columns(const Tensor& t) {
+    const int64_t d = t.dim();
+    return t.stride(d - 2) == 1 && t.stride(d - 1) == t.size(d - 2) && t.size(d - 1) > 1;
+}
+
+/// The same values; what is copied is by columns where t is, else contiguous.
+inline Tensor cast_matrix(const Tensor& t, ScalarType type) {
+    if (t.scalar_type() == type) return t;
+    if (!by_columns(t)) return torch::stable::contiguous(cast(t, type));
+    const Tensor plain = cast(torch::stable::transpose(t, -2, -1), type);
+    return torch::stable::transpose(torch::stable::contiguous(plain), -2, -1);
+}
+
+/// An uninitialised gradient of the matrices t, of their shape: contiguous, or by columns as they
+/// are. The fake kernels promise the same (gradient_of_matrix in ops/registration.py).
+inline Tensor gradient_of_matrix(const Tensor& t, ScalarType type) {
+    auto shape = shape_of(t);
+    if (!by_columns(t)) return empty(t, shape, type);
+    std::swap(shape[shape.size() - 2], shape[shape.size() - 1]);
+    return torch::stable::transpose(empty(t, shape, type), -2, -1);
+}
+
 /// An uninitialised contiguous CPU tensor, by the C shim: new_empty looks its operator up by name
 /// on every call, 0.4 us that matter for a batch of one.
 inline Tensor fresh(std::initializer_list<int64_t> sizes, ScalarType type) {

@@ -36,7 +36,7 @@ Tensor threshold(Tensor u, Tensor theta, double sigma, std::string kind_name) {
 }
 
 std::tuple<Tensor, Tensor> threshold_backward(Tensor grad, Tensor u, Tensor theta, double sigma,
-                                              std::string kind_name) {
+                                              std::string kind_name, int64_t mask) {
     const ThresholdKind kind = threshold_kind(kind_name);
     check_operands("threshold_backward", u, theta, sigma);
     const auto shape = shape_of(u);
@@ -47,21 +47,26 @@ std::tuple<Tensor, Tensor> threshold_backward(Tensor grad, Tensor u, Tensor thet
     const Rows g(grad, "grad_out"), rows(u, "u");
     const bool per_entry = theta.dim() == 1;
     const DType dtype = dtype_of(u, "u");
-    Tensor grad_u = empty(u, shape, u.scalar_type());
-    Tensor grad_theta = empty(theta, shape_of(theta), theta.scalar_type());
-    void* grad_u_data = grad_u.mutable_data_ptr();
-    const Buffer<char> partials(
-        int64_t(threshold_backward_workspace_bytes(rows.rows, rows.cols, per_entry)));
+    const bool need_u = wants(mask, 0), need_theta = wants(mask, 1);
+    Tensor grad_u = empty_if(need_u, u, shape);
+    Tensor grad_theta = empty_if(need_theta, theta, shape_of(theta));
+    if (!need_u && !need_theta) return {grad_u, grad_theta};
+    void* grad_u_data = need_u ? grad_u.mutable_data_ptr() : nullptr;
+    const Buffer<char> workspace(
+        need_theta ? int64_t(threshold_backward_workspace_bytes(rows.rows, rows.cols, per_entry))
+                   : 0);
+    void* partials = need_theta ? workspace.get() : nullptr;
     const int64_t grain = std::max<int64_t>(1, grain_rows(rows.cols) / kThresholdBlockRows);
     torch::stable::parallel_for(0, threshold_blocks(rows.rows), grain, [&](int64_t lo, int64_t hi) {
         threshold_kernels().backward(dtype, kind, g.data, g.stride, rows.data, rows.stride,
                                      theta.const_data_ptr(), per_entry, sigma, grad_u_data,
-                                     rows.rows, rows.cols, lo, hi, partials.get());
+                                     rows.rows, rows.cols, lo, hi, partials);
     });
+    if (!need_theta) return {grad_u, grad_theta};
     void* grad_theta_data = grad_theta.mutable_data_ptr();
     torch::stable::parallel_for(0, theta.numel(), 1024, [&](int64_t lo, int64_t hi) {
-        reduce_grad_theta(dtype, partials.get(), rows.rows, rows.cols, per_entry, grad_theta_data,
-                          lo, hi);
+        reduce_grad_theta(dtype, partials, rows.rows, rows.cols, per_entry, grad_theta_data, lo,
+                          hi);
     });
     return {grad_u, grad_theta};
 }

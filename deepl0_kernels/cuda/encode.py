@@ -77,7 +77,7 @@ def encode_top_m_backward(
     grad_S = None
     if S is not None and mask & 4:
         grad_S = _Steps(S, not library.sorting_pays(p, m, 2.0 * batch * p * p))
-    for k in range(len(saved_values), 0, -1):
+    for k in range(len(saved_values) if mask else 0, 0, -1):
         assert S is not None
         step = stage_matrix(S, k - 1)
         upper, lower, z = index[k], index[k - 1], saved_values[k - 1]
@@ -91,18 +91,15 @@ def encode_top_m_backward(
             below = kernels.unpool(du[-1], upper, p) @ step.float()
             du.append(below.gather(1, lower))
     du.reverse()
-    grad_W = W.new_empty(0)
-    if not mask & 2:
-        pass
-    elif library.sorting_pays(p, m * len(du), 2.0 * batch * p * n):
+    grad_x, grad_W = x.new_empty(0), W.new_empty(0)
+    if mask & 2 and library.sorting_pays(p, m * len(du), 2.0 * batch * p * n):
         all_du, all_index = torch.stack(du), torch.stack(index)
         grad_W = kernels.combine(*kernels.group(all_index, p), all_du, x)
-    else:
+    elif mask & 2:
         total = kernels.unpool(du[0], index[0], p)
         for k in range(1, len(du)):
             total += kernels.unpool(du[k], index[k], p)
         grad_W = total.t() @ x.float()
-    grad_x = x.new_empty(0)
     if mask & 1:
         grad_x = kernels.gather_rows(torch.cat(du, 1), torch.cat(index, 1), W, False)
     empty = x.new_empty(0)

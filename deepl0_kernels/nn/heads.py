@@ -12,10 +12,32 @@ from ..ops import checks
 from . import initial
 
 
-@isolated()
-def _scores(a: Tensor, weight: Tensor) -> Tensor:
-    # Sums of p products decide between clusters: not under autocast's half precision.
-    return -(a.to(weight.dtype) @ weight.T)
+class _Scores(torch.autograd.Function):
+    """``-a W'``: sums of p products decide between clusters, not under autocast's half precision,
+    forward or backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    @isolated()
+    def forward(a: Tensor, weight: Tensor) -> Tensor:
+        return -(a.to(weight.dtype) @ weight.T)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @isolated()
+    def backward(ctx, grad):
+        a, weight = ctx.saved_tensors
+        grad_a = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_a = -(grad @ weight).to(a.dtype)
+        if ctx.needs_input_grad[1]:
+            rows = a.to(weight.dtype).reshape(-1, a.shape[-1])
+            grad_weight = -(grad.reshape(-1, grad.shape[-1]).T @ rows)
+        return grad_a, grad_weight
 
 
 class ClusterHead(nn.Module):
@@ -60,7 +82,7 @@ class ClusterHead(nn.Module):
                 f"a must have shape [..., code_size] = [..., {self.code_size}], "
                 f"got {checks.shape(a)}"
             )
-        return _scores(a, self.weight)
+        return _Scores.apply(a, self.weight)
 
     def forward(self, a: Tensor) -> Tensor:
         """Probabilities [..., clusters]; a row sums to 1."""

@@ -12,6 +12,8 @@ from torch import Tensor
 from ..reference.precision import accumulation_dtype
 
 _INT64_MAX = 2**63 - 1
+# torch.compile of torch 2.10 and 2.11 cannot ask which devices have autocast.
+_WITH_AUTOCAST = tuple(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "xpu")))
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -109,7 +111,7 @@ def _in_graph(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
 
 
@@ -187,4 +189,6 @@ def rows(tensor: Tensor) -> Tensor:
 
 
 def autocast_is_on(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return (
+        device in _WITH_AUTOCAST or torch.amp.is_autocast_available(device)
+    ) and torch.is_autocast_enabled(device)

@@ -15,7 +15,6 @@ Protocol, for each of the two problems (exactly m nonzeros; penalty lam ||a||_0)
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -31,8 +30,9 @@ from .._optional import require
 from ..solvers.step import safe_step
 from ..training import L0Regularized, MSparse, Problem
 from . import record
-from .metrics import prediction_error, reconstruction_error, support_error
-from .protocol import ITERATIONS, Protocol, Signals, describe, signals
+from .codes.protocol import ITERATIONS, Protocol, Signals, describe, signals
+from .drawing import BLUE, GREEN, GREY, RED, label, save, sheet, tidy
+from .scores import prediction_error, reconstruction_error, support_error
 from .timing import interleaved_medians, one_thread
 
 
@@ -111,13 +111,66 @@ def run(config: Config, out: Path, progress: bool = True) -> dict[str, Any]:
         "claim_holds": holds,
     }
     text = table(result)
-    from . import figure
-
-    for name, content in figure.draw(result).items():
+    for name, content in draw(result).items():
         write_atomically(out / name, content)
     write_atomically(out / "table.txt", text.encode())
     record.write_json(out / "record.json", result)
     return result
+
+
+def draw(result: dict[str, Any]) -> dict[str, bytes]:
+    """Error against time for both problems: ``figure.png`` and ``figure.svg``."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    figure, panels = sheet(1, len(result["problems"]), (5.25, 4.6), sharex=True, sharey=True)
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    for axes, problem in zip(panels, result["problems"].values(), strict=True):
+        rows = {row["method"]: row for row in problem["rows"]}
+        for start, color in (("zero", BLUE), ("l1", GREY)):
+            points = [
+                (row["microseconds"], row["prediction_error"], name.split()[1])
+                for name, row in rows.items()
+                if name.startswith("iterative") and name.endswith(start)
+            ]
+            axes.plot(*zip(*[p[:2] for p in points], strict=True), "o-", color=color, ms=6, lw=1.6)
+            for x, y, k in points:
+                label(axes, k, (x, y), color, (7, 3))
+            x, y, _ = points[0]
+            label(axes, f"iterative k\nfrom {start}", (x, y), color, (-8, 17), fontweight="bold")
+        for name, row in rows.items():
+            x, y = row["microseconds"], row["prediction_error"]
+            if name.startswith("encoder"):
+                axes.plot(x, y, "*", color=RED, ms=17, zorder=5)
+                label(
+                    axes, f"learned {name}\n{y:.2f} %", (x, y), RED, (-8, -12),
+                    va="top", fontweight="bold",
+                )  # fmt: skip
+            elif name.startswith("OMP"):
+                axes.plot(x, y, "D", color=GREEN, ms=7)
+                label(
+                    axes, name.replace(" (", "\n("), (x, y), GREEN, (0, 9),
+                    ha="center", fontweight="bold",
+                )  # fmt: skip
+        axes.axhline(problem["iterative_error"], color=BLUE, lw=0.8, ls=":", zorder=1)
+        axes.set(xscale="log", yscale="log", title=problem["name"])
+        axes.set_xlabel("microseconds per sample, one thread")
+        axes.margins(x=0.18, y=0.22)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(plain)
+            axis.set_minor_formatter(NullFormatter())
+        axes.set_axisbelow(True)
+        tidy(axes)
+    panels[0].set_ylabel("prediction error on held-out digits, %")
+    config, environment = result["config"], result["environment"]
+    figure.supxlabel(
+        f"p = {config['p']}, M = {config['m']}, lam = {config['lam']}, "
+        f"{result['data']['held_out_signals']} digits; {environment['machine']}, "
+        f"batch {config['timing_batch']}. Times from l1 include the l1 solution. "
+        "Dotted: ten iterations from zero.",
+        fontsize=8,
+        color="#555b66",
+    )
+    return save(figure, "figure")
 
 
 def table(result: dict[str, Any]) -> str:
@@ -229,9 +282,7 @@ def _problem(
             )
     seconds["evaluation"] = time.perf_counter() - clock
 
-    buffer = io.BytesIO()
-    torch.save({"D": D, "encoder": encoder.state_dict()}, buffer)
-    write_atomically(out / f"{problem.key}.pt", buffer.getvalue())
+    record.write_tensors(out / f"{problem.key}.pt", {"D": D, "encoder": encoder.state_dict()})
     by_name = {row.method: row for row in rows}
     encoder_error = by_name[f"encoder, K = {config.num_stages}"].prediction_error
     iterative_error = by_name["iterative 10 from zero"].prediction_error

@@ -1,4 +1,4 @@
-"""The record of a run: written whole or not at all."""
+"""What a run keeps: written whole or not at all, and named where it cannot be read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -67,8 +68,15 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
     write_atomically(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
 
 
+def write_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Tensors, and what holds them, as ``torch.save`` writes them."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
 def write_arrays(path: Path, arrays: Mapping[str, Tensor]) -> None:
-    """Tensors as a compressed .npz, whole or not at all."""
+    """Tensors as a compressed .npz."""
     np = require("numpy", "the figures of a run")
     buffer = io.BytesIO()
     plain: dict[str, Any] = {name: a.numpy(force=True) for name, a in arrays.items()}
@@ -76,58 +84,85 @@ def write_arrays(path: Path, arrays: Mapping[str, Tensor]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def read_arrays(path: Path) -> dict[str, Tensor]:
-    """What :func:`write_arrays` wrote; empty where there is no such file.
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever is wrong with the content of ``path`` becomes a ValueError that names it."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read: {error!r}; without it the command that wrote it makes it anew"
+        ) from error
 
-    Raises:
-        ValueError: the file cannot be read.
-    """
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """What :func:`write_tensors` wrote; a damaged file is a ValueError."""
+    with reading(path):
+        return torch.load(path, weights_only=True)
+
+
+def read_arrays(path: Path) -> dict[str, Tensor]:
+    """What :func:`write_arrays` wrote, empty where nothing is; a damaged file is a ValueError."""
     if not path.exists():
         return {}
     np = require("numpy", "the figures of a run")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: torch.from_numpy(file[name]) for name in file.files}
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as arrays: {error!r}") from error
+    with reading(path), np.load(path, allow_pickle=False) as file:
+        return {name: torch.from_numpy(file[name]) for name in file.files}
 
 
-def read_json(path: Path, keys: Collection[str], command: str) -> dict[str, Any]:
-    """The results that ``command`` wrote.
+def read_json(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
+    """What :func:`write_json` wrote.
 
     Raises:
-        FileNotFoundError: there are none.
-        ValueError: they cannot be read, or lack one of ``keys``.
+        FileNotFoundError: nothing did.
+        ValueError: it cannot be read, or lacks one of ``keys``.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} holds no {path.name}; run {command} first")
-    try:
-        results = json.loads(path.read_text())
-        lacks = set(keys) - set(results)
-    except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as results: {error!r}") from error
-    if lacks:
-        raise ValueError(f"{path} cannot be read as results: it lacks {', '.join(sorted(lacks))}")
-    return results
+        raise FileNotFoundError(f"{path.parent} holds no {path.name}; run deepl0 reproduce first")
+    with reading(path):
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise TypeError(f"a mapping is expected, not {type(found).__name__}")
+        if lacks := set(keys) - set(found):
+            raise KeyError(f"it lacks {', '.join(sorted(lacks))}")
+    return found
 
 
-def claim(path: Path, protocols: dict[str, Any]) -> None:
-    """Note what a folder's cells are computed by: those of different protocols must not meet.
+def agree(path: Path, protocols: dict[str, Any], write: bool) -> list[str]:
+    """The cells of a folder are those of these protocols: different ones must not meet.
 
     Args:
-        path: the note. protocols: the protocol, a dataclass, of each part of the run. Parts that
-            the note does not have are added.
+        path: the note of what they are computed by. protocols: that of each part of a run, a
+            dataclass. write: add the parts that the note does not have, which are returned.
 
     Raises:
-        ValueError: the folder holds a part by another protocol.
+        ValueError: the folder holds a part by another protocol, or the note cannot be read.
     """
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = read_json(path) if path.exists() else {}
+    new = [name for name in protocols if name not in known]
     for name, protocol in protocols.items():
         this = json.loads(json.dumps(asdict(protocol)))
-        before = known.setdefault(name, this)
+        with reading(path):
+            before = dict(known.setdefault(name, this))
         if changed := [key for key in this if before.get(key) != this[key]]:
             raise ValueError(
                 f"{path.parent} holds a run of another protocol ({name}: {', '.join(changed)} "
                 "differ); give another folder"
             )
-    write_json(path, known)
+    if write and new:
+        write_json(path, known)
+    return new
+
+
+def retract(path: Path, names: Collection[str], stems: Collection[str]) -> None:
+    """Take ``names`` from the note again, and with them what cells of these stems had begun."""
+    known = {name: protocol for name, protocol in read_json(path).items() if name not in names}
+    for stem in stems:
+        for begun in (path.parent / "cells" / "cache").glob(f"{stem}-p*-seed*"):
+            begun.unlink()
+    if known:
+        write_json(path, known)
+    else:
+        path.unlink()

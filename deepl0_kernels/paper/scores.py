@@ -1,4 +1,4 @@
-"""Scores of a classification, all from its confusion matrix, and of a clustering."""
+"""Scores: of predicted codes against optimal ones, of a classification, of a clustering."""
 
 from __future__ import annotations
 
@@ -8,12 +8,29 @@ from torch import Tensor
 from .._optional import require
 
 
+def prediction_error(a: Tensor, predicted: Tensor) -> float:
+    """``sum ||a - a_hat||^2 / sum ||a||^2`` in percent, over all samples."""
+    a, predicted = a.double(), predicted.double()
+    return 100 * ((a - predicted).square().sum() / a.square().sum()).item()
+
+
+def support_error(a: Tensor, predicted: Tensor) -> float:
+    """Mean number of positions where one code is zero and the other is not (Hamming)."""
+    return ((a != 0) != (predicted != 0)).sum(-1).double().mean().item()
+
+
+def reconstruction_error(x: Tensor, D: Tensor, code: Tensor) -> float:
+    """``sum ||x - D a||^2 / sum ||x||^2`` in percent, over all samples."""
+    x, D, code = x.double(), D.double(), code.double()
+    return 100 * ((x - code @ D.T).square().sum() / x.square().sum()).item()
+
+
 def confusion(y: Tensor, predicted: Tensor, classes: int) -> Tensor:
     """[classes, classes] int64: how often row's class was called column's."""
     return torch.bincount(y * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
-def scores(matrix: Tensor) -> dict[str, float]:
+def classification(matrix: Tensor) -> dict[str, float]:
     """Error, overall and average accuracy (mean over the classes that occur) in percent; kappa.
 
     Kappa (Cohen 1960) is the agreement beyond chance, 1 for none wrong, 0 for chance.

@@ -8,6 +8,11 @@
 Signals are taken as they are: ``lam`` is measured against their energy, and lam = 0.5 suits
 features of variance 1. ``m``, the number of nonzeros, does not depend on the scale. Everything is
 computed in the dtype of the training data, so float32 data halve time and memory.
+
+What ``set_params`` changes acts at the next ``fit``: a fitted estimator, and its file, stay what
+they are. Only ``sparse_output`` acts at once, and in ``partial_fit`` also ``lr``, ``batch_size``
+and ``random_state``; there a change of what the model is made of is refused by name. Autocast,
+grad mode, inference mode and the default dtype of PyTorch make no difference.
 """
 
 from __future__ import annotations

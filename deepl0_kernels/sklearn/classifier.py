@@ -20,16 +20,7 @@ class DeepL0Classifier(ClassifierMixin, DeepEstimator):
     """An encoder and a linear layer, trained end to end with the softmax cross-entropy.
 
     Args:
-        code_size: p; None: 2 n, or what the dictionary has.
-        m: nonzeros of a code (Deep M-Sparse); None: Deep l0-Regularized with ``lam``.
-        lam: of ``1/2 ||x - D a||^2 + lam ||a||_0``, without m.
-        num_stages: K. tied: one S and one theta for all stages.
-        grad: derivatives of the thresholds, without m: see :func:`deepl0_kernels.helu`.
-        dictionary: [p, n] to start from, a row an atom; None: learned in ``fit``.
-        dictionary_epochs, epochs, batch_size, lr: of the trainings (Adam, one-cycle rate).
-        min_steps: little data are passed over until so many steps are made.
-        sparse_output: SciPy CSR in place of dense codes.
-        random_state: of everything random.
+        {shared}
 
     Attributes:
         classes_: labels in ascending order.

@@ -28,16 +28,7 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
 
     Args:
         n_clusters: clusters.
-        code_size: p; None: 2 n, or what the dictionary has.
-        m: nonzeros of a code (Deep M-Sparse); None: Deep l0-Regularized with ``lam``.
-        lam: of ``1/2 ||x - D a||^2 + lam ||a||_0``, without m.
-        num_stages: K. tied: one S and one theta for all stages.
-        grad: derivatives of the thresholds, without m: see :func:`deepl0_kernels.helu`.
-        dictionary: [p, n] to start from, a row an atom; None: learned in ``fit``.
-        dictionary_epochs, epochs, batch_size, lr: of the trainings (Adam, one-cycle rate).
-        min_steps: little data are passed over until so many steps are made.
-        sparse_output: SciPy CSR in place of dense codes.
-        random_state: of everything random.
+        {shared}
         balance: weight of the entropy of the mean assignment.
         init: "kmeans", or [N] integers in 0 .. n_clusters - 1, the cluster of each signal that
             ``fit`` gets: those of ``sklearn.cluster.SpectralClustering``, say.
@@ -166,6 +157,6 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
 
     def _fresh_modules(self) -> dict[str, nn.Module]:
         modules = super()._fresh_modules()
-        encoder = modules["encoder_"]
         head = ClusterHead(len(self.components_), self._fitted["n_clusters"])
-        return {**modules, "network_": Clusters(encoder, head.to(encoder.W.dtype))}
+        head.to(torch.from_numpy(self.components_).dtype)
+        return {**modules, "network_": Clusters(modules["encoder_"], head)}

@@ -33,7 +33,7 @@ class IHTSparseCoder(SparseEstimator):
         n_features_in_, feature_names_in_: of the training data.
 
     Raises:
-        ValueError: from ``fit`` and ``transform``, an argument out of range, named with its value.
+        ValueError: from ``fit``, an argument out of range, named with its value.
 
     There is no ``partial_fit``: a dictionary that moves changes what all codes before it meant.
     Costs are those of :func:`deepl0_kernels.solvers.iht` and ``learn_dictionary``.

@@ -23,7 +23,27 @@ _SIGMA = 0.05
 
 
 class DeepEstimator(SparseEstimator):
-    """An encoder that starts from a dictionary and is trained for a task."""
+    """An encoder that starts from a dictionary and is trained for a task.
+
+    Args:
+        code_size: p; None: 2 n, or what the dictionary has.
+        m: nonzeros of a code (Deep M-Sparse); None: Deep l0-Regularized with ``lam``.
+        lam: of ``1/2 ||x - D a||^2 + lam ||a||_0``, without m.
+        num_stages: K. tied: one S and one theta for all stages.
+        grad: derivatives of the thresholds, without m: see :func:`deepl0_kernels.helu`.
+        dictionary: [p, n] to start from, a row an atom; None: learned in ``fit``.
+        dictionary_epochs, epochs, batch_size, lr: of the trainings (Adam, one-cycle rate).
+        min_steps: little data are passed over until so many steps are made.
+        sparse_output: SciPy CSR in place of dense codes.
+        random_state: of everything random.
+    """
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        """The subclass's docstring says ``{shared}`` where these parameters stand in it."""
+        super().__init_subclass__(**more)
+        if cls.__doc__ and DeepEstimator.__doc__:
+            shared = DeepEstimator.__doc__.partition("Args:\n")[2].strip()
+            cls.__doc__ = cls.__doc__.replace("{shared}", shared)
 
     encoder_: DeepL0Encoder | DeepMSparseEncoder
 
@@ -106,8 +126,8 @@ class DeepEstimator(SparseEstimator):
     def _check_unchanged(self) -> None:
         """Refuse parameters that ``partial_fit`` would have to change the fitted model for."""
         shape = self._shape()
-        for name in self._fitted.keys() | shape.keys():
-            was, now = self._fitted.get(name), shape.get(name)
+        for name, was in self._fitted.items():
+            now = shape.get(name)
             if was != now:
                 break
         else:

@@ -256,9 +256,9 @@ class DictionaryLearner:
         wanted = ("options", "update", "generator", "seen", "replaced", "idle", "used", "usage")
         if missing := [key for key in wanted if key not in state]:
             raise ValueError(f"state lacks {', '.join(missing)}; it has {', '.join(state)}")
+        refuse_differences("state", state["options"], self.options)
         p = self.options["p"]
         try:
-            refuse_differences("state", state["options"], self.options)
             # What was made in inference mode serves no training.
             state = tree_map_only(Tensor, torch.clone, state)
             D = state["update"]["D"]
@@ -276,7 +276,7 @@ class DictionaryLearner:
             )
         except KeyError as error:
             raise ValueError(f"state lacks {error} in update") from error
-        except (AttributeError, RuntimeError, TypeError) as error:
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"state is damaged: {error}") from error
         self._update, self.generator = update, generator
         self._seen, self._replaced = seen, replaced

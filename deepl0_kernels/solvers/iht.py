@@ -168,14 +168,16 @@ def _normalized(
     """The loop with the step of every row and iteration chosen anew."""
     D = loop.quadratic.D
     safe = steps.safe_step(D)
+    # From 0 the support is what one atom alone would gain by: the step of the longest.
+    alone = 1 / D.double().square().sum(0).max().item()
+    column = rows.new_full((1, 1), alone)
 
     def normalized(x, a, descent, state):
         # Blumensath and Davies 2010: exact line search on the support, then shrink while the
         # support changes by more than the step allows. Never below the step that is always safe.
         support = a != 0
         empty = ~support.any(1)
-        slope = descent[empty]
-        support[empty] = select(slope, slope.new_full((len(slope), 1), safe)) != 0
+        support[empty] = select(alone * descent[empty], column) != 0
         g = descent * support
         energy = (g @ D.T).square().sum(1)
         mu = torch.where(energy > 0, g.square().sum(1) / energy, safe)

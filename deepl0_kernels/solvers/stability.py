@@ -54,9 +54,7 @@ def support_margin(
     p = D.shape[1]
     mu = steps.safe_step(D) if step is None else steps.weight("step", step)
     a = code.to_dense() if isinstance(code, SparseCode) else code
-    checks.like("code", a, "x", x)
-    checks.has_shape("code", a, (*x.shape[:-1], p), "[..., p]")
-    a = a.detach().reshape(-1, p)
+    a = steps.codes("code", a, x, D)
     if lam is not None:
         theta = math.sqrt(2 * steps.weight("lam", lam) * mu)
         kept = a != 0

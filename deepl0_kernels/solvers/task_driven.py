@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 
 from .._isolation import isolated
 from .._optional import progress_bar
@@ -179,7 +179,11 @@ class TaskDrivenDictionary(nn.Module):
     @isolated()
     def forward(self, x: Tensor) -> Tensor:
         """Logits [..., classes]."""
-        return self.head(self.encode(x))
+        return self._logits(self.encode(x))
+
+    def _logits(self, a: Tensor) -> Tensor:
+        """Of codes, in float64: a backward that the caller runs under autocast stays what it is."""
+        return linear(a.double(), self.head.weight.double(), self.head.bias.double()).to(a.dtype)
 
     @isolated()
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
@@ -232,7 +236,7 @@ class TaskDrivenDictionary(nn.Module):
         )
 
         def objective() -> Tensor:
-            return cross_entropy(self.head(a), y) + self._penalty()
+            return cross_entropy(self._logits(a), y) + self._penalty()
 
         def closure() -> Tensor:
             optimizer.zero_grad()

@@ -167,8 +167,11 @@ class Unrolled(Update):
         for name in ("exp_avg", "exp_avg_sq"):
             if moments:
                 like(name, moments[name], self.D)
+        schedule = state["schedule"]
+        if (schedule is None) != (self.schedule is None):
+            raise ValueError(f"schedule must {'not ' * (self.schedule is not None)}be None")
         if self.schedule is not None:
-            self.schedule.load_state_dict(state["schedule"])
+            self.schedule.load_state_dict(schedule)
 
     def result(self) -> Tensor:
         D = super().result()  # projected up to rounding

@@ -98,21 +98,26 @@ def decode(values: Tensor, indices: Tensor, D: Tensor) -> Tensor:
 
 
 def decode_backward(
-    grad: Tensor, values: Tensor, indices: Tensor, D: Tensor
+    grad: Tensor, values: Tensor, indices: Tensor, D: Tensor, mask: int
 ) -> tuple[Tensor, Tensor]:
-    """Serves ``deepl0::decode_backward``: gradients in the values and in D."""
+    """Serves ``deepl0::decode_backward``: gradients in the values and in D, those in the mask."""
+    need_values, need_D = mask & 1, mask & 2
     grad, values, indices = grad.contiguous(), values.contiguous(), indices.contiguous()
     (rows, m), (n, p) = values.shape, D.shape
-    grad_values, grad_D = values.new_empty((rows, m)), gradient_of_matrix(D)
+    grad_values = values.new_empty((rows, m) if need_values else 0)
+    grad_D = gradient_of_matrix(D) if need_D else D.new_empty(0)
     if rows * m == 0:
         return grad_values, grad_D.zero_()
-    c = config("decode_backward", n)
-    atoms = with_contiguous_atoms(D, rows * m)
-    launch(
-        decode_bwd_kernel, (ceil_div(rows * m, c.rows),),
-        grad, indices, atoms, grad_values, rows * m, n, p, m, *atoms.stride(),
-        config=c, ENTRIES=c.rows, COLUMNS=c.columns,
-    )  # fmt: skip
+    if need_values:
+        c = config("decode_backward", n)
+        atoms = with_contiguous_atoms(D, rows * m)
+        launch(
+            decode_bwd_kernel, (ceil_div(rows * m, c.rows),),
+            grad, indices, atoms, grad_values, rows * m, n, p, m, *atoms.stride(),
+            config=c, ENTRIES=c.rows, COLUMNS=c.columns,
+        )  # fmt: skip
+    if not need_D:
+        return grad_values, grad_D
     # A row of the transpose is written at a time; a row-major D takes a copy of the result.
     by_atom = grad_D.t() if grad_D.t().is_contiguous() else grad_D.new_empty((p, n))
     unit_lists.combine(unit_lists.group(indices, values, p), grad, by_atom)

@@ -22,38 +22,42 @@ def chunks(batch: int, p: int, tiles: int, multiple: int) -> list[slice]:
 
 
 class DenseSums:
-    """The gradients in x, W and S that ``mask`` asks for, the others empty; those of the matrices
-    are summed in float32 over the chunks.
+    """The gradients in x, W and S, those in the mask; of the matrices summed in float32 over the
+    chunks.
 
     With ``keep_layout`` the gradient of a transposed view S is one, too.
     """
 
     def __init__(
-        self, x: Tensor, W: Tensor, S: Tensor | None, mask: int, keep_layout: bool = False
-    ) -> None:
+        self,
+        x: Tensor, W: Tensor, S: Tensor | None, mask: int, keep_layout: bool = False,
+    ) -> None:  # fmt: skip
         self.operands = x, W
-        self.mask = mask
+        self.need_x, self.need_W, self.need_total = mask & 1, mask & 2, bool(mask & 3)
         S = S if mask & 4 else None
+        self.need_S = S is not None
         self.transposed = keep_layout and S is not None and by_columns(S)
         float32: dict = dict(dtype=torch.float32, device=x.device)
-        self.x = x.new_empty(x.shape if mask & 1 else 0)
-        self.W = torch.zeros(W.shape if mask & 2 else 0, **float32)
+        self.x = x.new_empty(x.shape if self.need_x else 0)
+        self.W = torch.zeros(W.shape if self.need_W else 0, **float32)
         # If transposed, the gradient of S'.
         self.S = torch.zeros(0 if S is None else S.shape, **float32)
 
-    def add(self, rows: slice, total: Tensor, du: Tensor, z: Tensor) -> None:
-        """A chunk: ``total`` [rows, p] is du summed over the stages; du, z [K - 1, rows, p] go
-        together in the gradient of S."""
+    def add(self, rows: slice, total: Tensor | None, du: Tensor, z: Tensor | None) -> None:
+        """A chunk: ``total`` [rows, p] is du summed over the stages, None unless x or W needs it;
+        du, z [K - 1, rows, p] go together in the gradient of S, z None unless S needs it."""
         x, W = self.operands
-        if self.mask & 2:
+        if total is not None and self.need_W:
             self.W.addmm_(total.t(), x[rows].float())
-        if self.mask & 1:
+        if total is not None and self.need_x:
             self.x[rows] = total @ W.float()
+        if z is None:
+            return
         if self.transposed:
             du, z = z, du
         if self.S.dim() == 3:
             self.S.baddbmm_(du.transpose(1, 2), z)
-        elif self.S.dim() == 2:
+        else:
             self.S.addmm_(du.flatten(0, 1).t(), z.flatten(0, 1))
 
     def results(self) -> tuple[Tensor, Tensor, Tensor]:

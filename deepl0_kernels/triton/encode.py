@@ -55,19 +55,19 @@ def encode_top_m_backward(
     grad_values: Tensor, indices: Tensor, saved_values: Tensor, saved_indices: Tensor,
     x: Tensor, W: Tensor, S: Tensor | None, mask: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Serves ``deepl0::encode_top_m_backward``: what ``mask`` asks for, the others empty."""
+    """Serves ``deepl0::encode_top_m_backward``: gradients in x, W and S, those in the mask."""
     p, m = W.shape[0], grad_values.shape[1]
-    if grad_values.numel() > 0:
-        used = S if saved_values.shape[0] > 0 else None
+    empty = grad_values.numel() == 0
+    used = None if empty or saved_values.shape[0] == 0 else S
+    if not empty and mask & (7 if used is not None else 3):
         code = (t.contiguous() for t in (grad_values, indices, saved_values, saved_indices))
         grad_x, grad_W, grad_S = way_of_top_m(p, m).encode_top_m_backward(*code, x, W, used, mask)
     else:
-        used = None
-        grad_x, grad_W = (t.new_zeros(t.shape if mask & bit else 0) for t, bit in ((x, 1), (W, 2)))
-    if used is None:
+        grad_x = x.new_zeros(x.shape if mask & 1 else 0)
+        grad_W = x.new_zeros(W.shape if mask & 2 else 0)
         grad_S = x.new_empty(0)
-        if S is not None and mask & 4:
-            grad_S = gradient_of_matrix(S).zero_()
+    if used is None and S is not None and mask & 4:
+        grad_S = gradient_of_matrix(S).zero_()
     return grad_x, grad_W, grad_S
 
 
@@ -86,7 +86,11 @@ def encode_l0_backward(
     grad_z: Tensor, saved: Tensor, x: Tensor, W: Tensor, S: Tensor | None, theta: Tensor,
     sigma: float, kind: str, mask: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Serves ``deepl0::encode_l0_backward``: what ``mask`` asks for, the others empty."""
-    given = (t.contiguous() for t in (grad_z, saved))
+    """Serves ``deepl0::encode_l0_backward``: gradients in x, W, S and theta, those in the mask."""
+    used = S if saved.shape[0] > 1 else None
+    given = (grad_z.contiguous(), saved.contiguous(), x, W, used, theta.contiguous())
     way = way_of_l0(W, backward=True)
-    return way.encode_l0_backward(*given, x, W, S, theta.contiguous(), sigma, kind, mask)
+    grad_x, grad_W, grad_S, grad_theta = way.encode_l0_backward(*given, sigma, kind, mask)
+    if S is not None and used is None and mask & 4:
+        grad_S = S.new_zeros(S.shape)
+    return grad_x, grad_W, grad_S, grad_theta

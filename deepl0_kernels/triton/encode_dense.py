@@ -49,30 +49,31 @@ def encode_top_m_backward(
     grad_values: Tensor, indices: Tensor, saved_values: Tensor, saved_indices: Tensor,
     x: Tensor, W: Tensor, S: Tensor | None, mask: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients in x, W and S, in the dtype of x, empty where ``mask`` does not ask for them."""
+    """Gradients in x, W and S, those in the mask, in the dtype of x."""
     (steps, batch, _), p = saved_values.shape, W.shape[0]
+    need_x, need_W, need_S = mask & 1, mask & 2, mask & 4
     at = (*saved_indices, indices)
-    matrix = W.float()
-    grad_x = x.new_empty(x.shape if mask & 1 else 0)
-    grad_W = torch.zeros(W.shape if mask & 2 else 0, dtype=torch.float32, device=x.device)
+    matrix = W.float() if need_x else W
+    grad_x = x.new_empty(x.shape if need_x else 0)
+    grad_W = torch.zeros(W.shape if need_W else 0, dtype=torch.float32, device=x.device)
     S = None if S is None else S.float()
-    grad_S = x.new_empty(0)
-    if S is not None and mask & 4:
-        grad_S = gradient_of_matrix(S).zero_()
+    grad_S = x.new_empty(0) if S is None or not need_S else gradient_of_matrix(S).zero_()
     for rows in blocks(batch, p):
         du = unpool(grad_values[rows].float(), indices[rows], p)
         total = du
         for k in range(steps, 0, -1):
             assert S is not None
             below = at[k - 1][rows]
-            if mask & 4:
-                grad = stage_matrix(grad_S, k - 1)
-                grad.addmm_(du.t(), unpool(saved_values[k - 1, rows], below, p))
-            du = unpool((du @ stage_matrix(S, k - 1)).gather(1, below), below, p)
-            total = total + du
-        if mask & 2:
+            if need_S:
+                z = unpool(saved_values[k - 1, rows], below, p)
+                stage_matrix(grad_S, k - 1).addmm_(du.t(), z)
+            if k > 1 or need_x or need_W:
+                du = unpool((du @ stage_matrix(S, k - 1)).gather(1, below), below, p)
+            if need_x or need_W:
+                total = total + du
+        if need_W:
             grad_W.addmm_(total.t(), x[rows].float())
-        if mask & 1:
+        if need_x:
             grad_x[rows] = (total @ matrix).to(x.dtype)
     return grad_x, grad_W.to(x.dtype), grad_S.to(x.dtype)
 
@@ -98,23 +99,29 @@ def encode_l0_backward(
     grad_z: Tensor, saved: Tensor, x: Tensor, W: Tensor, S: Tensor | None, theta: Tensor,
     sigma: float, kind: str, mask: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients in x, W, S and theta, for float32; formulas in encode_tiles.py."""
-    grad_S = x.new_empty(0) if S is None or not mask & 4 else x.new_zeros(S.shape)
-    grad_theta = theta.new_zeros(theta.shape if mask & 8 else 0)
-    above, total = grad_z, torch.zeros_like(grad_z)
+    """Gradients in x, W, S and theta, those in the mask, for float32; formulas in
+    encode_tiles.py."""
+    need_x, need_W, need_S, need_theta = (mask & bit for bit in (1, 2, 4, 8))
+    need_total = mask & 3
+    grad_S = x.new_zeros(S.shape if S is not None and need_S else 0)
+    grad_theta = theta.new_zeros(theta.shape if need_theta else 0)
+    above, total = grad_z, torch.zeros_like(grad_z) if need_total else None
     for k in reversed(range(saved.shape[0])):
         here = stage_theta(theta, k)
-        both = 1 + 2 * bool(mask & 8)
-        du, of_theta = thresholds.threshold_backward(above, saved[k], here, sigma, kind, both)
-        if mask & 8:
+        wanted = (k > 0 or need_total > 0) | (2 if need_theta else 0)
+        if wanted:
+            du, of_theta = thresholds.threshold_backward(above, saved[k], here, sigma, kind, wanted)
+        if need_theta:
             stage_theta(grad_theta, k).add_(of_theta)
-        total += du
+        if total is not None:
+            total += du
         if k > 0:
             assert S is not None
-            if mask & 4:
+            if need_S:
                 z = thresholds.threshold(saved[k - 1], stage_theta(theta, k - 1), sigma, kind)
                 stage_matrix(grad_S, k - 1).addmm_(du.t(), z)
-            above = du @ stage_matrix(S, k - 1)
-    grad_x = total @ W if mask & 1 else x.new_empty(0)
-    grad_W = total.t() @ x if mask & 2 else W.new_empty(0)
+            if k > 1 or need_total or need_theta:
+                above = du @ stage_matrix(S, k - 1)
+    grad_x = total @ W if total is not None and need_x else x.new_empty(0)
+    grad_W = total.t() @ x if total is not None and need_W else W.new_empty(0)
     return grad_x, grad_W, grad_S, grad_theta

@@ -183,11 +183,12 @@ def encode_l0_fwd_kernel(
 def encode_top_m_bwd_kernel(
     grad_ptr, indices_ptr, saved_values_ptr, saved_indices_ptr, s_ptr, du_ptr, z_ptr,
     rows, batch, p, m, stages, s_stage, s_row, s_step,
-    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    ENTRIES: tl.constexpr,
+    TOTAL: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, ENTRIES: tl.constexpr,
 ):  # fmt: skip
-    """du [stages, rows, p] and z [stages - 1, rows, p], which come zeroed. At the end the first du
-    is the sum over the stages. Rows of a code are ``m`` apart, its stages ``batch m``."""
+    """du [stages, rows, p] and z [stages - 1, rows, p], which come zeroed; z may be None. At the
+    end the first du is the sum over the stages, or without TOTAL of no use. Rows of a code are
+    ``m`` apart, its stages ``batch m``."""
     r = tl.arange(0, ROWS)
     first_row = tl.program_id(0).to(tl.int64) * ROWS
     inside = first_row + r < rows
@@ -211,17 +212,21 @@ def encode_top_m_bwd_kernel(
         below_ptr = above_ptr - stage_size
         # The support of the stage below: its z, and ones where du goes.
         code_at = tl.cast(k - 1, tl.int64) * batch * m + first_row * m
-        below_z_ptr = z_ptr + (k - 1) * stage_size + first_row * p
+        if z_ptr is not None:
+            below_z_ptr = z_ptr + (k - 1) * stage_size + first_row * p
         for first in range(0, m, ENTRIES):
             at = r[:, None] * m + (first + entries)[None, :]
             given = inside[:, None] & (first + entries < m)[None, :]
             index = tl.load(saved_indices_ptr + code_at + at, mask=given, other=0).to(tl.int32)
-            value = tl.load(saved_values_ptr + code_at + at, mask=given, other=0.0)
+            if z_ptr is not None:
+                value = tl.load(saved_values_ptr + code_at + at, mask=given, other=0.0)
             tl.store(below_ptr + r[:, None] * p + index, 1.0, mask=given)
-            tl.store(below_z_ptr + r[:, None] * p + index, value, mask=given)
+            if z_ptr is not None:
+                tl.store(below_z_ptr + r[:, None] * p + index, value, mask=given)
+        length = p if TOTAL else tl.where(k == 1, 0, p)
         g = add_product(
             tl.zeros((ROWS, COLUMNS), tl.float32), above_ptr, r * p, inside, 1,
-            s_ptr + tl.cast(k - 1, tl.int64) * s_stage, columns * s_step, real, s_row, p,
+            s_ptr + tl.cast(k - 1, tl.int64) * s_stage, columns * s_step, real, s_row, length,
             DEPTH, PRECISION,
         )  # fmt: skip
         tl.debug_barrier()  # the ones are written
@@ -230,15 +235,16 @@ def encode_top_m_bwd_kernel(
         tl.store(below_ptr + tile_at, du, mask=here)
         tl.debug_barrier()
     # The sum over the stages, by slices: nothing of it is held over the products.
-    if stages > 1:
-        for first in range(0, p, ENTRIES):
-            some = first + entries
-            mask = inside[:, None] & (some < p)[None, :]
-            at = first_row * p + r[:, None] * p + some[None, :]
-            total = tl.load(du_ptr + at, mask=mask, other=0.0)
-            for k in range(1, stages):
-                total += tl.load(du_ptr + k * stage_size + at, mask=mask, other=0.0)
-            tl.store(du_ptr + at, total, mask=mask)
+    if TOTAL:  # noqa: SIM102 - known to the compiler, unlike the other
+        if stages > 1:
+            for first in range(0, p, ENTRIES):
+                some = first + entries
+                mask = inside[:, None] & (some < p)[None, :]
+                at = first_row * p + r[:, None] * p + some[None, :]
+                total = tl.load(du_ptr + at, mask=mask, other=0.0)
+                for k in range(1, stages):
+                    total += tl.load(du_ptr + k * stage_size + at, mask=mask, other=0.0)
+                tl.store(du_ptr + at, total, mask=mask)
 
 
 def encode_l0(
@@ -300,23 +306,24 @@ def encode_top_m_backward(
     grad_values: Tensor, indices: Tensor, saved_values: Tensor, saved_indices: Tensor,
     x: Tensor, W: Tensor, S: Tensor | None, mask: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients in x, W and S, in the dtype of x, empty where ``mask`` does not ask for them."""
+    """Gradients in x, W and S, those in the mask, in the dtype of x."""
     (batch, m), p, stages = grad_values.shape, W.shape[0], saved_values.shape[0] + 1
     sums = dense_sums.DenseSums(x, W, S, mask, keep_layout=True)
     s, strides = matrix_and_strides(x, None if S is None else within_32_bits(S))
     mode = precision(torch.float32, s)
     c = whole_rows(mode, p)
     codes = (grad_values, indices, saved_values, saved_indices)
-    for rows in dense_sums.chunks(batch, p, 2 * stages - 1, c.rows):
+    size = 2 * stages - 1 if sums.need_S else stages
+    for rows in dense_sums.chunks(batch, p, size, c.rows):
         count = rows.stop - rows.start
-        tiles = torch.zeros((2 * stages - 1, count, p), dtype=torch.float32, device=x.device)
-        du, z = tiles[:stages], tiles[stages:]
+        tiles = torch.zeros((size, count, p), dtype=torch.float32, device=x.device)
+        du, z = tiles[:stages], tiles[stages:] if sums.need_S else None
         given = (t[rows] if t.dim() == 2 else t[:, rows] for t in codes)
         launch(
             encode_top_m_bwd_kernel, (ceil_div(count, c.rows),), *given, s, du, z,
             count, batch, p, m, stages, *strides,
-            config=c, PRECISION=mode,
+            config=c, TOTAL=sums.need_total, PRECISION=mode,
             ROWS=c.rows, COLUMNS=padded(p), DEPTH=c.depth, ENTRIES=min(64, padded(p)),
         )  # fmt: skip
-        sums.add(rows, du[0], du[1:], z)
+        sums.add(rows, du[0] if sums.need_total else None, du[1:], z)
     return sums.results()

@@ -267,22 +267,23 @@ def encode_top_m_backward(
     grad_values: Tensor, indices: Tensor, saved_values: Tensor, saved_indices: Tensor,
     x: Tensor, W: Tensor, S: Tensor | None, mask: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients in x, W and S, in the dtype of x, empty where ``mask`` does not ask for them."""
+    """Gradients in x, W and S, those in the mask, in the dtype of x."""
     (steps, batch, m), (p, n) = saved_values.shape, W.shape
+    need_x, need_W, need_S = mask & 1, mask & 2, mask & 4
     at = torch.cat((saved_indices, indices[None]))
     du = torch.empty(at.shape, dtype=torch.float32, device=x.device)
     du[steps] = grad_values
     grad_S = x.new_empty(0)
     if S is not None:
-        for k in range(steps, 0, -1):
+        for k in range(steps, 0 if need_x or need_W else 1, -1):
             product_on_support(du[k], at[k], stage_matrix(S, k - 1), at[k - 1], du[k - 1])
-        if mask & 4:
+        if need_S:
             grad_S = grad_of_steps(S, at, du, saved_values)
-    grad_W = W.new_empty((p, n) if mask & 2 else 0)
-    if mask & 2:
+    grad_W = W.new_empty((p, n) if need_W else 0)
+    if need_W:
         unit_lists.combine(unit_lists.group(at.view(-1, m), du, p, rows=batch), x, grad_W)
-    grad_x = x.new_empty((batch, n) if mask & 1 else 0)
-    if mask & 1:  # the entries of all stages in one row
+    grad_x = x.new_empty((batch, n) if need_x else 0)
+    if need_x:  # the entries of all stages in one row
         values, units = (t.transpose(0, 1).reshape(batch, -1).contiguous() for t in (du, at))
         gather_sum(values, units, W.t(), grad_x)
     return grad_x, grad_W, grad_S

@@ -34,34 +34,39 @@ def encode_l0_bwd_kernel(
 ):  # fmt: skip
     """One stage: g is grad_z (FIRST: the last stage) or du of the stage above times S; then
     du = g h'(u), added to the sum over the stages, z = h(u), and the sums of g dh/dtheta over the
-    rows of the tile."""
+    rows of the tile; each unless its pointer is None. Without du there is neither sum."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
     inside = row < rows
     real = columns < p
     here = inside[:, None] & real[None, :]
     at = row[:, None] * p + columns[None, :]
-    if FIRST:
-        g = tl.load(above_ptr + at, mask=here, other=0.0).to(tl.float32)
-    else:
-        g = add_product(
-            tl.zeros((ROWS, COLUMNS), tl.float32), above_ptr, row * p, inside, 1,
-            s_ptr, columns * s_step, real, s_row, p, DEPTH, PRECISION,
-        )  # fmt: skip
+    if du_ptr is not None:
+        if FIRST:
+            g = tl.load(above_ptr + at, mask=here, other=0.0).to(tl.float32)
+        else:
+            g = add_product(
+                tl.zeros((ROWS, COLUMNS), tl.float32), above_ptr, row * p, inside, 1,
+                s_ptr, columns * s_step, real, s_row, p, DEPTH, PRECISION,
+            )  # fmt: skip
     u = tl.load(u_ptr + at, mask=here, other=0.0)
     theta = tl.load(theta_ptr + columns * theta_step, mask=real, other=1.0)[None, :]
-    d_u, d_theta = threshold_derivatives(u, theta, sigma, KIND, RAMP)
-    du = g * d_u
-    tl.store(du_ptr + at, du, mask=here)
-    if FIRST:
-        tl.store(total_ptr + at, du, mask=here)
-    else:
-        total = tl.load(total_ptr + at, mask=here, other=0.0)
-        tl.store(total_ptr + at, total + du, mask=here)
+    if du_ptr is not None:
+        d_u, d_theta = threshold_derivatives(u, theta, sigma, KIND, RAMP)
+        du = g * d_u
+        tl.store(du_ptr + at, du, mask=here)
+    if total_ptr is not None:
+        if not FIRST:
+            total = tl.load(total_ptr + at, mask=here, other=0.0)
+            tl.store(total_ptr + at, total + du, mask=here)
+        else:
+            tl.store(total_ptr + at, du, mask=here)
+    if z_ptr is not None:
         z = apply_threshold(u, theta, sigma, KIND, RAMP)
         tl.store(z_ptr + at, z, mask=here)
-    sums = tl.sum(tl.where(here, g * d_theta, 0.0), axis=0)
-    tl.store(partial_ptr + tl.program_id(0).to(tl.int64) * p + columns, sums, mask=real)
+    if partial_ptr is not None:
+        sums = tl.sum(tl.where(here, g * d_theta, 0.0), axis=0)
+        tl.store(partial_ptr + tl.program_id(0).to(tl.int64) * p + columns, sums, mask=real)
 
 
 def encode_l0(
@@ -92,39 +97,41 @@ def encode_l0_backward(
     grad_z: Tensor, saved: Tensor, x: Tensor, W: Tensor, S: Tensor | None, theta: Tensor,
     sigma: float, kind: str, mask: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients in x, W, S and theta, empty where ``mask`` does not ask for them."""
+    """Gradients in x, W, S and theta, those in the mask."""
     stages, batch, p = saved.shape
-    sums = DenseSums(x, W, S, mask)
+    sums, need_theta = DenseSums(x, W, S, mask), mask & 8
     s, (_, s_row, s_step) = matrix_and_strides(x, S)
     c = config("encode_l0_backward", p)
-    # Summed over the rows of a tile here, over the tiles and stages in float64 below.
-    partial = torch.empty(
-        (stages, ceil_div(batch, c.rows), p), dtype=torch.float32, device=x.device
-    )
-    slices = chunks(batch, p, 2 * stages, c.rows)
-    buffer = torch.empty(
-        (2 * stages, slices[0].stop if slices else 0, p), dtype=torch.float32, device=x.device
-    )
+    float32: dict = dict(dtype=torch.float32, device=x.device)
+    partial = None
+    if need_theta:  # summed over the rows of a tile here, over tiles and stages in float64 below
+        partial = torch.empty((stages, ceil_div(batch, c.rows), p), **float32)
+    # du of the stages, their sum, z of all but the last.
+    size = stages + sums.need_total + (stages - 1 if sums.need_S else 0)
+    slices = chunks(batch, p, size, c.rows)
+    buffer = torch.empty((size, slices[0].stop if slices else 0, p), **float32)
     for rows in slices:
         count = rows.stop - rows.start
-        # du of the stages, their sum, z of all but the last.
-        tiles = buffer.view(-1)[: 2 * stages * count * p].view(2 * stages, count, p)
-        du, total, z = tiles[:stages], tiles[stages], tiles[stages + 1 :]
+        tiles = buffer.view(-1)[: size * count * p].view(size, count, p)
+        du, total = tiles[:stages], tiles[stages] if sums.need_total else None
+        z = tiles[stages + sums.need_total :] if sums.need_S else None
         for k in reversed(range(stages)):
             last = k + 1 == stages
-            step = stage_matrix(s, k) if S is not None and not last else s
             t = stage_theta(theta, k)
             launch(
                 encode_l0_bwd_kernel, (ceil_div(count, c.rows), ceil_div(p, c.columns)),
-                grad_z[rows] if last else du[k + 1], saved[k, rows], step, t,
-                du[k], total, None if last else z[k], partial[k, rows.start // c.rows :],
+                grad_z[rows] if last else du[k + 1], saved[k, rows],
+                s if S is None or last else stage_matrix(s, k), t,
+                du[k] if k > 0 or sums.need_total or need_theta else None, total,
+                None if z is None or last else z[k],
+                None if partial is None else partial[k, rows.start // c.rows :],
                 count, p, sigma, s_row, s_step, t.dim(),
                 config=c, KIND=kind, RAMP=sigma > 0, FIRST=last,
                 PRECISION=precision(torch.float32, s),
                 ROWS=c.rows, COLUMNS=c.columns, DEPTH=c.depth,
             )  # fmt: skip
         sums.add(rows, total, du[1:], z)
-    if not mask & 8:
+    if partial is None:
         return *sums.results(), theta.new_empty(0)
     each = partial.sum(1, dtype=torch.float64)
     grad_theta = (each, each.sum(0), each.sum())[2 - theta.dim()]

@@ -85,10 +85,12 @@ def threshold_bwd_kernel(
         u = tl.load(u_ptr + at, mask=inside, other=0.0).to(tl.float32)
         grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
         d_u, d_theta = threshold_derivatives(u, theta[None, :], sigma, KIND, RAMP)
-        tl.store(grad_u_ptr + at, (grad * d_u).to(grad_u_ptr.dtype.element_ty), mask=inside)
+        if grad_u_ptr is not None:
+            tl.store(grad_u_ptr + at, (grad * d_u).to(grad_u_ptr.dtype.element_ty), mask=inside)
         sums += tl.sum(grad * d_theta, axis=0)
-    out = partial_ptr + tl.program_id(0).to(tl.int64) * p + columns
-    tl.store(out, sums, mask=columns < p)
+    if partial_ptr is not None:
+        out = partial_ptr + tl.program_id(0).to(tl.int64) * p + columns
+        tl.store(out, sums, mask=columns < p)
 
 
 def threshold(u: Tensor, theta: Tensor, sigma: float, kind: str) -> Tensor:
@@ -106,24 +108,25 @@ def threshold(u: Tensor, theta: Tensor, sigma: float, kind: str) -> Tensor:
 
 
 def threshold_backward(
-    grad_out: Tensor, u: Tensor, theta: Tensor, sigma: float, kind: str, mask: int = 3
+    grad_out: Tensor, u: Tensor, theta: Tensor, sigma: float, kind: str, mask: int
 ) -> tuple[Tensor, Tensor]:
-    """Serves ``deepl0::threshold_backward``: gradients in u and theta, empty where not wanted."""
+    """Serves ``deepl0::threshold_backward``: gradients in u and theta, those in the mask."""
+    need_u, need_theta = mask & 1, mask & 2
     grad_out, u, theta = grad_out.contiguous(), u.contiguous(), theta.contiguous()
     n, p = _rows(u)
-    grad_u = torch.empty_like(u)
+    grad_u = u.new_empty(u.shape if need_u else 0)
     c = config("threshold_backward", p)
     chunk = c.rows * max(1, ceil_div(n, c.rows * _CHUNKS))
     chunks = ceil_div(n, chunk)
-    partial = torch.empty(chunks, p, dtype=torch.float32, device=u.device)
+    partial = None
+    if need_theta:
+        partial = torch.empty(chunks, p, dtype=torch.float32, device=u.device)
     launch(
         threshold_bwd_kernel, (chunks, ceil_div(p, c.columns)),
-        grad_out, u, theta, grad_u, partial, n, p, theta.dim(), sigma, chunk,
+        grad_out, u, theta, grad_u if need_u else None, partial, n, p, theta.dim(), sigma, chunk,
         config=c, KIND=kind, RAMP=sigma > 0, ROWS=c.rows, COLUMNS=c.columns,
     )  # fmt: skip
-    if not mask & 1:
-        grad_u = u.new_empty(0)
-    if not mask & 2:
+    if partial is None:
         return grad_u, theta.new_empty(0)
     sums = partial.sum(0, dtype=torch.float64)
     return grad_u, (sums if theta.dim() else sums.sum()).to(theta.dtype)

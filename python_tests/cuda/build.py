@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 SOURCES = ("top_m", "encode", "decode", "transpose", "unit_lists")
 ARCH = "80"
+# What the bindings of the CUDA kernels share with those of the CPU's.
+SHARED = ("torch/bindings.h", "torch/bindings.cpp", "torch/shim.h", "torch/shim.cpp")
 
 
 class Emulated(NamedTuple):
@@ -34,7 +36,7 @@ def toolkit() -> cuda_toolkit.Toolkit | None:
 def inputs() -> list[Path]:
     folders = ("cuda", "torch/cuda")
     found = [p for f in folders for p in sorted((CSRC / f).iterdir()) if p.is_file()]
-    shared = ("tests/cuda_emulator.cpp", "torch/bindings.h", "torch/bindings.cpp")
+    shared = ("tests/cuda_emulator.cpp", *SHARED)
     return [*found, *(CSRC / name for name in shared), Path(__file__)]
 
 
@@ -80,7 +82,8 @@ def compile_all(folder: Path) -> None:
             "--keep", "--keep-dir", folder, "-Xcompiler", "-fPIC,-O1", f"-I{CSRC}",
             "-c", CSRC / "cuda" / f"{name}.cu", "-o", objects[-1],
         )  # fmt: skip
-    host = [*sorted((CSRC / "torch/cuda").glob("*.cpp")), CSRC / "torch/bindings.cpp"]
+    shared = [CSRC / name for name in SHARED if name.endswith(".cpp")]
+    host = [*sorted((CSRC / "torch/cuda").glob("*.cpp")), *shared]
     for source in [*host, CSRC / "tests/cuda_emulator.cpp"]:
         objects.append(f"{source.parent.name}_{source.stem}.o")
         run(

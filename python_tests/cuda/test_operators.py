@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 
 import pytest
 import torch
@@ -138,18 +139,20 @@ def test_operators_pass_opcheck(device):
     opcheck(torch.ops.deepl0.top_m.default, (x.to(device), 2), test_utils=tests)
     opcheck(torch.ops.deepl0.keep_top_m.default, (x.to(device), 2), test_utils=tests)
     args = tuple(t.to(device) for t in (x, W, S))
+    opcheck(torch.ops.deepl0.encode_top_m.default, (*args, 3, 2), test_utils=tests)
     opcheck(torch.ops.deepl0.encode_top_m_saving.default, (*args, 3, 2), test_utils=tests)
     values, indices, saved, before = torch.ops.deepl0.encode_top_m_saving(*args, 3, 2)
-    for s in (args[2], args[2].t()):
+    for s, mask in itertools.product((args[2], args[2].t()), range(8)):
         opcheck(
             torch.ops.deepl0.encode_top_m_backward.default,
-            (values, indices, saved, before, *args[:2], s, 7), test_utils=tests,
+            (values, indices, saved, before, *args[:2], s, mask), test_utils=tests,
         )  # fmt: skip
     D = W.t().to(device)
     for d in (D, D.contiguous()):
         opcheck(torch.ops.deepl0.decode.default, (values, indices, d), test_utils=tests)
-        opcheck(torch.ops.deepl0.decode_backward.default, (args[0], values, indices, d, 3),
-                test_utils=tests)  # fmt: skip
+        for mask in range(4):
+            opcheck(torch.ops.deepl0.decode_backward.default, (args[0], values, indices, d, mask),
+                    test_utils=tests)  # fmt: skip
 
 
 def test_nan_is_never_lost(device):

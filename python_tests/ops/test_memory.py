@@ -61,8 +61,8 @@ FIXED = 48 * MIB
 
 
 def test_a_training_step_of_encode_top_m_keeps_to_the_sparse_codes():
-    # K codes of (int64, float32), and in the backward (csrc/torch/encode_top_m_backward.cpp), for every
-    # entry: an int32 index, du, and the lists by step (row, coefficient) and of the total (row,
+    # K codes of (int64, float32), and in csrc/torch/encode_top_m_backward.cpp, for every entry: an
+    # int32 index, du, and the lists by step (row, coefficient) and of the total (row,
     # coefficient); the grad of the values and its copy. Together < 3 times 12 bytes an entry.
     gradients = 4 * (P * N + P * P)
     measured = rise("encode")

@@ -11,14 +11,23 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from bench import classification as page
 from deepl0_kernels import cli, scenes
-from deepl0_kernels.paper import grid, record, report
-from deepl0_kernels.paper.classification import PROTOCOLS, cells, systems, write
+from deepl0_kernels._files import filled
+from deepl0_kernels.paper import record, report
+from deepl0_kernels.paper.classification import study as cells
+from deepl0_kernels.paper.classification import systems
 from deepl0_kernels.paper.classification.data import labelled
-from deepl0_kernels.paper.classification.systems import DEEP_L0, DEEP_M, METHODS
-from deepl0_kernels.paper.scores import confusion, scores
+from deepl0_kernels.paper.classification.protocol import PROTOCOLS
+from deepl0_kernels.paper.classification.study import Classification
+from deepl0_kernels.paper.classification.systems import METHODS
+from deepl0_kernels.paper.deep import DEEP_L0, DEEP_M, SPARSITIES
+from deepl0_kernels.paper.pages import classification as page
+from deepl0_kernels.paper.pages import name_of
+from deepl0_kernels.paper.scores import classification as scores
+from deepl0_kernels.paper.scores import confusion
+from deepl0_kernels.paper.study import Job
 
+STUDY = Classification()
 TINY = replace(
     PROTOCOLS["table4"].quickened(),
     digits=600,
@@ -33,8 +42,8 @@ TINY = replace(
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("classification")
-    results = cells.run({"table4": TINY}, [40], [0], out, progress=False)
-    write(results, out)
+    results = STUDY.run({"table4": TINY}, [40], [0], out, progress=False)
+    report.write(out)
     return out, results
 
 
@@ -70,7 +79,7 @@ def test_every_method_learns(run):
         assert matrix.sum() == 300
         assert cell["overall_accuracy"] == pytest.approx(matrix.trace().item() / 3)
     nonzeros = {cell["method"]: cell["nonzeros"] for cell in results["cells"]}
-    for m in systems.SPARSITIES:
+    for m in SPARSITIES:
         assert nonzeros[DEEP_M.format(m)] == m
     with (out / "classification.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -86,9 +95,9 @@ def test_a_run_goes_on_where_it_stopped(run, monkeypatch):
     kept = json.loads(lost.read_text())
     lost.unlink()
     calls = []
-    real = cells.cell
-    monkeypatch.setattr(cells, "cell", lambda *a: calls.append(a[1]) or real(*a))
-    again = cells.run({"table4": TINY}, [40], [0], out, progress=False)
+    real = Classification.cell
+    monkeypatch.setattr(Classification, "cell", lambda *a: calls.append(a[2]) or real(*a))
+    again = STUDY.run({"table4": TINY}, [40], [0], out, progress=False)
     assert calls == [DEEP_L0]
     # The cell does not depend on those before it.
     found = json.loads(lost.read_text())
@@ -96,7 +105,7 @@ def test_a_run_goes_on_where_it_stopped(run, monkeypatch):
     assert found["loss"] == kept["loss"]
     assert again["claims"] == results["claims"]
     with pytest.raises(ValueError, match=r"another protocol \(table4: epochs differ\)"):
-        cells.run({"table4": replace(TINY, epochs=6)}, [40], [0], out)
+        STUDY.run({"table4": replace(TINY, epochs=6)}, [40], [0], out)
 
 
 def test_test_labels_and_signals_are_for_scoring_alone(run, monkeypatch):
@@ -107,7 +116,7 @@ def test_test_labels_and_signals_are_for_scoring_alone(run, monkeypatch):
         return replace(data, x_test=-data.x_test, y_test=data.y_test.flip(0))
 
     monkeypatch.setattr(cells, "labelled", other)
-    found = cells.cell("table4", DEEP_M.format(10), 40, cells.Problems(TINY, 0, False))
+    found = STUDY.cell("table4", DEEP_M.format(10), 40, Job(TINY, 0))
     kept = next(x for x in results["cells"] if x["method"] == DEEP_M.format(10))
     assert found["loss"] == kept["loss"]
     assert found["training_error"] == kept["training_error"]
@@ -125,7 +134,7 @@ def test_indian_pines(data_dir, monkeypatch):
     torch.testing.assert_close(data.x.mean(0), torch.zeros(400), atol=1e-3, rtol=0)
     torch.testing.assert_close(data.x.std(0), torch.ones(400), atol=1e-3, rtol=0)
     assert len(data.x) + len(data.x_test) == 10249
-    found = cells.cell("table5", DEEP_M.format(20), 64, cells.Problems(protocol, 0, False))
+    found = STUDY.cell("table5", DEEP_M.format(20), 64, Job(protocol, 0))
     assert len(found["confusion"]) == 16
     # The largest class alone leaves 76 % of errors.
     assert found["error"] < 60
@@ -181,7 +190,7 @@ def test_claims_are_judged_by_the_means():
 
     errors = {systems.TDSC: (1, 1), systems.TUNED_LISTA: (2, 4), DEEP_L0: (1, 5)}
     errors |= {DEEP_M.format(m): (e, e) for m, e in ((10, 9), (20, 1), (30, 3))}
-    found = cells.claims(["table5"], seen(errors), [128])
+    found = STUDY.claims(["table5"], seen(errors), [128])
     assert [(x["holds"], x["seeds_holding"]) for x in found] == [(False, 1), (True, 2), (True, 1)]
     assert found[1]["better"] == 1
 
@@ -246,29 +255,31 @@ def test_tuning_goes_on_and_looks_at_no_test_pixel(tmp_path, monkeypatch, data_d
     whole = labelled(replace(PROTOCOLS["table5"], fraction=0.05), 0)
     assert len(seen[0].x) + len(seen[0].x_test) == len(whole.x)
     assert "| m_sparse_lr = 0.01, epochs = 4" in page.tuning(found)
-    monkeypatch.setattr(cells, "cell", lambda *a: pytest.fail("the trial is there already"))
+    monkeypatch.setattr(
+        Classification, "cell", lambda *a: pytest.fail("the trial is there already")
+    )
     page.tune(progress=False)
 
 
 def test_the_page_is_drawn_from_its_record():
     text = page.PAGE.read_text()
-    assert page.page(text) == text
+    assert filled(text, page.parts()) == text
     for name in page.DRAWN:
         assert f"(figures/classification-{name})" in text
-        assert (page.reproduction.DOCS / "figures" / f"classification-{name}").is_file()
+        assert (page.DOCS / "figures" / f"classification-{name}").is_file()
     # The figures are of a run that the table holds.
-    results = grid.read(page.RECORD / "table5.json")
+    results = STUDY.read(page.RECORD, "table5")
     errors = {(c["method"], c["p"], c["seed"]): c["error"] for c in results["cells"]}
-    for cell in cells.read(page.FIGURES)["cells"]:
+    for cell in STUDY.read(page.FIGURES)["cells"]:
         assert cell["error"] == errors[cell["method"], cell["p"], cell["seed"]]
 
 
 def test_records_are_what_their_names_say():
     for table, variants in page.SHOWN.items():
         for name in variants:
-            results = grid.read(page.RECORD / f"{name}.json")
+            results = STUDY.read(page.RECORD, name)
             ran = results["protocols"][table]
-            assert page.reproduction.name_of(table, PROTOCOLS[table], variants, ran) == name
+            assert name_of(table, PROTOCOLS[table], variants, ran) == name
             assert results["sizes"] == [128, 256, 512]
 
 
@@ -280,4 +291,4 @@ def test_a_run_is_taken_for_the_figures_of_the_page(tmp_path, monkeypatch):
         taken, there = (record.read_arrays(f) for f in (tmp_path / "taken/cells" / path.name, path))
         assert set(taken) == set(page.ARRAYS) == set(there)
         assert all(torch.equal(taken[key], there[key]) for key in there)
-    assert cells.read(tmp_path / "taken") == cells.read(kept)
+    assert STUDY.read(tmp_path / "taken") == STUDY.read(kept)

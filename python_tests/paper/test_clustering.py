@@ -11,17 +11,23 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from bench import clustering as bench_page
-from bench.reproduction import name_of
 from deepl0_kernels import cli, images
-from deepl0_kernels.paper import grid, report
+from deepl0_kernels._files import filled
+from deepl0_kernels.paper import report
 from deepl0_kernels.paper.claims import verdicts
-from deepl0_kernels.paper.clustering import PROTOCOLS, cells, data, systems, write
-from deepl0_kernels.paper.clustering.systems import DEEP_L0, DEEP_M, LEARNED, METHODS, TAGNET
-from deepl0_kernels.paper.grid import Problems
+from deepl0_kernels.paper.clustering import data, systems
+from deepl0_kernels.paper.clustering import study as cells
+from deepl0_kernels.paper.clustering.protocol import PROTOCOLS
+from deepl0_kernels.paper.clustering.study import Clustering
+from deepl0_kernels.paper.clustering.systems import LEARNED, METHODS, TAGNET
+from deepl0_kernels.paper.deep import DEEP_L0, DEEP_M, SPARSITIES
+from deepl0_kernels.paper.pages import clustering as page
+from deepl0_kernels.paper.pages import name_of
 from deepl0_kernels.paper.scores import clustering
+from deepl0_kernels.paper.study import Job
 from deepl0_kernels.solvers import eigengap, graph_laplacian, knn_affinity
 
+STUDY = Clustering()
 TINY = replace(PROTOCOLS["table6"].quickened(), every=9, dictionary_epochs=2, size=8)
 
 
@@ -30,8 +36,8 @@ def run(tmp_path_factory, data_dir):
     out = tmp_path_factory.mktemp("clustering")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEEPL0_DATA", str(data_dir))
-        results = cells.run({"table6": TINY}, [40], [0], out, progress=False)
-    write(results, out)
+        results = STUDY.run({"table6": TINY}, [40], [0], out, progress=False)
+    report.write(out)
     return out, results
 
 
@@ -64,7 +70,7 @@ def test_every_method_clusters(run):
             # That of Deep l0-Regularized rises when its ramp gets steeper.
             assert cell["loss"][-1] < cell["loss"][0]
     nonzeros = {cell["method"]: cell["nonzeros"] for cell in results["cells"]}
-    for m in systems.SPARSITIES:
+    for m in SPARSITIES:
         assert nonzeros[DEEP_M.format(m)] == m
     with (out / "clustering.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -82,9 +88,9 @@ def test_no_label_reaches_a_system(run, monkeypatch, data_dir):
     real = images.coil20()
     shuffled = real.y[torch.randperm(len(real.y))]
     monkeypatch.setattr(images, "coil20", lambda: images.Images(real.x, shuffled))
-    problems = Problems(TINY, 0, False)
+    job = Job(TINY, 0)
     for kept in results["cells"]:
-        found = cells.cell("table6", kept["method"], 40, problems)
+        found = STUDY.cell("table6", kept["method"], 40, job)
         assert found["labels"] == kept["labels"], kept["method"]
         assert found["loss"] == kept["loss"]
         assert found["embedding"] == kept["embedding"]
@@ -98,12 +104,12 @@ def test_labels_are_read_after_the_clusters(run, monkeypatch, data_dir):
     def refuse(protocol):
         raise AssertionError("labels were read")
 
-    monkeypatch.setattr(cells, "classes", refuse)
-    problems = Problems(TINY, 1, False)
-    found, _ = cells.assign("table6", DEEP_M.format(20), 40, data.signals(TINY), problems)
+    monkeypatch.setattr(data, "classes", refuse)
+    job = Job(TINY, 1)
+    found, _ = cells.assign("table6", DEEP_M.format(20), 40, data.signals(TINY), job)
     assert len(found.labels) == 160
     with pytest.raises(AssertionError, match="labels were read"):
-        cells.cell("table6", DEEP_M.format(20), 40, problems)
+        STUDY.cell("table6", DEEP_M.format(20), 40, job)
 
 
 def test_a_run_goes_on_where_it_stopped(run, monkeypatch, data_dir):
@@ -114,16 +120,16 @@ def test_a_run_goes_on_where_it_stopped(run, monkeypatch, data_dir):
     kept = json.loads(lost.read_text())
     lost.unlink()
     calls = []
-    real = cells.cell
-    monkeypatch.setattr(cells, "cell", lambda *a: calls.append(a[1]) or real(*a))
-    again = cells.run({"table6": TINY}, [40], [0], out, progress=False)
+    real = Clustering.cell
+    monkeypatch.setattr(Clustering, "cell", lambda *a: calls.append(a[2]) or real(*a))
+    again = STUDY.run({"table6": TINY}, [40], [0], out, progress=False)
     assert calls == [DEEP_L0]
     # The cell does not depend on those before it.
     found = json.loads(lost.read_text())
     assert found["labels"] == kept["labels"]
     assert again["claims"] == results["claims"]
     with pytest.raises(ValueError, match=r"another protocol \(table6: epochs differ\)"):
-        cells.run({"table6": replace(TINY, epochs=6)}, [40], [0], out)
+        STUDY.run({"table6": replace(TINY, epochs=6)}, [40], [0], out)
 
 
 def test_signals_have_equal_norms(data_dir, monkeypatch):
@@ -151,7 +157,7 @@ def test_a_spectral_start_is_that_clustering(data_dir, monkeypatch):
     monkeypatch.setenv("DEEPL0_DATA", str(data_dir))
     protocol = replace(TINY, start="spectral", ridge=1e-7)
     x = data.signals(protocol)
-    found, _ = cells.assign("table6", DEEP_M.format(30), 40, x, Problems(protocol, 0, False))
+    found, _ = cells.assign("table6", DEEP_M.format(30), 40, x, Job(protocol, 0))
     theirs = systems.spectral(x, 20, protocol, 0)
     assert (found.start == theirs).double().mean() > 0.95
 
@@ -167,8 +173,8 @@ def test_claims_are_judged_by_the_means_and_tested_over_seeds():
 
     errors = {systems.SOFT_MAX: range(20, 28), systems.MARGIN: range(8), TAGNET: range(10, 18)}
     errors |= {DEEP_L0: [e + 0.5 for e in range(10, 18)]}
-    errors |= {DEEP_M.format(m): [e + m for e in range(10, 18)] for m in systems.SPARSITIES}
-    found = cells.claims(["table6"], seen(errors), [128, 256])
+    errors |= {DEEP_M.format(m): [e + m for e in range(10, 18)] for m in SPARSITIES}
+    found = STUDY.claims(["table6"], seen(errors), [128, 256])
     first = found[:4]
     assert [claim["holds"] for claim in first] == [True, True, False, False]
     assert [claim["seeds_holding"] for claim in first] == [8, 8, 0, 0]
@@ -224,18 +230,18 @@ def test_the_command_runs_both_tables_and_reports(tmp_path, monkeypatch, data_di
 
 def test_records_are_what_their_names_say(data_dir, monkeypatch):
     monkeypatch.setenv("DEEPL0_DATA", str(data_dir))
-    names = [name for table in PROTOCOLS for name in bench_page.shown(table)]
-    assert sorted(names) == sorted(path.stem for path in bench_page.RECORD.glob("table*.json"))
+    names = [name for table in PROTOCOLS for name in page.shown(table)]
+    assert sorted(names) == sorted(path.stem for path in page.RECORD.glob("table*.json"))
     for name in names:
-        results = grid.read(bench_page.RECORD / f"{name}.json")
+        results = STUDY.read(page.RECORD, name)
         ((table, protocol),) = results["protocols"].items()
-        variants = bench_page.shown(table)
+        variants = page.shown(table)
         assert name_of(table, PROTOCOLS[table], variants, protocol) == name
         assert results["sizes"] == [128, 256, 512][: len(results["sizes"])]
         assert len(results["seeds"]) >= 10
     # The graph of the records is the one with the largest gap, and the gap that of the images.
-    for graph in (g for table in PROTOCOLS for g in bench_page.graphs(table)):
-        best = bench_page.chosen(graph["table"])
+    for graph in (g for table in PROTOCOLS for g in page.graphs(table)):
+        best = page.chosen(graph["table"])
         if all(graph[key] == value for key, value in best.items()):
             x = data.signals(replace(PROTOCOLS[graph["table"]], **best))
             clusters = data.CLASSES[PROTOCOLS[graph["table"]].data]
@@ -243,10 +249,10 @@ def test_records_are_what_their_names_say(data_dir, monkeypatch):
             assert gap == pytest.approx(graph["eigengap"], abs=0.01)
     other = asdict(replace(PROTOCOLS["table7"], epochs=6))
     with pytest.raises(ValueError, match=r"with \{'epochs': 6\}, which is on no page"):
-        name_of("table7", PROTOCOLS["table7"], bench_page.shown("table7"), other)
+        name_of("table7", PROTOCOLS["table7"], page.shown("table7"), other)
 
 
 def test_the_page_is_drawn_from_its_record():
-    text = bench_page.PAGE.read_text()
-    assert bench_page.page(text) == text
-    assert not re.search(r"from the record: \w+ -->\n<!-- end", text)
+    text = page.PAGE.read_text()
+    assert filled(text, page.parts()) == text
+    assert not re.search(r"-->\n<!-- end", text)

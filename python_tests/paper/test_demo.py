@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deepl0_kernels.nn import DeepMSparseEncoder
-from deepl0_kernels.paper import demo, figure, metrics, record
+from deepl0_kernels.paper import demo, record, scores
 from deepl0_kernels.paper.timing import interleaved_medians
 
 
@@ -72,7 +72,7 @@ def test_the_table_is_honest(quick):
 
 def test_the_figure_depends_on_the_record_alone(quick):
     _, result = quick
-    assert figure.draw(result) == figure.draw(result)
+    assert demo.draw(result) == demo.draw(result)
 
 
 def test_a_missing_dependency_shows_before_any_work(monkeypatch, tmp_path):
@@ -94,13 +94,13 @@ def test_writing_is_atomic(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
 
 
-def test_metrics():
+def test_scores_of_codes():
     a = torch.tensor([[3.0, 0, 4, 0], [0, 0, 0, 5]])
     b = torch.tensor([[3.0, 1, 0, 0], [0, 0, 0, 5]])
-    assert metrics.prediction_error(a, b) == pytest.approx(100 * 17 / 50)
-    assert metrics.support_error(a, b) == 1.0
+    assert scores.prediction_error(a, b) == pytest.approx(100 * 17 / 50)
+    assert scores.support_error(a, b) == 1.0
     D = torch.eye(4)
-    assert metrics.reconstruction_error(a, D, b) == pytest.approx(100 * 17 / 50)
+    assert scores.reconstruction_error(a, D, b) == pytest.approx(100 * 17 / 50)
 
 
 def test_interleaved_medians_takes_turns():

@@ -8,17 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deepl0_kernels.paper import grid, record, report
-from deepl0_kernels.paper.classification import PROTOCOLS, cells, drawing, figures
+from deepl0_kernels.paper import record, report
+from deepl0_kernels.paper.classification import figures as drawing
 from deepl0_kernels.paper.classification.data import Place
-from deepl0_kernels.paper.classification.systems import (
-    DEEP_L0,
-    DEEP_M,
-    METHODS,
-    TDSC,
-    TUNED_LISTA,
-)
+from deepl0_kernels.paper.classification.protocol import PROTOCOLS
+from deepl0_kernels.paper.classification.study import Classification
+from deepl0_kernels.paper.classification.systems import METHODS, TDSC, TUNED_LISTA
+from deepl0_kernels.paper.deep import DEEP_L0, DEEP_M
+from deepl0_kernels.paper.study import path_of
 
+STUDY = Classification()
 TINY = replace(
     PROTOCOLS["table4"].quickened(),
     digits=300,
@@ -36,11 +35,11 @@ TINY = replace(
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("figures")
-    return out, cells.run({"table4": TINY}, [32], [0], out, progress=False)
+    return out, STUDY.run({"table4": TINY}, [32], [0], out, progress=False)
 
 
 def beside(out, method):
-    return grid.path_of(out, "table4", METHODS.index(method), 32, 0).with_suffix(".npz")
+    return path_of(out, f"table4-{METHODS.index(method)}", 32, 0).with_suffix(".npz")
 
 
 def stored(out, method):
@@ -66,11 +65,11 @@ def test_a_run_keeps_what_its_figures_need(run):
 
 def test_the_report_shows_the_figures_and_says_what_an_old_run_lacks(run, tmp_path):
     out = shutil.copytree(run[0], tmp_path / "run")
-    names = {f"table4-{name}.svg" for name in ("confusion", "filters", "theta", "training")}
+    names = {f"figures/table4-{name}.svg" for name in ("confusion", "filters", "theta", "training")}
     page = report.write(out).read_text()
-    files = {path.name: path.read_bytes() for path in (out / "figures").iterdir()}
+    files = {f"figures/{path.name}": path.read_bytes() for path in (out / "figures").iterdir()}
     assert set(files) == names
-    assert figures.draw(run[1], "table4", out).files == files
+    assert STUDY.figures(run[1], "table4", out).files == files
     assert page.count("<svg") == 4
     assert "Not drawn" not in page
     for path in (out / "cells").glob("*.npz"):
@@ -79,7 +78,7 @@ def test_the_report_shows_the_figures_and_says_what_an_old_run_lacks(run, tmp_pa
     assert page.count("<svg") == 1
     assert "Not drawn: filters, theta, training." in page
     (out / "cells" / "table4-0-p32-seed0.npz").write_bytes(b"no zip")
-    with pytest.raises(ValueError, match=r"seed0.npz cannot be read as arrays"):
+    with pytest.raises(ValueError, match=r"seed0.npz cannot be read"):
         report.write(out)
 
 
@@ -160,7 +159,7 @@ def test_the_best_method_is_on_the_map(run, monkeypatch):
     monkeypatch.setattr(drawing, "filters", lambda *a, **k: None)
     monkeypatch.setattr(record, "read_arrays", lambda path: {"truth": torch.zeros(1)})
     scene = {**results, "protocols": {"table4": {"data": "indian_pines"}}}
-    found = figures.draw(scene, "table4", out)
+    found = STUDY.figures(scene, "table4", out)
     errors = sorted(cell["error"] for cell in results["cells"])
     assert [cell["error"] for cell in drawn[:2]] == [errors[0], errors[-1]]
     assert drawn[2] == drawn[0]["method"]

@@ -10,10 +10,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from bench import reproduction
 from deepl0_kernels import cli
-from deepl0_kernels.paper import pareto, protocol, regression, report, reproduce, tables
-from deepl0_kernels.paper.metrics import prediction_error
+from deepl0_kernels._files import filled
+from deepl0_kernels.paper import report
+from deepl0_kernels.paper.codes import cells as regression
+from deepl0_kernels.paper.codes import protocol, race
+from deepl0_kernels.paper.codes.study import Codes, unlearned_note
+from deepl0_kernels.paper.pages import reproduction as page
+from deepl0_kernels.paper.rendering import as_markdown, blocks, errors
+from deepl0_kernels.paper.scores import prediction_error
+from deepl0_kernels.paper.study import SIZES
+
+STUDY = Codes()
 
 # Few nonzeros: 40 atoms start as an orthonormal set, and at m = 32 iterations have nothing to do.
 SETTINGS = ("digits=1200", "held_out=300", "dictionary_epochs=8", "epochs=6", "m=8", "lam=2")
@@ -21,11 +29,15 @@ TINY = protocol.Protocol().quickened().changed(SETTINGS)
 ALL = ("table1", "table2", "table3")
 
 
+def protocols(protocol):
+    return dict.fromkeys(ALL, protocol)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("tables")
-    results = reproduce.run(ALL, TINY, [40], [0], out, progress=False)
-    tables.write(results, out)
+    results = STUDY.run(protocols(TINY), [40], [0], out, progress=False)
+    report.write(out)
     return out, results
 
 
@@ -77,25 +89,25 @@ def test_iterations_are_the_untrained_encoder(run):
 
 def test_a_run_goes_on_where_it_stopped(run, monkeypatch):
     out, results = run
-    monkeypatch.setattr(reproduce, "cell", lambda *a: pytest.fail("the cell is there already"))
-    again = reproduce.run(ALL, TINY, [40], [0], out, progress=False)
+    monkeypatch.setattr(Codes, "cell", lambda *a: pytest.fail("the cell is there already"))
+    again = STUDY.run(protocols(TINY), [40], [0], out, progress=False)
     assert again["cells"] == results["cells"]
     with pytest.raises(ValueError, match=r"another protocol.*epochs"):
-        reproduce.run(ALL, replace(TINY, epochs=7), [40], [0], out, progress=False)
+        STUDY.run(protocols(replace(TINY, epochs=7)), [40], [0], out, progress=False)
 
 
 def test_an_interrupted_run_keeps_its_cells(tmp_path, monkeypatch):
     calls = []
 
-    def cell(protocol, key, p, seed, *rest):
+    def cell(self, key, method, p, job):
         if calls:
             raise KeyboardInterrupt
         calls.append(key)
-        return {"problem": key, "p": p, "seed": seed, "rows": []}
+        return dict.fromkeys(STUDY.cell_keys, 0) | {"problem": key}
 
-    monkeypatch.setattr(reproduce, "cell", cell)
+    monkeypatch.setattr(Codes, "cell", cell)
     with pytest.raises(KeyboardInterrupt):
-        reproduce.run(ALL, TINY, [40], [0], tmp_path, progress=False)
+        STUDY.run(protocols(TINY), [40], [0], tmp_path, progress=False)
     assert [p.name for p in (tmp_path / "cells").iterdir()] == ["l0-p40-seed0.json"]
     assert json.loads((tmp_path / "cells" / "l0-p40-seed0.json").read_text())["problem"] == "l0"
 
@@ -112,9 +124,9 @@ def test_an_interrupted_cell_keeps_its_networks_and_gives_the_same_rows(run, tmp
 
     monkeypatch.setattr(protocol.Protocol, "fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        reproduce.run(["table1"], TINY, [40], [0], tmp_path, progress=False)
+        STUDY.run({"table1": TINY}, [40], [0], tmp_path, progress=False)
     assert not list((tmp_path / "cells").glob("*.json"))
-    found = reproduce.run(["table1"], TINY, [40], [0], tmp_path, progress=False)
+    found = STUDY.run({"table1": TINY}, [40], [0], tmp_path, progress=False)
     assert names[3] == names[2]  # the one that was interrupted is the first to be trained again
     assert len(set(names)) == len(names) - 1
 
@@ -137,7 +149,7 @@ def test_depth_and_tying_are_varied_at_small_sizes_only(run):
     cell = results["cells"][1]
     small = {**cell, "p": 64, "rows": [r for r in cell["rows"] if "K = 4" not in r["method"]]}
     both = {**results, "sizes": [64, 40], "cells": [small, cell]}
-    frame = tables.frame(both, "table2")
+    frame = errors(STUDY, both, "table2")
     assert frame.loc["Deep encoder, K = 4", "p = 64"] == ""
     assert frame.loc["Deep encoder, K = 4", "p = 40"] != ""
     assert list(frame.index)[: len(cell["rows"])] == [r["method"] for r in cell["rows"]]
@@ -189,11 +201,11 @@ def test_tables_claims_and_report(run):
         assert (out / f"{name}.svg").exists()
     assert "Iterative-10 (paper)" in text
     assert len(results["claims"]) == 5
-    page = report.write(out).read_text()
-    assert page.count("<svg") == len(list(out.glob("*.svg")))
-    assert "src=" not in page  # nothing is fetched
-    assert "<link" not in page
-    assert "does not hold" in page or all(c["holds"] for c in results["claims"])
+    shown = report.write(out).read_text()
+    assert shown.count("<svg") == len(list(out.glob("*.svg")))
+    assert "src=" not in shown  # nothing is fetched
+    assert "<link" not in shown
+    assert "does not hold" in shown or all(c["holds"] for c in results["claims"])
 
 
 def test_claims_are_judged_by_the_means():
@@ -208,7 +220,7 @@ def test_claims_are_judged_by_the_means():
         cell("l0", 1, 4.0, 2.0, 3.0),  # the mean is 2.5: above 2, below 3
         cell("m_sparse", 0, 1.0, 1.0, 3.0),  # equal is not better
     ]
-    found = {(c["table"], c["rival"]): c["holds"] for c in reproduce.claims(ALL, cells, [128])}
+    found = {(c["table"], c["rival"]): c["holds"] for c in STUDY.claims(ALL, cells, [128])}
     assert found == {
         ("table1", "Iterative-10 from zero"): False,
         ("table1", "Baseline encoder"): True,
@@ -231,29 +243,32 @@ def test_a_network_whose_loss_rose_is_a_marked_row(run):
         return {**results, "cells": cells}
 
     learned, not_learned = with_losses([7.0, 6.0]), with_losses([7.0, 8.5])
-    assert tables.unlearned_note(learned) == ""
-    assert "†" not in tables.text(learned)
-    note = tables.unlearned_note(not_learned)
+    assert unlearned_note(learned) == ""
+    assert "†" not in as_markdown(blocks(STUDY, learned, run[0]))
+    note = unlearned_note(not_learned)
     assert f"l0, p = 40, seed 0, {deepest}" in note
     assert note.count("7.00 in the first epoch, 8.50 in the last") == 2
-    assert note in tables.text(not_learned)
-    frame = tables.frame(not_learned, "table1")["p = 40"]
+    assert note in as_markdown(blocks(STUDY, not_learned, run[0]))
+    frame = errors(STUDY, not_learned, "table1")["p = 40"]
     assert [name for name, entry in frame.items() if "†" in entry] == [deepest]
 
 
-def test_means_over_seeds():
-    cells = [
-        {"problem": "l0", "p": 128, "rows": [{"method": "a", "prediction_error": e}]}
-        for e in (1.0, 3.0)
-    ]
-    mean, spread = reproduce.means(cells, reproduce.TABLES["table1"], 128)["a"]
-    assert (mean, spread) == (2.0, pytest.approx(2**0.5))
-    assert reproduce.means(cells, reproduce.TABLES["table2"], 128) == {}
+def test_means_over_seeds(run):
+    _, results = run
+    first = results["cells"][0]
+
+    def other(seed, error):
+        rows = [{**row, "prediction_error": error} for row in first["rows"]]
+        return {**first, "seed": seed, "rows": rows}
+
+    both = {**results, "seeds": [0, 1], "cells": [other(0, 1.0), other(1, 3.0)]}
+    assert errors(STUDY, both, "table1")["p = 40"].iloc[0] == "2.00 ± 1.41"
+    assert STUDY.rows(both["cells"], "table2") == []
 
 
 def test_the_race_of_all_methods(run):
     out, _ = run
-    found = pareto.measure(TINY, "m_sparse", 40, 0, out, seconds=0.1)
+    found = race.measure(TINY, "m_sparse", 40, 0, out, seconds=0.1)
     points = {q["method"]: q for q in found["points"]}
     assert {"IHT-10", "NIHT-10", "AIHT-10", "HTP-5", "OMP", "encoder, K = 2"} <= set(points)
     assert all(q["microseconds"] > 0 and q["prediction_error"] >= 0 for q in found["points"])
@@ -261,7 +276,7 @@ def test_the_race_of_all_methods(run):
     if "OMP (SPAMS)" in points:  # the same greedy codes
         ours, theirs = points["OMP"], points["OMP (SPAMS)"]
         assert ours["prediction_error"] == pytest.approx(theirs["prediction_error"], rel=0.02)
-    assert set(pareto.draw(found)) == {"pareto-m_sparse-p40.png", "pareto-m_sparse-p40.svg"}
+    assert set(race.draw(found)) == {"pareto-m_sparse-p40.png", "pareto-m_sparse-p40.svg"}
     assert points["OMP"]["support_error"] > 0
     optimal = found["optimal_codes"]
     assert optimal["signals"] == 300
@@ -269,7 +284,7 @@ def test_the_race_of_all_methods(run):
     assert optimal["torch_microseconds"] > 0
     assert optimal["same_supports"] > 0.98
     assert optimal["relative_objective"] == pytest.approx(1, abs=1e-3)
-    text = tables.time_of_codes(found)
+    text = race.time_of_codes(found)
     assert "300 signals" in text
     assert f"{100 * optimal['same_supports']:.1f} %" in text
 
@@ -289,7 +304,7 @@ def test_the_command_its_times_and_their_renewal(tmp_path, monkeypatch):
     assert done.output.startswith((out / "tables.md").read_text())
     first = {path.name: path.read_text() for path in out.glob("pareto-*.json")}
     # The same command takes no time anew; the other takes all of them, and computes no error.
-    monkeypatch.setattr(reproduce, "cell", lambda *a: pytest.fail("the cell is there already"))
+    monkeypatch.setattr(Codes, "cell", lambda *a: pytest.fail("the cell is there already"))
     assert runner.invoke(cli._app(), arguments).exit_code == 0
     assert {path.name: path.read_text() for path in out.glob("pareto-*.json")} == first
     results = (out / "results.json").read_text()
@@ -334,7 +349,7 @@ def test_an_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(reproduce, "cell", interrupted)
+    monkeypatch.setattr(Codes, "cell", interrupted)
     arguments = ["reproduce", "table1", "--quick", "--p", "40", "--out", str(tmp_path)]
     done = CliRunner().invoke(cli._app(), arguments)
     assert done.exit_code == 130
@@ -352,17 +367,15 @@ def test_missing_data_is_named(tmp_path, monkeypatch):
 
 
 def test_the_documentation_shows_the_record():
-    page = reproduction.PAGE.read_text()
-    assert reproduction.page(page) == page
-    results = reproduce.read(reproduction.RECORD)
-    assert results["sizes"] == list(reproduce.SIZES)
-    assert results["claims"] == reproduce.claims(
-        results["tables"], results["cells"], results["sizes"]
-    )
-    for found in pareto.read(reproduction.RECORD):
-        name = f"reproduction-{pareto.name_of(found['problem'], found['p'])}.svg"
-        assert f"figures/{name}" in page
-        assert (reproduction.DOCS / "figures" / name).is_file()
-    changed = page.replace("| p = 128", "| p = 129", 1)
-    assert changed != page
-    assert reproduction.page(changed) == page
+    text = page.PAGE.read_text()
+    assert filled(text, page.parts()) == text
+    results = STUDY.read(page.RECORD)
+    assert results["sizes"] == list(SIZES)
+    assert results["claims"] == STUDY.claims(results["tables"], results["cells"], results["sizes"])
+    for found in race.read(page.RECORD):
+        name = f"reproduction-{race.name_of(found['problem'], found['p'])}.svg"
+        assert f"figures/{name}" in text
+        assert (page.DOCS / "figures" / name).is_file()
+    changed = text.replace("| p = 128", "| p = 129", 1)
+    assert changed != text
+    assert filled(changed, page.parts()) == text

@@ -16,6 +16,12 @@ from deepl0_kernels.sklearn import (
     IHTSparseCoder,
 )
 
+# Batches are drawn from the signals in their order, and the dictionary counts each once: an integer
+# weight repeats a signal exactly under the conditions of test_weights.py.
+NOT_EXACT = {
+    "check_sample_weight_equivalence_on_dense_data": "the order of the signals decides the batches"
+}
+
 SHORT = dict(dictionary_epochs=1, epochs=1, min_steps=5)
 
 
@@ -26,7 +32,10 @@ SHORT = dict(dictionary_epochs=1, epochs=1, min_steps=5)
         # scikit-learn asks for an accuracy of 0.83, which takes some steps.
         DeepL0Classifier(m=2, lr=0.1, dictionary_epochs=1, epochs=1, min_steps=20),
         DeepL0Clusterer(m=2, **SHORT),
-    ]
+    ],
+    expected_failed_checks=lambda estimator: (
+        NOT_EXACT if isinstance(estimator, DeepL0Classifier) else {}
+    ),
 )
 def test_scikit_learns_checks(estimator, check):
     try:

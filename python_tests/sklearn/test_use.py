@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -309,3 +310,11 @@ def test_without_scikit_learn_it_says_what_to_install():
     assert done.returncode == 1
     assert "deepl0_kernels.sklearn needs sklearn" in done.stderr
     assert "pip install 'deepl0-kernels[sklearn]'" in done.stderr
+
+
+def test_every_parameter_is_in_the_documentation():
+    for estimator in (DeepL0Classifier, DeepL0Clusterer, DeepL0Transformer, IHTSparseCoder):
+        text = estimator.__doc__.partition("Args:")[2].partition("Attributes:")[0]
+        assert "{" not in text
+        for name in estimator().get_params():
+            assert re.search(rf"\b{name}\b[\w, ]*:", text), (estimator, name)

@@ -295,6 +295,56 @@ def test_a_state_of_other_options_is_refused():
         learner.load_state_dict({})
 
 
+def broken_states(state):
+    """A state with each entry in turn left out, of another type, of another shape, or nan."""
+
+    def changes(node):
+        for key, value in node.items():
+            yield {k: v for k, v in node.items() if k != key}
+            yield node | {key: object()}
+            if isinstance(value, torch.Tensor):
+                yield node | {key: value[:-1]}
+                if value.is_floating_point():
+                    yield node | {key: torch.full_like(value, torch.nan)}
+
+    yield from changes({k: v for k, v in state.items() if k != "options"})
+    for update in changes(state["update"]):
+        yield state | {"update": update}
+    yield state | {"options": [1]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_state_changes_nothing(kind):
+    x, _, _ = planted(n=20, p=30, rows=100, dtype=torch.float32)
+    learner = DictionaryLearner(10, **kind)
+    learner.partial_fit(x)
+    other = DictionaryLearner(10, **kind)
+    other.partial_fit(x + 1)
+    whole = learner.state_dict()
+    want, seen = other.result().D, 0
+    for state in broken_states(whole):
+        with pytest.raises(ValueError, match="state"):
+            other.load_state_dict({"options": whole["options"]} | state)
+        assert torch.equal(other.result().D, want)
+        seen += 1
+    assert seen > 20
+    assert other.partial_fit(x) == pytest.approx(other.partial_fit(x), rel=0.5)
+    with pytest.raises(TypeError, match="state must be a dict, got list"):
+        other.load_state_dict([])
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    x, _, _ = planted(n=20, p=30, rows=100, dtype=torch.float32)
+    path = tmp_path / "dictionary.pt"
+    options = dict(m=2, epochs=2, batch_size=50, checkpoint=path)
+    learn_dictionary(x, 10, **options)
+    saved = torch.load(path, weights_only=True)
+    del saved["learner"]["update"]["D"]
+    torch.save(saved, path)
+    with pytest.raises(ValueError, match=r"dictionary\.pt cannot be read as a checkpoint: state"):
+        learn_dictionary(x, 10, **options)
+
+
 def test_it_leaves_the_global_generator_alone():
     x, _, _ = planted(n=20, p=30, rows=100, dtype=torch.float32)
     before = torch.get_rng_state()

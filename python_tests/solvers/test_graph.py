@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import deepl0_kernels as dk
 from deepl0_kernels.solvers import (
     eigengap,
     elastic_net,
@@ -134,6 +135,46 @@ def test_the_optimum_meets_its_conditions(p, lam2):
     value += alpha / 2 * torch.trace(a.T @ L.to_dense() @ a)
     torch.testing.assert_close(found.objective[1].sum(), value)
     torch.testing.assert_close(found.objective[0].sum(), x.square().sum() / 2)
+
+
+@pytest.mark.parametrize(("alpha", "lam2"), [(0.0, 50.0), (20.0, 0.0), (3.0, 30.0)])
+def test_the_step_counts_every_term(alpha, lam2):
+    # A step without one of the terms is too long by a large factor, and the codes leave for inf.
+    x, D, L = problem()
+    found = graph_sparse_code(x, D, L, 0.01, alpha, lam2, tol=1e-10, max_iter=3000)
+    assert found.converged.all()
+    a = found.dense
+    slope = (a @ D.T - x) @ D + lam2 * a + alpha * L.to_dense() @ a
+    assert (slope[a != 0] + 0.01 * a[a != 0].sign()).abs().max() < 1e-6
+    # And no shorter than the terms ask: the first step from 0 is that of the bound.
+    bound = dk.solvers.squared_norm(D) + lam2 + alpha * L.to_dense().abs().sum(1).max()
+    first = graph_sparse_code(x, D, L, 0.01, alpha, lam2, max_iter=1).dense
+    u = x @ D / bound
+    torch.testing.assert_close(first, u - u.clamp(-0.01 / bound, 0.01 / bound))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_eigenvalues_beyond_rounding_are_not_zero(dtype):
+    eps = torch.finfo(dtype).eps
+
+    def gap(smallest):
+        # Any positive semidefinite matrix serves: these are its eigenvalues.
+        diagonal = torch.tensor([0.0, smallest, 0.5, 2.0], dtype=dtype)
+        return eigengap(torch.diag(diagonal).to_sparse(), 1)
+
+    assert gap(20 * 2 * eps) == 1  # 1 - 0 / lambda_2, which counts
+    assert gap(2 * 2 * eps) == 0  # two eigenvalues that are 0
+    assert gap(7.9 * 2 * eps) == 0
+    assert gap(8.1 * 2 * eps) == 1
+
+
+def test_a_form_that_is_not_semidefinite_is_refused():
+    def diagonal(*values):
+        return torch.diag(torch.tensor(values, dtype=torch.float64)).to_sparse()
+
+    with pytest.raises(ValueError, match=r"positive semidefinite, has an eigenvalue -0\.01"):
+        eigengap(diagonal(-0.01, 1.0, 2.0), 1)
+    assert eigengap(diagonal(-0.001, 1.0, 2.0), 1) == 1
 
 
 def test_the_graph_draws_neighbours_together_and_a_start_saves_steps():

@@ -109,6 +109,35 @@ def test_learning_the_dictionary_beats_learning_the_classifier_alone():
     assert runs[0] == runs[1]
 
 
+def test_the_rate_is_held_for_a_tenth_and_falls_as_one_over_t(monkeypatch):
+    rates = []
+    step = torch.optim.SGD.step
+
+    def counted(self, *args, **kwargs):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", counted)
+    net, (x, y) = model(), data()
+    net.fit(x, y, epochs=10, batch_size=5, lr=0.4)  # T = 40, held for 4
+    want = [0.4] * 4 + [0.4 * 40 / (10 * t) for t in range(5, 41)]
+    assert rates == pytest.approx(want)
+
+
+def test_a_step_of_training_is_projected_gradient_descent():
+    net, (x, y) = model(nu=0.3, tol=1e-10), data()
+    net.loss(x, y).backward()
+    D = net.D.detach() - 0.5 * net.D.grad
+    D = D / D.norm(dim=0).clamp_min(1)
+    W = net.head.weight.detach() - 0.5 * net.head.weight.grad
+    bias = net.head.bias.detach() - 0.5 * net.head.bias.grad
+    before = net.loss(x, y).item()
+    assert net.fit(x, y, epochs=1, batch_size=20, lr=0.5) == [pytest.approx(before)]
+    torch.testing.assert_close(net.D.detach(), D)
+    torch.testing.assert_close(net.head.weight.detach(), W)
+    torch.testing.assert_close(net.head.bias.detach(), bias)
+
+
 @pytest.mark.parametrize(
     ("act", "words"),
     [

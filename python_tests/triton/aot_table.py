@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -53,6 +54,13 @@ def lines(module: str, found: Mapping[str, Mapping[aot.Key, object]]) -> list[st
 
 def tile(c: tuned.Config) -> str:
     return f"{c.rows} x {c.columns} x {c.depth}, {c.warps} w, {c.stages} s"
+
+
+def written_with() -> str:
+    """The version of triton whose compiler the page shows."""
+    found = re.search(r"with triton ([\d.]+\d)", PATH.read_text())
+    assert found
+    return found[1]
 
 
 def committed() -> dict[tuple[str, str, str], dict[str, str]]:

@@ -156,5 +156,5 @@ def test_opcheck(engine, device):
         torch.library.opcheck(torch.ops.deepl0.decode.default, args)
         torch.library.opcheck(
             torch.ops.deepl0.decode_backward.default,
-            (grad.to(device), *(t.detach() for t in args)),
+            (grad.to(device), *(t.detach() for t in args), 3),
         )

@@ -85,7 +85,6 @@ def test_operands_may_be_views(engine, device):
     views = on(device, *views)
     got = torch.ops.deepl0.threshold_stage(*views, theta.to(device), 0.0)
     assert torch.equal(got.cpu(), reference.threshold_stage(x, W, z, S, theta, 0.0)[0])
-    assert got[1].shape == (0, 20)
     got = torch.ops.deepl0.top_m_stage(*views, 7)
     assert torch.equal(got[0].cpu(), reference.top_m_stage(x, W, z, S, 7)[0])
 

@@ -1,8 +1,6 @@
 // What the CUDA operators share: device, stream and workspace of a call, pointers of tensors.
 #pragma once
 
-#include <torch/csrc/stable/accelerator.h>
-
 #include "cuda/launch.h"
 #include "torch/bindings.h"
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...ops import checks
 from ...ops.thresholds import GRADS
-from ..settings import changed
+from ..settings import Settings, count, number, one_of, share
 
 # All of MNIST from $DEEPL0_DATA, the part that the package ships, the scene from $DEEPL0_DATA.
 DATA = ("mnist", "subset", "indian_pines")
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(Settings):
     """The choices of one table; a run stores them beside its results.
 
     All methods see the same signals and start from dictionaries learned without labels: the deep
@@ -29,38 +27,40 @@ class Protocol:
     Those of Table 4, the defaults, are not tuned.
     """
 
-    data: str = "mnist"
-    digits: int = 60_000
-    held_out: int = 10_000
-    validation: float = 0.0
-    min_std: float = 0.1
-    shift: int = 1  # of the training digits, at random and anew in each epoch; 0: none
-    fraction: float = 0.2  # of each class of Indian Pines for training
-    context: int = 0  # radius of the mean spectrum appended to a pixel's; 0: none
-    lam: float = 0.5  # LISTA's l1 penalty, and of the dictionary that it and TDSC start from
-    l0_lam: float = 0.5  # of Deep l0-Regularized
-    num_stages: int = 2
-    dictionary_epochs: int = 6
-    dictionary_lr: float = 1e-2
-    epochs: int = 40
-    batch_size: int = 128
-    clip: float = 1.0
-    l0_lr: float = 3e-3
-    l0_grad: str = "ste_theta"  # derivatives of the thresholds, see deepl0_kernels.helu
-    sigma_factor: float = 0.1
-    sigma_floor: float = 0.05
-    m_sparse_lr: float = 3e-3
-    lista_lr: float = 3e-3
-    pretrain_epochs: int = 10
-    pretrain_lr: float = 1e-3
-    tdsc_lam: float = 0.1  # for signals of norm 1, which TDSC is given
-    tdsc_lam2: float = 1e-2
-    tdsc_nu: float = 1e-5
-    tdsc_epochs: int = 10
-    tdsc_batch_size: int = 200
-    tdsc_lr: float = 0.3
-    tdsc_tol: float = 1e-4
-    tdsc_max_iter: int = 300
+    data: str = one_of("mnist", DATA)
+    digits: int = count(60_000)
+    held_out: int = count(10_000)
+    validation: float = share(0.0, zero=True)
+    min_std: float = number(0.1, above=0)
+    # of the training digits, at random and anew in each epoch; 0: none
+    shift: int = count(1, 0, 27, "the side of a digit - 1")
+    fraction: float = share(0.2)  # of each class of Indian Pines for training
+    context: int = count(0, least=0)  # radius of the mean spectrum appended to a pixel's; 0: none
+    # LISTA's l1 penalty, and of the dictionary that it and TDSC start from
+    lam: float = number(0.5, above=0)
+    l0_lam: float = number(0.5, above=0)  # of Deep l0-Regularized
+    num_stages: int = count(2)
+    dictionary_epochs: int = count(6)
+    dictionary_lr: float = number(1e-2, above=0)
+    epochs: int = count(40)
+    batch_size: int = count(128)
+    clip: float = number(1.0, above=0)
+    l0_lr: float = number(3e-3, above=0)
+    l0_grad: str = one_of("ste_theta", tuple(GRADS))  # see deepl0_kernels.helu
+    sigma_factor: float = number(0.1, above=0, most=1)
+    sigma_floor: float = number(0.05, above=0, most=0.2)  # the schedule starts at 0.2
+    m_sparse_lr: float = number(3e-3, above=0)
+    lista_lr: float = number(3e-3, above=0)
+    pretrain_epochs: int = count(10)
+    pretrain_lr: float = number(1e-3, above=0)
+    tdsc_lam: float = number(0.1, above=0)  # for signals of norm 1, which TDSC is given
+    tdsc_lam2: float = number(1e-2, above=0)
+    tdsc_nu: float = number(1e-5)
+    tdsc_epochs: int = count(10)
+    tdsc_batch_size: int = count(200)
+    tdsc_lr: float = number(0.3, above=0)
+    tdsc_tol: float = number(1e-4, above=0)
+    tdsc_max_iter: int = count(300)
 
     def quickened(self) -> Protocol:
         """A run of a minute that exercises everything; its errors say little."""
@@ -69,14 +69,6 @@ class Protocol:
             return replace(self, fraction=0.1, epochs=30, tdsc_epochs=5, **few)
         few.update(data="subset", digits=3_000, held_out=1_000, epochs=8, tdsc_epochs=2)
         return replace(self, **few)
-
-    def changed(self, settings: Iterable[str]) -> Protocol:
-        """With fields set anew, each written ``name=value``; a bad one is a ValueError."""
-        protocol = changed(self, settings, DATA)
-        checks.one_of("l0_grad", protocol.l0_grad, tuple(GRADS))
-        if not 0 <= protocol.validation < 1:
-            raise ValueError(f"validation must be in [0, 1), got {protocol.validation}")
-        return protocol
 
 
 PROTOCOLS = {

@@ -11,17 +11,14 @@ from torch import Tensor
 from ...nn import LISTA, DeepL0Encoder, DeepMSparseEncoder
 from ...solvers import TaskDrivenDictionary, fista
 from ...training import Classifier, Course, fit_to_classes, fit_to_codes
+from .. import deep
+from ..deep import DEEP, DEEP_L0
 from .data import Labelled
 from .protocol import Protocol
 
-SPARSITIES = (10, 20, 30)
 TDSC = "TDSC"
 TUNED_LISTA = "LISTA, tuned"
-DEEP_L0 = "Deep l0-Regularized"
-DEEP_M = "Deep M-Sparse, M = {}"
-METHODS = (TDSC, TUNED_LISTA, DEEP_L0, *(DEEP_M.format(m) for m in SPARSITIES))
-
-_SPARSITY = {DEEP_M.format(m): m for m in SPARSITIES}
+METHODS = (TDSC, TUNED_LISTA, *DEEP)
 
 
 class Fitted(NamedTuple):
@@ -44,13 +41,6 @@ class Fitted(NamedTuple):
     theta_start: Tensor | None = None
 
 
-def sparsity(method: str, protocol: Protocol) -> dict[str, Any]:
-    """The argument of ``learn_dictionary`` that bounds or weighs the nonzeros: m or lam."""
-    if method in _SPARSITY:
-        return {"m": _SPARSITY[method]}
-    return {"lam": protocol.l0_lam if method == DEEP_L0 else protocol.lam}
-
-
 def fit(
     method: str,
     protocol: Protocol,
@@ -70,24 +60,20 @@ def fit(
         progress=progress,
         description=description,
     )
-    K = protocol.num_stages
     encoder: LISTA | DeepL0Encoder | DeepMSparseEncoder
-    theta_start = None
+    theta_start: Tensor | None
     if method == TUNED_LISTA:
         lr = protocol.lista_lr
-        encoder = LISTA.from_dictionary(D, protocol.lam, K)
+        encoder = LISTA.from_dictionary(D, protocol.lam, protocol.num_stages)
         theta_start = encoder.theta.detach()
         codes = fista(data.x, D, protocol.lam, history=False).dense
         epochs = protocol.pretrain_epochs
         fit_to_codes(encoder, data.x, codes, epochs=epochs, lr=protocol.pretrain_lr, **options)
-    elif method == DEEP_L0:
-        lr = protocol.l0_lr
-        encoder = DeepL0Encoder.from_dictionary(D, protocol.l0_lam, K, grad=protocol.l0_grad)
-        theta_start = encoder.theta.detach()
-        options.update(sigma_factor=protocol.sigma_factor, sigma_floor=protocol.sigma_floor)
     else:
-        lr = protocol.m_sparse_lr
-        encoder = DeepMSparseEncoder.from_dictionary(D, _SPARSITY[method], K)
+        encoder = deep.encoder(method, protocol, D)
+        lr = protocol.l0_lr if method == DEEP_L0 else protocol.m_sparse_lr
+        theta_start = None if isinstance(encoder, DeepMSparseEncoder) else encoder.theta.detach()
+        options.update(sigma_factor=protocol.sigma_factor, sigma_floor=protocol.sigma_floor)
     network = Classifier(encoder, D.shape[1], data.classes)
     course = Course(encoder, encoder, data.x)
 

@@ -9,24 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from ..._optional import require
-from ...nn import ClusterHead, DeepL0Encoder, DeepMSparseEncoder, JointSparseClustering, TAGNet
+from ...nn import ClusterHead, JointSparseClustering, TAGNet
 from ...solvers import graph_laplacian, graph_sparse_code, knn_affinity
 from ...training import Clusters, fit_to_clusters, logistic_head, minimise, start_head
+from .. import deep
+from ..deep import DEEP
 from .protocol import Protocol
 
-SPARSITIES = (10, 20, 30)
 K_MEANS = "k-means on signals"
 SPECTRAL = "spectral clustering"
 JOINT = "Joint sparse coding and clustering"
 SOFT_MAX, MARGIN = f"{JOINT}, soft-max", f"{JOINT}, max-margin"
 TAGNET = "Graph-regularised deep clustering (TAGnet)"
-DEEP_L0 = "Deep l0-Regularized"
-DEEP_M = "Deep M-Sparse, M = {}"
-DEEP = (DEEP_L0, *(DEEP_M.format(m) for m in SPARSITIES))
 LEARNED = (SOFT_MAX, MARGIN, TAGNET, *DEEP)
 METHODS = (K_MEANS, SPECTRAL, *LEARNED)
-
-_SPARSITY = {DEEP_M.format(m): m for m in SPARSITIES}
 
 
 class Assigned(NamedTuple):
@@ -42,13 +38,6 @@ class Assigned(NamedTuple):
     start: Tensor | None
     features: Tensor
     losses: list[float]
-
-
-def sparsity(method: str, protocol: Protocol) -> dict[str, Any]:
-    """The argument of ``learn_dictionary`` that bounds or weighs the nonzeros: m or lam."""
-    if method in _SPARSITY:
-        return {"m": _SPARSITY[method]}
-    return {"lam": protocol.l0_lam if method == DEEP_L0 else protocol.lam}
 
 
 def k_means(x: Tensor, clusters: int, protocol: Protocol, seed: int) -> Tensor:
@@ -97,7 +86,6 @@ def fit(
 
     if method in (SOFT_MAX, MARGIN):
         return _joint(method, protocol, D, x, begin, progress)
-    K = protocol.num_stages
     options: dict[str, Any] = dict(
         lr=protocol.lr,
         clip=protocol.clip,
@@ -108,14 +96,11 @@ def fit(
     encoder: nn.Module
     if method == TAGNET:
         L = graph_laplacian(knn_affinity(x, protocol.neighbours))
-        encoder = TAGNet.from_graph(D, L, protocol.lam, protocol.alpha, K)
+        encoder = TAGNet.from_graph(D, L, protocol.lam, protocol.alpha, protocol.num_stages)
         inputs: tuple[Tensor, ...] = (x, L)
-    elif method == DEEP_L0:
-        encoder = DeepL0Encoder.from_dictionary(D, protocol.l0_lam, K, grad=protocol.l0_grad)
-        options.update(sigma_factor=protocol.sigma_factor, sigma_floor=protocol.sigma_floor)
-        inputs = (x,)
     else:
-        encoder = DeepMSparseEncoder.from_dictionary(D, _SPARSITY[method], K)
+        encoder = deep.encoder(method, protocol, D)
+        options.update(sigma_factor=protocol.sigma_factor, sigma_floor=protocol.sigma_floor)
         inputs = (x,)
     encoder.eval()
     with torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..datasets import mnist, mnist_subset, preprocess, random_shifts
-from ..solvers import DictionaryResult, learn_dictionary
-from ..training import L0Regularized, MSparse, Problem, fit_to_codes
-from .settings import changed
+from ...datasets import mnist, mnist_subset, preprocess, random_shifts
+from ...solvers import DictionaryResult, learn_dictionary
+from ...training import L0Regularized, MSparse, Problem, fit_to_codes
+from ..settings import Settings, count, number, one_of
 
 # "Iterative k": after how many iterations the solver is stopped.
 ITERATIONS = (2, 5, 10)
@@ -22,7 +21,7 @@ DATA = ("mnist", "subset")
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(Settings):
     """The choices; a run stores them beside its results.
 
     Signals have variance 1, thresholds follow eq. 1 (``theta = sqrt(2 lam mu)``), the loss is the
@@ -30,46 +29,38 @@ class Protocol:
     say untied. Every network is trained for as many epochs.
     """
 
-    data: str = "mnist"
-    digits: int = 60_000
-    held_out: int = 10_000
-    copies: int = 3  # of the training digits, all but the first shifted at random
-    shift: int = 1
-    min_std: float = 0.1
-    m: int = 32
-    lam: float = 0.5
-    m_sparse_l1_lam: float = 0.1
-    tol: float = 1e-5
-    max_iter: int = 5_000
+    data: str = one_of("mnist", DATA)
+    digits: int = count(60_000)
+    held_out: int = count(10_000)
+    copies: int = count(3)  # of the training digits, all but the first shifted at random
+    shift: int = count(1, 0, 27, "the side of a digit - 1")
+    min_std: float = number(0.1, above=0)
+    m: int = count(32)
+    lam: float = number(0.5, above=0)
+    m_sparse_l1_lam: float = number(0.1, above=0)
+    tol: float = number(1e-5, above=0)
+    max_iter: int = count(5_000)
     # "unrolled": under ||D||_2 <= 1 through iterations of the problem itself; "l1" and "mod" have
     # atoms of unit norm, at the problem's l1 penalty and at m.
-    dictionary: str = "unrolled"
-    dictionary_epochs: int = 6
-    dictionary_lr: float = 1e-2
-    num_stages: int = 2
+    dictionary: str = one_of("unrolled", ("unrolled", "l1", "mod"))
+    dictionary_epochs: int = count(6)
+    dictionary_lr: float = number(1e-2, above=0)
+    num_stages: int = count(2)
     # Depth, tying and the baseline's readout are varied up to this p.
-    further_p: int = 128
-    epochs: int = 10
-    batch_size: int = 256
-    m_sparse_lr: float = 1e-2
-    l0_lr: float = 3e-3
-    lista_lr: float = 1e-3
-    baseline_lr: float = 1e-3
-    clip: float = 1.0
-    sigma_factor: float = 0.1
-    sigma_floor: float = 0.05
+    further_p: int = count(128, least=0)
+    epochs: int = count(10)
+    batch_size: int = count(256)
+    m_sparse_lr: float = number(1e-2, above=0)
+    l0_lr: float = number(3e-3, above=0)
+    lista_lr: float = number(1e-3, above=0)
+    baseline_lr: float = number(1e-3, above=0)
+    clip: float = number(1.0, above=0)
+    sigma_factor: float = number(0.1, above=0, most=1)
+    sigma_floor: float = number(0.05, above=0, most=0.2)  # the schedule starts at 0.2
 
     def quickened(self) -> Protocol:
         """A run of a few minutes that exercises everything; its errors say little."""
         return replace(self, data="subset", digits=6_000, held_out=1_000, copies=1, epochs=8)
-
-    def changed(self, settings: Iterable[str]) -> Protocol:
-        """With fields set anew, each written ``name=value``.
-
-        Raises:
-            ValueError: a setting without ``=``, an unknown name, a value of another type.
-        """
-        return changed(self, settings, DATA)
 
     def problem(self, key: str) -> Problem:
         """The problem called ``"m_sparse"`` or ``"l0"``."""

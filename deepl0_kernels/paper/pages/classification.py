@@ -1,16 +1,13 @@
-"""docs/classification.md from records, and the tuning of Table 5's systems.
+"""docs/classification.md, and the tuning of Table 5's systems.
 
-``python -m bench.classification --tune`` trains every trial below that the record lacks, on a part
-of the training pixels, and scores it on the rest of them: no test pixel is looked at. What it
-found is written into ``PROTOCOLS`` by hand. ``python -m bench.classification RUN`` takes the record
-of a run of ``deepl0 reproduce table4 table5`` into bench/records, a file for each table and
-protocol; ``--figures RUN`` takes what the page's figures are drawn from, of a run of one seed. All
-then draw; without arguments that is all.
+``--tune`` trains every trial below that the record lacks, on a part of the training pixels, and
+scores it on the rest of them: no test pixel is looked at. What it found is written into
+``PROTOCOLS`` by hand. ``--figures`` takes what the page's figures are drawn from, of runs of one
+seed, in place of their scores.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -18,22 +15,25 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from deepl0_kernels._files import write_atomically
-from deepl0_kernels.paper import grid, record
-from deepl0_kernels.paper.claims import verdicts
-from deepl0_kernels.paper.classification import PROTOCOLS, cells, figures, tables
-from deepl0_kernels.paper.classification.systems import DEEP_L0, DEEP_M, TDSC, TUNED_LISTA
-from deepl0_kernels.paper.tables import machines, markdown
+from ..._files import fill
+from .. import record
+from ..claims import verdicts
+from ..classification.protocol import PROTOCOLS
+from ..classification.study import Classification
+from ..classification.systems import TDSC, TUNED_LISTA
+from ..deep import DEEP_L0, DEEP_M
+from ..rendering import errors, further, items, machines, markdown
+from ..study import Job
+from . import DOCS, RECORDS, serve, short, take, write_figures
 
-from . import records, reproduction
-
-RECORD = records.FOLDER / "classification"
+STUDY = Classification()
+RECORD = RECORDS / "classification"
 TRIED = RECORD / "tuning.json"
 FIGURES = RECORD / "figures"
 # Those that the page shows, and what they are drawn from beside the scores.
 DRAWN = ("table5-confusion.svg", "table5-map.svg", "table5-training.svg")
 ARRAYS = ("truth", "predicted", "tested", "nonzeros", "dead_units")
-PAGE = reproduction.DOCS / "classification.md"
+PAGE = DOCS / "classification.md"
 
 # The records of the page, and what their runs set.
 SHOWN: dict[str, dict[str, dict[str, Any]]] = {
@@ -99,7 +99,7 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
 
 def tune(progress: bool) -> None:
     """Train the trials that the record lacks; it is written after each."""
-    tried = json.loads(TRIED.read_text())["trials"] if TRIED.exists() else []
+    tried = record.read_json(TRIED)["trials"] if TRIED.exists() else []
     for method, trials in TRIALS.items():
         for settings in trials:
             base = replace(PROTOCOLS["table5"], **(START | settings))
@@ -108,10 +108,8 @@ def tune(progress: bool) -> None:
                 continue
             trial: dict[str, Any] = {"method": method, "settings": settings, "protocol": protocol}
             try:
-                found = [
-                    cells.cell("table5", method, P, cells.Problems(base, seed, progress))
-                    for seed in SEEDS
-                ]
+                jobs = [Job(base, seed, progress) for seed in SEEDS]
+                found = [STUDY.cell("table5", method, P, job) for job in jobs]
             except RuntimeError as error:
                 trial["failed"] = str(error)
             else:
@@ -121,43 +119,31 @@ def tune(progress: bool) -> None:
             record.write_json(TRIED, {"trials": tried, "environment": record.environment()})
 
 
-def take(run: Path) -> None:
-    """The record of a run into bench/records, a file for each table."""
-    results = cells.read(run)
-    for table, protocol in results["protocols"].items():
-        name = reproduction.name_of(table, PROTOCOLS[table], SHOWN[table], protocol)
-        record.write_json(RECORD / f"{name}.json", grid.part(results, table, ("confusion",)))
-
-
 def take_figures(run: Path) -> None:
     """The record of a run into bench/records: what the page's figures are drawn from."""
-    results = cells.read(run)
-    results["cells"] = [grid.short(cell, ()) for cell in results["cells"]]
-    record.write_json(FIGURES / cells.RESULTS, results)
+    results = STUDY.read(run)
+    results["cells"] = [short(cell, ()) for cell in results["cells"]]
+    record.write_json(FIGURES / "classification.json", results)
     for path in sorted((run / "cells").glob("*.npz")):
         arrays = record.read_arrays(path)
         record.write_arrays(FIGURES / "cells" / path.name, {key: arrays[key] for key in ARRAYS})
 
 
-def page(text: str) -> str:
-    """``text`` with every part between markers drawn from the records anew."""
-    parts = {
-        "tuning": tuning(json.loads(TRIED.read_text())["trials"]),
-        "shown": _items(machines(cells.read(FIGURES))),
+def parts() -> dict[str, str]:
+    """What stands between the page's comments, from the records."""
+    found = {
+        "tuning": tuning(record.read_json(TRIED)["trials"]),
+        "shown": items(machines(STUDY.read(FIGURES))),
     }
     for table, name in ((table, name) for table, names in SHOWN.items() for name in names):
-        results = grid.read(RECORD / f"{name}.json")
-        parts |= {
-            name: markdown(tables.errors(results, table)),
-            f"{name}: further": markdown(tables.further(results, table)),
-            f"{name}: claims": _items(verdicts(results)),
-            f"{name}: machines": _items(machines(results)),
+        results = STUDY.read(RECORD, name)
+        found |= {
+            name: markdown(errors(STUDY, results, table)),
+            f"{name}: further": markdown(further(STUDY, results, table)),
+            f"{name}: claims": items(verdicts(results)),
+            f"{name}: machines": items(machines(results)),
         }
-    return reproduction.fill(text, parts)
-
-
-def _items(lines: Sequence[str]) -> str:
-    return "\n".join(f"* {line}" for line in lines)
+    return found
 
 
 def tuning(trials: list[dict[str, Any]]) -> str:
@@ -181,19 +167,21 @@ def tuning(trials: list[dict[str, Any]]) -> str:
 
 
 def draw() -> None:
-    """The page and its figures from the records."""
-    found = figures.draw(cells.read(FIGURES), "table5", FIGURES)
-    reproduction.write_figures({name: found.files[name] for name in DRAWN}, "classification")
-    write_atomically(PAGE, page(PAGE.read_text()).encode())
+    """The page and its figures."""
+    files = STUDY.figures(STUDY.read(FIGURES), "table5", FIGURES).files
+    write_figures({name: files[f"figures/{name}"] for name in DRAWN}, "classification")
+    fill(PAGE, parts())
 
 
 def main(arguments: Sequence[str]) -> None:
-    if "--tune" in arguments:
-        tune(progress=sys.stderr.isatty())
-    taken = take_figures if "--figures" in arguments else take
-    for run in (Path(a) for a in arguments if not a.startswith("--")):
-        taken(run)
-    draw()
+    def taken(run: Path) -> None:
+        if "--figures" in arguments:
+            take_figures(run)
+        else:
+            take(STUDY, run, RECORD, SHOWN.__getitem__, ("confusion",))
+
+    options = {"--tune": lambda: tune(progress=sys.stderr.isatty()), "--figures": lambda: None}
+    serve(arguments, options, taken, draw)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ every row of the table, and the row's errors on the test set.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._files import write_atomically
-from ..nn import BaselineEncoder
-from ..solvers import support_margin
-from ..solvers.step import safe_step
-from ..training import L0Regularized, Problem
-from ..version import __version__
-from . import record
-from .metrics import prediction_error, reconstruction_error, support_error
-from .protocol import ITERATIONS, Protocol, Signals, describe
+from ...nn import BaselineEncoder
+from ...solvers import support_margin
+from ...solvers.step import safe_step
+from ...training import L0Regularized, Problem
+from ...version import __version__
+from .. import record
+from ..scores import prediction_error, reconstruction_error, support_error
+from ..study import Job, unfinished
+from .protocol import ITERATIONS, Protocol, describe, signals
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Row:
     losses: tuple[float, float] | None = None
 
 
-def cell(
-    protocol: Protocol, key: str, p: int, seed: int, data: Signals, folder: Path, progress: bool
-) -> dict[str, Any]:
+def cell(key: str, p: int, job: Job) -> dict[str, Any]:
     """All rows of one problem, code size and seed.
 
-    What an interruption would lose is kept in ``folder/cache``: dictionary, optimal codes, and the
-    rows of the networks that were trained.
+    What an interruption would lose is kept in ``cache`` beside the cells: dictionary, optimal
+    codes, and the rows of the networks that were trained.
     """
+    protocol, seed, folder, progress = job.protocol, job.seed, job.folder, job.progress
+    data = job.once("signals", lambda: signals(protocol, seed))
     problem = protocol.problem(key)
     name = f"{key}-p{p}-seed{seed}"
     cache = folder / "cache"
@@ -63,6 +63,8 @@ def cell(
     clock.lap("dictionary")
     targets, _ = optimal_codes(problem, data.train, D, folder)
     best, course = optimal_codes(problem, data.test, D, folder)
+    if not (targets.any() and best.any()):
+        raise RuntimeError(f"{name}: all optimal codes are zero, nothing is left to predict")
     clock.lap("optimal_codes")
     mu = safe_step(D)
 
@@ -97,13 +99,14 @@ def cell(
             training_error = prediction_error(targets[some], network(data.train[some]))
             code = network(data.test)
         if method == DEEP.format(k=protocol.num_stages):
-            _save(folder / f"{name}.pt", D, network)
+            saved = {"D": D, "encoder": network.state_dict()}
+            record.write_tensors(folder / f"{name}.pt", saved)
         seconds = time.perf_counter() - start
         ends = losses[0], losses[-1]
         return row(method, code, training_error=training_error, seconds=seconds, losses=ends)
 
-    done = rows_file(folder, key, p, seed)
-    trained = json.loads(done.read_text()) if done.exists() else {}
+    done = unfinished(folder / f"{name}.json")
+    trained = record.read_json(done) if done.exists() else {}
     for method, make, lr in _networks(protocol, problem, D, data.train.shape[1]):
         if method not in trained:
             torch.manual_seed(seed)
@@ -114,6 +117,7 @@ def cell(
         rows.append(trained[method])
     clock.lap("training")
     margin = support_margin(data.test, D, best, **problem.sparsity)
+    median = margin.median().item()
     return {
         "problem": key,
         "p": p,
@@ -122,7 +126,8 @@ def cell(
         "optimal": course
         | {
             "stable_supports": (margin > 0).double().mean().item(),
-            "median_margin": margin.median().item(),
+            # Where all entries are nonzeros no other support can be near.
+            "median_margin": median if math.isfinite(median) else None,
         },
         "dictionary": describe(learned),
         "signals": data.counts(),
@@ -159,11 +164,6 @@ def _networks(
     return rows
 
 
-def rows_file(folder: Path, key: str, p: int, seed: int) -> Path:
-    """The rows of a cell that is not finished."""
-    return folder / "cache" / f"{key}-p{p}-seed{seed}-rows.json"
-
-
 def optimal_codes(
     problem: Problem, x: Tensor, D: Tensor, folder: Path
 ) -> tuple[Tensor, dict[str, float]]:
@@ -177,8 +177,9 @@ def optimal_codes(
         content.update(t.contiguous().numpy().tobytes())
     path = folder / "cache" / f"{problem.key}-{content.hexdigest()[:24]}.pt"
     if path.exists():
-        saved = torch.load(path, weights_only=True)
-        return saved["code"].to_dense(), saved["course"]
+        saved = record.read_tensors(path)
+        with record.reading(path):
+            return saved["code"].to_dense(), saved["course"]
     start = time.perf_counter()
     found = problem.optimal(x, D)
     code = found.dense
@@ -190,16 +191,8 @@ def optimal_codes(
         "objective": found.objective[-1].double().mean().item(),
         "reconstruction_error": reconstruction_error(x, D, code),
     }
-    buffer = io.BytesIO()
-    torch.save({"code": code.to_sparse(), "course": course}, buffer)
-    write_atomically(path, buffer.getvalue())
+    record.write_tensors(path, {"code": code.to_sparse(), "course": course})
     return code, course
-
-
-def _save(path: Path, D: Tensor, network: nn.Module) -> None:
-    buffer = io.BytesIO()
-    torch.save({"D": D, "encoder": network.state_dict()}, buffer)
-    write_atomically(path, buffer.getvalue())
 
 
 class _Clock:

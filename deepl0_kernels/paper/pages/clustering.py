@@ -1,15 +1,11 @@
-"""docs/clustering.md from records, and the choice of a graph without labels.
+"""docs/clustering.md, and the choice of a graph without labels.
 
-``python -m bench.clustering RUN ...`` takes the record of each run of ``deepl0 reproduce table6
-table7`` into bench/records, a file for each table and each of the protocols that :func:`shown`
-names. ``--graphs`` judges the graphs below anew (a minute). Both draw; without arguments that is
-all.
+``--graphs`` judges the graphs below anew (a minute).
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -17,21 +13,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deepl0_kernels._files import write_atomically
-from deepl0_kernels._optional import progress_bar
-from deepl0_kernels.paper import grid, record
-from deepl0_kernels.paper.claims import verdicts
-from deepl0_kernels.paper.clustering import PROTOCOLS, cells, data, systems, tables
-from deepl0_kernels.paper.clustering.protocol import STARTS
-from deepl0_kernels.paper.scores import clustering
-from deepl0_kernels.paper.tables import machines, markdown
-from deepl0_kernels.solvers import eigengap, graph_laplacian, knn_affinity
+from ..._files import fill
+from ..._optional import progress_bar
+from ...solvers import eigengap, graph_laplacian, knn_affinity
+from .. import record
+from ..clustering import data, systems
+from ..clustering.protocol import PROTOCOLS, STARTS
+from ..clustering.study import Clustering
+from ..deep import DEEP_L0, DEEP_M, SPARSITIES
+from ..rendering import items, machines, markdown
+from ..scores import clustering
+from ..study import values
+from . import DOCS, RECORDS, serve, take
 
-from . import records, reproduction
-
-RECORD = records.FOLDER / "clustering"
+STUDY = Clustering()
+RECORD = RECORDS / "clustering"
 GRAPHS = RECORD / "graphs.json"
-PAGE = reproduction.DOCS / "clustering.md"
+PAGE = DOCS / "clustering.md"
 
 # The graphs that are judged. Of equal eigengaps the first wins: fewest components, then neighbours.
 WHITEN, NEIGHBOURS = (0, 8, 16, 32, 64, 128), (3, 4, 5, 7, 10)
@@ -43,8 +41,8 @@ SHORT = {
     systems.SPECTRAL: "spectral",
     systems.SOFT_MAX: "joint, soft-max",
     systems.TAGNET: "TAGnet",
-    systems.DEEP_L0: "Deep l0",
-    **{systems.DEEP_M.format(m): f"Deep M = {m}" for m in systems.SPARSITIES},
+    DEEP_L0: "Deep l0",
+    **{DEEP_M.format(m): f"Deep M = {m}" for m in SPARSITIES},
 }
 
 
@@ -68,7 +66,7 @@ def judge_graphs() -> None:
 
 def graphs(table: str) -> list[dict[str, Any]]:
     """What is on record of the graphs of a table."""
-    return [g for g in json.loads(GRAPHS.read_text())["graphs"] if g["table"] == table]
+    return [g for g in record.read_json(GRAPHS)["graphs"] if g["table"] == table]
 
 
 def chosen(table: str) -> dict[str, int]:
@@ -79,34 +77,25 @@ def chosen(table: str) -> dict[str, int]:
 
 def shown(table: str) -> dict[str, dict[str, Any]]:
     """The records of a table, in the order of the page, and what their runs set."""
-    sets = {"": {}, BALANCED: {"balance": 1.0}, CHOSEN: chosen(table)}
+    sets: dict[str, dict[str, Any]] = {"": {}, BALANCED: {"balance": 1.0}, CHOSEN: chosen(table)}
     return {
         f"{table}-{start}{variant}": {"start": start, **sets[variant]}
         for variant, start in itertools.product(VARIANTS, STARTS)
     }
 
 
-def take(run: Path) -> None:
-    """The record of a run into bench/records, a file for each table."""
-    results = cells.read(run)
-    drop = ("labels", "classes", "embedding")
-    for table, protocol in results["protocols"].items():
-        name = reproduction.name_of(table, PROTOCOLS[table], shown(table), protocol)
-        record.write_json(RECORD / f"{name}.json", grid.part(results, table, drop))
-
-
-def page(text: str) -> str:
-    """``text`` with the part of every table and start drawn from its record anew."""
-    parts = {}
+def parts() -> dict[str, str]:
+    """What stands between the page's comments, from the records."""
+    found, cells = {}, []
     for table in PROTOCOLS:
-        kept = {name: grid.read(RECORD / f"{name}.json") for name in shown(table)}
-        parts |= {name: part(results) for name, results in kept.items()}
-        parts[f"{table}-graphs"] = graphs_table(table)
-        parts[f"{table}-short"] = short_table(table, kept)
-    return reproduction.fill(text, parts)
+        kept = [STUDY.read(RECORD, name) for name in shown(table)]
+        cells += [cell for results in kept for cell in results["cells"]]
+        found[f"{table}: short"] = short_table(table, kept)
+        found[f"{table}: graphs"] = graphs_table(table)
+    return {**found, "machines": items(machines({"cells": cells}))}
 
 
-def short_table(table: str, kept: dict[str, dict[str, Any]]) -> str:
+def short_table(table: str, kept: Sequence[dict[str, Any]]) -> str:
     """Mean errors at every p: a row a record, a column a system, the paper's below."""
     import pandas
 
@@ -116,13 +105,13 @@ def short_table(table: str, kept: dict[str, dict[str, Any]]) -> str:
     titles = [f"{text}; {start}" for text, start in itertools.product(VARIANTS.values(), STARTS)]
     rows = {
         title: {
-            method: line([statistics.mean(grid.values(results["cells"], table, method, p, "error"))
+            method: line([statistics.mean(values(results["cells"], method, p))
                           for p in results["sizes"]])
             for method in SHORT
         }
-        for title, results in zip(titles, kept.values(), strict=True)
+        for title, results in zip(titles, kept, strict=True)
     }  # fmt: skip
-    published = tables.PUBLISHED[table]
+    published = STUDY.tables[table].published
     # Of the joint rival the paper does not name the loss.
     found = {method: published.get(method.removesuffix(", soft-max")) for method in SHORT}
     rows["paper"] = {method: line(errors) for method, errors in found.items() if errors}
@@ -146,37 +135,11 @@ def graphs_table(table: str) -> str:
     return markdown(pandas.DataFrame(cells_of).T)
 
 
-def part(results: dict[str, Any]) -> str:
-    """The table of one record with its claims, seeds, times and machines."""
-    (table,) = results["tables"]
-    taken = [sum(cell["seconds"].values()) for cell in results["cells"]]
-    seeds = len(results["seeds"])
-    return "\n".join(
-        [
-            markdown(tables.errors(results, table)),
-            "",
-            "<details><summary>Other scores at the largest p; the paper's claims</summary>",
-            "",
-            markdown(tables.further(results, table)),
-            "",
-            *(f"* {line}" for line in verdicts(results)),
-            "",
-            f"Seeds: {seeds}; the longest cell took {max(taken):.0f} s, all cells of a seed "
-            f"{sum(taken) / seeds:.0f} s on a machine that did other work beside. Computed on:",
-            "",
-            *(f"* {line}" for line in machines(results)),
-            "",
-            "</details>",
-        ]
-    )
-
-
 def main(arguments: Sequence[str]) -> None:
-    if "--graphs" in arguments:
-        judge_graphs()
-    for run in (a for a in arguments if not a.startswith("--")):
-        take(Path(run))
-    write_atomically(PAGE, page(PAGE.read_text()).encode())
+    def taken(run: Path) -> None:
+        take(STUDY, run, RECORD, shown, ("labels", "classes", "embedding"))
+
+    serve(arguments, {"--graphs": judge_graphs}, taken, lambda: fill(PAGE, parts()))
 
 
 if __name__ == "__main__":

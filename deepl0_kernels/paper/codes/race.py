@@ -5,8 +5,7 @@ The times of a run are taken here alone, so that they can be taken again on a qu
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._files import write_atomically
-from ..backends import use_backend
-from ..solvers import SolverResult, cosamp, htp, omp
-from ..solvers.step import safe_step
-from ..training import MSparse, Problem
-from . import record
-from .figure import BLUE, GREEN, GREY, RED, save, tidy
-from .metrics import prediction_error, support_error
+from ...backends import use_backend
+from ...solvers import SolverResult, cosamp, htp, omp
+from ...solvers.step import safe_step
+from ...training import MSparse, Problem
+from .. import record
+from ..drawing import BLUE, GREEN, GREY, RED, label, save, sheet, tidy
+from ..scores import prediction_error, support_error
+from ..timing import interleaved_medians, one_thread
+from .cells import optimal_codes
 from .protocol import Protocol, signals
-from .regression import optimal_codes
-from .timing import interleaved_medians, one_thread
 
 STEPS = {"IHT": "lipschitz", "NIHT": "normalized", "AIHT": "accelerated"}
 KS = {"IHT": (1, 2, 5, 10, 20, 50, 100), "NIHT": (1, 2, 5, 10, 20), "AIHT": (2, 5, 10, 20, 50)}
@@ -36,30 +34,26 @@ def name_of(key: str, p: int) -> str:
     return f"pareto-{key}-p{p}"
 
 
-def write(
-    protocol: Protocol,
-    keys: Iterable[str],
-    p: int,
-    out: Path,
-    seconds: float,
-    again: bool = False,
-) -> None:
-    """Measure and draw what ``out`` lacks, or all of it ``again``, for the run's first seed.
+def write(results: dict[str, Any], out: Path, seconds: float, again: bool = False) -> None:
+    """Measure what ``out`` lacks, or all of it ``again``, at the run's smallest p and seed 0.
 
     Raises:
         FileNotFoundError: ``out`` lacks the cell.
+        ValueError: the results are not those of this version's choices.
     """
-    for key in keys:
+    with record.reading(out / "results.json"):
+        protocol = Protocol(**results["protocol"])
+    p = min(results["sizes"])
+    for key in dict.fromkeys(cell["problem"] for cell in results["cells"]):
         path = out / f"{name_of(key, p)}.json"
         if again or not path.exists():
             record.write_json(path, measure(protocol, key, p, 0, out, seconds))
-        for name, content in draw(json.loads(path.read_text())).items():
-            write_atomically(out / name, content)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The records of a folder."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("pareto-*.json"))]
+    keys = ("problem", "p", "points", "optimal_codes", "environment")
+    return [record.read_json(path, keys) for path in sorted(folder.glob("pareto-*.json"))]
 
 
 def measure(
@@ -73,13 +67,14 @@ def measure(
     path = out / "cells" / f"{key}-p{p}-seed{seed}.pt"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: run deepl0 reproduce into {out} first")
-    saved = torch.load(path, weights_only=True)
-    D = saved["D"]
+    saved = record.read_tensors(path)
+    with record.reading(path):
+        D = saved["D"]
+        encoder = problem.encoder(D, protocol.num_stages).eval()
+        encoder.load_state_dict(saved["encoder"])
     test = signals(protocol, seed).test
     best, _ = optimal_codes(problem, test, D, out / "cells")
     slice_ = test[:BATCH].contiguous()
-    encoder = problem.encoder(D, protocol.num_stages).eval()
-    encoder.load_state_dict(saved["encoder"])
     mu = safe_step(D)
     methods: dict[str, tuple[int | None, Callable[[Tensor], Tensor]]] = {}
     for name, ks in KS.items():
@@ -176,12 +171,21 @@ def _spams_omp(D: Tensor, m: int) -> Callable[[Tensor], Tensor] | None:
     return solve
 
 
+def time_of_codes(found: dict[str, Any]) -> str:
+    """How long optimal codes take, in a sentence."""
+    optimal = found["optimal_codes"]
+    ours, theirs = optimal["kernels_microseconds"], optimal["torch_microseconds"]
+    return (
+        f"{found['problem']}, p = {found['p']}: optimal codes of {optimal['signals']} signals "
+        f"take {ours:.0f} us each by the kernels, {theirs:.0f} us by the dense loop in torch "
+        f"({theirs / ours:.1f} times as long); {100 * optimal['same_supports']:.1f} % of the "
+        f"supports are the same. One thread, {found['environment']['machine']}."
+    )
+
+
 def draw(found: dict[str, Any]) -> dict[str, bytes]:
     """Two panels: error against iterations, error against time."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10.5, 4.4), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    figure, panels = sheet(1, 2, (5.25, 4.4), sharey=True)
     points = found["points"]
     colors = {"IHT": BLUE, "NIHT": GREY, "AIHT": "#6b46c1", "HTP": "#b7791f"}
     for axes, across in zip(panels, ("iterations", "microseconds"), strict=True):
@@ -193,19 +197,14 @@ def draw(found: dict[str, Any]) -> dict[str, bytes]:
             ]
             if line:
                 axes.plot(*zip(*line, strict=True), "o-", color=color, ms=4, lw=1.2)
-                axes.annotate(
-                    family, line[-1], xytext=(5, 4), textcoords="offset points",
-                    color=color, fontsize=9,
-                )  # fmt: skip
+                label(axes, family, line[-1], color, (5, 4))
         for q in points:
             if q[across] is None or "-" in q["method"]:
                 continue
             learned = q["method"].startswith("encoder")
             at, color = (q[across], q["prediction_error"]), RED if learned else GREEN
             axes.plot(*at, "*" if learned else "D", color=color, ms=15 if learned else 6, zorder=5)
-            axes.annotate(
-                q["method"], at, xytext=(8, -3), textcoords="offset points", color=color, fontsize=9
-            )
+            label(axes, q["method"], at, color)
         axes.set(xscale="log", yscale="log")
         axes.margins(x=0.16, y=0.1)
         tidy(axes)

@@ -1,0 +1,67 @@
+"""One small call of each kind of kernel: what compute-sanitizer and ncu look at.
+
+``python -m bench.gpu_kernels --only REGEX`` makes those whose name matches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+
+import torch
+
+import deepl0_kernels as dk
+from deepl0_kernels.ops.registration import installed_floors
+
+from . import gpu_device
+
+
+def calls() -> dict[str, Callable[[], object]]:
+    """Name -> call, on the device."""
+    device = gpu_device.DEVICE
+    torch.manual_seed(0)
+
+    def leaf(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device=device).requires_grad_()
+
+    def backward(call: Callable[[], torch.Tensor], *leaves: torch.Tensor) -> object:
+        out = call()
+        return torch.autograd.grad(out, leaves, torch.ones_like(out))
+
+    x, W, S = leaf(70, 32), leaf(128, 32), leaf(128, 128)
+    wide, theta, D = leaf(16384, 32), (torch.rand(128, device=device) + 0.5), leaf(32, 128)
+    theta.requires_grad_()
+    rows, long = torch.randn(70, 300, device=device), torch.randn(3, 70000, device=device)
+    code = dk.SparseCode(*dk.top_m(torch.randn(70, 128, device=device), 9), 128)
+    return {
+        "top_m short": lambda: dk.top_m(rows, 20),
+        "top_m long": lambda: dk.top_m(long, 50),
+        "keep_top_m": lambda: dk.keep_top_m(rows, 20),
+        "encode_top_m": lambda: backward(
+            lambda: dk.encode_top_m(x, W, S, 9, num_stages=3).values, W, S
+        ),
+        "encode_top_m wide": lambda: dk.encode_top_m(x, wide, None, 9, num_stages=1),
+        "encode_l0": lambda: backward(
+            lambda: dk.encode_l0(x, W, S, theta, num_stages=2), W, S, theta
+        ),
+        "helu": lambda: backward(lambda: dk.helu(x @ W.t(), theta, 0.2), x, theta),
+        "decode": lambda: backward(lambda: dk.decode(code, D), D),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", type=re.compile)
+    only = parser.parse_args().only
+    for floor in installed_floors() if gpu_device.DEVICE == "cuda" else (None,):
+        for name, call in calls().items():
+            if only.search(name):
+                with dk.use_backend(floor):
+                    try:
+                        call()
+                    except ValueError as error:  # the floor has not all its operators
+                        print(f"{floor}: {name}: {error}", flush=True)
+                        continue
+                    gpu_device.synchronize()
+                print(f"{floor or 'stub'}: {name}", flush=True)

@@ -1,0 +1,142 @@
+"""What a run is shown as: frames of a table, and blocks that become Markdown or HTML."""
+
+from __future__ import annotations
+
+import html
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .drawing import Drawn, Heading, embedded
+from .study import SIZES, Study, values
+
+# A heading, figures (in HTML alone), items of a list, a paragraph, or a pandas frame of strings.
+Block = Heading | Drawn | list[str] | str | Any
+
+PAPER = (
+    "Values marked (paper) are those of Wang, Ling, Huang 2016, whose protocol is partly open; "
+    "they are a reference, not a target that these rows were tuned to."
+)
+
+
+def entry(seen: Sequence[float | None], digits: int = 2) -> str:
+    """Mean and standard deviation over the seeds; nothing for what a method does not have."""
+    known = [value for value in seen if value is not None]
+    if not known:
+        return ""
+    shown = f"{statistics.mean(known):.{digits}f}"
+    return f"{shown} ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else shown
+
+
+def errors(study: Study, results: dict[str, Any], table: str):
+    """A table as a pandas frame of strings: methods by code size, the paper's values below."""
+    import pandas
+
+    shown, sizes = study.tables[table], results["sizes"]
+    rows = study.rows(results["cells"], table)
+    methods = study.order(rows)
+
+    def cell(method: str, p: int) -> str:
+        seen = values(rows, method, p, shown.metric)
+        return entry(seen) + study.remark(results, table, method, p) if seen else ""
+
+    columns = {f"p = {p}": [cell(method, p) for method in methods] for p in sizes}
+    frame = pandas.DataFrame(columns, index=pandas.Index(methods, name=shown.heading))
+    for method, published in shown.published.items():
+        frame.loc[f"{method} (paper)"] = {
+            f"p = {p}": f"{published[SIZES.index(p)]:.{shown.digits}f}" if p in SIZES else ""
+            for p in sizes
+        }
+    return frame
+
+
+def further(study: Study, results: dict[str, Any], table: str):
+    """The other scores at the largest code size, as a pandas frame of strings."""
+    import pandas
+
+    p, rows = max(results["sizes"]), study.rows(results["cells"], table)
+    return pandas.DataFrame(
+        {
+            key.replace("_", " "): [entry(values(rows, m, p, key), digits) for m in study.methods]
+            for key, digits in study.scores.items()
+        },
+        index=pandas.Index(study.methods, name=f"p = {p}"),
+    )
+
+
+def markdown(frame) -> str:
+    """A pandas frame with its entries as they are: 1.70 stays 1.70."""
+    return frame.to_markdown(disable_numparse=True)
+
+
+def items(lines: Sequence[str]) -> str:
+    """A list in Markdown."""
+    return "\n".join(f"* {line}" for line in lines)
+
+
+def machines(results: dict[str, Any]) -> list[str]:
+    """Machine and versions that the cells were computed with, each once."""
+    seen: dict[str, None] = {}
+    for cell in results["cells"]:
+        e = cell["environment"]
+        line = (
+            f"{e['machine']}, {e['threads']} thread(s), torch {e['torch']}, "
+            f"deepl0_kernels {e['deepl0_kernels']}, commit {e['commit']}"
+        )
+        seen[line] = None
+    return list(seen)
+
+
+def blocks(study: Study, results: dict[str, Any], out: Path) -> list[Block]:
+    """Tables with their figures, claims, choices, seeds and machines of the run in ``out``."""
+    found: list[Block] = []
+    for table in results["tables"]:
+        found += [
+            Heading(f"{table}: {study.tables[table].title}"),
+            errors(study, results, table),
+            *([further(study, results, table)] if study.scores else []),
+            study.figures(results, table, out),
+        ]
+    found += study.judgement(results, out)
+    choices = results[study.choices_key]
+    if study.choices_key == "protocol":  # that of all tables
+        choices = {"all tables": choices}
+    for name, protocol in choices.items():
+        found.append(Heading(f"Protocol of {name}"))
+        found.append([f"{key}: {value}" for key, value in protocol.items()])
+    run = [f"seeds: {results['seeds']}", *(f"cells: {line}" for line in machines(results))]
+    return [*found, run, PAPER]
+
+
+def as_markdown(found: Sequence[Block]) -> str:
+    """Blocks as the text of a run."""
+
+    def text(block: Block) -> str:
+        if isinstance(block, Heading):
+            return f"## {block.text}"
+        if isinstance(block, list):
+            return items(block)
+        return block if isinstance(block, str) else markdown(block)
+
+    return "\n\n".join(text(b) for b in found if not isinstance(b, Drawn)) + "\n"
+
+
+def as_html(title: str, found: Sequence[Block]) -> str:
+    """Blocks as a part of a page."""
+
+    def text(block: Block) -> str:
+        if isinstance(block, Heading):
+            return f"<h2>{html.escape(block.text)}</h2>"
+        if isinstance(block, Drawn):
+            shown = [embedded(svg) for name, svg in block.files.items() if name.endswith(".svg")]
+            lacks = ", ".join(block.lacking)
+            lacks = lacks and f"Not drawn: {lacks}. The run did not store what they show."
+            return "\n".join([text(note) for note in (block.note, lacks) if note] + shown)
+        if isinstance(block, list):
+            return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in block) + "</ul>"
+        if isinstance(block, str):
+            return f"<p class=note>{html.escape(block)}</p>"
+        return block.to_html(border=0)
+
+    return "\n".join([f"<h1>{html.escape(title)}</h1>", *map(text, found)])

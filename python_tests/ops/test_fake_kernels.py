@@ -1,0 +1,196 @@
+"""Every output of every operator has the layout that its fake kernel promises: torch.compile and
+torch.export build on it, early exits (an empty batch, no entry) and gradient masks included."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import deepl0_kernels as dk  # noqa: F401  registers the operators
+
+N, P = 5, 12
+BATCHES, STAGES, MOST = (0, 1, 2), (1, 2, 3), (0, 1, P)
+# One that is computed as it is, one that is cast on the way.
+DTYPES = (torch.float32, torch.bfloat16)
+
+FAILURES_SHOWN = 5
+
+
+def by_columns(t: torch.Tensor) -> torch.Tensor:
+    return t.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+def strided(t: torch.Tensor) -> torch.Tensor:
+    """Neither plain nor transposed."""
+    return t.repeat_interleave(2, -1)[..., ::2]
+
+
+def gaps_in_columns(t: torch.Tensor) -> torch.Tensor:
+    return by_columns(t.repeat_interleave(2, -2))[..., ::2, :]
+
+
+LAYOUTS = (torch.Tensor.contiguous, by_columns, strided, gaps_in_columns)
+
+
+def randn(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(shape).to(dtype)
+
+
+def code(dtype, *shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and ascending indices [*lead, m]."""
+    lead, m = shape[:-1], shape[-1]
+    at = torch.rand(*lead, P).argsort(-1)[..., :m].sort(-1).values
+    return randn(*shape, dtype=dtype), at
+
+
+def thetas(stages: int = 0):
+    yield torch.tensor(0.5)
+    yield torch.full((P,), 0.5)
+    if stages:
+        yield torch.full((stages, P), 0.5)
+
+
+def elementwise(dtype, batch):
+    for u in (randn(batch, P, dtype=dtype), randn(P, batch, dtype=dtype).t(),
+              randn(2, batch, 3, P, dtype=dtype).transpose(0, 2)):  # fmt: skip
+        for theta in thetas():
+            yield "threshold", u, theta, 0.3, "helu"
+            for mask in range(4):
+                yield "threshold_backward", u.clone(), u, theta, 0.3, "helu", mask
+        for m in MOST:
+            yield "top_m", u, m
+            yield "keep_top_m", u, m
+            values, indices = torch.ops.deepl0.top_m(u, m)
+            yield "unpool", values, indices, P
+        yield "apply_mask", u, torch.ops.deepl0.keep_top_m(u, 3)[1]
+
+
+def steps(dtype, stages):
+    """What S may be for so many stages."""
+    shapes = [(P, P)] + [(stages - 1, P, P)] * (stages > 1)
+    for shape, layout in itertools.product(shapes, LAYOUTS):
+        yield layout(randn(*shape, dtype=dtype))
+    if stages == 1:
+        yield None
+    if stages > 2:
+        for layout in LAYOUTS[:2]:
+            yield layout(randn(P, P, dtype=dtype)).expand(stages - 1, P, P)
+
+
+def encoders(dtype, batch):
+    for layout in LAYOUTS:
+        x, W = layout(randn(batch, N, dtype=dtype)), layout(randn(P, N, dtype=dtype))
+        z, s = randn(batch, P, dtype=dtype), layout(randn(P, P, dtype=dtype))
+        for theta in thetas():
+            for name in ("threshold_stage", "threshold_stage_saving"):
+                yield name, x, W, z, s, theta, 0.3
+        for m in MOST:
+            yield "top_m_stage", x, W, z, s, m
+        values, indices = code(dtype, batch, 3)
+        D = layout(randn(N, P, dtype=dtype))
+        yield "decode", values, indices, D
+        for m, mask in itertools.product(MOST, range(4)):
+            yield "decode_backward", x, *code(dtype, batch, m), D, mask
+    x, W = randn(batch, N, dtype=dtype), randn(P, N, dtype=dtype)
+    for stages in STAGES:
+        for S in steps(dtype, stages):
+            grad, saved = randn(batch, P, dtype=dtype), torch.randn(stages, batch, P)
+            *_, per_stage = thetas(stages)
+            for name in ("encode_l0", "encode_l0_saving"):
+                yield name, x, W, S, per_stage, stages, 0.3, "helu"
+            for mask in (0, 1, 2, 4, 8, 15):
+                yield "encode_l0_backward", grad, saved, x, W, S, per_stage, 0.3, "ste", mask
+            for m in MOST:
+                for name in ("encode_top_m", "encode_top_m_saving"):
+                    yield name, x, W, S, m, stages
+                last, before = code(dtype, batch, m), code(torch.float32, stages - 1, batch, m)
+                for mask in (0, 1, 2, 4, 7):
+                    yield "encode_top_m_backward", *last, *before, x, W, S, mask
+
+
+def solvers(dtype, batch):
+    dtype = torch.float64 if dtype == torch.bfloat16 else dtype
+    x = randn(batch, N, dtype=dtype)
+    for layout in LAYOUTS:
+        D = layout(torch.nn.functional.normalize(randn(N, P, dtype=dtype), dim=0))
+        fixed = (0.1, 1e-6, 4)
+        for m in (1, 3, N):
+            yield "omp", x, D, m, 1e-6
+        for m in MOST:
+            yield "iht_top_m", x, D, None, None, m, *fixed, False
+            yield "iht_top_m", x, D, *code(dtype, batch, m), m, *fixed, False
+        for start in (None, randn(batch, P, dtype=dtype)):
+            yield "iht_l0", x, D, start, 0.1, *fixed, False
+            yield "fista", x, D, start, 0.1, *fixed, False
+
+
+def layout_of(t: torch.Tensor):
+    """What a consumer may rely on: the stride of a dimension of one entry says nothing."""
+    strides = tuple(s for s, n in zip(t.stride(), t.shape, strict=True) if n != 1)
+    return tuple(t.shape), strides, t.dtype, t.device.type, t.storage_offset()
+
+
+def bytes_of(t: torch.Tensor) -> int:
+    return t.untyped_storage().nbytes()
+
+
+CASES = {f.__name__: f for f in (elementwise, encoders, solvers)}
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("of", CASES)
+def test_outputs_are_as_the_fake_kernels_say(of, dtype, batch):
+    torch.manual_seed(0)
+    wrong, seen = [], 0
+    mode = FakeTensorMode()
+    for name, *args in CASES[of](dtype, batch):
+        operator = getattr(torch.ops.deepl0, name)
+        real = operator(*args)
+        with mode:
+            fakes = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args]
+            fake = operator(*fakes)
+        if isinstance(real, torch.Tensor):
+            real, fake = (real,), (fake,)
+        assert len(real) == len(fake)
+        inputs = {a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor)}
+        for i, (a, b) in enumerate(zip(real, fake, strict=True)):
+            seen += 1
+            same = layout_of(a) == layout_of(b) and bytes_of(a) == bytes_of(b)
+            alias = a.numel() > 0 and a.untyped_storage().data_ptr() in inputs
+            if not same or alias:
+                shapes = [tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in args]
+                wrong.append((name, i, shapes, layout_of(a), layout_of(b), bytes_of(a), alias))
+    assert not wrong, f"{len(wrong)} of {seen}, such as {wrong[:FAILURES_SHOWN]}"
+    assert seen
+
+
+def test_every_operator_of_the_cpu_is_asked():
+    asked = {name for of in CASES.values() for name, *_ in of(torch.float32, 1)}
+    names = {name.split("::")[1] for name in torch._C._dispatch_get_registrations_for_dispatch_key("CPU")
+             if name.startswith("deepl0::")}  # fmt: skip
+    assert {name.split(".")[0] for name in names} == asked
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+def test_a_compiled_backward_takes_an_empty_batch(batch, layout):
+    x = torch.randn(batch, N)
+    W, S = torch.randn(P, N), layout(torch.randn(P, P))
+    D = layout(torch.randn(N, P))
+
+    def step(x, W, S, D):
+        code = dk.encode_top_m(x, W, S, 3)
+        return dk.decode(code, D).square().sum() + dk.encode_l0(x, W, S, 0.5).square().sum()
+
+    def gradients(f):
+        args = [t.detach().requires_grad_() for t in (x, W, S, D)]
+        return torch.autograd.grad(f(*args), args)
+
+    torch._dynamo.reset()
+    compiled = gradients(torch.compile(step, backend="aot_eager", fullgraph=True))
+    for got, want in zip(compiled, gradients(step), strict=True):
+        assert torch.equal(got, want)
