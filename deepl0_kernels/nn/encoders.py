@@ -45,7 +45,7 @@ class _Encoder(nn.Module):
     def _set_dictionary(self, D: Tensor, step: float | None) -> float:
         """W and S of the step mu, by default 0.99 / ||D||_2^2. Returns mu."""
         bound = 1 / steps.squared_norm(D)
-        mu = 0.99 * bound if step is None else steps.positive("step", step)
+        mu = 0.99 * bound if step is None else checks.positive("step", step)
         if mu > bound * (1 + 1e-6):
             raise ValueError(
                 f"step must be at most 1 / ||D||_2^2 = {bound:.6g} for the stages to converge, "
@@ -191,7 +191,7 @@ class DeepL0Encoder(_Thresholded):
             ValueError: an argument out of range, named with its value.
         """
         steps.dictionary("D", D)
-        lam = steps.positive("lam", lam)
+        lam = checks.positive("lam", lam)
         checks.one_of("convention", convention, ("eq1", "paper"))
         self = cls(D.shape[0], D.shape[1], num_stages, tied, grad=grad)
         self.to(device=D.device, dtype=D.dtype)
@@ -289,7 +289,7 @@ class LISTA(_Thresholded):
     ) -> LISTA:
         """The encoder that is K iterations of ISTA from zero, on ``1/2||x-Da||^2 + lam||a||_1``."""
         steps.dictionary("D", D)
-        lam = steps.positive("lam", lam)
+        lam = checks.positive("lam", lam)
         self = cls(D.shape[0], D.shape[1], num_stages, tied)
         self.to(device=D.device, dtype=D.dtype)
         mu = self._set_dictionary(D, step)

@@ -135,12 +135,12 @@ class JointSparseClustering(nn.Module):
         checks.one_of("loss", loss, LOSSES)
         if loss == "margin" and head.clusters < 2:
             raise ValueError(f"head must have 2 clusters or more for a margin, got {head.clusters}")
-        self.lam, self.lam2 = steps.positive("lam", lam), steps.positive("lam2", lam2)
+        self.lam, self.lam2 = checks.positive("lam", lam), checks.positive("lam2", lam2)
         self.alpha, self.nu = nonnegative("alpha", alpha), nonnegative("nu", nu)
         self.balance = nonnegative("balance", balance)
         if loss == "margin" and self.balance:
             raise ValueError(f"balance belongs to loss 'entropy', 'margin' has none, got {balance}")
-        self.tol = steps.positive("tol", tol)
+        self.tol = checks.positive("tol", tol)
         self.max_iter = checks.integer("max_iter", max_iter, 1)
         self.loss_name = loss
         self.D = nn.Parameter(D.detach().clone())
@@ -201,7 +201,7 @@ class JointSparseClustering(nn.Module):
         steps.signals(x, self.D)
         L = check_laplacian(laplacian, x)
         count = checks.integer("iterations", iterations, 1)
-        optimizer = torch.optim.Adam(self.parameters(), lr=steps.positive("lr", lr))
+        optimizer = torch.optim.Adam(self.parameters(), lr=checks.positive("lr", lr))
         losses: list[float] = []
         a: Tensor | None = None
         for _ in progress_bar(range(count), "joint clustering", show=progress):

@@ -1,7 +1,8 @@
 """Operator floor: schema, fake kernel, derivatives and docstring of every public operator."""
 
-# Register the operators behind the solvers.
+# Register the operators behind the solvers, and the formulas of flops.
 from . import fista as fista
+from . import flops as flops
 from . import iht as iht
 from . import omp as omp
 from . import registration

@@ -82,6 +82,22 @@ def number(name: str, value: float) -> float:
         raise TypeError(f"{name} must be a number, got {value!r}") from None
 
 
+def positive(name: str, value: float) -> float:
+    """``value`` is a finite number > 0."""
+    value = number(name, value)
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be a finite number > 0, got {value}")
+    return value
+
+
+def nonnegative(name: str, value: float) -> float:
+    """``value`` is a finite number >= 0."""
+    value = number(name, value)
+    if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+    return value
+
+
 def sigma(value: float | Tensor) -> float | Tensor:
     """Width of the ramp of HELU_sigma, as a fraction of theta: a number; in a graph a tensor [],
     whose range the kernel checks, so that the graph serves every value but 0."""

@@ -20,7 +20,6 @@ from .._isolation import isolated
 from .._optional import require
 from ..ops import SparseCode, checks
 from ..solvers import learn_dictionary
-from ..solvers.step import positive
 from ..training import L0Regularized, MSparse, Problem
 from ..version import __version__
 
@@ -136,7 +135,7 @@ class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             size = 2 * x.shape[1] if self.code_size is None else self.code_size
             p = checks.integer("code_size", size, 1)
         if self.m is None:
-            positive("lam", self.lam)
+            checks.positive("lam", self.lam)
         else:
             checks.integer("m", self.m, 1, p, "the code size")
         self._course(len(x), self.dictionary_epochs, "dictionary_epochs")

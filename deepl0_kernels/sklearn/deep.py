@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..nn import DeepL0Encoder, DeepMSparseEncoder
 from ..ops import SparseCode, checks
 from ..ops.thresholds import GRADS
-from ..solvers.step import positive
 from .base import SparseEstimator, plain
 
 # Gradients on HELU's ramp are multiplied by 1 / sigma.
@@ -99,7 +98,7 @@ class DeepEstimator(SparseEstimator):
     def _check(self, x: Tensor) -> int:
         p = super()._check(x)
         checks.one_of("grad", self.grad, tuple(GRADS))
-        positive("lr", self.lr)
+        checks.positive("lr", self.lr)
         self._course(len(x), self.epochs, "epochs")
         with torch.device("meta"):
             _fresh_encoder(x.shape[1], p, self._shape())
@@ -116,7 +115,7 @@ class DeepEstimator(SparseEstimator):
     def _options(self, count: int, seed: int) -> dict[str, Any]:
         """Of the training loop."""
         epochs, batch = self._course(count, self.epochs, "epochs")
-        lr = positive("lr", self.lr)
+        lr = checks.positive("lr", self.lr)
         return dict(epochs=epochs, batch_size=batch, lr=lr, clip=_CLIP, seed=seed)
 
     def _keep(self, D: Tensor, **fitted: Any) -> None:
@@ -144,7 +143,7 @@ class DeepEstimator(SparseEstimator):
     def _one_pass(self, network: nn.Module, loss: Any, count: int, seed: int) -> float:
         """One epoch with an optimiser that lives on between calls; its mean loss."""
         batch = checks.integer("batch_size", self.batch_size, 1)
-        lr = positive("lr", self.lr)
+        lr = checks.positive("lr", self.lr)
         if not hasattr(self, "_optimizer"):
             self._optimizer = torch.optim.Adam(network.parameters(), lr=lr)
         for group in self._optimizer.param_groups:

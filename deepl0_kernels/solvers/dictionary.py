@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,17 +124,17 @@ class DictionaryLearner:
             "p": p,
             "method": method,
             "m": None if m is None else checks.integer("m", m, 1, p, "p"),
-            "lam": None if lam is None else steps.positive("lam", lam),
+            "lam": None if lam is None else checks.positive("lam", lam),
             "num_stages": checks.integer("num_stages", num_stages, 1),
-            "lr": steps.positive("lr", lr),
+            "lr": checks.positive("lr", lr),
             "total_steps": None
             if total_steps is None
             else checks.integer("total_steps", total_steps, 1),
-            "forgetting": _not_negative("forgetting", forgetting),
+            "forgetting": checks.nonnegative("forgetting", forgetting),
             "patience": _PATIENCE * p
             if patience is None
             else checks.integer("patience", patience, 1),
-            "tol": steps.positive("tol", tol),
+            "tol": checks.positive("tol", tol),
             "max_iter": checks.integer("max_iter", max_iter, 1),
             "seed": checks.integer("seed", seed, -(2**63), 2**63 - 1, "2**63 - 1"),
         }
@@ -410,13 +409,6 @@ def _path(checkpoint: str | os.PathLike) -> Path:
     if not isinstance(checkpoint, (str, os.PathLike)):
         raise TypeError(f"checkpoint must be a path, got {checkpoint!r}")
     return Path(checkpoint)
-
-
-def _not_negative(name: str, value: float) -> float:
-    value = checks.number(name, value)
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be a finite number >= 0, got {value}")
-    return value
 
 
 def _signals(x: Tensor) -> Tensor:

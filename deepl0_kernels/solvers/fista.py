@@ -48,7 +48,7 @@ def fista(
     the falling penalty is Hale, Yin and Zhang 2008.
     """
     steps.signals(x, D)
-    lam, tol = steps.weight("lam", lam), steps.positive("tol", tol)
+    lam, tol = steps.weight("lam", lam), checks.positive("tol", tol)
     max_iter = checks.integer("max_iter", max_iter, 1)
     start = None
     if isinstance(init, str):

@@ -46,7 +46,7 @@ def knn_affinity(x: Tensor, neighbours: int = 5, width: float | None = None) -> 
     N = len(x)
     neighbours = checks.integer("neighbours", neighbours, 1, N - 1, "N - 1")
     if width is not None:
-        width = steps.positive("width", width)
+        width = checks.positive("width", width)
     search = require("sklearn.neighbors", "nearest neighbours", extra="sklearn")
     # By the largest entry: no square leaves the range of float64.
     scale = x.abs().max().item() if N and x.any() else 1.0
@@ -220,7 +220,7 @@ def graph_sparse_code(
         raise ValueError(f"x must be [N, n], got {tuple(x.shape)}")
     L = check_laplacian(laplacian, x)
     D = D.detach()
-    lam, tol = steps.weight("lam", lam), steps.positive("tol", tol)
+    lam, tol = steps.weight("lam", lam), checks.positive("tol", tol)
     alpha, lam2 = nonnegative("alpha", alpha), nonnegative("lam2", lam2)
     max_iter = checks.integer("max_iter", max_iter, 1)
     shape = (len(x), D.shape[1])
@@ -256,10 +256,8 @@ def graph_sparse_code(
 
 
 def nonnegative(name: str, value: float) -> float:
-    """``value`` is a finite number >= 0."""
-    value = checks.number(name, value)
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+    """A weight that may be 0."""
+    value = checks.nonnegative(name, value)
     return steps.weight(name, value) if value else value
 
 

@@ -66,7 +66,7 @@ def iht(
     2008, 2010 (NIHT); Blumensath 2012 (AIHT), with the momentum of Beck and Teboulle 2009.
     """
     rows, D = steps.signals(x, D), D.detach()
-    lam, tol = steps.weight("lam", lam), steps.positive("tol", tol)
+    lam, tol = steps.weight("lam", lam), checks.positive("tol", tol)
     max_iter = checks.integer("max_iter", max_iter, 1)
     rule = _rule(step, D)
     start = _start(init, x, D, lam, tol, max_iter)
@@ -115,7 +115,7 @@ def iht_m(
     """
     rows, D = steps.signals(x, D), D.detach()
     m = checks.integer("m", m, 1, D.shape[1], "p")
-    tol, max_iter = steps.positive("tol", tol), checks.integer("max_iter", max_iter, 1)
+    tol, max_iter = checks.positive("tol", tol), checks.integer("max_iter", max_iter, 1)
     rule = _rule(step, D)
     if isinstance(init, SparseCode):
         init = init.to_dense()

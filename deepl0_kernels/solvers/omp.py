@@ -48,7 +48,7 @@ def omp(x: Tensor, D: Tensor, m: int, *, tol: float = 1e-6) -> SolverResult:
     D = D.detach()
     n, p = D.shape
     m = checks.integer("m", m, 1, min(n, p), "min(n, p)")
-    tol = steps.positive("tol", tol)
+    tol = checks.positive("tol", tol)
     wide = D.double()
     norms = wide.norm(dim=0)
     norms = torch.where(norms > 0, norms, 1.0)

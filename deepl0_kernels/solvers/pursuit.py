@@ -159,7 +159,7 @@ def _checked(x, D, m, tol, max_iter, share):
     rows, D = steps.signals(x, D), D.detach()
     limit = "min(n, p)" if share == 1 else f"min(n, p) / {share}"
     m = checks.integer("m", m, 1, min(D.shape) // share, limit)
-    return rows, D, m, steps.positive("tol", tol), checks.integer("max_iter", max_iter, 1)
+    return rows, D, m, checks.positive("tol", tol), checks.integer("max_iter", max_iter, 1)
 
 
 def _solve(x, rows, D, m, tol, max_iter, history, propose) -> SolverResult:

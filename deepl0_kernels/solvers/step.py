@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -72,17 +70,9 @@ def dictionary(name: str, D: Tensor) -> None:
         )
 
 
-def positive(name: str, value: float) -> float:
-    """``value`` is a finite number > 0."""
-    value = checks.number(name, value)
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name} must be a finite number > 0, got {value}")
-    return value
-
-
 def weight(name: str, value: float) -> float:
     """``value`` is a number > 0 whose product with squares of signals float64 can hold."""
-    value = positive(name, value)
+    value = checks.positive(name, value)
     if not 1 / _WEIGHT <= value <= _WEIGHT:
         raise ValueError(
             f"{name} must be in [{1 / _WEIGHT:.2g}, {_WEIGHT:.2g}], got {value}: scale the signals"

@@ -45,7 +45,7 @@ def elastic_net(
     p = D.shape[1]
     lam2 = steps.weight("lam2", lam2)
     root = math.sqrt(lam2)
-    lam, tol = steps.weight("lam", lam), steps.positive("tol", tol)
+    lam, tol = steps.weight("lam", lam), checks.positive("tol", tol)
     max_iter = checks.integer("max_iter", max_iter, 1)
     longer = torch.cat((D, root * torch.eye(p, dtype=D.dtype, device=D.device)))
     signals = torch.cat((x, x.new_zeros(*x.shape[:-1], p)), -1)
@@ -160,7 +160,7 @@ class TaskDrivenDictionary(nn.Module):
         self.nu = checks.number("nu", nu)
         if not 0 <= self.nu < math.inf:
             raise ValueError(f"nu must be a finite number >= 0, got {nu}")
-        self.tol = steps.positive("tol", tol)
+        self.tol = checks.positive("tol", tol)
         self.max_iter = checks.integer("max_iter", max_iter, 1)
         self.D = nn.Parameter(D.detach().clone())
         self.head = nn.Linear(D.shape[1], self.classes, dtype=D.dtype, device=D.device)
@@ -277,7 +277,7 @@ class TaskDrivenDictionary(nn.Module):
         self._check(x, y)
         batch_size = checks.integer("batch_size", batch_size, 1, len(x), "N")
         epochs = checks.integer("epochs", epochs, 1)
-        lr = steps.positive("lr", lr)
+        lr = checks.positive("lr", lr)
         seed = checks.integer("seed", seed, -(2**63), 2**63 - 1, "2**63 - 1")
         if begin is not None and not callable(begin):
             raise TypeError(f"begin must be a function or None, got {begin!r}")

@@ -1,0 +1,132 @@
+"""What a call computes, for ``torch.utils.flop_counter.FlopCounterMode``.
+
+Multiplications and additions of products are counted, two for each pair, as PyTorch counts its own
+operators: thresholds, selections and moves count none. A product with a code of m entries counts m,
+a gradient that is not asked for nothing, an iteration of a solver as often as it was made.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+
+_MODULE = "torch.utils.flop_counter"
+
+
+def _encode_l0(x, W, S, theta, num_stages, *rest, **_) -> int:
+    (batch, n), p = x.shape, W.shape[0]
+    return 2 * batch * p * (n + (num_stages - 1) * p)
+
+
+def _encode_l0_backward(grad_z, saved, x, W, S, theta, sigma, kind, mask, **_) -> int:
+    (stages, batch, p), n = saved.shape, x.shape[1]
+    down = (stages - 1) * p * p  # du of the stages below the last
+    sums = n * p * bool(mask & 1) + n * p * bool(mask & 2) + (stages - 1) * p * p * bool(mask & 4)
+    return 2 * batch * (down + sums)
+
+
+def _encode_top_m(x, W, S, m, num_stages, **_) -> int:
+    (batch, n), p = x.shape, W.shape[0]
+    return 2 * batch * p * (n + (num_stages - 1) * m)
+
+
+def _encode_top_m_backward(grad, indices, saved_values, saved_indices, x, W, S, mask, **_) -> int:
+    (batch, m), n, steps = grad.shape, x.shape[1], saved_values.shape[0]
+    sums = (steps + 1) * m * n * (bool(mask & 1) + bool(mask & 2)) + steps * m * m * bool(mask & 4)
+    return 2 * batch * (steps * m * m + sums)
+
+
+def _stage(x, W, *rest, **_) -> int:
+    (batch, n), p = x.shape, W.shape[0]
+    return 2 * batch * p * (n + p)
+
+
+def _decode(values, indices, D, **_) -> int:
+    return 2 * values.numel() * D.shape[0]
+
+
+def _decode_backward(grad, values, indices, D, mask, **_) -> int:
+    return _decode(values, indices, D) * (bool(mask & 1) + bool(mask & 2))
+
+
+def _iterations(out_val: Sequence[torch.Tensor], at: int, most: int) -> int:
+    """Over all rows; the most there may be where the result has no values (fake tensors)."""
+    made = out_val[at]
+    if type(made) is torch.Tensor and made.device.type != "meta":
+        return int(made.sum())
+    return made.shape[0] * most
+
+
+def _iht_top_m(x, D, values, indices, m, step, tol, max_iter, history, *, out_val, **_) -> int:
+    (n, p), rows = D.shape, _iterations(out_val, 2, max_iter)
+    return 2 * rows * n * (p + m)
+
+
+def _dense_solver(x, D, start, lam, step, tol, max_iter, history, *, out_val, **_) -> int:
+    (n, p), rows = D.shape, _iterations(out_val, 1, max_iter)
+    return 2 * rows * min(p * p, 2 * n * p)
+
+
+def _omp(x, D, m, tol, *, out_val, **_) -> int:
+    # D'x once, then the correlations of each new atom with the others.
+    (n, p), chosen = D.shape, _iterations(out_val, 2, m)
+    return 2 * x.shape[0] * n * p + 2 * chosen * n * p
+
+
+def _nothing(*args, **_) -> int:
+    return 0
+
+
+FORMULAS: dict[str, Callable[..., int]] = {
+    **dict.fromkeys(
+        ("threshold", "threshold_backward", "top_m", "unpool", "keep_top_m", "apply_mask"), _nothing
+    ),
+    **dict.fromkeys(("threshold_stage", "threshold_stage_saving", "top_m_stage"), _stage),
+    **dict.fromkeys(("encode_l0", "encode_l0_saving"), _encode_l0),
+    "encode_l0_backward": _encode_l0_backward,
+    **dict.fromkeys(("encode_top_m", "encode_top_m_saving"), _encode_top_m),
+    "encode_top_m_backward": _encode_top_m_backward,
+    "decode": _decode,
+    "decode_backward": _decode_backward,
+    "iht_top_m": _iht_top_m,
+    **dict.fromkeys(("iht_l0", "fista"), _dense_solver),
+    "omp": _omp,
+}
+
+
+def _register(module: Any) -> None:
+    for name, formula in FORMULAS.items():
+        packet = getattr(torch.ops.deepl0, name)
+        module.register_flop_formula(packet, get_raw=True)(formula)
+
+
+class _Hook(importlib.abc.MetaPathFinder):
+    """Registers once the counter's module is imported: importing it here would wake triton."""
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:
+        if name != _MODULE:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            _register(module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+if _MODULE in sys.modules:
+    _register(sys.modules[_MODULE])
+else:
+    sys.meta_path.insert(0, _Hook())
