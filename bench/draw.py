@@ -157,16 +157,34 @@ def gpu_table(rows: list[records.Row]) -> str:
 def gpu_summary(rows: list[records.Row]) -> str:
     found = _by_mode(rows)
     lines = [
-        "| | torch eager | deepl0 | times faster | as calls from Python |",
-        "|---|---|---|---|---|",
+        "| | torch eager | torch.compile | deepl0 | eager / deepl0 | as calls from Python |",
+        "|---|---|---|---|---|---|",
     ]
     for operator, shape in SHOWN_ON_GPU:
         graph, call = (found[operator][shape][mode] for mode in ("graph", "warm L2"))
+        eager, compiled, ours = (_cell(graph, name) for name in (EAGER, COMPILED, OURS))
         lines.append(
-            f"| {operator}, {shape} | {graph[EAGER].p50:.4g} us | {graph[OURS].p50:.4g} us | "
+            f"| {operator}, {shape} | {eager} us | {compiled and f'{compiled} us'} | {ours} us | "
             f"**{graph[OURS].speedup:.1f}** | {call[OURS].speedup:.1f} |"
         )
-    return f"{_gpu_machine(rows[0])}:\n\n" + "\n".join(lines) + "\n"
+    losses = "\n".join(f"* {line}" for line in _losses(found))
+    return f"{_gpu_machine(rows[0])}:\n\n" + "\n".join(lines) + f"\n\nWhere we lose:\n\n{losses}\n"
+
+
+def _losses(found: dict) -> list[str]:
+    """Of each operator, in how many of its rows a rival is faster, in a graph and as a call."""
+    lines = []
+    for operator, shapes in found.items():
+        parts = []
+        for mode, what in (("graph", "in a graph"), ("warm L2", "as calls")):
+            for rival in (EAGER, COMPILED):
+                raced = [modes[mode] for modes in shapes.values() if rival in modes[mode]]
+                lost = sum(row[rival].p50 < row[OURS].p50 for row in raced)
+                if lost:
+                    parts.append(f"{what} to {rival} in {lost} of {len(raced)} rows")
+        if parts:
+            lines.append(f"{operator}: {', '.join(parts)}")
+    return lines
 
 
 def table(rows: list[records.Row]) -> str:
