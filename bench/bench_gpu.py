@@ -20,7 +20,7 @@ import torch
 
 import deepl0_kernels as dk
 
-from . import gpu_cub, gpu_device, records
+from . import gpu_cub, gpu_device, records, rivals
 from .conftest import EAGER, OURS, _rows
 from .draw import COMPILED, COPY
 from .rivals import eager_encode_l0, eager_encode_top_m, eager_iht_m, eager_keep_top_m, eager_top_m
@@ -146,7 +146,7 @@ def encode_top_m(
     calls = {
         EAGER: lambda: eager_encode_top_m(x, W, S, m, stages),
         COMPILED: lambda: compiled(x, W, S, m, stages),
-        OURS: lambda: dk.encode_top_m(x, W, S, m, num_stages=stages),
+        OURS: lambda: rivals.encode_top_m(x, W, S, m, num_stages=stages),
     }
     leaves = [t for t in (W, S) if t is not None]
     grad = torch.randn(batch, m, device=device).to(dtype)
@@ -198,7 +198,7 @@ def iht_m(batch: int, p: int, iterations: int, dtype: torch.dtype, device: str) 
     providers = {
         EAGER: lambda: eager_encode_top_m(x, W, S, m, iterations),
         "dense IHT": lambda: eager_iht_m(x, D, step, m, iterations),
-        OURS: lambda: dk.encode_top_m(x, W, S, m, num_stages=iterations),
+        OURS: lambda: rivals.encode_top_m(x, W, S, m, num_stages=iterations),
     }
     moved = x.element_size() * (x.numel() + W.numel() + S.numel()) + batch * m * 12
     shape = f"B={batch} p={p} m={m} {_name(dtype)}"

@@ -2,9 +2,9 @@
 
 ``python -m bench.gpu --out FOLDER --minutes 9`` builds the extension for this machine's card, then
 tests, checks, measures and tunes, part by part. Each part has a time limit, writes its record and
-log below FOLDER/COMMIT as it goes, and never stops the next one by failing; what is there for this
-commit is not done again, so that a second call goes on where the first was cut. A summary of at
-most 10,000 characters comes last, also as summary.txt.
+log below FOLDER/COMMIT-CARD as it goes, and never stops the next one by failing; what is there for
+this commit is not done again, so that a second call goes on where the first was cut. A summary of
+at most 10,000 characters comes last, also as summary.txt.
 
 It needs no network, and of Python's packages torch, triton, ninja, setuptools, NumPy,
 pytest and hypothesis. Without a GPU it ends at once, unless --stub asks for a device made up, which
@@ -52,12 +52,15 @@ class Outcome(NamedTuple):
     told: str = ""
 
 
-def outcome_of(status: int | None, what: str = "") -> Outcome:
-    """Of a command by its exit status, None if the deadline ended it."""
+def outcome_of(status: int | None, what: str = "", again: bool = False) -> Outcome:
+    """Of a command by its exit status, None if the deadline ended it.
+
+    ``again``: a second call tries anew what failed.
+    """
     if status is None:
         return Outcome("cut", False, what)
     told = f"{what} ended with {status}".strip() if status else ""
-    return Outcome("failed" if status else "passed", True, told)
+    return Outcome("failed" if status else "passed", not (status and again), told)
 
 
 class Run:
@@ -72,7 +75,7 @@ class Run:
         only: str = "",
         run: Callable[..., int | None] | None = None,
     ) -> None:
-        self.folder = (out / commit).resolve()
+        self.folder = (out / f"{commit}-{card.slug}").resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.card, self.end, self.only = card, end, only
         self.process = run or self._process
@@ -130,7 +133,7 @@ def build(run: Run, deadline: float) -> Outcome:
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     status = run.process("build", command, deadline, **arch)
     if status != 0:  # another try may find another compiler
-        return outcome_of(status, "setup.py")._replace(complete=False)
+        return outcome_of(status, "setup.py", again=True)
     rival = [sys.executable, "-m", "bench.gpu_cub", "--out", run.folder]
     run.process("build", [*rival, "--arch", run.card.capability], deadline)
     return Outcome("passed", True)
@@ -185,7 +188,7 @@ def sanitizer(run: Run, deadline: float) -> Outcome:
             before = []
         status = run.process("sanitizer", [*before, *kernels], deadline)
         if status != 0:
-            return outcome_of(status, check)
+            return outcome_of(status, check, again=True)
     return Outcome("passed", True, "memcheck, racecheck: no error")
 
 
@@ -201,14 +204,14 @@ def host(run: Run, deadline: float) -> Outcome:
     status = run.process("host", command, deadline, output=part)
     if status == 0:
         part.replace(run.folder / "host-times.json")
-    return outcome_of(status)
+    return outcome_of(status, again=True)
 
 
 def tune(run: Run, deadline: float) -> Outcome:
     done = run.folder / "tune.done"
     command = [sys.executable, "-m", "bench.gpu_tune", "--done", done, "--only", run.only]
     status = run.process("tune", command, deadline)
-    return outcome_of(status)
+    return outcome_of(status, again=True)
 
 
 def ncu(run: Run, deadline: float) -> Outcome:
@@ -221,7 +224,7 @@ def ncu(run: Run, deadline: float) -> Outcome:
         "--log-file", run.folder / "ncu.csv", sys.executable, "-m", "bench.gpu_kernels",
     ]  # fmt: skip
     status = run.process("ncu", command, deadline)
-    return outcome_of(status)
+    return outcome_of(status, again=True)
 
 
 class Part(NamedTuple):
@@ -243,20 +246,14 @@ PARTS = {
 USUAL = [name for name in PARTS if name != "ncu"]
 
 
-def built() -> bool:
-    tag = sys.implementation.cache_tag  # another interpreter's is none
-    return any((ROOT / "deepl0_kernels").glob(f"_C.{tag}*.so"))
-
-
 def perform(run: Run, names: list[str], parts: dict[str, Part] = PARTS) -> None:
     """The parts named, in their order, each until its deadline."""
     names = [name for name in parts if name in names]
     for at, name in enumerate(names):
         result = run.folder / f"{name}.json"
         done = json.loads(result.read_text()) if result.exists() else {}
-        # The build asks for no names, and its library must be here: the folder may have moved.
-        same = built() if name == "build" else done.get("only") == run.only
-        if done.get("complete") and same:
+        # What is built here may be another commit's or card's: ninja knows what there is to do.
+        if name != "build" and done.get("complete") and done.get("only") == run.only:
             print(f"{name}: there already", flush=True)
             continue
         part, begin = parts[name], time.time()

@@ -130,7 +130,12 @@ def compile_to(folder: Path, arch: str) -> str:
 def _library() -> ctypes.CDLL | None:
     folder = os.environ.get("DEEPL0_CUB")
     path = Path(folder) / "cub.so" if folder else None
-    return ctypes.CDLL(str(path)) if path and path.exists() else None
+    if path is None or not path.exists():
+        return None
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:  # of another toolkit: this rival is left out
+        return None
 
 
 def top_k(u: torch.Tensor, m: int) -> Callable | None:

@@ -16,8 +16,14 @@ from . import gpu_device
 
 def read(path: Path) -> dict[str, dict]:
     """Test -> its last line: outcome ("started" if it never ended), seconds, message."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {found["id"]: found for found in map(json.loads, lines)}
+    found = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            outcome = json.loads(line)
+        except ValueError:  # the line that a cut left half written
+            continue
+        found[outcome["id"]] = outcome
+    return found
 
 
 def append(path: Path, **line) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from deepl0_kernels.triton import tune, tuned
+from deepl0_kernels import tune
+from deepl0_kernels.triton import tuned
 
 from . import gpu_device
 

@@ -17,7 +17,7 @@ import torch
 
 import deepl0_kernels as dk
 
-from . import gpu_device
+from . import gpu_device, rivals
 from .rivals import eager_encode_l0, eager_encode_top_m, eager_keep_top_m, eager_top_m
 
 EAGER, OURS = "torch eager", "deepl0"
@@ -46,11 +46,11 @@ def cases(device: str) -> dict[tuple[str, str], dict[str, Callable[[], object]]]
         },
         ("encode_top_m", "B=64 p=128 m=16 K=2"): {
             EAGER: lambda: eager_encode_top_m(x, W, S, 16, 2),
-            OURS: lambda: dk.encode_top_m(x, W, S, 16, num_stages=2),
+            OURS: lambda: rivals.encode_top_m(x, W, S, 16, num_stages=2),
         },
         ("encode_top_m forward + backward", "B=64 p=128 m=16 K=2"): {
             EAGER: step(lambda x, W, S: eager_encode_top_m(x, W, S, 16, 2)),
-            OURS: step(lambda x, W, S: dk.encode_top_m(x, W, S, 16, num_stages=2)),
+            OURS: step(lambda x, W, S: rivals.encode_top_m(x, W, S, 16, num_stages=2)),
         },
         ("encode_l0", "B=64 p=128 K=2"): {
             EAGER: lambda: eager_encode_l0(x, W, S, theta, 2),

@@ -100,7 +100,15 @@ def commit() -> str:
     return f"{head}+{_hash_of_sources()}" if changed else head
 
 
-SOURCES = ("deepl0_kernels", "csrc", "bench", "python_tests", "setup.py", "cuda_toolkit.py")
+SOURCES = (
+    "deepl0_kernels",
+    "csrc",
+    "bench",
+    "python_tests",
+    "setup.py",
+    "cuda_toolkit.py",
+    "pyproject.toml",
+)
 
 
 def _hash_of_sources() -> str:
@@ -108,7 +116,7 @@ def _hash_of_sources() -> str:
     for name in SOURCES:
         top = ROOT / name
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
-            if path.suffix in (".py", ".cpp", ".h", ".cu", ".cuh", ".mk"):
+            if path.suffix in (".py", ".cpp", ".h", ".cu", ".cuh", ".mk", ".toml"):
                 digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -27,8 +27,6 @@ def _spoilt(out):
     """The same structure with another content."""
     if isinstance(out, torch.Tensor):
         return torch.zeros_like(out) if out.is_floating_point() else out.roll(1, 0)
-    if hasattr(out, "indices"):
-        return type(out)(out.values, out.indices.roll(1, 0), out.size)
     return type(out)(_spoilt(part) for part in out)
 
 

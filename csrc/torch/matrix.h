@@ -71,7 +71,7 @@ inline Tensor cast_matrix(const Tensor& t, ScalarType type) {
 }
 
 /// An uninitialised gradient of the matrices t, of their shape: contiguous, or by columns as they
-/// are. The fake kernels promise the same (gradient_of_matrix in ops/registration.py).
+/// are. The fake kernels promise the same (gradient_of_matrix in deepl0_kernels/_matrices.py).
 inline Tensor gradient_of_matrix(const Tensor& t, ScalarType type) {
     auto shape = shape_of(t);
     if (!by_columns(t)) return empty(t, shape, type);

@@ -73,7 +73,7 @@ std::tuple<Tensor, Tensor> top_m_stage(Tensor x, Tensor W, Tensor z, Tensor S, i
     const int64_t batch = x.size(0), p = W.size(0);
     check_m(m, p);
     Tensor out = empty(x, {batch, p}, type);
-    Tensor mask = empty(x, {batch, (p + 7) / 8}, ScalarType::Byte);
+    Tensor mask = empty(x, {batch, mask_bytes(p)}, ScalarType::Byte);
     const DType dtype = dtype_of(out, "x");
     auto* bits = static_cast<uint8_t*>(mask.mutable_data_ptr());
     const auto run = [&](auto* data) {

@@ -26,7 +26,8 @@ def _encode_l0(x, W, S, theta, num_stages, *rest, **_) -> int:
 
 def _encode_l0_backward(grad_z, saved, x, W, S, theta, sigma, kind, mask, **_) -> int:
     (stages, batch, p), n = saved.shape, x.shape[1]
-    down = (stages - 1) * p * p  # du of the stages below the last
+    # du of the stages below the last, as far down as a wanted gradient needs it
+    down = max(0, stages - (1 if mask & 11 else 2)) * p * p * bool(mask)
     sums = n * p * bool(mask & 1) + n * p * bool(mask & 2) + (stages - 1) * p * p * bool(mask & 4)
     return 2 * batch * (down + sums)
 
@@ -39,7 +40,8 @@ def _encode_top_m(x, W, S, m, num_stages, **_) -> int:
 def _encode_top_m_backward(grad, indices, saved_values, saved_indices, x, W, S, mask, **_) -> int:
     (batch, m), n, steps = grad.shape, x.shape[1], saved_values.shape[0]
     sums = (steps + 1) * m * n * (bool(mask & 1) + bool(mask & 2)) + steps * m * m * bool(mask & 4)
-    return 2 * batch * (steps * m * m + sums)
+    down = max(0, steps - (0 if mask & 3 else 1)) * m * m * bool(mask)
+    return 2 * batch * (down + sums)
 
 
 def _stage(x, W, *rest, **_) -> int:
@@ -112,7 +114,6 @@ class _Hook(importlib.abc.MetaPathFinder):
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:
         if name != _MODULE:
             return None
-        sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         if spec is None or spec.loader is None:
             return spec
@@ -120,6 +121,8 @@ class _Hook(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
+            if self in sys.meta_path:  # a look-up of the spec alone leaves it in place
+                sys.meta_path.remove(self)
             _register(module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -94,6 +94,10 @@ class SparseCode:
         if values.dim() == 0 or values.shape[-1] != self.values.shape[-1]:
             raise IndexError(f"rows alone are indexed, got {rows!r} for {tuple(self.values.shape)}")
         return SparseCode(values, self.indices[kept], self.size)
+
+    def __iter__(self) -> NoReturn:
+        # Else ``values, indices = code`` would give two rows of a batch of two, unsaid.
+        raise TypeError("a SparseCode does not unpack: take .values and .indices; rows are code[i]")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SparseCode):

@@ -3,7 +3,7 @@ written.
 
 Stage kernel, z_{k+1} = top_m(x W' + z_k S'): a program owns ROWS rows and a part of the columns. It
 loops over tiles [ROWS, COLUMNS] of x W' (a product over n on the matrix units) and lets what is
-above the row's running threshold enter the row's buffer of candidates (candidates.py). When a
+above the row's running threshold enter the row's buffer of candidates (buffers.py). When a
 buffer would overflow, it is cut to its m best, which raises the threshold: in random order column c
 enters with probability about m / c, so of most tiles of a first stage little or nothing enters. A
 tile of which something does, and in later stages every tile, goes through a scratch of the

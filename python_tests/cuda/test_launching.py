@@ -109,7 +109,7 @@ def test_the_choice_is_that_of_the_record():
     names = {OURS: "cuda", f"{OURS}, triton": "triton"}
     found = {
         (row.operator, row.shape, names[row.provider]): row.p50
-        for row in records.read(records.FOLDER / "gpu.csv")
+        for row in records.read(records.FOLDER / "gpu-h200.csv")
         if row.operator.endswith(", graph") and row.provider in names
     }
     both = [key[:2] for key in found if key[2] == "triton"]

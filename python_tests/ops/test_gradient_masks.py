@@ -46,14 +46,14 @@ def test_encoders(stages, size, dtype, layout):
     x, W, S = torch.randn(B, n), layout(torch.randn(p, n) / 4), torch.randn(2, p, p) / p
     S = layout(S[: stages - 1] if stages > 2 else S[0])
     x, W, S = (t.to(dtype) for t in (x, W, S))
-    _, *codes = torch.ops.deepl0.encode_top_m(x, W, S, m, stages, True)
+    _, *codes = torch.ops.deepl0.encode_top_m_saving(x, W, S, m, stages)
     grad = torch.randn(B, m).to(dtype)
     check(torch.ops.deepl0.encode_top_m_backward, (grad, *codes, x, W, S), 3)
     low = torch.float64 if dtype == torch.float64 else torch.float32
     for scale in (0.05, 1.5):  # dense and sparse blocks
         theta = torch.full((stages, p), scale, dtype=low)
         for kind in ("helu", "ste_theta"):
-            _, saved = torch.ops.deepl0.encode_l0(x, W, S, theta, stages, 0.3, kind, True)
+            _, saved = torch.ops.deepl0.encode_l0_saving(x, W, S, theta, stages, 0.3, kind)
             grad = torch.randn(B, p).to(dtype)
             args = (grad, saved, x, W, S, theta, 0.3, kind)
             check(torch.ops.deepl0.encode_l0_backward, args, 4)

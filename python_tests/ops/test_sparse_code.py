@@ -61,7 +61,6 @@ def test_rows():
     keep = torch.tensor([True, False, True, False, True])
     assert made[keep] == made[torch.tensor([0, 2, 4])]
     assert made[..., 2] == dk.SparseCode(made.values[:, 2], made.indices[:, 2], 8)
-    assert [c == made[i] for i, c in enumerate(made)] == [True] * 5
     with pytest.raises(IndexError):
         made[0, 0, 0]
     with pytest.raises(TypeError, match="no rows"):
@@ -92,3 +91,10 @@ def test_to():
 def test_size_is_checked(size, error):
     with pytest.raises(error, match="size must be"):
         dk.SparseCode(torch.zeros(2), torch.zeros(2, dtype=torch.int64), size)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (5, 3), (3,)])
+def test_a_code_does_not_unpack(shape):
+    code = dk.SparseCode(torch.zeros(shape), torch.arange(3).expand(shape), 4)
+    with pytest.raises(TypeError, match=r"\.values and \.indices"):
+        _values, _indices = code
