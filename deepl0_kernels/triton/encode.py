@@ -6,7 +6,7 @@ sparse  of the M-sparse encoder over long codes: gathers, and no [B, p] is ever 
 dense   products as PyTorch multiplies them, where those are faster
 
 Each way is a file, encode_<way>.py, with the functions of the same names; formulas of the gradients
-stand in encode_tiles.py.
+stand in encode_tiles.py (l0) and encode_sparse.py (M-sparse).
 """
 
 from __future__ import annotations

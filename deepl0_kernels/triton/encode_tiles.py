@@ -1,6 +1,7 @@
 """The l0-regularized encoder by a launch a stage, tiled over rows and columns: any p.
 
-With g the gradient of z_K, down the stages: du_k = h'(u_k) g, dtheta += sum of g dh/dtheta, dS += du_k' z_{k-1}, g = du_k S; and with du the
+With g the gradient of z_K, down the stages: du_k = h'(u_k) g, dtheta += sum of g dh/dtheta,
+dS += du_k' z_{k-1}, g = du_k S; and with du the
 sum over the stages dW = du' x, dx = du W.
 
 Backward: the derivative, dtheta and z are the epilogue of the product with S. The kernel writes
