@@ -22,6 +22,11 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ENGINES = ["interpreter"] if INTERPRETED else ["sm80", "sm90"]
 if torch.cuda.is_available() and not INTERPRETED:
     ENGINES.append("gpu")
+# For what does not depend on the target: what PyTorch is told of an operator, and kernels without
+# matrix products. Every target's mutants are in test_mutants.py.
+ONE = pytest.mark.parametrize(
+    "engine", ENGINES[-1:] if ENGINES[-1] != "gpu" else ENGINES[-2:], indirect=True
+)
 
 if INTERPRETED:  # what these look at is the compiler's work
     collect_ignore = ["test_aot.py", "test_mutants.py"]

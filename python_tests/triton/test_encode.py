@@ -13,7 +13,7 @@ from deepl0_kernels.triton import dense_sums, encode_rows, table
 from python_tests.ops.test_encode import assert_top_m_stage, pre_activation, problem
 from python_tests.ops.test_registration import samples
 from python_tests.oracle import as_bits, same_values
-from python_tests.triton.conftest import crossed
+from python_tests.triton.conftest import ONE, crossed
 from python_tests.triton.test_stage import integers, on
 
 OPS = torch.ops.deepl0
@@ -280,6 +280,7 @@ NAMES = ("threshold_stage", "threshold_stage_saving", "top_m_stage", "encode_l0"
 
 
 # Not the gradients of half types: opcheck differentiates numerically.
+@ONE
 @pytest.mark.parametrize(
     ("dtype", "grad"), [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)]
 )
