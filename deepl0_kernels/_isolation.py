@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-_DEVICES = tuple(
+# torch.compile of torch 2.10 and 2.11 cannot ask which devices have autocast.
+AUTOCAST_DEVICES = tuple(
     device for device in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(device)
 )
 
 
 def autocast_device() -> str | None:
     """A device type for which autocast is on, if there is one."""
-    for device in _DEVICES:
+    for device in AUTOCAST_DEVICES:
         if torch.is_autocast_enabled(device):
             return device
     return None

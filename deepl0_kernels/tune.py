@@ -86,7 +86,7 @@ def _encode(operator, stages):
     return make
 
 
-def _large(batch, n, dtype, device):
+def _sparse(batch, n, dtype, device):
     t = _Tensors(dtype, device)
     x, W = t(batch, n).detach(), t(16384, n).detach()
     return lambda: dk.encode_top_m(x, W, None, _M, num_stages=1)
@@ -108,7 +108,7 @@ WORKLOADS: dict[str, tuple[Callable[..., Callable[[], object]], tuple[int, ...]]
     "keep_top_m": (_select(dk.keep_top_m), ()),
     "threshold_stage": (_stage(dk.threshold_stage), ()),
     "whole_rows": (_encode(dk.encode_top_m, 2), ()),
-    "encode_large": (_large, (_N,)),
+    "encode_sparse": (_sparse, (_N,)),
     "decode": (_decode, (_N,)),
     "decode_backward": (_decode, (_N,)),
     "combine": (_decode, (_N,)),

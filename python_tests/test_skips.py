@@ -1,4 +1,4 @@
-"""DEEPL0_NO_SKIPS=1: what is skipped fails the run, also a whole file in one of several processes."""
+"""DEEPL0_NO_SKIPS=1: what is skipped fails the run, a whole file of another process too."""
 
 from __future__ import annotations
 

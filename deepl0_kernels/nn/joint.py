@@ -11,7 +11,7 @@ from .._isolation import isolated, refuse_inference
 from .._optional import progress_bar
 from ..ops import checks
 from ..solvers import step as steps
-from ..solvers.graph import check_laplacian, graph_sparse_code, nonnegative
+from ..solvers.graph import check_laplacian, graph_sparse_code
 from .heads import ClusterHead
 
 LOSSES = ("entropy", "margin")
@@ -136,8 +136,8 @@ class JointSparseClustering(nn.Module):
         if loss == "margin" and head.clusters < 2:
             raise ValueError(f"head must have 2 clusters or more for a margin, got {head.clusters}")
         self.lam, self.lam2 = checks.positive("lam", lam), checks.positive("lam2", lam2)
-        self.alpha, self.nu = nonnegative("alpha", alpha), nonnegative("nu", nu)
-        self.balance = nonnegative("balance", balance)
+        self.alpha, self.nu = steps.weight_or_zero("alpha", alpha), steps.weight_or_zero("nu", nu)
+        self.balance = steps.weight_or_zero("balance", balance)
         if loss == "margin" and self.balance:
             raise ValueError(f"balance belongs to loss 'entropy', 'margin' has none, got {balance}")
         self.tol = checks.positive("tol", tol)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..ops import soft_threshold
 from ..solvers import step as steps
-from ..solvers.graph import check_laplacian, largest_row, nonnegative
+from ..solvers.graph import check_laplacian, largest_row
 from .encoders import LISTA
 
 
@@ -42,7 +42,7 @@ class TAGNet(LISTA):
         gamma: float = 0.0,
     ) -> None:
         super().__init__(in_features, code_size, num_stages, tied)
-        self.gamma = nonnegative("gamma", gamma)
+        self.gamma = steps.weight_or_zero("gamma", gamma)
 
     @classmethod
     def from_graph(
@@ -66,7 +66,7 @@ class TAGNet(LISTA):
             ValueError: an argument out of range, named with its value.
         """
         steps.dictionary("D", D)
-        alpha = nonnegative("alpha", alpha)
+        alpha = steps.weight_or_zero("alpha", alpha)
         L = check_laplacian(laplacian, torch.empty(len(laplacian), 0, dtype=D.dtype))
         mu = 0.99 / (steps.squared_norm(D) + alpha * largest_row(L))
         self = cls.from_dictionary(D, lam, num_stages, tied, mu)

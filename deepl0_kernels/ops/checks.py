@@ -9,11 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._isolation import AUTOCAST_DEVICES
 from ..reference.precision import accumulation_dtype
 
 _INT64_MAX = 2**63 - 1
-# torch.compile of torch 2.10 and 2.11 cannot ask which devices have autocast.
-_WITH_AUTOCAST = tuple(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "xpu")))
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -206,5 +205,5 @@ def rows(tensor: Tensor) -> Tensor:
 
 def autocast_is_on(device: str) -> bool:
     return (
-        device in _WITH_AUTOCAST or torch.amp.is_autocast_available(device)
+        device in AUTOCAST_DEVICES or torch.amp.is_autocast_available(device)
     ) and torch.is_autocast_enabled(device)

@@ -92,7 +92,7 @@ class DeepL0Classifier(ClassifierMixin, DeepEstimator):
         if len(unknown):
             raise ValueError(f"y must be among classes {known}, got {unknown}")
         seed = self._seed()
-        with seeded(seed):
+        with seeded(seed), self._whole(first):
             if first:
                 D, encoder = self._start(x, seed)
                 network = Classifier(encoder, D.shape[1], len(known))

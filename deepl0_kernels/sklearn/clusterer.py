@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .._isolation import isolated
 from ..nn import ClusterHead
 from ..ops import checks
-from ..solvers.graph import nonnegative
+from ..solvers.step import weight_or_zero
 from ..training import Clusters, fit_to_clusters, fit_to_codes, logistic_head, start_head
 from .base import plain
 from .deep import DeepEstimator, seeded
@@ -100,7 +100,7 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
         clusters = checks.integer("n_clusters", self.n_clusters, 1)
         if len(x) < clusters:
             raise ValueError(f"n_samples = {len(x)} must be at least n_clusters = {clusters}")
-        balance = nonnegative("balance", self.balance)
+        balance = weight_or_zero("balance", self.balance)
         labels = self._init_labels(len(x), clusters)
         with seeded(seed):
             D, encoder = self._start(x, seed)

@@ -122,6 +122,18 @@ class DeepEstimator(SparseEstimator):
         super()._keep(D, **fitted)
         self.__dict__.pop("_optimizer", None)  # that of an earlier partial_fit
 
+    @contextmanager
+    def _whole(self, first: bool) -> Iterator[None]:
+        """A first pass that does not end leaves the estimator as it was: not fitted."""
+        before = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:
+            if first:
+                self.__dict__.clear()
+                self.__dict__.update(before)
+            raise
+
     def _check_unchanged(self) -> None:
         """Refuse parameters that ``partial_fit`` would have to change the fitted model for."""
         shape = self._shape()

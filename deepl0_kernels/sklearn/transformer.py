@@ -52,7 +52,7 @@ class DeepL0Transformer(DeepEstimator):
         x, seed = self._signals(X, reset=first), self._seed()
         if not first:
             self._check_unchanged()
-        with seeded(seed):
+        with seeded(seed), self._whole(first):
             if first:
                 D, encoder = self._start(x, seed)
                 self._keep(D, encoder_=encoder, loss_=[])

@@ -221,7 +221,7 @@ def graph_sparse_code(
     L = check_laplacian(laplacian, x)
     D = D.detach()
     lam, tol = steps.weight("lam", lam), checks.positive("tol", tol)
-    alpha, lam2 = nonnegative("alpha", alpha), nonnegative("lam2", lam2)
+    alpha, lam2 = steps.weight_or_zero("alpha", alpha), steps.weight_or_zero("lam2", lam2)
     max_iter = checks.integer("max_iter", max_iter, 1)
     shape = (len(x), D.shape[1])
     a = x.new_zeros(shape) if init is None else _init(init, x, D, shape)
@@ -253,12 +253,6 @@ def graph_sparse_code(
         torch.full(shape[:1], done, device=x.device),
         torch.stack((first, last)),
     )
-
-
-def nonnegative(name: str, value: float) -> float:
-    """A weight that may be 0."""
-    value = checks.nonnegative(name, value)
-    return steps.weight(name, value) if value else value
 
 
 def _init(init: Tensor, x: Tensor, D: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -80,6 +80,12 @@ def weight(name: str, value: float) -> float:
     return value
 
 
+def weight_or_zero(name: str, value: float) -> float:
+    """A weight that may be 0: without the term."""
+    value = checks.nonnegative(name, value)
+    return weight(name, value) if value else value
+
+
 def signals(x: Tensor, D: Tensor) -> Tensor:
     """x [..., n] fits D [n, p] and is finite; returns it as rows [B, n], detached."""
     dictionary("D", D)

@@ -135,6 +135,14 @@ def fit_to_codes(encoder: nn.Module, x: Tensor, a: Tensor, **options: Any) -> li
     return minimise(encoder, loss, len(x), **options)
 
 
+class _Head(nn.Linear):
+    """A linear layer whose start is zero, also when it is reset."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
 class Classifier(nn.Sequential):
     """An encoder and a linear layer: signals [..., n] to the logits of ``classes`` classes.
 
@@ -146,9 +154,7 @@ class Classifier(nn.Sequential):
         super().__init__()
         like = next(encoder.parameters())
         self.encoder = encoder
-        self.head = nn.Linear(code_size, classes, device=like.device, dtype=like.dtype)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = _Head(code_size, classes, device=like.device, dtype=like.dtype)
 
 
 def cross_entropies(

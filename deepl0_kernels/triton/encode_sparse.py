@@ -65,7 +65,7 @@ def add_gather_sum(
 
 
 @triton.jit
-def encode_large_fwd_kernel(
+def encode_sparse_fwd_kernel(
     x_ptr, w_ptr, z_value_ptr, z_index_ptr, s_ptr, tile_ptr, value_ptr, index_ptr, state_ptr,
     rows, n, p, m, part, parts, x_row, x_step, w_row, w_step, s_column, s_index,
     GATHER: tl.constexpr, PRECISION: tl.constexpr, CAPACITY: tl.constexpr, COMPACT: tl.constexpr,
@@ -121,7 +121,7 @@ def encode_large_fwd_kernel(
 
 
 @triton.jit
-def encode_large_select_kernel(
+def encode_sparse_select_kernel(
     value_ptr, index_ptr, state_ptr, out_value_ptr, out_index_ptr, rows, m, parts,
     CAPACITY: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, PLACES: tl.constexpr,
 ):  # fmt: skip
@@ -146,9 +146,9 @@ def stage(
     """values, indices [B, m] = top_m(x W' + z S'), z as values and indices [B, m]."""
     (batch, n), p, m = x.shape, W.shape[0], values.shape[1]
     mode = precision(x.dtype, W)
-    c = config(f"encode_large_{mode}", n)
+    c = config(f"encode_sparse_{mode}", n)
     capacity = power_of_two(m + c.columns)
-    places = config("encode_large_select", capacity).columns
+    places = config("encode_sparse_select", capacity).columns
     parts, blocks = 1, ceil_div(batch, c.rows)
     # A part is several times its buffer, or the selection kernel would be left with the work.
     while (
@@ -169,7 +169,7 @@ def stage(
         count = rows.stop - first
         code = (z[0][rows], z[1][rows]) if z else (None, None)
         launch(
-            encode_large_fwd_kernel, (ceil_div(count, c.rows), parts),
+            encode_sparse_fwd_kernel, (ceil_div(count, c.rows), parts),
             x[rows], W, *code, S, tile, value, index, state,
             count, n, p, m, part, parts, *x.stride(), *W.stride(),
             *((0, 0) if S is None else S.stride()),
@@ -178,10 +178,10 @@ def stage(
             ROWS=c.rows, COLUMNS=c.columns, DEPTH=c.depth,
         )  # fmt: skip
         length = parts * capacity
-        select = config("encode_large_select", length)
+        select = config("encode_sparse_select", length)
         together = places // length
         launch(
-            encode_large_select_kernel, (ceil_div(count, together),),
+            encode_sparse_select_kernel, (ceil_div(count, together),),
             value, index, state, values[rows], indices[rows], count, m, parts,
             config=select, CAPACITY=capacity, BLOCK=c.rows, ROWS=together, PLACES=length,
         )  # fmt: skip
@@ -215,7 +215,7 @@ def encode_top_m(
 
 
 @triton.jit
-def encode_large_bwd_kernel(
+def encode_sparse_bwd_kernel(
     du_ptr, index_ptr, s_ptr, below_ptr, out_ptr, m, s_row, s_column,
     BELOW: tl.constexpr, ENTRIES: tl.constexpr,
 ):  # fmt: skip
@@ -239,10 +239,10 @@ def encode_large_bwd_kernel(
 def product_on_support(du: Tensor, index: Tensor, S: Tensor, below: Tensor, out: Tensor) -> None:
     """out[b, a] = (S' du_b)[below[b, a]] for the sparse du, at ``index``; all [B, m]."""
     batch, m = du.shape
-    c = config("encode_large_backward", m)
+    c = config("encode_sparse_backward", m)
     rows, columns = (min(size, power_of_two(m)) for size in (c.rows, c.columns))
     launch(
-        encode_large_bwd_kernel, (batch, ceil_div(m, rows)),
+        encode_sparse_bwd_kernel, (batch, ceil_div(m, rows)),
         du, index, S, below, out, m, *S.stride(), config=c, BELOW=rows, ENTRIES=columns,
     )  # fmt: skip
 

@@ -52,7 +52,7 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     "decode_backward": ((64, Config(32, 64)), (_ANY, Config(16, 128))),
     "combine": ((64, Config(8, 64, 256)), (_ANY, Config(8, 256, 256))),
     # By m.
-    "encode_large_backward": ((32, Config(32, 32, warps=2)), (_ANY, Config(64, 64))),
+    "encode_sparse_backward": ((32, Config(32, 32, warps=2)), (_ANY, Config(64, 64))),
     "outer": ((_ANY, Config(4, 128, 4096)),),
     "top_m": _ROW,
     "keep_top_m": _ROW,
@@ -80,11 +80,11 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
         (_ANY, Config(16, 0, 8, 8, 1)),
     ),
     # By n, the depth of the product, for each of its modes (product.py).
-    "encode_large_half": ((_ANY, Config(32, 128, 32, 4, 3)),),  # of the candidates, on an H200
-    "encode_large_tf32": ((_ANY, Config(64, 128, 16, 8, 3)),),
-    "encode_large_ieee": ((_ANY, Config(64, 128, 16, 8, 1)),),
+    "encode_sparse_half": ((_ANY, Config(32, 128, 32, 4, 3)),),  # of the candidates, on an H200
+    "encode_sparse_tf32": ((_ANY, Config(64, 128, 16, 8, 3)),),
+    "encode_sparse_ieee": ((_ANY, Config(64, 128, 16, 8, 1)),),
     # By the length of a row of candidates: as many rows as fill the tile.
-    "encode_large_select": ((_ANY, Config(1, 4096, warps=8)),),
+    "encode_sparse_select": ((_ANY, Config(1, 4096, warps=8)),),
 }
 
 # The longest rows that a program owns whole; no more fit in registers and shared memory.

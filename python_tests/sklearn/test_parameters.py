@@ -6,11 +6,13 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("sklearn")
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import check_is_fitted
 
 from deepl0_kernels import sklearn as estimators
 from deepl0_kernels.sklearn import (
@@ -188,3 +190,23 @@ def test_a_refused_fit_leaves_the_model_as_it_was(name, bad, words, monkeypatch)
             fresh.partial_fit(X, Y, **(dict(classes=[0, 1]) if "Classifier" in name else {}))
         with pytest.raises(NotFittedError):
             fresh.transform(X)
+
+
+@pytest.mark.parametrize("kind", [DeepL0Classifier, DeepL0Transformer])
+def test_a_first_pass_that_is_interrupted_leaves_nothing_fitted(kind, monkeypatch):
+    model = kind(P, m=3, **SHORT)
+    step = torch.optim.Adam.step
+
+    def interrupted(*args, **kwargs):
+        step(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    arguments = (X, Y, [0, 1]) if kind is DeepL0Classifier else (X,)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.Adam, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.partial_fit(*arguments)
+    with pytest.raises(NotFittedError):
+        check_is_fitted(model)
+    again, fresh = model.partial_fit(*arguments), kind(P, m=3, **SHORT).partial_fit(*arguments)
+    assert again.loss_ == fresh.loss_

@@ -63,3 +63,12 @@ def test_sparsity_over_training_is_that_of_the_encoder_after_each_epoch():
     assert len(course.nonzeros) == len(encoders) == 4
     # Looking changes nothing.
     assert fit(looks=False)[0] == losses
+
+
+def test_a_classifier_that_is_reset_starts_at_zero_again():
+    network = Classifier(DeepMSparseEncoder(6, 12, 3), 12, 4)
+    torch.nn.init.ones_(network.head.weight)
+    for module in network.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert not network(torch.randn(5, 6)).any()

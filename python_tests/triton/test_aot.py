@@ -32,8 +32,8 @@ SPILLS = {
     # All 255 registers are in use: rows of 1024, the gradient of l0 codes, the tile of candidates.
     ("encode_top_m_fwd_kernel", "sm80"): 48,
     ("encode_l0_bwd_kernel", "sm80"): 40,
-    ("encode_large_fwd_kernel", "sm90"): 64,
-    ("encode_large_fwd_kernel", "sm120"): 16,
+    ("encode_sparse_fwd_kernel", "sm90"): 64,
+    ("encode_sparse_fwd_kernel", "sm120"): 16,
 }
 
 # What another compiler than that of the page spills besides.

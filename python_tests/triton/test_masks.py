@@ -141,7 +141,7 @@ def long_code(stages):
 
 UNITS = {"combine_chunks_kernel", "combine_kernel"}
 STEPS = {"outer_kernel"}  # too few entries for whole chunks
-PRODUCT = {"encode_large_bwd_kernel"}
+PRODUCT = {"encode_sparse_bwd_kernel"}
 
 
 @pytest.mark.parametrize(
