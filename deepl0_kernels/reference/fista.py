@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import thresholds
 from .descent import Loop, Quadratic
-from .thresholds import threshold
 
 # The penalty falls by this factor from the largest correlation to lam: codes are sparse on the way.
 _FALL = 0.8
@@ -32,7 +32,7 @@ def fista(
         y = a + w * (a - state["a"])
         slope = descent + w * (descent - state["descent"])
         theta = torch.maximum(lowest, _FALL * state["theta"])
-        new = threshold(y + step * slope, theta[:, None], 0.0, "soft")
+        new = thresholds.apply(y + step * slope, theta[:, None], 0.0, "soft")
         uphill = ((y - new) * (new - a)).sum(1) > 0
         t = torch.where(uphill, 1.0, state["t"])
         t_next = (1 + (1 + 4 * t * t).sqrt()) / 2

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import thresholds
 from .descent import Loop, Quadratic
-from .thresholds import threshold
 from .top_m import top_m, unpool
 
 ROSE = (
@@ -57,7 +57,7 @@ def iht_l0(
     return Loop(Quadratic(D), tol, max_iter, history).run(
         x,
         start,
-        lambda x, a, descent, state: threshold(
+        lambda x, a, descent, state: thresholds.apply(
             torch.add(a, descent, alpha=step), theta, 0.0, "hard"
         ),
         lambda a: lam * (a != 0).sum(1, dtype=a.dtype),

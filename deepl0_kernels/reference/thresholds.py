@@ -48,10 +48,15 @@ def threshold(u: Tensor, theta: Tensor, sigma: float | Tensor, kind: str) -> Ten
     themselves; ``"ste"`` has the value of hard and the derivatives of HELU_sigma; ``"ste_theta"``
     has the value and the u-derivative of hard and the theta-derivative of HELU_sigma (JumpReLU).
     """
+    check_theta(theta.to(accumulation_dtype(u.dtype)), kind)
+    return apply(u, theta, sigma, kind)
+
+
+def apply(u: Tensor, theta: Tensor, sigma: float | Tensor, kind: str) -> Tensor:
+    """:func:`threshold` at a theta of one's own making, which may be NaN where operands are."""
     dtype = u.dtype
     u = u.to(accumulation_dtype(dtype))
     theta = theta.to(u.dtype)
-    check_theta(theta, kind)
     if kind == "hard":
         out = _hard(u, theta)
     elif kind == "soft":

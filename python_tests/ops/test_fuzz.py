@@ -217,6 +217,17 @@ FUZZ = settings(
 )
 
 
+def test_nan_in_a_dictionary_is_no_error_of_theta(caller):
+    """The thresholds of a solver are of its own making."""
+    x = {
+        "shape": [1, 1], "dtype": "float32", "style": "integers", "high": 0,
+        "layout": "contiguous", "seed": 1,
+    }  # fmt: skip
+    D = x | {"shape": [1, 6], "style": "special", "seed": 2}
+    for op in ("fista", "iht_l0"):
+        run(caller, {"op": op, "args": [x, D, None, 0.5, 0.04, 0.01, 1, False], "valid": False})
+
+
 @pytest.mark.parametrize("op", fuzzing.ORACLES)
 def test_careless_calls(caller, op):
     @FUZZ
