@@ -1,6 +1,7 @@
 // The course of a solver's rows: iterations, convergence, objectives.
 #pragma once
 
+#include <limits>
 #include <vector>
 
 #include "core/iht.h"
@@ -88,7 +89,11 @@ inline void check_solver(const char* op, const Tensor& x, const Tensor& d, doubl
     STD_TORCH_CHECK(x.scalar_type() == d.scalar_type() && (x.scalar_type() == ScalarType::Float ||
                                                            x.scalar_type() == ScalarType::Double),
                     op, ": x and D must both be float32 or float64");
-    STD_TORCH_CHECK(step > 0 && max_iter >= 1, op, ": step must be > 0 and max_iter >= 1");
+    const double most = x.scalar_type() == ScalarType::Double ? std::numeric_limits<double>::max()
+                                                              : std::numeric_limits<float>::max();
+    STD_TORCH_CHECK(step > 0 && step <= most, op,
+                    ": step must be > 0 and within the range of x's dtype, got ", step);
+    STD_TORCH_CHECK(max_iter >= 1, op, ": max_iter must be >= 1, got ", max_iter);
 }
 
 /// The data of a start [B, p], null without one. Keeps it contiguous.

@@ -17,6 +17,12 @@ def half_squares(rows: Tensor) -> Tensor:
     return 0.5 * rows.square().sum(1)
 
 
+def check_step(step: float, x: Tensor) -> None:
+    """A step that x's dtype cannot hold makes NaN of every zero."""
+    if not 0 < step <= torch.finfo(x.dtype).max:
+        raise RuntimeError(f"step must be > 0 and within the range of {x.dtype}, got {step}")
+
+
 class Quadratic:
     """1/2 ||x - D a||^2 for rows x. Value and gradient come from the residual: nothing cancels."""
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import thresholds
-from .descent import Loop, Quadratic
+from .descent import Loop, Quadratic, check_step
 
 # The penalty falls by this factor from the largest correlation to lam: codes are sparse on the way.
 _FALL = 0.8
@@ -24,6 +24,7 @@ def fista(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """From ``start`` [B, p], or from 0: codes [B, p], iterations and converged [B], objective
     [T + 1, B] with lam ||a||_1."""
+    check_step(step, x)
     lowest = x.new_tensor(step * lam)
 
     def advance(x, a, descent, state):
@@ -31,7 +32,8 @@ def fista(
         w = state["beta"][:, None]
         y = a + w * (a - state["a"])
         slope = descent + w * (descent - state["descent"])
-        theta = torch.maximum(lowest, _FALL * state["theta"])
+        fallen = _FALL * state["theta"]
+        theta = torch.where(fallen > lowest, fallen, lowest)  # NaN, of operands or overflow: lowest
         new = thresholds.apply(y + step * slope, theta[:, None], 0.0, "soft")
         uphill = ((y - new) * (new - a)).sum(1) > 0
         t = torch.where(uphill, 1.0, state["t"])
@@ -49,8 +51,9 @@ def fista(
         one = a.new_ones(len(a))
         theta = lowest * one
         if start is None:
-            # descent is D'x at 0. The padding serves p = 0.
-            theta = step * torch.nn.functional.pad(descent, (0, 1)).abs().amax(1)
+            # descent is D'x at 0, of which NaN does not count. The padding serves p = 0.
+            most = torch.nn.functional.pad(descent.abs(), (0, 1)).nan_to_num(0.0, torch.inf).amax(1)
+            theta = step * most
         return {"a": a, "descent": torch.zeros_like(a), "t": one, "beta": 0 * one, "theta": theta}
 
     return Loop(Quadratic(D), tol, max_iter, history).run(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import thresholds
-from .descent import Loop, Quadratic
+from .descent import Loop, Quadratic, check_step
 from .top_m import top_m, unpool
 
 ROSE = (
@@ -27,6 +27,7 @@ def iht_top_m(
     history: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Values and indices [B, m], iterations and converged [B], objective [T + 1, B]."""
+    check_step(step, x)
     start = None
     if values is not None and indices is not None:
         start = unpool(values, indices, D.shape[1])
@@ -53,6 +54,7 @@ def iht_l0(
     history: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Codes [B, p], iterations and converged [B], objective [T + 1, B] with lam a nonzero."""
+    check_step(step, x)
     theta = x.new_tensor((2 * lam * step) ** 0.5)
     return Loop(Quadratic(D), tol, max_iter, history).run(
         x,

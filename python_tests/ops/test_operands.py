@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from deepl0_kernels import reference
 from deepl0_kernels.backends import GPU
 from deepl0_kernels.ops.operands import CHECKS
 from python_tests.ops import fuzzing
@@ -75,3 +76,22 @@ def test_float64_is_refused_by_name():
     u = torch.zeros(3, 4, dtype=torch.float64)
     with pytest.raises(ValueError, match="u must be float32, float16 or bfloat16 on a GPU"):
         CHECKS["top_m"](u, 2)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("step", [0.0, -1.0, float("nan"), float("inf"), 1e300])
+def test_a_step_that_the_dtype_cannot_hold_is_refused(backend, step):
+    x, D = torch.zeros(2, 3), torch.zeros(3, 4)
+    code = torch.zeros(2, 1), torch.zeros(2, 1, dtype=torch.int64)
+    calls = {
+        "fista": (x, D, None, 0.1, step, 0.0, 3, True),
+        "iht_l0": (x, D, None, 0.1, step, 0.0, 3, True),
+        "iht_top_m": (x, D, *code, 1, step, 0.0, 3, True),
+    }
+    for name, args in calls.items():
+        call = getattr(reference if backend == "reference" else torch.ops.deepl0, name)
+        with pytest.raises(RuntimeError, match=r"step must be > 0 and within the range"):
+            call(*args)
+        if step == 1e300:
+            wide = [a.double() if torch.is_tensor(a) and a.is_floating_point() else a for a in args]
+            assert call(*wide)[0].shape[0] == 2
