@@ -211,6 +211,8 @@ def verdict(recipe: dict) -> str:
     want = want[: len(got)]  # the reference returns what is saved, too
     finite = all(math.isfinite(a.double().abs().sum()) for a, _ in tensors)
     largest = max((a.double().abs().max() for a, _ in tensors if a.numel()), default=0.0)
+    # A thousand stages overflow, after which 0 * inf is NaN in the reference alone.
+    finite &= all(t.isfinite().all() for t in want if t.is_floating_point())
     plain = op in MOVE_VALUES or (finite and largest <= 64)
     plain &= op not in ITERATE or bool(recipe.get("valid"))
     for i, (a, b) in enumerate(zip(got, want, strict=True)):
