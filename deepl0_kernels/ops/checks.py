@@ -13,6 +13,11 @@ from .._isolation import AUTOCAST_DEVICES
 from ..reference.precision import accumulation_dtype
 
 _INT64_MAX = 2**63 - 1
+# dtype -> the largest number that it rounds to 0, and its largest.
+_LIMITS = {
+    dtype: (torch.finfo(dtype).tiny * torch.finfo(dtype).eps / 2, torch.finfo(dtype).max)
+    for dtype in (torch.float32, torch.float64)
+}
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -143,12 +148,12 @@ def theta(
         value = value if traced else number("theta", value)
         if not (value > 0 or (zero and value == 0)):
             raise ValueError(f"theta must be {'>= 0' if zero else '> 0'}, got {value}")
-        limits = torch.finfo(dtype)
-        if limits.max < value < math.inf or 0 < value <= limits.tiny * limits.eps / 2:
+        rounded_to_zero, largest = _LIMITS[dtype]
+        if largest < value < math.inf or 0 < value <= rounded_to_zero:
             raise ValueError(f"theta must be within the range of {dtype}, got {value}")
         if traced:
             return _in_graph(value, dtype, u.device)
-        return torch.full((), value, dtype=dtype, device=u.device)
+        return torch.scalar_tensor(value, dtype=dtype, device=u.device)
     floating("theta", value, 0)
     if value.device != u.device:
         raise ValueError(f"theta must be on {u.device}, got {value.device}")
