@@ -109,7 +109,7 @@ def test_one_binary_serves_both_versions_of_torch(wheel, runs, pythons, tmp_path
             for name in ("ops", "test_backends.py", "test_package.py")
         ]
         processes = str(len(os.sched_getaffinity(0)))
-        pytest_options = ("-q", "-n", processes, "-p", "no:cacheprovider", "-x")
+        pytest_options = ("-q", "-n", processes, "-p", "no:cacheprovider", "--maxfail=20")
         run(python, "-m", "pytest", *pytest_options, *tests, **env)
 
 

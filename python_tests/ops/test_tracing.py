@@ -147,6 +147,10 @@ def test_a_forced_backend_refuses_what_it_does_not_differentiate(name):
                 compiled(at)
 
 
+# From 2.14 on torch.compile takes no input that carries a tangent, whatever the function.
+REFUSES_TANGENTS = torch.__version__ >= torch.torch_version.TorchVersion("2.14")
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_tangents(name, compiled):
@@ -158,6 +162,10 @@ def test_tangents(name, compiled):
     want = TRANSFORMS["jvp"](plain(name)[0])(at)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(at, torch.ones_like(at))
+        if compiled and REFUSES_TANGENTS:
+            with pytest.raises(torch._dynamo.exc.Unsupported, match="dual tensor"):
+                call(dual)
+            return
         got = forward_ad.unpack_dual(call(dual)).tangent
     torch.testing.assert_close(got, want)
 
