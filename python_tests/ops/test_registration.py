@@ -102,12 +102,25 @@ def test_every_operator_has_a_sample():
     assert defined == {name for name, _ in samples(torch.float32, False)}
 
 
-@pytest.mark.parametrize(("name", "args"), cases(grad=True))
+def told(grad: bool) -> list:
+    """What opcheck sees does not depend on the dtype: all cases of float32, and of every other one
+    a call of each operator."""
+    seen, found = set(), []
+    for case in cases(grad):
+        name, args = case.values
+        dtype = args[0].dtype
+        if dtype == torch.float32 or (name, dtype) not in seen:
+            found.append(case)
+        seen.add((name, dtype))
+    return found
+
+
+@pytest.mark.parametrize(("name", "args"), told(grad=True))
 def test_opcheck_with_gradients(name, args):
     opcheck(getattr(OPS, name).default, args)
 
 
-@pytest.mark.parametrize(("name", "args"), cases(grad=False))
+@pytest.mark.parametrize(("name", "args"), told(grad=False))
 def test_opcheck_without_gradients(name, args):
     opcheck(getattr(OPS, name).default, args)
 

@@ -22,11 +22,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ENGINES = ["interpreter"] if INTERPRETED else ["sm80", "sm90"]
 if torch.cuda.is_available() and not INTERPRETED:
     ENGINES.append("gpu")
-# For what does not depend on the target: what PyTorch is told of an operator, and kernels without
-# matrix products. Every target's mutants are in test_mutants.py.
-ONE = pytest.mark.parametrize(
-    "engine", ENGINES[-1:] if ENGINES[-1] != "gpu" else ENGINES[-2:], indirect=True
-)
+# Tests of matrix products, which every target does by other instructions, run on all engines; the
+# others on one, and the GPU. Every target's mutants are in test_mutants.py.
+EVERY = pytest.mark.parametrize("engine", ENGINES, indirect=True)
+ONE = ENGINES[-2:] if ENGINES[-1] == "gpu" else ENGINES[-1:]
 
 if INTERPRETED:  # what these look at is the compiler's work
     collect_ignore = ["test_aot.py", "test_mutants.py"]
@@ -45,7 +44,7 @@ def crossed(*axes: list) -> list[tuple]:
     return [tuple(axis[i % len(axis)] for axis in axes) for i in range(max(map(len, axes)))]
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=ONE)
 def engine(request, monkeypatch):
     """Serve the device under test by Triton through the named engine.
 

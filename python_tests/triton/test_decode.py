@@ -8,6 +8,7 @@ import torch
 import deepl0_kernels as dk
 from deepl0_kernels import reference
 from deepl0_kernels._matrices import gradient_of_matrix
+from python_tests.triton.conftest import EVERY
 
 # batch, n, p, m: nothing; one of each; ragged; a tile of columns and one more; m = p; m = 0.
 SHAPES = [
@@ -46,6 +47,7 @@ def dense_gradients(grad, values, indices, D):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@EVERY
 def test_exact_on_integers(engine, device, shape, layout):
     values, indices, D, grad = problem(*shape)
     args = [t.to(device) for t in (values, indices, LAYOUTS[layout](D))]

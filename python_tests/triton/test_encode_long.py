@@ -15,7 +15,7 @@ from deepl0_kernels import reference
 from deepl0_kernels._matrices import gradient_of_matrix
 from deepl0_kernels.triton import encode, encode_sparse, table, tuned
 from python_tests.oracle import hostile, same_values
-from python_tests.triton.conftest import crossed
+from python_tests.triton.conftest import EVERY, crossed
 
 CAPACITY = 256  # of a buffer of candidates when m <= 128
 LAYOUTS = {
@@ -58,6 +58,7 @@ def gradients(grad, x, W, S, m, stages):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
+@EVERY
 def test_exact_on_integers(engine, device, case):
     m, stages, _tied, layout = case[3:]
     x, W, S, grad = integers(*case[:-1])
@@ -134,6 +135,7 @@ def test_more_rows_than_one_pass(engine, device, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@EVERY
 def test_half_types_are_selected_in_float32(engine, device, dtype):
     """All intermediate results are integers below 256, which the half types hold."""
     x, W, S, grad = integers(4, 3, 1100, 4, 2, True, dtype, high=1)

@@ -10,6 +10,7 @@ from deepl0_kernels import reference
 from deepl0_kernels.triton import table
 from python_tests.ops.test_encode import pre_activation, problem
 from python_tests.oracle import as_bits, same_values
+from python_tests.triton.conftest import EVERY, crossed
 
 # B, n, p, m: ragged, a single column, a tile exactly, more rows than a tile, empty.
 SHAPES = [(5, 7, 33, 10), (1, 1, 1, 1), (40, 40, 128, 128), (70, 7, 17, 3), (3, 40, 200, 0),
@@ -32,9 +33,9 @@ def on(device, *tensors):
     return tuple(t.to(device) for t in tensors)
 
 
-@pytest.mark.parametrize("sigma", [0.0, 0.5])
-@pytest.mark.parametrize("scalar", [True, False])
+@pytest.mark.parametrize(("scalar", "sigma"), crossed([True, False], [0.0, 0.5]))
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@EVERY
 def test_threshold_stage_is_exact_on_integers(engine, device, shape, scalar, sigma):
     batch, n, p, _ = shape
     tensors = operands(batch, n, p)
@@ -48,6 +49,7 @@ def test_threshold_stage_is_exact_on_integers(engine, device, shape, scalar, sig
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@EVERY
 def test_top_m_stage_is_exact_on_integers(engine, device, monkeypatch, shape, fused):
     batch, n, p, m = shape
     if not fused:  # the way of long rows
@@ -90,6 +92,7 @@ def test_operands_may_be_views(engine, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@EVERY
 def test_half_types_accumulate_in_float32(engine, device, dtype):
     tensors = operands(9, 40, 72, dtype)
     theta = torch.tensor(20.0)
@@ -133,6 +136,7 @@ def test_two_runs_give_the_same_bits(engine, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@EVERY
 def test_tf32_only_where_it_is_allowed(engine, device, dtype):
     """Half types are exact in tf32; float32 is rounded only if PyTorch's switch says so. (The
     interpreter multiplies in float32 whatever it says.)"""
