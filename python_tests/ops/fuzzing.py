@@ -218,7 +218,9 @@ def verdict(recipe: dict) -> str:
     for i, (a, b) in enumerate(zip(got, want, strict=True)):
         if b.numel() == 0 and a.numel() == 0 and op.endswith("backward"):
             continue
-        if a.shape != b.shape or a.dtype != b.dtype:
+        # What diverges ends, and with it its history, where its own rounding has it.
+        of_one = int(op in ITERATE and not plain and i == 3)
+        if a.shape[of_one:] != b.shape[of_one:] or a.dtype != b.dtype:
             return f"result {i} is {a.dtype}{list(a.shape)}, not {b.dtype}{list(b.shape)}"
         if plain and not same(a, b, {8: 1e-12, 4: 1e-5, 2: 2.0**-7, 1: 0.0}[a.element_size()]):
             return f"result {i} is\n{a}\nnot\n{b}"

@@ -227,6 +227,16 @@ def test_nan_in_a_dictionary_is_no_error_of_theta(caller):
     run(caller, {"op": "fista", "args": [x, D, None, 0.5, 0.04, 0.01, 1, False], "valid": False})
 
 
+def test_histories_of_objectives_that_overflow_may_differ_in_length(caller):
+    x = {
+        "shape": [1, 3], "dtype": "float32", "style": "special", "high": 0,
+        "layout": "contiguous", "seed": 1,
+    }  # fmt: skip
+    D, start = ({"shape": shape, "style": "integers", "seed": seed}
+                for shape, seed in (([3, 1], 2), ([1, 1], 3)))  # fmt: skip
+    run(caller, {"op": "fista", "args": [x, x | D, x | start, 0.5, 1 / 13, 0.01, 6, True]})
+
+
 @pytest.mark.parametrize("op", fuzzing.ORACLES)
 def test_careless_calls(caller, op):
     @FUZZ
