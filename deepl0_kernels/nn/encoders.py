@@ -159,7 +159,11 @@ class DeepL0Encoder(_Thresholded):
     @sigma.setter
     def sigma(self, value: float) -> None:
         self._sigma = value
-        self._ramp = torch.tensor(checks.number("sigma", value), dtype=torch.float64, device="cpu")
+        # One dimension: torch.compile gives a tensor [] in float64 a symbol for its value, finds
+        # after lowering that nobody uses it, and traces the whole graph anew.
+        self._ramp = torch.tensor(
+            [checks.number("sigma", value)], dtype=torch.float64, device="cpu"
+        )
 
     def reset_parameters(self) -> None:
         """A random dictionary, and theta of lam = 0.5."""
@@ -206,7 +210,7 @@ class DeepL0Encoder(_Thresholded):
         sigma: float | Tensor = 0.0
         if self.training:
             # A graph reads the tensor when it is run: one serves a whole schedule.
-            sigma = self._ramp if torch.compiler.is_compiling() else self.sigma
+            sigma = self._ramp.squeeze() if torch.compiler.is_compiling() else self.sigma
         return encode_l0(
             x, self.W, self.S, self.theta, num_stages=self.num_stages, sigma=sigma, grad=self.grad
         )
