@@ -187,6 +187,7 @@ class DeepL0Encoder(_Thresholded):
         Args:
             D: [n, p], finite. Gives dtype and device.
             lam: > 0.
+            num_stages, tied, grad: as in the class.
             step: mu, at most 1 / ||D||_2^2; None: 0.99 of that. W = mu D', S = I - mu D'D.
             convention: "eq1": theta = sqrt(2 lam mu), of ``1/2 ||x - D a||^2 + lam ||a||_0``;
                 "paper": theta = sqrt(lam mu), of the same without the 1/2.
@@ -242,7 +243,8 @@ class DeepMSparseEncoder(_Encoder):
     ) -> DeepMSparseEncoder:
         """The encoder that is K iterations of :func:`deepl0_kernels.solvers.iht_m` from zero.
 
-        Arguments and errors are those of :meth:`DeepL0Encoder.from_dictionary`.
+        ``m`` is as in the class; the other arguments and errors are those of
+        :meth:`DeepL0Encoder.from_dictionary`.
         """
         steps.dictionary("D", D)
         self = cls(D.shape[0], D.shape[1], m, num_stages, tied)
@@ -291,7 +293,10 @@ class LISTA(_Thresholded):
         tied: bool = True,
         step: float | None = None,
     ) -> LISTA:
-        """The encoder that is K iterations of ISTA from zero, on ``1/2||x-Da||^2 + lam||a||_1``."""
+        """The encoder that is K iterations of ISTA from zero, on ``1/2||x-Da||^2 + lam||a||_1``.
+
+        Arguments and errors are those of :meth:`DeepL0Encoder.from_dictionary`; theta = lam mu.
+        """
         steps.dictionary("D", D)
         lam = checks.positive("lam", lam)
         self = cls(D.shape[0], D.shape[1], num_stages, tied)

@@ -158,7 +158,7 @@ class JointSparseClustering(nn.Module):
         )
 
     def forward(self, x: Tensor, laplacian: Tensor) -> Tensor:
-        """Probabilities [N, clusters]."""
+        """Probabilities [N, clusters] of x [N, n] over the graph of ``laplacian`` [N, N]."""
         return self.head(self.encode(x, laplacian))
 
     def loss(self, a: Tensor) -> Tensor:

@@ -59,6 +59,7 @@ class TAGNet(LISTA):
         Args:
             D: [n, p], finite. laplacian: as in the call; only its size of entries is used here.
             lam: > 0. alpha: >= 0.
+            num_stages, tied: as in the class.
 
         The step mu is ``0.99 / (||D||_2^2 + alpha max_i sum_j |L_ij|)``.
 
@@ -75,7 +76,7 @@ class TAGNet(LISTA):
         return self
 
     def forward(self, x: Tensor, laplacian: Tensor) -> Tensor:  # type: ignore[override]
-        """Dense codes [N, p] of x [N, n]."""
+        """Dense codes [N, p] of x [N, n], over the graph of ``laplacian`` [N, N]."""
         self._check(x)
         if x.dim() != 2:
             raise ValueError(f"x must be [N, n], got {tuple(x.shape)}")

@@ -142,11 +142,11 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
         return torch.from_numpy(labels.astype(np.int64))
 
     def predict_proba(self, X):
-        """Probabilities [N, n_clusters] of eq. 12."""
+        """Probabilities [N, n_clusters] of X [N, n], eq. 12."""
         return self._assign(X).numpy()
 
     def predict(self, X):
-        """The most probable cluster [N] int64."""
+        """The most probable cluster [N] int64 of X [N, n]."""
         return self._assign(X).argmax(1).numpy()
 
     @isolated(grad=False)

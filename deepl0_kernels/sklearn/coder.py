@@ -19,7 +19,7 @@ class IHTSparseCoder(SparseEstimator):
     Args:
         dictionary: [p, n], a row an atom, as in scikit-learn; None: learned in ``fit``.
         code_size: p of a learned dictionary; None: 2 n.
-        m: nonzeros of a code; None: the penalty ``lam`` decides.
+        m: nonzeros of a code at most; None: the penalty ``lam`` decides.
         lam: of ``1/2 ||x - D a||^2 + lam ||a||_0``, without m.
         step, init, tol: see :func:`deepl0_kernels.solvers.iht`.
         transform_max_iter: iterations of ``transform`` at most.
