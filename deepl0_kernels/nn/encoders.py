@@ -126,7 +126,8 @@ class DeepL0Encoder(_Thresholded):
 
     Attributes:
         sigma: ramp width in training mode (0.2 to start with; :class:`SigmaSchedule` lowers it).
-            Evaluation mode uses 0. At sigma = 0 theta gets no gradient. Not part of the state dict.
+            Evaluation mode uses 0. At sigma = 0 theta gets a gradient of 0. Outside of [0, 1] a
+            ValueError. Not part of the state dict.
 
     Without a dictionary the weights come from a random one (unit-norm Gaussian atoms, scaled to
     ``||D||_2 = 1``), theta from lam = 0.5. Use :meth:`from_dictionary` when there is one.
@@ -158,12 +159,12 @@ class DeepL0Encoder(_Thresholded):
 
     @sigma.setter
     def sigma(self, value: float) -> None:
-        self._sigma = value
+        value = checks.number("sigma", value)
+        checks.sigma(value)
         # One dimension: torch.compile gives a tensor [] in float64 a symbol for its value, finds
         # after lowering that nobody uses it, and traces the whole graph anew.
-        self._ramp = torch.tensor(
-            [checks.number("sigma", value)], dtype=torch.float64, device="cpu"
-        )
+        self._ramp = torch.tensor([value], dtype=torch.float64, device="cpu")
+        self._sigma = value
 
     def reset_parameters(self) -> None:
         """A random dictionary, and theta of lam = 0.5."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..ops import soft_threshold
 from ..solvers import step as steps
-from ..solvers.graph import check_laplacian, largest_row
+from ..solvers.graph import check_laplacian, laplacian_like, largest_row
 from .encoders import LISTA
 
 
@@ -68,7 +68,7 @@ class TAGNet(LISTA):
         """
         steps.dictionary("D", D)
         alpha = steps.weight_or_zero("alpha", alpha)
-        L = check_laplacian(laplacian, torch.empty(len(laplacian), 0, dtype=D.dtype))
+        L = laplacian_like("D", D, laplacian)
         mu = 0.99 / (steps.squared_norm(D) + alpha * largest_row(L))
         self = cls.from_dictionary(D, lam, num_stages, tied, mu)
         assert isinstance(self, TAGNet)

@@ -26,7 +26,7 @@ class DeepL0Classifier(ClassifierMixin, DeepEstimator):
         classes_: labels in ascending order.
         components_: [p, n], the dictionary that the encoder started from.
         network_: the trained module, signals to logits. encoder_: its first part.
-        loss_: mean cross-entropy of each epoch, or of each call of ``partial_fit``.
+        loss_: mean cross-entropy, weighted, of each epoch, or of each call of ``partial_fit``.
         n_features_in_, feature_names_in_: of the training data.
 
     ``transform`` gives the codes.

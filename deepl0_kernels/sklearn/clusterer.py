@@ -37,7 +37,7 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
         labels_: [N] int64, clusters of the training data.
         components_: [p, n], the dictionary that the encoder started from.
         network_: the trained module, signals to probabilities. encoder_: its first part.
-        loss_: mean entropy of each epoch.
+        loss_: mean entropy of each epoch, minus ``balance`` times that of the mean assignment.
         n_features_in_, feature_names_in_: of the training data.
 
     ``transform`` gives the codes. There is no ``partial_fit``: the entropy of a few signals at a
