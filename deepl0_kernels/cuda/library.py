@@ -20,9 +20,9 @@ _atomics = False
 def allow_atomics(allowed: bool = True) -> None:
     """Let the CUDA kernels' backward of ``encode_top_m`` add up dS by atomic additions.
 
-    Off by default. It spares the sort of the supports by unit; the sums then have no fixed order,
-    so the last bits of dS differ from run to run. Process-wide, and without effect on other
-    backends or where the products are dense.
+    Off until it is called; ``allowed=False`` takes it back. It spares the sort of the supports by
+    unit; the sums then have no fixed order, so the last bits of dS differ from run to run.
+    Process-wide, and without effect on other backends or where the products are dense.
 
     Under ``torch.use_deterministic_algorithms(True)`` such a backward raises a RuntimeError, with
     ``warn_only=True`` it warns.

@@ -126,7 +126,8 @@ class DeepL0Encoder(_Thresholded):
 
     Attributes:
         sigma: ramp width in training mode (0.2 to start with; :class:`SigmaSchedule` lowers it).
-            Evaluation mode uses 0. At sigma = 0 theta gets no gradient. Not part of the state dict.
+            Evaluation mode uses 0. At sigma = 0 theta gets a gradient of 0. Outside of [0, 1] a
+            ValueError. Not part of the state dict.
 
     Without a dictionary the weights come from a random one (unit-norm Gaussian atoms, scaled to
     ``||D||_2 = 1``), theta from lam = 0.5. Use :meth:`from_dictionary` when there is one.
@@ -158,8 +159,12 @@ class DeepL0Encoder(_Thresholded):
 
     @sigma.setter
     def sigma(self, value: float) -> None:
+        value = checks.number("sigma", value)
+        checks.sigma(value)
+        # One dimension: torch.compile gives a tensor [] in float64 a symbol for its value, finds
+        # after lowering that nobody uses it, and traces the whole graph anew.
+        self._ramp = torch.tensor([value], dtype=torch.float64, device="cpu")
         self._sigma = value
-        self._ramp = torch.tensor(checks.number("sigma", value), dtype=torch.float64, device="cpu")
 
     def reset_parameters(self) -> None:
         """A random dictionary, and theta of lam = 0.5."""
@@ -183,6 +188,7 @@ class DeepL0Encoder(_Thresholded):
         Args:
             D: [n, p], finite. Gives dtype and device.
             lam: > 0.
+            num_stages, tied, grad: as in the class.
             step: mu, at most 1 / ||D||_2^2; None: 0.99 of that. W = mu D', S = I - mu D'D.
             convention: "eq1": theta = sqrt(2 lam mu), of ``1/2 ||x - D a||^2 + lam ||a||_0``;
                 "paper": theta = sqrt(lam mu), of the same without the 1/2.
@@ -206,7 +212,7 @@ class DeepL0Encoder(_Thresholded):
         sigma: float | Tensor = 0.0
         if self.training:
             # A graph reads the tensor when it is run: one serves a whole schedule.
-            sigma = self._ramp if torch.compiler.is_compiling() else self.sigma
+            sigma = self._ramp.squeeze() if torch.compiler.is_compiling() else self.sigma
         return encode_l0(
             x, self.W, self.S, self.theta, num_stages=self.num_stages, sigma=sigma, grad=self.grad
         )
@@ -238,7 +244,8 @@ class DeepMSparseEncoder(_Encoder):
     ) -> DeepMSparseEncoder:
         """The encoder that is K iterations of :func:`deepl0_kernels.solvers.iht_m` from zero.
 
-        Arguments and errors are those of :meth:`DeepL0Encoder.from_dictionary`.
+        ``m`` is as in the class; the other arguments and errors are those of
+        :meth:`DeepL0Encoder.from_dictionary`.
         """
         steps.dictionary("D", D)
         self = cls(D.shape[0], D.shape[1], m, num_stages, tied)
@@ -287,7 +294,10 @@ class LISTA(_Thresholded):
         tied: bool = True,
         step: float | None = None,
     ) -> LISTA:
-        """The encoder that is K iterations of ISTA from zero, on ``1/2||x-Da||^2 + lam||a||_1``."""
+        """The encoder that is K iterations of ISTA from zero, on ``1/2||x-Da||^2 + lam||a||_1``.
+
+        Arguments and errors are those of :meth:`DeepL0Encoder.from_dictionary`; theta = lam mu.
+        """
         steps.dictionary("D", D)
         lam = checks.positive("lam", lam)
         self = cls(D.shape[0], D.shape[1], num_stages, tied)

@@ -74,7 +74,7 @@ class ClusterHead(nn.Module):
         initial.assign(self, "weight", draws.normal_(std=self.code_size**-0.5))
 
     def logits(self, a: Tensor) -> Tensor:
-        """``-w_j' a`` [..., clusters]."""
+        """``-w_j' a`` [..., clusters] of codes a [..., p]."""
         checks.floating("a", a)
         checks.like("a", a, "the weight", self.weight)
         if a.shape[-1] != self.code_size:
@@ -85,15 +85,16 @@ class ClusterHead(nn.Module):
         return _Scores.apply(a, self.weight)
 
     def forward(self, a: Tensor) -> Tensor:
-        """Probabilities [..., clusters]; a row sums to 1."""
+        """Probabilities [..., clusters] of codes a [..., p]; a row sums to 1."""
         return self.logits(a).softmax(-1)
 
     def predict(self, a: Tensor) -> Tensor:
-        """Cluster [...] int64 of the largest probability."""
+        """Cluster [...] int64 of the largest probability, of codes a [..., p]."""
         return self.logits(a).argmax(-1)
 
     def entropy(self, a: Tensor, balance: float = 0.0) -> Tensor:
-        """Mean entropy of the assignments, minus ``balance`` times the entropy of their mean.
+        """Mean entropy of the assignments of codes a [..., p], minus ``balance`` >= 0 times the
+        entropy of their mean.
 
         The first term alone is smallest when everything is in one cluster, so start the head from a
         clustering; the second, off by default, pays for using all clusters. NaN without any code.

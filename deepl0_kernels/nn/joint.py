@@ -101,7 +101,7 @@ class JointSparseClustering(nn.Module):
         D: parameter [n, p], atoms of norm <= 1. head: the given one.
 
     Raises:
-        ValueError: an argument out of range, named with its value.
+        TypeError, ValueError: an argument of another kind or out of range, named with its value.
 
     Both the codes and the conjugate gradients cost O(N p min(2 n, p) + edges p) an iteration. A
     reading of the abstract of Wang, Yang, Chang, Li, Fu, Huang, "A joint optimization framework of
@@ -127,6 +127,8 @@ class JointSparseClustering(nn.Module):
         steps.dictionary("D", D)
         if D.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"D must be float32 or float64, got {D.dtype}")
+        if not isinstance(head, ClusterHead):
+            raise TypeError(f"head must be a ClusterHead, got {type(head).__name__}")
         checks.like("the head's weight", head.weight, "D", D)
         if head.code_size != D.shape[1]:
             raise ValueError(
@@ -158,7 +160,7 @@ class JointSparseClustering(nn.Module):
         )
 
     def forward(self, x: Tensor, laplacian: Tensor) -> Tensor:
-        """Probabilities [N, clusters]."""
+        """Probabilities [N, clusters] of x [N, n] over the graph of ``laplacian`` [N, N]."""
         return self.head(self.encode(x, laplacian))
 
     def loss(self, a: Tensor) -> Tensor:

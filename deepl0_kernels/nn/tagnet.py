@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..ops import soft_threshold
 from ..solvers import step as steps
-from ..solvers.graph import check_laplacian, largest_row
+from ..solvers.graph import check_laplacian, laplacian_like, largest_row
 from .encoders import LISTA
 
 
@@ -59,6 +59,7 @@ class TAGNet(LISTA):
         Args:
             D: [n, p], finite. laplacian: as in the call; only its size of entries is used here.
             lam: > 0. alpha: >= 0.
+            num_stages, tied: as in the class.
 
         The step mu is ``0.99 / (||D||_2^2 + alpha max_i sum_j |L_ij|)``.
 
@@ -67,7 +68,7 @@ class TAGNet(LISTA):
         """
         steps.dictionary("D", D)
         alpha = steps.weight_or_zero("alpha", alpha)
-        L = check_laplacian(laplacian, torch.empty(len(laplacian), 0, dtype=D.dtype))
+        L = laplacian_like("D", D, laplacian)
         mu = 0.99 / (steps.squared_norm(D) + alpha * largest_row(L))
         self = cls.from_dictionary(D, lam, num_stages, tied, mu)
         assert isinstance(self, TAGNet)
@@ -75,7 +76,7 @@ class TAGNet(LISTA):
         return self
 
     def forward(self, x: Tensor, laplacian: Tensor) -> Tensor:  # type: ignore[override]
-        """Dense codes [N, p] of x [N, n]."""
+        """Dense codes [N, p] of x [N, n], over the graph of ``laplacian`` [N, N]."""
         self._check(x)
         if x.dim() != 2:
             raise ValueError(f"x must be [N, n], got {tuple(x.shape)}")

@@ -1,17 +1,18 @@
 """Operator floor: schema, fake kernel, derivatives and docstring of every public operator."""
 
-# Register the operators behind the solvers, and the formulas of flops.
+# Register the operators behind the solvers.
 from . import fista as fista
-from . import flops as flops
+from . import flops, registration
 from . import iht as iht
 from . import omp as omp
-from . import registration
 from .decode import decode
 from .encode import encode_l0, encode_top_m
 from .sparse_code import SparseCode
 from .stage import threshold_stage, top_m_stage
 from .thresholds import hard_threshold, helu, soft_threshold
 from .top_m import keep_top_m, top_m, unpool
+
+flops.register_when_imported()
 
 if floors := registration.installed_floors():
     _gpu_kernels = registration.serve_natively("cuda", floors)

@@ -191,7 +191,7 @@ def encode_top_m(
             select in float32, in every stage).
         W: [p, n]. S: [p, p] shared by the stages, or [num_stages - 1, p, p], one for each; None
             when num_stages is 1, which does not use it. Dtype and device of x.
-        m: nonzeros of the code, 0 <= m <= p.
+        m: entries of the code, 0 <= m <= p, zeros among them where fewer are nonzero.
         num_stages: K >= 1.
 
     Returns:

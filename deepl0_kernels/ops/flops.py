@@ -129,7 +129,10 @@ class _Hook(importlib.abc.MetaPathFinder):
         return spec
 
 
-if _MODULE in sys.modules:
-    _register(sys.modules[_MODULE])
-else:
-    sys.meta_path.insert(0, _Hook())
+def register_when_imported() -> None:
+    """Register the formulas now if the counter's module is there already, else once it is. All
+    operators must be defined."""
+    if _MODULE in sys.modules:
+        _register(sys.modules[_MODULE])
+    else:
+        sys.meta_path.insert(0, _Hook())

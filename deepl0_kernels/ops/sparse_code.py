@@ -24,9 +24,10 @@ class SparseCode:
     ``len(code)`` is the number of rows, ``code[rows]`` a code of some of them. Two codes are equal
     if all their entries are.
 
-    It passes through ``torch.compile``, ``torch.export`` and ``vmap`` (a pytree whose leaves are
-    values and indices), ``torch.save`` and ``torch.load(weights_only=True)``, and the default
-    collation of a ``DataLoader``, which stacks codes.
+    It passes through ``torch.compile``, ``torch.export``, AOTInductor and ``vmap`` (a pytree whose
+    leaves are values and indices), ``torch.save`` and ``torch.load(weights_only=True)``, and the
+    default collation of a ``DataLoader``, which stacks codes. What reads an exported program, a
+    package or a saved code imports ``deepl0_kernels`` first.
 
     Raises:
         TypeError, ValueError: size is not an integer >= 0.

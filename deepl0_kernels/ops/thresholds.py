@@ -146,7 +146,9 @@ def helu(
         RuntimeError: on CPU, a tensor theta with a value that is not > 0. (A graph made of the
             reference and a GPU do not look at the values; a NaN theta gives NaN there.)
 
-    O(size of u): one read, one write. Source: Wang, Ling, Huang 2016, eq. 9.
+    In ``torch.compile`` a number costs two compilations, one for its first value and one for all
+    others (sigma = 0 has one of its own); a tensor [] costs one. O(size of u): one read, one write.
+    Source: Wang, Ling, Huang 2016, eq. 9.
     """
     checks.one_of("grad", grad, tuple(GRADS))
     return _threshold(u, theta, sigma, GRADS[grad])

@@ -86,7 +86,7 @@ class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         return self._output(self._encode(self._signals(X)))
 
     def inverse_transform(self, X):
-        """Signals ``codes @ components_`` [N, n] of codes [N, p], dense or CSR."""
+        """Signals ``X @ components_`` [N, n] of codes X [N, p], dense or CSR."""
         check_is_fitted(self)
         codes = check_array(X, accept_sparse="csr", dtype=self.components_.dtype)
         if codes.shape[1] != len(self.components_):
@@ -193,7 +193,8 @@ class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         return {}
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write parameters and everything fitted to a safetensors file, whole or not at all.
+        """Write parameters and everything fitted to ``path``, a safetensors file, whole or not at
+        all.
 
         The state of the optimiser between calls of ``partial_fit`` is left out.
 
@@ -229,7 +230,7 @@ class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
 @isolated(grad=True)
 def load(path: str | PathLike[str]) -> Any:
-    """The estimator that :meth:`save` wrote. Nothing in the file is executed.
+    """The estimator that ``save`` wrote to ``path``. Nothing in the file is executed.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -26,7 +26,7 @@ class DeepL0Classifier(ClassifierMixin, DeepEstimator):
         classes_: labels in ascending order.
         components_: [p, n], the dictionary that the encoder started from.
         network_: the trained module, signals to logits. encoder_: its first part.
-        loss_: mean cross-entropy of each epoch, or of each call of ``partial_fit``.
+        loss_: mean cross-entropy, weighted, of each epoch, or of each call of ``partial_fit``.
         n_features_in_, feature_names_in_: of the training data.
 
     ``transform`` gives the codes.
@@ -103,20 +103,20 @@ class DeepL0Classifier(ClassifierMixin, DeepEstimator):
         return self
 
     def decision_function(self, X):
-        """Logits [N, classes]; of two classes the second's minus the first's [N]."""
+        """Logits [N, classes] of X [N, n]; of two classes the second's minus the first's [N]."""
         logits = self._logits(X).numpy()
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
     def predict_proba(self, X):
-        """Probabilities [N, classes], columns in the order of ``classes_``."""
+        """Probabilities [N, classes] of X [N, n], columns in the order of ``classes_``."""
         return self._logits(X).softmax(1).numpy()
 
     def predict_log_proba(self, X):
-        """Logarithms of :meth:`predict_proba`."""
+        """Logarithms of :meth:`predict_proba` of X [N, n]."""
         return self._logits(X).log_softmax(1).numpy()
 
     def predict(self, X):
-        """The most probable label [N]."""
+        """The most probable label [N] of X [N, n]."""
         best = self._logits(X).argmax(1).numpy()  # also checks that there is a fit
         return self.classes_[best]
 

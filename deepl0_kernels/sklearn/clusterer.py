@@ -37,7 +37,7 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
         labels_: [N] int64, clusters of the training data.
         components_: [p, n], the dictionary that the encoder started from.
         network_: the trained module, signals to probabilities. encoder_: its first part.
-        loss_: mean entropy of each epoch.
+        loss_: mean entropy of each epoch, minus ``balance`` times that of the mean assignment.
         n_features_in_, feature_names_in_: of the training data.
 
     ``transform`` gives the codes. There is no ``partial_fit``: the entropy of a few signals at a
@@ -142,11 +142,11 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
         return torch.from_numpy(labels.astype(np.int64))
 
     def predict_proba(self, X):
-        """Probabilities [N, n_clusters] of eq. 12."""
+        """Probabilities [N, n_clusters] of X [N, n], eq. 12."""
         return self._assign(X).numpy()
 
     def predict(self, X):
-        """The most probable cluster [N] int64."""
+        """The most probable cluster [N] int64 of X [N, n]."""
         return self._assign(X).argmax(1).numpy()
 
     @isolated(grad=False)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._isolation import isolated
-from ..ops import SparseCode
+from ..ops import SparseCode, checks
 from ..solvers import iht, iht_m
 from .base import SparseEstimator, plain
 
@@ -19,7 +19,7 @@ class IHTSparseCoder(SparseEstimator):
     Args:
         dictionary: [p, n], a row an atom, as in scikit-learn; None: learned in ``fit``.
         code_size: p of a learned dictionary; None: 2 n.
-        m: nonzeros of a code; None: the penalty ``lam`` decides.
+        m: nonzeros of a code at most; None: the penalty ``lam`` decides.
         lam: of ``1/2 ||x - D a||^2 + lam ||a||_0``, without m.
         step, init, tol: see :func:`deepl0_kernels.solvers.iht`.
         transform_max_iter: iterations of ``transform`` at most.
@@ -76,6 +76,7 @@ class IHTSparseCoder(SparseEstimator):
         """Learn the dictionary from X [N, n], or check that the given one fits; y is ignored."""
         x, seed = self._signals(X, reset=True), self._seed()
         p = self._check(x)
+        checks.integer("transform_max_iter", self.transform_max_iter, 1)
         _solve(x[:0], torch.eye(x.shape[1], p, dtype=x.dtype), self._shape())  # checks the rest
         self._keep(self._learn(x, p, seed))
         return self

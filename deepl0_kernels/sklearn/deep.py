@@ -26,7 +26,7 @@ class DeepEstimator(SparseEstimator):
 
     Args:
         code_size: p; None: 2 n, or what the dictionary has.
-        m: nonzeros of a code (Deep M-Sparse); None: Deep l0-Regularized with ``lam``.
+        m: nonzeros of a code at most (Deep M-Sparse); None: Deep l0-Regularized with ``lam``.
         lam: of ``1/2 ||x - D a||^2 + lam ||a||_0``, without m.
         num_stages: K. tied: one S and one theta for all stages.
         grad: derivatives of the thresholds, without m: see :func:`deepl0_kernels.helu`.

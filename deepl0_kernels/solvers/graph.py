@@ -161,11 +161,17 @@ def _symmetric(name: str, matrix: Tensor) -> Tensor:
 
 def check_laplacian(laplacian: Tensor, x: Tensor) -> Tensor:
     """The coalesced Laplacian, if it is symmetric, fits the rows of x [N, n] and has its dtype."""
-    L = _symmetric("laplacian", laplacian)
+    L = laplacian_like("x", x, laplacian)
     if len(L) != len(x):
         raise ValueError(f"laplacian must be [N, N] with N = {len(x)}, got {tuple(L.shape)}")
-    if L.dtype != x.dtype:
-        raise ValueError(f"laplacian must have the dtype of x ({x.dtype}), got {L.dtype}")
+    return L
+
+
+def laplacian_like(name: str, other: Tensor, laplacian: Tensor) -> Tensor:
+    """The coalesced Laplacian, if it is symmetric and has the dtype of ``other``."""
+    L = _symmetric("laplacian", laplacian)
+    if L.dtype != other.dtype:
+        raise ValueError(f"laplacian must have the dtype of {name} ({other.dtype}), got {L.dtype}")
     return L
 
 

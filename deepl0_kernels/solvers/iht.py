@@ -101,7 +101,7 @@ def iht_m(
     """Descend ``1/2 ||x - D a||^2`` s.t. ``||a||_0 <= m`` by ``a <- h_m(a + mu D'(x - D a))``.
 
     Args:
-        m: 1 <= m <= p, nonzeros.
+        m: 1 <= m <= p, nonzeros at most.
         init: "zero"; "l1": the m largest entries of the l1 solution for ``l1_lam``; or codes, of
             which the m largest entries are kept.
         l1_lam: penalty of the l1 start. Small enough that its solution has m nonzeros: otherwise

@@ -35,7 +35,7 @@ def htp(
 
     Args:
         x: [..., n], float32 or float64. D: [n, p], same dtype.
-        m: 1 <= m <= min(n, p), nonzeros.
+        m: 1 <= m <= min(n, p), nonzeros at most.
         step: mu, a number > 0; None for 0.99 / ||D||_2^2.
         tol: a sample has converged when its last step is at most ``tol ||a||``.
         max_iter: iterations at most.

@@ -178,7 +178,7 @@ class TaskDrivenDictionary(nn.Module):
 
     @isolated()
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [..., classes]."""
+        """Logits [..., classes] of x [..., n]."""
         return self._logits(self.encode(x))
 
     def _logits(self, a: Tensor) -> Tensor:
@@ -220,7 +220,8 @@ class TaskDrivenDictionary(nn.Module):
 
     @isolated(True)
     def fit_head(self, x: Tensor, y: Tensor, *, max_iter: int = 100) -> float:
-        """Fit the classifier alone to the codes of x [N, n] (L-BFGS); returns :meth:`loss` there.
+        """Fit the classifier alone to the codes of x [N, n] (L-BFGS, ``max_iter``
+        iterations at most); returns :meth:`loss` there.
 
         The problem is convex: this is the start that Mairal et al. take.
 
@@ -265,13 +266,14 @@ class TaskDrivenDictionary(nn.Module):
 
         Args:
             x: [N, n]. y: [N] int64 in 0 .. classes - 1.
+            epochs: >= 1. batch_size: 1 to N.
             lr: rate rho of the first tenth of all steps T; then ``rho T / (10 t)``.
             seed: of the order of the batches. What does not fill a batch waits for the next epoch.
             begin: called with the epoch's number, from 0, before each.
             progress: show a bar (needs tqdm).
 
         Raises:
-            ValueError: arguments that do not fit.
+            TypeError, ValueError: arguments that do not fit.
             RuntimeError: the loss is not finite any more.
         """
         self._check(x, y)

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from .._isolation import isolated, refuse_inference
 from .._optional import progress_bar
 from ..nn import ClusterHead, DeepL0Encoder, SigmaSchedule
+from ..ops import checks
 
 
 @isolated(grad=True)
@@ -35,16 +36,31 @@ def minimise(
 ) -> list[float]:
     """Adam with a one-cycle rate on ``loss(rows)``, rows a batch of indices below ``count``.
 
-    The gradient's norm is clipped: entries on HELU's ramp multiply it by 1 / sigma. What does not
-    fill a batch waits for the next epoch's order. ``groups`` are the optimiser's, by default all
-    parameters of the network; ``begin(epoch)`` is called before each epoch. Returns the mean loss
-    of each epoch; leaves the network in evaluation mode.
+    What does not fill a batch waits for the next epoch's order.
+
+    Args:
+        network: what is trained; left in evaluation mode.
+        epochs: >= 1. batch_size: 1 to ``count``.
+        lr: > 0, the highest rate. seed: of the order of the batches.
+        clip: > 0, bound of the gradient's norm: entries on HELU's ramp multiply it by 1 / sigma.
+        sigma_factor, sigma_floor: of the :class:`deepl0_kernels.nn.SigmaSchedule` of every
+            :class:`deepl0_kernels.nn.DeepL0Encoder` in the network.
+        groups: the optimiser's; None for all parameters of the network.
+        begin: ``begin(epoch)`` is called before each epoch.
+        progress: show a bar (needs tqdm). description: of the bar.
+
+    Returns:
+        The mean loss of each epoch.
 
     Raises:
-        ValueError: a parameter of the network was made in inference mode.
+        TypeError, ValueError: a number out of range, named with the value seen; a parameter of the
+            network was made in inference mode.
         RuntimeError: the loss is not finite any more.
     """
     refuse_inference(network)
+    epochs = checks.integer("epochs", epochs, 1)
+    batch_size = checks.integer("batch_size", batch_size, 1, count, "count")
+    lr, clip = checks.positive("lr", lr), checks.positive("clip", clip)
     generator = torch.Generator().manual_seed(seed)
     batches = count // batch_size
     parameters: list[dict[str, Any]] = [{"params": list(network.parameters())}]
@@ -124,7 +140,7 @@ class Course:
 
 @isolated(grad=True)
 def fit_to_codes(encoder: nn.Module, x: Tensor, a: Tensor, **options: Any) -> list[float]:
-    """Regress codes a [N, p] from signals x [N, n]: squared error a signal.
+    """Train ``encoder`` to predict codes a [N, p] of signals x [N, n]: squared error a signal.
 
     The options, the result and the errors are those of :func:`minimise`.
     """
@@ -146,6 +162,10 @@ class _Head(nn.Linear):
 class Classifier(nn.Sequential):
     """An encoder and a linear layer: signals [..., n] to the logits of ``classes`` classes.
 
+    Args:
+        encoder: signals [..., n] to dense codes [..., code_size].
+        code_size, classes: sizes of the layer.
+
     The layer starts at zero: nothing is known of the classes, and all of its errors are informative
     from the first step.
     """
@@ -161,7 +181,7 @@ def cross_entropies(
     network: nn.Module, x: Tensor, y: Tensor, weights: Tensor | None = None
 ) -> Callable[[Tensor], Tensor]:
     """The loss of a batch for :func:`minimise`: mean softmax cross-entropy of ``network(x)``
-    [N, classes] against y [N] int64, each times its weight [N]."""
+    [N, classes] against y [N] int64, each times its weight, of ``weights`` [N]."""
 
     def loss(rows: Tensor) -> Tensor:
         if weights is None:
@@ -176,21 +196,23 @@ def cross_entropies(
 def fit_to_classes(
     network: nn.Module, x: Tensor, y: Tensor, weights: Tensor | None = None, **options: Any
 ) -> list[float]:
-    """Minimise :func:`cross_entropies`, end to end.
+    """Minimise the cross-entropy of ``network(x)`` against y, end to end.
 
-    The options, the result and the errors are those of :func:`minimise`.
+    The arguments are those of :func:`cross_entropies`; the options, the result and the errors are
+    those of :func:`minimise`.
     """
     return minimise(network, cross_entropies(network, x, y, weights), len(x), **options)
 
 
 class Clusters(nn.Module):
-    """An encoder and a :class:`ClusterHead`; ``forward`` gives probabilities [..., clusters]."""
+    """An ``encoder`` of dense codes and a :class:`ClusterHead`, ``head``, of its code size."""
 
     def __init__(self, encoder: nn.Module, head: ClusterHead) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
 
     def forward(self, x: Tensor) -> Tensor:
+        """Probabilities [..., clusters] of signals x [..., n]."""
         return self.head(self.encoder(x))
 
 

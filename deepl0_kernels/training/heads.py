@@ -21,7 +21,8 @@ def start_head(
 
     Its weights minimise the mean cross-entropy against k-means' labels plus ``ridge / 2 ||w||^2``
     (L-BFGS, 100 iterations at most). Without the ridge weights of separable clusters would grow
-    until every entropy is 0 and nothing is left to train. k-means starts ``inits`` times.
+    until every entropy is 0 and nothing is left to train. k-means starts ``inits`` times, from
+    ``seed``.
 
     Raises:
         ModuleNotFoundError: scikit-learn is missing.
@@ -38,7 +39,11 @@ def start_head(
 def logistic_head(
     codes: Tensor, labels: Tensor, clusters: int, ridge: float = RIDGE
 ) -> ClusterHead:
-    """The head of the multinomial logistic regression, without intercept, of labels [N] int64."""
+    """The head of the multinomial logistic regression, without intercept, of codes [N, p].
+
+    Args:
+        labels: [N] int64 in 0 .. clusters - 1. ridge: as in :func:`start_head`.
+    """
     codes = codes.detach()
     head = ClusterHead(codes.shape[1], clusters).to(codes)
     torch.nn.init.zeros_(head.weight)

@@ -17,7 +17,14 @@ _NEVER = 1e-300
 
 @dataclass(frozen=True, kw_only=True)
 class Problem(ABC):
-    """What a code minimises; ``tol`` and ``max_iter`` say when it counts as optimal."""
+    """What a code minimises.
+
+    Args:
+        tol, max_iter: of the iterations after which a code counts as optimal, as in
+            :func:`deepl0_kernels.solvers.iht`.
+
+    Signals x are [..., n], dictionaries D [n, p], codes [..., p].
+    """
 
     tol: float = 1e-5
     max_iter: int = 5_000
@@ -42,14 +49,17 @@ class Problem(ABC):
 
     @abstractmethod
     def encoder(self, D: Tensor, num_stages: int = 2, tied: bool = True) -> nn.Module:
-        """The encoder that is ``num_stages`` iterations from zero."""
+        """The encoder that is ``num_stages`` iterations over D [n, p] from zero.
+
+        ``tied``: with one S and one theta for all of them.
+        """
 
     @abstractmethod
     def _descend(self, x: Tensor, D: Tensor, **options: Any) -> SolverResult:
         """Iterative hard thresholding."""
 
     def optimal(self, x: Tensor, D: Tensor) -> SolverResult:
-        """l1 first, then hard thresholding from there until it stands still."""
+        """Of x [..., n]: l1 first, then hard thresholding over D until it stands still."""
         return self._descend(x, D, init="l1", tol=self.tol, max_iter=self.max_iter)
 
     def iterate(
@@ -60,21 +70,30 @@ class Problem(ABC):
         start: Tensor | None = None,
         step: str | float = "lipschitz",
     ) -> Tensor:
-        """The code after k iterations from ``start`` (zero)."""
+        """The code of x [..., n] over D [n, p] after k iterations.
+
+        ``start``: codes [..., p]; None: zero. ``step``: as in :func:`deepl0_kernels.solvers.iht`.
+        """
         init = "zero" if start is None else start
         return self._descend(x, D, init=init, step=step, tol=_NEVER, max_iter=k).dense
 
     def l1(self, x: Tensor, D: Tensor) -> Tensor:
+        """The l1 solution of x [..., n] over D [n, p] that optimal codes start from."""
         options: dict[str, Any] = dict(tol=self.tol, max_iter=self.max_iter, history=False)
         return fista(x, D, self.l1_penalty, **options).dense
 
     def lista(self, D: Tensor, num_stages: int = 2) -> nn.Module:
+        """LISTA that is ``num_stages`` iterations towards :meth:`l1` over D [n, p]."""
         return LISTA.from_dictionary(D, self.l1_penalty, num_stages)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MSparse(Problem):
     """``min ||x - D a||^2  s.t. ||a||_0 <= m``.
+
+    Args:
+        m: >= 1. l1_lam: > 0, penalty of the l1 solution.
+        tol, max_iter: as in :class:`Problem`.
 
     The l1 penalty is so small that its solution has m nonzeros: at the other problem's lam many
     have fewer, and the first gradient step would choose the rest.
@@ -107,7 +126,12 @@ class MSparse(Problem):
 
 @dataclass(frozen=True, kw_only=True)
 class L0Regularized(Problem):
-    """``min 1/2 ||x - D a||^2 + lam ||a||_0``; optimal codes start from l1 at the same lam."""
+    """``min 1/2 ||x - D a||^2 + lam ||a||_0``; optimal codes start from l1 at the same lam.
+
+    Args:
+        lam: > 0.
+        tol, max_iter: as in :class:`Problem`.
+    """
 
     lam: float = 0.5
 

@@ -141,6 +141,14 @@ def test_bad_arguments_are_named():
     ):
         with pytest.raises(ValueError, match=words):
             JointSparseClustering(**{"D": D, "head": head, "lam": 0.1, "alpha": 0.1, **change})
+    with pytest.raises(TypeError, match="head must be a ClusterHead, got Linear"):
+        JointSparseClustering(D, torch.nn.Linear(12, 3).double(), 0.1, 0.1)
+    for graph, error, words in (
+        (None, TypeError, "laplacian must be a sparse COO tensor, got NoneType"),
+        (L.float(), ValueError, r"laplacian must have the dtype of D \(torch.float64\)"),
+    ):
+        with pytest.raises(error, match=words):
+            TAGNet.from_graph(D, graph, 0.3, 0.5)
     model = JointSparseClustering(D, head, 0.1, 0.1)
     with pytest.raises(ValueError, match="iterations must be >= 1, got 0"):
         model.fit(x, L, iterations=0)

@@ -113,6 +113,15 @@ def test_a_random_start_is_usable():
     assert torch.isfinite(LISTA(64, 100)(x)).all()
 
 
+@pytest.mark.parametrize("wrong", [-0.1, 1.5, float("nan"), "wide", None])
+def test_a_bad_sigma_is_refused_when_it_is_set(wrong):
+    encoder = MAKE["l0"]()
+    with pytest.raises((TypeError, ValueError), match="sigma must be"):
+        encoder.sigma = wrong
+    assert encoder.sigma == 0.2
+    encoder(torch.randn(3, N))
+
+
 def test_training_mode_uses_the_ramp_and_evaluation_does_not():
     encoder = MAKE["l0"]()
     encoder.sigma = 0.5

@@ -83,3 +83,14 @@ def test_the_counter_is_not_imported_before_it_is_asked_for():
         "assert c.get_total_flops() == 48, c.get_total_flops()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_counter_may_have_been_imported_before():
+    """As torch._dynamo.testing, and with it many a library, does."""
+    code = (
+        "import torch.utils.flop_counter as counting, torch, deepl0_kernels as dk\n"
+        "with counting.FlopCounterMode(display=False) as c: dk.encode_l0(torch.ones(2, 3),"
+        " torch.ones(4, 3), None, 0.5, num_stages=1)\n"
+        "assert c.get_total_flops() == 48, c.get_total_flops()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

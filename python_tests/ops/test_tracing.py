@@ -7,6 +7,7 @@ import io
 import pytest
 import torch
 import torch._dynamo.testing
+from torch._dynamo.utils import counters
 from torch.autograd import forward_ad
 
 import deepl0_kernels as dk
@@ -297,24 +298,59 @@ def test_numbers_do_not_recompile(function, values):
     assert counter.frame_count == 2
 
 
-def test_one_graph_serves_a_schedule():
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda u, s: dk.helu(u, O["theta"], s),
+        lambda u, t: dk.helu(u, t, 0.2),
+        lambda u, s: dk.encode_l0(u[:, :N], O["W"], O["S"], O["theta"], sigma=s),
+    ],
+    ids=["sigma", "theta", "sigma of an encoder"],
+)
+def test_numbers_given_as_tensors_compile_once(function):
     torch._dynamo.reset()
-    module = encoder()
-    schedule = dk.nn.SigmaSchedule(module, factor=0.9, floor=0.001)
-    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    counters.clear()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for value in (0.1 * k for k in range(1, 11)):
+        tensor = torch.tensor(value, dtype=torch.float64)
+        torch.testing.assert_close(compiled(O["z"], tensor), function(O["z"], value))
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_a_sigma_of_0_among_others_has_a_graph_of_its_own():
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(lambda u, s: dk.helu(u, 0.5, s), fullgraph=True, backend="eager")
+    for value in (0.1, 0.2, 0.0, 0.3, 0.0, 0.4):
+        assert torch.equal(compiled(O["z"], value), dk.helu(O["z"], 0.5, value))
+    assert counters["stats"]["unique_graphs"] == 3
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_one_graph_serves_a_schedule(backend):
+    """20 epochs of training are one compilation, which traces once."""
+    torch._dynamo.reset()
+    counters.clear()
+    module, twin = encoder(), encoder()
+    schedules = [dk.nn.SigmaSchedule(m, factor=0.9, floor=0.001) for m in (module, twin)]
+    optimizers = [torch.optim.SGD(m.parameters(), 1e-2) for m in (module, twin)]
+    counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
     compiled = torch.compile(module, fullgraph=True, backend=counter)
-    for _ in range(20):
-        got, want = compiled(O["x"]), module(O["x"])
-        torch.testing.assert_close(got, want)
-        parameters = list(module.parameters())
-        for a, b in zip(
-            torch.autograd.grad(got.square().sum(), parameters),
-            torch.autograd.grad(want.square().sum(), parameters),
-            strict=True,
-        ):
-            torch.testing.assert_close(a, b)
-        schedule.step()
+    sigmas = set()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(20):
+            sigmas.add(module.sigma)
+            for call, optimizer in zip((compiled, twin), optimizers, strict=True):
+                optimizer.zero_grad()
+                call(O["x"]).square().sum().backward()
+                optimizer.step()
+            for (name, got), want in zip(module.named_parameters(), twin.parameters(), strict=True):
+                torch.testing.assert_close(got, want, msg=name)
+            for schedule in schedules:
+                schedule.step()
+    assert len(sigmas) == 20
     assert counter.frame_count == 1
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_a_wrong_sigma_is_refused_in_a_graph_too():

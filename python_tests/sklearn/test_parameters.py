@@ -169,7 +169,7 @@ def test_partial_fit_after_a_file_goes_on_with_the_same_model(tmp_path):
         (dict(balance=-1.0), "balance must be"),
         (dict(tol=0.0), "tol must be"),
         (dict(step="long"), "step must be"),
-        (dict(transform_max_iter=0), "max_iter must be"),
+        (dict(transform_max_iter=0), "^transform_max_iter must be"),
         (dict(dictionary=ATOMS[:, :-1]), "dictionary must be"),
     ],
 )

@@ -32,6 +32,24 @@ def test_training_that_diverges_is_an_error():
         )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(epochs=0), "epochs must be >= 1, got 0"),
+        (dict(batch_size=0), "batch_size must be >= 1"),
+        (dict(batch_size=33), "batch_size must be >= 1 and <= count = 32, got 33"),
+        (dict(lr=0.0), "lr must be a finite number > 0, got 0.0"),
+        (dict(clip=float("nan")), "clip must be a finite number > 0, got nan"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_numbers_are_named(change, words):
+    encoder, x = DeepMSparseEncoder(6, 8, 2), torch.randn(32, 6)
+    options = dict(epochs=1, batch_size=16, lr=1e-3, clip=1.0, seed=0) | change
+    with pytest.raises(ValueError, match=words):
+        fit_to_codes(encoder, x, torch.zeros(32, 8), **options)
+
+
 def test_sparsity_over_training_is_that_of_the_encoder_after_each_epoch():
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(600, 16, generator=g), torch.randint(0, 3, (600,), generator=g)
