@@ -167,15 +167,18 @@ def test_l0_gradcheck(backend, theta_shape, sigma, num_stages):
         )
 
 
+@pytest.mark.parametrize("by_columns", [False, True])
 @pytest.mark.parametrize("per_stage", [False, True])
 @pytest.mark.parametrize(
     ("batch", "n", "p", "m", "num_stages"),
     [(200, 64, 256, 16, 2), (70, 32, 100, 45, 3), (33, 16, 600, 8, 2)],
 )
 def test_top_m_gradients_of_the_kernel_equal_those_of_the_reference(
-    per_stage, batch, n, p, m, num_stages
+    per_stage, by_columns, batch, n, p, m, num_stages
 ):
     problem64 = problem(batch, n, p, 7, torch.float64, num_stages - 1 if per_stage else None)[:3]
+    if by_columns:
+        problem64 = (*problem64[:2], problem64[2].mT.contiguous().mT)
     grads = {}
     for backend, dtype in (
         ("reference", torch.float64),
@@ -260,6 +263,31 @@ def test_leading_dimensions_strides_and_empty_batches(backend):
         torch.testing.assert_close(
             dk.encode_top_m(wide[:, 5:15], W, S, 6).to_dense(), want.to_dense()
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_matrix_beyond_the_cache_by_rows_or_by_columns(dtype):
+    """S is taken in column panels, copied out of either layout: the same bits, the right ones."""
+    x, W, S, theta = problem(160, 16, 1024, seed=4, dtype=dtype)
+    by_columns = S.t().contiguous().t()
+    for encode in (
+        lambda S: dk.encode_top_m(x, W, S, 40, num_stages=3),
+        lambda S: dk.encode_l0(x, W, S, 3 * theta, num_stages=3),
+    ):
+        got, want = encode(by_columns), encode(S)
+        with dk.use_backend("reference"):
+            other = encode(by_columns)
+        if isinstance(got, dk.SparseCode):
+            assert got == want
+            assert (got.indices == other.indices).all(-1).float().mean() > 0.98
+            got, other = got.to_dense(), other.to_dense()
+        else:
+            assert same_bits(got, want)
+            assert 0 < (got != 0).float().mean() < 0.2
+        kept = ((got != 0) == (other != 0)).all(-1)
+        assert kept.float().mean() > 0.95
+        tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+        torch.testing.assert_close(got[kept], other[kept], rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -63,8 +63,20 @@ def test_rows():
     assert made[..., 2] == dk.SparseCode(made.values[:, 2], made.indices[:, 2], 8)
     with pytest.raises(IndexError):
         made[0, 0, 0]
-    with pytest.raises(TypeError, match="no rows"):
+    for rows in ((0, 0, 0), (..., 0, 0, 0)):
+        with pytest.raises(IndexError):
+            made[rows]
+    with pytest.raises(TypeError, match="a code of a single signal has no rows"):
         len(made[0, 0])
+    with pytest.raises(IndexError, match="a code of a single signal has no rows"):
+        made[0, 0][0]
+
+
+def test_what_is_shown_names_all_there_is():
+    made = code()
+    assert repr(made) == f"SparseCode(values={made.values}, indices={made.indices}, size=8)"
+    leaves, _ = _pytree.tree_flatten_with_path({"code": made})
+    assert [_pytree.keystr(at) for at, _ in leaves] == ["['code'].values", "['code'].indices"]
 
 
 def test_equality_is_by_value():

@@ -278,6 +278,9 @@ def test_an_interrupted_training_gives_the_same_bits(kind, tmp_path, monkeypatch
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"dictionary\.pt cannot be read as a checkpoint"):
         learn_dictionary(x, 30, **options, checkpoint=path)
+    torch.save({"losses": []}, path)
+    with pytest.raises(ValueError, match="as a checkpoint: it lacks arguments, learner"):
+        learn_dictionary(x, 30, **options, checkpoint=path)
     assert [p.name for p in tmp_path.iterdir()] == ["dictionary.pt"]
 
 

@@ -230,6 +230,8 @@ def test_bad_graphs_are_named():
         graph_laplacian(torch.eye(3))
     with pytest.raises(ValueError, match=r"affinity must be \[N, N\]"):
         graph_laplacian(torch.ones(2, 3).to_sparse())
+    with pytest.raises(ValueError, match="affinity must be finite"):
+        graph_laplacian(torch.full((3, 3), torch.inf).to_sparse())
     with pytest.raises(ValueError, match="affinity must be symmetric"):
         graph_laplacian(torch.ones(3, 3).triu().to_sparse())
     with pytest.raises(ValueError, match="affinity must be >= 0, got -1"):

@@ -138,6 +138,18 @@ def test_a_step_of_training_is_projected_gradient_descent():
     torch.testing.assert_close(net.head.bias.detach(), bias)
 
 
+def test_training_that_diverges_is_an_error():
+    net, (x, y) = model(), data()
+    with torch.no_grad():
+        net.head.bias[0] = torch.nan
+    with pytest.raises(RuntimeError, match="training diverged: loss nan in epoch 1"):
+        net.fit(x, y, epochs=2, batch_size=20)
+
+
+def test_it_shows_its_sizes():
+    assert "n=8, p=12, lam=0.15, lam2=0.05, nu=1e-05" in repr(model())
+
+
 @pytest.mark.parametrize(
     ("act", "words"),
     [
