@@ -192,6 +192,29 @@ def test_a_refused_fit_leaves_the_model_as_it_was(name, bad, words, monkeypatch)
             fresh.transform(X)
 
 
+COUNTS = {
+    "code_size", "m", "num_stages", "dictionary_epochs", "epochs", "batch_size", "min_steps",
+    "n_clusters", "transform_max_iter",
+}  # fmt: skip
+
+
+@every
+def test_a_count_of_1_is_taken_and_one_of_0_is_named(name):
+    model = MAKE[name]().set_params(dictionary=None)
+    counts = COUNTS & model.get_params().keys()
+    least = dict.fromkeys(counts, 1) | ({} if model.m else {"m": None})
+    codes = clone(model).set_params(**least).fit(X, Y).transform(X)
+    assert codes.shape == (len(X), 1)
+    for count in counts if model.m else counts - {"m"}:
+        words = rf"^({count}|max_iter) must be >= 1\b.*, got 0$"
+        with pytest.raises(ValueError, match=words):
+            clone(model).set_params(**{count: 0}).fit(X, Y)
+    if hasattr(model, "partial_fit"):
+        model.fit(X, Y).set_params(batch_size=1).partial_fit(X[:2], Y[:2])
+        with pytest.raises(ValueError, match=r"^batch_size must be >= 1, got 0$"):
+            model.set_params(batch_size=0).partial_fit(X, Y)
+
+
 @pytest.mark.parametrize("kind", [DeepL0Classifier, DeepL0Transformer])
 def test_a_first_pass_that_is_interrupted_leaves_nothing_fitted(kind, monkeypatch):
     model = kind(P, m=3, **SHORT)
