@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -100,6 +101,30 @@ for module in (dk, dk.nn, dk.solvers, dk.datasets):
 """
     out = python(code)
     assert out.returncode == 0, out.stderr
+
+
+def test_every_argument_may_be_named():
+    pytest.importorskip("sklearn")
+    from deepl0_kernels import sklearn, training
+
+    seen = 0
+    for module in (dk, dk.nn, dk.solvers, dk.datasets, training, sklearn):
+        for name in module.__all__:
+            thing = getattr(module, name)
+            own = [thing]
+            if inspect.isclass(thing):
+                own = [
+                    getattr(thing, key)  # bound, where it is a class method
+                    for base in thing.__mro__
+                    if base.__module__.startswith("deepl0_kernels")
+                    for key in vars(base)
+                    if not key.startswith("_") or key == "__init__"
+                ]
+            for function in (f for f in own if inspect.isfunction(f) or inspect.ismethod(f)):
+                for parameter in inspect.signature(function).parameters.values():
+                    assert parameter.kind != parameter.POSITIONAL_ONLY, (name, function, parameter)
+                    seen += 1
+    assert seen > 300
 
 
 @pytest.mark.parametrize("isa", dk.build_info()["isa_supported"])

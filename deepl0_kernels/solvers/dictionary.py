@@ -413,7 +413,7 @@ def _path(checkpoint: str | os.PathLike) -> Path:
 
 def _signals(x: Tensor) -> Tensor:
     """x is finite float32 or float64 [N, n], not empty; returned detached."""
-    checks.floating("x", x, 2)
+    checks.floating("x", x)
     if x.dim() != 2 or x.dtype not in (torch.float32, torch.float64) or 0 in x.shape:
         raise ValueError(f"x must be float32 or float64 [N, n], got {x.dtype} {tuple(x.shape)}")
     if not torch.isfinite(x).all():

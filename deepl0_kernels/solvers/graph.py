@@ -38,7 +38,7 @@ def knn_affinity(x: Tensor, neighbours: int = 5, width: float | None = None) -> 
 
     O(N^2 n). Source: Belkin and Niyogi 2003.
     """
-    checks.floating("x", x, 2)
+    checks.floating("x", x)
     if x.dim() != 2 or x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"x must be float32 or float64 [N, n], got {x.dtype} {tuple(x.shape)}")
     if not torch.isfinite(x).all():

@@ -52,7 +52,7 @@ def safe_step(D: Tensor) -> float:
 
 def dictionary(name: str, D: Tensor) -> None:
     """D is a finite, nonzero floating matrix [n, p]."""
-    checks.floating(name, D, 2)
+    checks.floating(name, D)
     if D.is_meta:
         raise ValueError(f"{name} must hold values, got a tensor on the meta device")
     if D.dim() != 2 or 0 in D.shape:

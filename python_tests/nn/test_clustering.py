@@ -152,6 +152,7 @@ def test_bad_arguments_are_named():
     model = JointSparseClustering(D, head, 0.1, 0.1)
     with pytest.raises(ValueError, match="iterations must be >= 1, got 0"):
         model.fit(x, L, iterations=0)
+    assert len(model.fit(x, L, iterations=1)) == 1
     with pytest.raises(ValueError, match="N = 3"):
         model.fit(x[:3], L)
     with pytest.raises(ValueError, match="gamma must be a finite number >= 0, got -1"):

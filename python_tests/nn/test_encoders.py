@@ -11,7 +11,15 @@ import pytest
 import torch
 
 import deepl0_kernels as dk
-from deepl0_kernels.nn import LISTA, DeepL0Encoder, DeepMSparseEncoder
+from deepl0_kernels.nn import (
+    LISTA,
+    BaselineEncoder,
+    ClusterHead,
+    DeepL0Encoder,
+    DeepMSparseEncoder,
+    JointSparseClustering,
+    TAGNet,
+)
 
 N, P, M = 12, 20, 5
 
@@ -349,7 +357,7 @@ D = dictionary()
         (lambda: DeepL0Encoder.from_dictionary(D, 1, step=1.0), "step must be at most 1 / "),
         (lambda: DeepL0Encoder.from_dictionary(D, 1, step=0.0), "step must be a finite number"),
         (lambda: DeepL0Encoder.from_dictionary(D * torch.nan, 1), "D must be finite, got 240"),
-        (lambda: DeepL0Encoder.from_dictionary(D[0], 1), "D must .* dimension"),
+        (lambda: DeepL0Encoder.from_dictionary(D[0], 1), r"D must be a matrix .*\(20,\)"),
         (lambda: DeepL0Encoder.from_dictionary(0 * D, 1), "D must not be all 0"),
         (lambda: DeepL0Encoder.from_dictionary(D.to("meta"), 1), "D must hold values, got .* meta"),
         (lambda: DeepL0Encoder.from_dictionary(1e-42 * D, 1), "cannot hold the weights; scale it"),
@@ -359,6 +367,27 @@ D = dictionary()
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("make", "counts", "given"),
+    [
+        (DeepL0Encoder, ("in_features", "code_size", "num_stages"), {}),
+        (DeepMSparseEncoder, ("in_features", "code_size", "m", "num_stages"), {}),
+        (LISTA, ("in_features", "code_size", "num_stages"), {}),
+        (TAGNet, ("in_features", "code_size", "num_stages"), {}),
+        (BaselineEncoder, ("in_features", "code_size"), {}),
+        (ClusterHead, ("code_size", "clusters"), {}),
+        (JointSparseClustering, ("max_iter",),
+         dict(D=dictionary(), head=ClusterHead(P, 2), lam=0.1, alpha=0.1)),
+    ],
+)  # fmt: skip
+def test_a_count_of_1_is_taken_and_one_of_0_is_named(make, counts, given):
+    least = dict.fromkeys(counts, 1)
+    make(**given, **least)
+    for name in counts:
+        with pytest.raises(ValueError, match=rf"^{name} must be >= 1\b.*, got 0$"):
+            make(**given, **least | {name: 0})
 
 
 @every

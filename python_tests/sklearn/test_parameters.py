@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -134,7 +135,14 @@ def test_partial_fit_takes_up_a_parameter_or_refuses_it(name):
         one, two = (pickle.loads(pickle.dumps(model)) for _ in range(2))
         two.set_params(**{parameter: other(model, parameter)})
         if parameter in shape:
-            with pytest.raises(ValueError, match=f"^{parameter} was .* partial_fit"):
+            was, now = (
+                "given" if parameter == "dictionary" and value is not None else value
+                for value in (one.get_params()[parameter], two.get_params()[parameter])
+            )
+            told = (
+                f"{parameter} was {was!r} when the model was made and is {now!r} now: partial_fit"
+            )
+            with pytest.raises(ValueError, match=f"^{re.escape(told)}"):
                 two.partial_fit(X, Y)
             assert_same(answers(one), answers(two))
             continue
@@ -190,6 +198,29 @@ def test_a_refused_fit_leaves_the_model_as_it_was(name, bad, words, monkeypatch)
             fresh.partial_fit(X, Y, **(dict(classes=[0, 1]) if "Classifier" in name else {}))
         with pytest.raises(NotFittedError):
             fresh.transform(X)
+
+
+COUNTS = {
+    "code_size", "m", "num_stages", "dictionary_epochs", "epochs", "batch_size", "min_steps",
+    "n_clusters", "transform_max_iter",
+}  # fmt: skip
+
+
+@every
+def test_a_count_of_1_is_taken_and_one_of_0_is_named(name):
+    model = MAKE[name]().set_params(dictionary=None)
+    counts = COUNTS & model.get_params().keys()
+    least = dict.fromkeys(counts, 1) | ({} if model.m else {"m": None})
+    codes = clone(model).set_params(**least).fit(X, Y).transform(X)
+    assert codes.shape == (len(X), 1)
+    for count in counts if model.m else counts - {"m"}:
+        words = rf"^({count}|max_iter) must be >= 1\b.*, got 0$"
+        with pytest.raises(ValueError, match=words):
+            clone(model).set_params(**{count: 0}).fit(X, Y)
+    if hasattr(model, "partial_fit"):
+        model.fit(X, Y).set_params(batch_size=1).partial_fit(X[:2], Y[:2])
+        with pytest.raises(ValueError, match=r"^batch_size must be >= 1, got 0$"):
+            model.set_params(batch_size=0).partial_fit(X, Y)
 
 
 @pytest.mark.parametrize("kind", [DeepL0Classifier, DeepL0Transformer])

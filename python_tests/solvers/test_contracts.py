@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import numpy as np
@@ -368,7 +369,10 @@ CALLS = {
     "htp": (htp, dict(x=X, D=ATOMS, m=2, tol=1e-6, step=0.1, max_iter=3)),
     "cosamp": (cosamp, dict(x=X, D=ATOMS, m=2, tol=1e-6, max_iter=3)),
     "iht": (iht, dict(x=X, D=ATOMS, lam=0.1, step=0.1, init="zero", tol=1e-6, max_iter=3)),
-    "iht_m": (iht_m, dict(x=X, D=ATOMS, m=2, step=0.1, init="zero", l1_lam=0.1, tol=0.1)),
+    "iht_m": (
+        iht_m,
+        dict(x=X, D=ATOMS, m=2, step=0.1, init="zero", l1_lam=0.1, tol=0.1, max_iter=3),
+    ),
     "fista": (fista, dict(x=X, D=ATOMS, lam=0.1, init="zero", tol=1e-6, max_iter=3)),
     "elastic_net": (elastic_net, dict(x=X, D=ATOMS, lam=0.1, lam2=0.1, tol=1e-6, max_iter=3)),
     "graph_sparse_code": (
@@ -376,6 +380,7 @@ CALLS = {
         dict(x=X, D=ATOMS, laplacian=GRAPH, lam=0.1, alpha=0.1, lam2=0.1, tol=0.1, max_iter=3),
     ),
     "support_margin": (support_margin, dict(x=X, D=ATOMS, code=X @ ATOMS, lam=0.1, step=0.1)),
+    "support_margin of m": (support_margin, dict(x=X, D=ATOMS, code=X @ ATOMS, m=2)),
     "squared_norm": (squared_norm, dict(D=ATOMS)),
     "knn_affinity": (knn_affinity, dict(x=X, neighbours=2, width=1.0)),
     "graph_laplacian": (graph_laplacian, dict(affinity=GRAPH)),
@@ -428,7 +433,7 @@ WRONG = (
 
 
 def test_every_function_is_among_the_calls():
-    assert {name.split(".")[0] for name in CALLS} == set(ENTRIES)
+    assert {re.split("[. ]", name)[0] for name in CALLS} == set(ENTRIES)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -440,6 +445,30 @@ def test_what_is_of_another_type_is_named(name):
         for value in WRONG:
             with pytest.raises((TypeError, ValueError), match=rf"\b{argument}\b"):
                 call(**given | {argument: value})
+
+
+COUNTS = {
+    "m", "p", "max_iter", "neighbours", "clusters", "classes", "num_stages", "epochs",
+    "batch_size", "total_steps", "patience",
+}  # fmt: skip
+
+
+def test_every_count_is_known():
+    """What is an integer in the calls is a count, or a seed."""
+    given = {key for _, call in CALLS.values() for key, value in call.items() if type(value) is int}
+    assert given == COUNTS | {"seed"}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_count_of_1_is_taken_and_one_of_0_is_named(name):
+    call, given = CALLS[name]
+    if name == "knn_affinity":
+        pytest.importorskip("sklearn")
+    for argument in COUNTS & given.keys():
+        least = {"p": 1, "m": 1} if argument == "p" else {argument: 1}
+        call(**given | least)
+        with pytest.raises(ValueError, match=rf"^{argument} must be >= 1\b.*, got 0$"):
+            call(**given | {argument: 0})
 
 
 def test_a_margin_of_codes_that_are_not_finite_is_refused():

@@ -391,6 +391,7 @@ def test_the_callers_modes_change_nothing(context, kind):
         (dict(x=torch.zeros(100, 20)), "x must not be all 0"),
         (dict(x=torch.ones(100, 20, dtype=torch.int64)), "x must be float32"),
         (dict(x=torch.ones(0, 20)), r"x must be .* \(0, 20\)"),
+        (dict(x=torch.ones(100)), r"x must be .* \[N, n\], got torch.float32 \(100,\)"),
     ],
 )
 def test_bad_arguments(change, message):

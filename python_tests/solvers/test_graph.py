@@ -226,6 +226,8 @@ def test_bad_graphs_are_named():
         affinity_of(torch.zeros(5, 3), 2)
     with pytest.raises(ValueError, match=r"\[N, n\], got torch.float32 \(5, 1, 1\)"):
         affinity_of(torch.zeros(5, 1, 1), 2)
+    with pytest.raises(ValueError, match=r"\[N, n\], got torch.float32 \(5,\)"):
+        affinity_of(torch.zeros(5), 2)
     with pytest.raises(TypeError, match="affinity must be a sparse COO tensor"):
         graph_laplacian(torch.eye(3))
     with pytest.raises(ValueError, match=r"affinity must be \[N, N\]"):

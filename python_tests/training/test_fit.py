@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deepl0_kernels.nn import DeepL0Encoder, DeepMSparseEncoder
-from deepl0_kernels.training import Classifier, Course, fit_to_classes, fit_to_codes
+from deepl0_kernels.training import Classifier, Course, fit_to_classes, fit_to_codes, minimise
 
 
 def test_training_shows_a_bar_when_asked(capsys):
@@ -48,6 +48,61 @@ def test_bad_numbers_are_named(change, words):
     options = dict(epochs=1, batch_size=16, lr=1e-3, clip=1.0, seed=0) | change
     with pytest.raises(ValueError, match=words):
         fit_to_codes(encoder, x, torch.zeros(32, 8), **options)
+
+
+def plain(network, x, a, epochs, batch, lr, clip):
+    """The loop in full: losses, and the width of the ramp in each epoch."""
+    generator = torch.Generator().manual_seed(3)
+    adam = torch.optim.Adam(network.parameters(), lr, betas=(0.9, 0.99))
+    steps = epochs * (len(x) // batch)
+    rate = torch.optim.lr_scheduler.OneCycleLR(
+        adam, lr, total_steps=steps, pct_start=0.2 if steps == 10 else 0.1
+    )
+    losses, widths = [], []
+    for epoch in range(epochs):
+        network.sigma = max(0.2 * 0.1**epoch, 0.05)
+        widths.append(network.sigma)
+        order, found = torch.randperm(len(x), generator=generator), []
+        for rows in order.split(batch)[: len(x) // batch]:
+            loss = (network(x[rows]) - a[rows]).square().sum() / batch
+            adam.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
+            adam.step()
+            rate.step()
+            found.append(loss.item())
+        losses.append(sum(found) / len(found))
+    return losses, widths
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5, 7])
+def test_the_loop_is_adam_with_one_cycle_and_a_ramp_that_narrows(epochs):
+    """5 epochs of 2 steps are the count for which the cycle's usual share divides by zero."""
+    x, D = torch.randn(21, 6), torch.randn(6, 9)
+    mine = DeepL0Encoder.from_dictionary(D, 0.1)
+    theirs, a = copy.deepcopy(mine), torch.randn(21, 9)
+    want, widths = plain(theirs, x, a, epochs, 8, 1e-2, 0.5)
+    seen = []
+    losses = fit_to_codes(
+        mine, x, a, epochs=epochs, batch_size=8, lr=1e-2, clip=0.5, seed=3,
+        begin=lambda epoch: seen.append((epoch, mine.sigma, mine.training)),
+    )  # fmt: skip
+    assert losses == pytest.approx(want, rel=1e-6)
+    assert seen == [(epoch, pytest.approx(width), True) for epoch, width in enumerate(widths)]
+    assert not mine.training
+    torch.testing.assert_close(mine.state_dict(), theirs.state_dict())
+
+
+def test_groups_have_their_own_rates():
+    linear = torch.nn.Linear(3, 2)
+    before = copy.deepcopy(linear)
+    minimise(
+        linear, lambda rows: linear(torch.ones(len(rows), 3)).square().sum(), 4,
+        epochs=3, batch_size=2, lr=1e-2, clip=1.0, seed=0,
+        groups=[{"params": [linear.weight], "lr": 1e-9}, {"params": [linear.bias]}],
+    )  # fmt: skip
+    assert (linear.weight - before.weight).abs().max() < 1e-7
+    assert (linear.bias - before.bias).abs().min() > 1e-3
 
 
 def test_sparsity_over_training_is_that_of_the_encoder_after_each_epoch():
