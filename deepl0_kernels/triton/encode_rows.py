@@ -323,7 +323,7 @@ def encode_top_m_backward(
             encode_top_m_bwd_kernel, (ceil_div(count, c.rows),), *given, s, du, z,
             count, batch, p, m, stages, *strides,
             config=c, TOTAL=sums.need_total, PRECISION=mode,
-            ROWS=c.rows, COLUMNS=padded(p), DEPTH=c.depth, ENTRIES=min(64, padded(p)),
+            ROWS=c.rows, COLUMNS=padded(p), DEPTH=depth(c), ENTRIES=min(64, padded(p)),
         )  # fmt: skip
         sums.add(rows, du[0] if sums.need_total else None, du[1:], z)
     return sums.results()

@@ -29,6 +29,8 @@ from .tuned import Config
 
 # Triton's interpreter has no bfloat16 arithmetic: it computes every product in float32.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# A step of a product in float32 is at least as deep as this: before 3.8 ``tl.dot`` takes no less.
+_LEAST_DEPTH = 8 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) else 16
 
 
 def precision(a: torch.dtype, b: Tensor) -> str:
@@ -60,7 +62,7 @@ def by_pytorch(matrix: Tensor) -> bool:
 def depth(c: Config, *operands: Tensor) -> int:
     """The depth of a step: a matrix unit takes no less than 16 of a half type."""
     half = any(t.element_size() < 4 for t in operands)
-    return max(c.depth, 16) if half else c.depth
+    return max(c.depth, 16 if half else _LEAST_DEPTH)
 
 
 @triton.jit

@@ -39,7 +39,8 @@ SPILLS = {
 # What another compiler than that of the page spills besides.
 if triton.__version__ == "3.6.0":
     SPILLS |= {("apply_mask_fwd_kernel", t): 8 for t in ("sm80", "sm86", "sm89", "sm100")}
-    SPILLS["apply_mask_fwd_kernel", "sm90"] = 16
+    SPILLS |= {("encode_sparse_fwd_kernel", t): 64 for t in ("sm80", "sm86", "sm89")}
+    SPILLS |= {("apply_mask_fwd_kernel", "sm90"): 16, ("outer_kernel", "sm80"): 8}
 
 
 def faults(builds: list[aot.Build], target: str) -> list[str]:
