@@ -13,7 +13,6 @@ from ..nn import ClusterHead
 RIDGE = 1e-3
 
 
-@isolated(grad=False)
 def start_head(
     codes: Tensor, clusters: int, seed: int, ridge: float = RIDGE, inits: int = 10
 ) -> ClusterHead:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from deepl0_kernels.datasets import mnist_subset
 from deepl0_kernels.nn import DeepMSparseEncoder
 from deepl0_kernels.paper import demo, record, scores
 from deepl0_kernels.paper.timing import interleaved_medians
@@ -33,6 +35,11 @@ def test_files_and_record(quick):
     assert result["data"]["discarded_held_out"] == 0
     saved = torch.load(out / "m_sparse.pt", weights_only=True)
     DeepMSparseEncoder(256, 128, 32).load_state_dict(saved["encoder"])
+
+
+def test_it_takes_all_digits_of_the_package():
+    digits, config = mnist_subset(), demo.Config()
+    assert (config.digits, config.held_out) == (len(digits.x), len(digits.x_test))
 
 
 def test_rows(quick):
@@ -61,7 +68,7 @@ def test_rows(quick):
 
 
 def test_the_table_is_honest(quick):
-    _, result = quick
+    result = copy.deepcopy(quick[1])
     text = demo.table(result)
     assert "A quick run" in text
     for problem in result["problems"].values():

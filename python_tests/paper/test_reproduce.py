@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -353,6 +353,7 @@ def test_the_documentation_shows_the_record():
     assert filled(text, page.parts()) == text
     results = STUDY.read(page.RECORD)
     assert results["sizes"] == list(SIZES)
+    assert results["protocol"] == asdict(protocol.Protocol())
     assert results["claims"] == STUDY.claims(results["tables"], results["cells"], results["sizes"])
     for found in race.read(page.RECORD):
         name = f"reproduction-{race.name_of(found['problem'], found['p'])}.svg"

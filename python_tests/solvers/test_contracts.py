@@ -390,6 +390,10 @@ CALLS = {
         dict(x=X, p=4, m=2, num_stages=2, epochs=1, batch_size=10, lr=0.1, forgetting=1.0,
              patience=5, tol=0.1, max_iter=3, seed=0, method="unrolled", checkpoint=None),
     ),
+    "learn_dictionary by mod": (
+        learn_dictionary,
+        dict(x=X, p=4, m=2, epochs=1, batch_size=10, forgetting=1.0, patience=5, method="mod"),
+    ),
     "DictionaryLearner": (
         DictionaryLearner,
         dict(p=4, m=2, num_stages=2, lr=0.1, total_steps=4, forgetting=1.0, patience=5, tol=0.1,
@@ -469,6 +473,15 @@ def test_a_count_of_1_is_taken_and_one_of_0_is_named(name):
         call(**given | least)
         with pytest.raises(ValueError, match=rf"^{argument} must be >= 1\b.*, got 0$"):
             call(**given | {argument: 0})
+
+
+@pytest.mark.parametrize("name", [name for name, (_, given) in CALLS.items() if "seed" in given])
+def test_a_seed_is_any_int64(name):
+    call, given = CALLS[name]
+    for seed, beyond in ((-(2**63), -1), (2**63 - 1, 1)):
+        call(**given | {"seed": seed})
+        with pytest.raises(ValueError, match=rf"^seed must be .*, got {seed + beyond}$"):
+            call(**given | {"seed": seed + beyond})
 
 
 def test_a_margin_of_codes_that_are_not_finite_is_refused():

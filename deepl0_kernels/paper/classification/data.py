@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -43,8 +43,8 @@ class Labelled:
     y_test: Tensor
     classes: int
     discarded_test: int = 0
-    place: Place | None = field(default=None, repr=False)
-    begin: Callable[[int], None] | None = field(default=None, repr=False)
+    place: Place | None = None
+    begin: Callable[[int], None] | None = None
 
     def counts(self) -> dict[str, int]:
         return {
