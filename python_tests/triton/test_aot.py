@@ -36,21 +36,21 @@ SPILLS = {
     ("encode_sparse_fwd_kernel", "sm120"): 16,
 }
 
-# What another compiler than that of the page spills besides.
-if triton.__version__ == "3.6.0":
-    SPILLS |= {("apply_mask_fwd_kernel", t): 8 for t in ("sm80", "sm86", "sm89", "sm100")}
-    SPILLS |= {("encode_sparse_fwd_kernel", t): 64 for t in ("sm80", "sm86", "sm89")}
-    SPILLS |= {("apply_mask_fwd_kernel", "sm90"): 16, ("outer_kernel", "sm80"): 8}
+# Of any kernel, where the compiler is not the one that the configurations were chosen with, the
+# page's. Triton 3.6 spills most in encode_top_m_fwd_kernel on sm80, 240 bytes.
+OTHER_SPILLS = 256
 
 
 def faults(builds: list[aot.Build], target: str) -> list[str]:
     """What is wrong with ``builds``, in words."""
     limit = table.SHARED_BYTES[aot.TARGETS[target].device_class]
+    same = triton.__version__ == aot_table.written_with()
     found = []
     for b in builds:
+        spills = SPILLS.get((b.kernel, target), 0) if same else OTHER_SPILLS
         wrong = {
             f"{b.shared} bytes of shared memory, the limit is {limit}": b.shared > limit,
-            f"{b.spills} bytes spilled": b.spills > SPILLS.get((b.kernel, target), 0),
+            f"{b.spills} bytes spilled": b.spills > spills,
             "a block does not fit on the SM": b.occupancy == 0,
             "no matrix instruction": b.needs_matrix and not b.matrix,
             f"32-bit offsets overflow: {b.overflows}": b.overflows,
