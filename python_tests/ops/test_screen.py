@@ -67,7 +67,7 @@ def test_rows_and_units_that_are_not_finite():
 
 @pytest.mark.parametrize("n", [1, 45])
 def test_sizes_that_fill_no_vector(n):
-    """Small integers, so that sums are exact; a row of NaN, and one of zeros, are computed whole."""
+    """Small integers make sums exact; a row of NaN and one of zeros are computed whole."""
     x, W = (t[:, :n].mul(2).round() for t in data("normal"))
     x[5], x[6], W = torch.nan, 0, W[: P - 1]
     got = one_stage(x, W)
