@@ -65,6 +65,17 @@ def test_rows_and_units_that_are_not_finite():
     assert code.indices[9].tolist() == [*range(M - 2), 77, 4321]
 
 
+@pytest.mark.parametrize("n", [1, 45])
+def test_sizes_that_fill_no_vector(n):
+    """Small integers make sums exact; a row of NaN and one of zeros are computed whole."""
+    x, W = (t[:, :n].mul(2).round() for t in data("normal"))
+    x[5], x[6], W = torch.nan, 0, W[: P - 1]
+    got = one_stage(x, W)
+    want = dk.reference.top_m((x @ W.t()).double(), M)
+    assert torch.equal(got.indices, want[1])
+    torch.testing.assert_close(got.values.double(), want[0], rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("style", ["normal", "off centre"])
 def test_batch_invariant(style):
     """The documented guarantee: a row's code has the same bits alone, in any batch, any threads."""
