@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import reference
@@ -73,18 +72,6 @@ def _prepare(u, theta, sigma, kind):
 
 _threshold = registration.serve("threshold", reference.threshold, _prepare)
 registration.vmap_rows("threshold", rows=(0,))
-
-
-def _vmap_backward(info, in_dims, grad_out, u, theta, sigma, kind, mask):
-    # theta's gradient is summed per mapped sample, which the kernel does not do.
-    mapped = torch.func.vmap(
-        lambda g, u, t: reference.threshold_backward(g, u, t, sigma, kind, mask), in_dims[:3]
-    )
-    return mapped(grad_out, u, theta), (0, 0)
-
-
-for overload in ("", ".Tensor"):
-    torch.library.register_vmap(f"deepl0::threshold_backward{overload}", _vmap_backward)
 
 
 def hard_threshold(u: Tensor, theta: float | Tensor) -> Tensor:
