@@ -30,7 +30,7 @@ from .tuned import Config
 # Triton's interpreter has no bfloat16 arithmetic: it computes every product in float32.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # A step of a product in float32 is at least as deep as this: before 3.8 ``tl.dot`` takes no less.
-_LEAST_DEPTH = 8 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) else 16
+_LEAST_DEPTH = 8 if table.VERSION >= (3, 8) else 16
 
 
 def precision(a: torch.dtype, b: Tensor) -> str:
