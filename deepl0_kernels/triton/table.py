@@ -29,9 +29,8 @@ SHARED_BYTES = {
 # Of the compiler.
 VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
 
-# Matrix units without tf32: they multiply float32 as it is. Before 3.8 the compiler dies of some
-# products in tf32 for sm100.
-WITHOUT_TF32 = ("gfx950",) if VERSION >= (3, 8) else ("gfx950", "sm100")
+# Matrix units without tf32: they multiply float32 as it is.
+WITHOUT_TF32 = ("gfx950",)
 
 # Kernel -> (largest p, entry), in order of p; the last entry serves every p beyond.
 _ANY = 1 << 62
