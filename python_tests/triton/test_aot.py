@@ -138,6 +138,17 @@ def test_unsound_kernels_are_found():
     assert not build_of("product_kernel", x).matrix
 
 
+def test_before_triton_3_8_long_codes_get_no_tf32_on_sm100(monkeypatch):
+    def modes(version: tuple[int, int]) -> set[str]:
+        monkeypatch.setattr(table, "VERSION", version)
+        return {
+            job.constants["PRECISION"] for job in aot.launches("sm100", "encode, long codes")
+            if job.kernel.__name__ == "encode_sparse_fwd_kernel"
+        }  # fmt: skip
+
+    assert modes((3, 8)) == modes((3, 6)) | {"tf32"} != modes((3, 6))
+
+
 def test_faults_are_told():
     build = build_of("atomic_kernel", torch.empty(1, device="meta"))
     sound = build._replace(atomics=False)
