@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 # Requirements of torch, one or several: each gets a new environment.
 OTHER_TORCH = os.environ.get("OTHER_TORCH", "torch>=2.14,<2.15").split()
 BUILD_TOOLS = ("numpy", "ninja", "setuptools>=64", "wheel")
-TEST_TOOLS = ("hypothesis", "pytest", "pytest-xdist")
+TEST_TOOLS = ("hypothesis", "pytest", "pytest-xdist", "scikit-learn")
 SMOKE = (
     "import torch, deepl0_kernels as dk; u = torch.randn(4, 9); "
     "assert dk.top_m(u, 2)[0].shape == (4, 2) and dk.last_call().backend == 'cpu'; "
