@@ -74,6 +74,13 @@ def integer(name: str, value: int, low: int, high: int | None = None, limit: str
     return value
 
 
+def boolean(name: str, value: bool) -> bool:
+    """``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
 def number(name: str, value: float) -> float:
     """``value`` as a float: a number, or what holds just one."""
     try:
@@ -182,12 +189,11 @@ def indices(name: str, tensor: Tensor, values_name: str, values: Tensor) -> None
         )
 
 
-def encoder_operands(x: Tensor, W: Tensor, S: Tensor | None, num_stages: int) -> None:
-    """x [..., n], W [p, n], S [p, p] or [num_stages - 1, p, p] fit together."""
-    floating("x", x)
-    like("W", W, "x", x)
-    if W.dim() != 2 or W.shape[1] != x.shape[-1]:
-        raise ValueError(f"W must have shape [p, n] with n = {x.shape[-1]}, got {shape(W)}")
+def encoder_operands(
+    x: Tensor, W: Tensor, S: Tensor | None, bias: Tensor | None, num_stages: int
+) -> None:
+    """x [..., n], W [p, n], bias [p], S [p, p] or [num_stages - 1, p, p] fit together."""
+    first_operands(x, W, bias)
     if S is None:
         if num_stages > 1:
             raise ValueError(f"S must be given when num_stages > 1, got None at {num_stages}")
@@ -199,6 +205,17 @@ def encoder_operands(x: Tensor, W: Tensor, S: Tensor | None, num_stages: int) ->
             f"S must have shape [p, p] = {(p, p)} or [num_stages - 1, p, p] = "
             f"{(num_stages - 1, p, p)}, got {shape(S)}"
         )
+
+
+def first_operands(x: Tensor, W: Tensor, bias: Tensor | None) -> None:
+    """x [..., n], W [p, n] and bias [p] fit together."""
+    floating("x", x)
+    like("W", W, "x", x)
+    if W.dim() != 2 or W.shape[1] != x.shape[-1]:
+        raise ValueError(f"W must have shape [p, n] with n = {x.shape[-1]}, got {shape(W)}")
+    if bias is not None:
+        like("bias", bias, "x", x)
+        has_shape("bias", bias, W.shape[:1], "[p]")
 
 
 def rows(tensor: Tensor) -> Tensor:

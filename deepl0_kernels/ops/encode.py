@@ -1,4 +1,4 @@
-"""The whole encoder in one operator: z_1 = h(x W'), z_{k+1} = h(x W' + z_k S')."""
+"""The whole encoder in one operator: z_1 = h(x W' + b), z_{k+1} = h(x W' + b + z_k S')."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from .._matrices import gradient_of_matrix
 from ..reference.precision import accumulation_dtype
 from . import checks, registration
 from .sparse_code import SparseCode
-from .thresholds import GRADS
+from .thresholds import GRADS, kind_of
 
-_L0 = "(Tensor x, Tensor W, Tensor? S, Tensor theta, SymInt num_stages, float sigma, str kind)"
-_TOP_M = "(Tensor x, Tensor W, Tensor? S, SymInt m, SymInt num_stages)"
+_L0 = (
+    "(Tensor x, Tensor W, Tensor? S, Tensor? bias, Tensor theta, SymInt num_stages, float sigma,"
+    " str kind)"
+)
+_TOP_M = "(Tensor x, Tensor W, Tensor? S, Tensor? bias, SymInt m, SymInt num_stages, bool positive)"
 
 
-def _fake_l0(x, W, S, theta, num_stages, sigma, kind):
+def _fake_l0(x, W, S, bias, theta, num_stages, sigma, kind):
     return x.new_empty((x.shape[0], W.shape[0]))
 
 
-def _fake_l0_saving(x, W, S, theta, num_stages, sigma, kind):
-    shape = (num_stages, x.shape[0], W.shape[0])
-    return _fake_l0(x, W, S, theta, num_stages, sigma, kind), x.new_empty(
-        shape, dtype=accumulation_dtype(x.dtype)
-    )
+def _fake_l0_saving(x, W, S, bias, theta, num_stages, sigma, kind):
+    z = x.new_empty((x.shape[0], W.shape[0]))
+    return z, z.new_empty((num_stages, *z.shape), dtype=accumulation_dtype(x.dtype))
 
 
-def _fake_top_m(x, W, S, m, num_stages):
+def _fake_top_m(x, W, S, bias, m, num_stages, positive):
     code = (x.shape[0], m)
     return x.new_empty(code), x.new_empty(code, dtype=torch.int64)
 
 
-def _fake_top_m_saving(x, W, S, m, num_stages):
+def _fake_top_m_saving(x, W, S, bias, m, num_stages, positive):
     before = (num_stages - 1, x.shape[0], m)
     return (
-        *_fake_top_m(x, W, S, m, num_stages),
+        *_fake_top_m(x, W, S, bias, m, num_stages, positive),
         x.new_empty(before, dtype=accumulation_dtype(x.dtype)),
         x.new_empty(before, dtype=torch.int64),
     )
@@ -47,12 +48,13 @@ registration.define("encode_l0_saving", f"{_L0} -> (Tensor, Tensor)", _fake_l0_s
 registration.define(
     "encode_l0_backward",
     "(Tensor grad_z, Tensor saved, Tensor x, Tensor W, Tensor? S, Tensor theta, float sigma,"
-    " str kind, int mask) -> (Tensor, Tensor, Tensor, Tensor)",
+    " str kind, int mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     lambda grad_z, saved, x, W, S, theta, sigma, kind, mask: (
         registration.gradient(x, mask & 1),
         registration.gradient(W, mask & 2),
         x.new_empty(0) if S is None else registration.gradient(S, mask & 4),
         registration.gradient(theta, mask & 8),
+        x.new_empty(W.shape[0] if mask & 16 else 0),
     ),
 )
 registration.define("encode_top_m", f"{_TOP_M} -> (Tensor, Tensor)", _fake_top_m)
@@ -60,14 +62,17 @@ registration.define("encode_top_m", f"{_TOP_M} -> (Tensor, Tensor)", _fake_top_m
 registration.define(
     "encode_top_m_saving", f"{_TOP_M} -> (Tensor, Tensor, Tensor, Tensor)", _fake_top_m_saving
 )
+# values: of the code, where it is nonnegative; then what is 0 passes no gradient, in any stage.
 registration.define(
     "encode_top_m_backward",
-    "(Tensor grad_values, Tensor indices, Tensor saved_values, Tensor saved_indices, Tensor x,"
-    " Tensor W, Tensor? S, int mask) -> (Tensor, Tensor, Tensor)",
-    lambda grad_values, indices, saved_values, saved_indices, x, W, S, mask: (
+    "(Tensor grad_values, Tensor? values, Tensor indices, Tensor saved_values,"
+    " Tensor saved_indices, Tensor x, Tensor W, Tensor? S, int mask)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    lambda grad_values, values, indices, saved_values, saved_indices, x, W, S, mask: (
         registration.gradient(x, mask & 1),
         registration.gradient(W, mask & 2),
         gradient_of_matrix(S) if S is not None and mask & 4 else x.new_empty(0),
+        x.new_empty(W.shape[0] if mask & 8 else 0),
     ),
 )
 _l0_backward = registration.native("encode_l0_backward")
@@ -78,7 +83,7 @@ _top_m_backward = registration.native("encode_top_m_backward")
 
 
 def _setup_l0(ctx, inputs, output):
-    x, W, S, theta, num_stages, ctx.sigma, ctx.kind = inputs
+    x, W, S, _, theta, num_stages, ctx.sigma, ctx.kind = inputs
     ctx.uses_S = num_stages > 1
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(x, W, S if ctx.uses_S else None, theta, output[1])
@@ -86,40 +91,43 @@ def _setup_l0(ctx, inputs, output):
 
 def _backward_l0(ctx, grad_z, *_):
     x, W, S, theta, saved = ctx.saved_tensors
-    mask = registration.mask(ctx, 0, 1, 2, 3) & (~0 if ctx.uses_S else ~4)
+    mask = registration.mask(ctx, 0, 1, 2, 4, 3) & (~0 if ctx.uses_S else ~4)
     grads = _l0_backward(grad_z, saved, x, W, S, theta, ctx.sigma, ctx.kind, mask)
-    return *registration.wanted(mask, *grads), None, None, None
+    gx, gW, gS, gtheta, gbias = registration.wanted(mask, *grads)
+    return gx, gW, gS, gbias, gtheta, None, None, None
 
 
 def _setup_top_m(ctx, inputs, output):
-    x, W, S, _, num_stages = inputs
+    x, W, S, _, _, num_stages, positive = inputs
+    values, *codes = output
     ctx.uses_S = num_stages > 1
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(x, W, S if ctx.uses_S else None, *output[1:])
+    ctx.mark_non_differentiable(*codes)
+    ctx.save_for_backward(x, W, S if ctx.uses_S else None, values if positive else None, *codes)
 
 
 def _backward_top_m(ctx, grad_values, *_):
     x, W, S, *codes = ctx.saved_tensors
-    mask = registration.mask(ctx, 0, 1, 2) & (~0 if ctx.uses_S else ~4)
+    mask = registration.mask(ctx, 0, 1, 2, 3) & (~0 if ctx.uses_S else ~4)
     grads = _top_m_backward(grad_values, *codes, x, W, S, mask)
-    return *registration.wanted(mask, *grads), None, None
+    return *registration.wanted(mask, *grads), None, None, None
 
 
-def _prepare(x, W, S, num_stages):
+def _prepare(x, W, S, bias, num_stages):
     num_stages = checks.integer("num_stages", num_stages, 1)
-    checks.encoder_operands(x, W, S, num_stages)
+    checks.encoder_operands(x, W, S, bias, num_stages)
     return checks.rows(x), W, S if num_stages > 1 else None, num_stages
 
 
-def _prepare_l0(x, W, S, theta, num_stages, sigma, kind):
-    rows, _, S, num_stages = _prepare(x, W, S, num_stages)
+def _prepare_l0(x, W, S, bias, theta, num_stages, sigma, kind):
+    rows, _, S, num_stages = _prepare(x, W, S, bias, num_stages)
     theta = checks.theta(theta, x, W.shape[0], stages=num_stages)
-    return rows, W, S, theta, num_stages, checks.sigma(sigma), kind
+    return rows, W, S, bias, theta, num_stages, checks.sigma(sigma), kind
 
 
-def _prepare_top_m(x, W, S, m, num_stages):
-    rows, _, S, num_stages = _prepare(x, W, S, num_stages)
-    return rows, W, S, checks.integer("m", m, 0, W.shape[0], "p"), num_stages
+def _prepare_top_m(x, W, S, bias, m, num_stages, positive):
+    rows, _, S, num_stages = _prepare(x, W, S, bias, num_stages)
+    m = checks.integer("m", m, 0, W.shape[0], "p")
+    return rows, W, S, bias, m, num_stages, checks.boolean("positive", positive)
 
 
 registration.differentiate("encode_l0", _setup_l0, _backward_l0)
@@ -130,15 +138,17 @@ _encode_l0 = registration.serve(
     "encode_l0",
     lambda *args: reference.encode_l0(*args)[0],
     _prepare_l0,
-    low=(0, 1, 2),
-    as_is=lambda x, W, S, theta, num_stages, *_: x.dim() == 2 and (S is None or num_stages > 1),
+    low=(0, 1, 2, 3),
+    as_is=lambda x, W, S, bias, theta, num_stages, *_: (
+        x.dim() == 2 and (S is None or num_stages > 1)
+    ),
 )
 _encode_top_m = registration.serve(
     "encode_top_m",
     lambda *args: reference.encode_top_m(*args)[:2],
     _prepare_top_m,
-    low=(0, 1, 2),
-    as_is=lambda x, W, S, m, num_stages: x.dim() == 2 and (S is None or num_stages > 1),
+    low=(0, 1, 2, 3),
+    as_is=lambda x, W, S, bias, m, num_stages, _: x.dim() == 2 and (S is None or num_stages > 1),
 )
 registration.vmap_rows("encode_l0", rows=(0,), batch_dims=(0,))
 registration.vmap_rows("encode_top_m", rows=(0,), batch_dims=(0, 0))
@@ -153,8 +163,11 @@ def encode_l0(
     num_stages: int = 2,
     sigma: float | Tensor = 0.0,
     grad: str = "helu",
+    bias: Tensor | None = None,
+    positive: bool = False,
 ) -> Tensor:
-    """Deep l0-regularized encoder: K stages of ``z <- helu(x W' + z S', theta, sigma)``, z_0 = 0.
+    """Deep l0-regularized encoder: K stages of ``z <- helu(x W' + bias + z S', theta, sigma)``
+    from z_0 = 0.
 
     Args:
         x: signals [..., n], float32, float64, float16 or bfloat16 (half types accumulate and
@@ -165,9 +178,11 @@ def encode_l0(
         num_stages: K >= 1.
         sigma: in [0, 1], width of the ramp, a number or a tensor []; 0 is the hard threshold.
         grad: derivative mode, as in :func:`helu`.
+        bias: [p] in the dtype of x, or None.
+        positive: nonnegative codes: one-sided thresholds, as in :func:`helu`.
 
     Returns:
-        z_K [..., p], differentiable in x, W, S and theta. Deterministic.
+        z_K [..., p], differentiable in x, W, S, bias and theta. Deterministic.
 
     Raises:
         ValueError: wrong shape, dtype, device, num_stages, sigma or grad.
@@ -177,14 +192,22 @@ def encode_l0(
     Source: Wang, Ling, Huang 2016, eq. 6 and 9.
     """
     checks.one_of("grad", grad, tuple(GRADS))
-    z = _encode_l0(x, W, S, theta, num_stages, sigma, GRADS[grad])
+    kind = kind_of(GRADS[grad], positive)
+    z = _encode_l0(x, W, S, bias, theta, num_stages, sigma, kind)
     return z if x.dim() == 2 else z.reshape(*x.shape[:-1], W.shape[0])
 
 
 def encode_top_m(
-    x: Tensor, W: Tensor, S: Tensor | None, m: int, *, num_stages: int = 2
+    x: Tensor,
+    W: Tensor,
+    S: Tensor | None,
+    m: int,
+    *,
+    num_stages: int = 2,
+    bias: Tensor | None = None,
+    positive: bool = False,
 ) -> SparseCode:
-    """Deep M-sparse encoder: K stages of ``z <- keep_top_m(x W' + z S', m)``, z_0 = 0.
+    """Deep M-sparse encoder: K stages of ``z <- keep_top_m(x W' + bias + z S', m)``, z_0 = 0.
 
     Args:
         x: signals [..., n], float32, float64, float16 or bfloat16 (half types accumulate and
@@ -193,10 +216,13 @@ def encode_top_m(
             when num_stages is 1, which does not use it. Dtype and device of x.
         m: entries of the code, 0 <= m <= p, zeros among them where fewer are nonzero.
         num_stages: K >= 1.
+        bias: [p] in the dtype of x, or None.
+        positive: nonnegative codes, as in :func:`top_m`: with one stage the encoder of a TopK
+            sparse autoencoder.
 
     Returns:
         :class:`SparseCode` with values and indices [..., m]: exactly m entries, chosen as in
-        :func:`top_m`. Differentiable in x, W and S through the values. Deterministic.
+        :func:`top_m`. Differentiable in x, W, S and bias through the values. Deterministic.
 
     Raises:
         ValueError: wrong shape, dtype, device, m or num_stages.
@@ -205,7 +231,7 @@ def encode_top_m(
     indices of the K stages are saved, O(K B m). For a few signals S stored by columns
     (``S.t().contiguous().t()``) is several times faster. Source: Wang, Ling, Huang 2016, eq. 10.
     """
-    values, indices = _encode_top_m(x, W, S, m, num_stages)
+    values, indices = _encode_top_m(x, W, S, bias, m, num_stages, positive)
     if x.dim() != 2:
         values, indices = (t.reshape(*x.shape[:-1], m) for t in (values, indices))
     return SparseCode(values, indices, W.shape[0])

@@ -19,7 +19,7 @@ import torch
 _MODULE = "torch.utils.flop_counter"
 
 
-def _encode_l0(x, W, S, theta, num_stages, *rest, **_) -> int:
+def _encode_l0(x, W, S, bias, theta, num_stages, *rest, **_) -> int:
     (batch, n), p = x.shape, W.shape[0]
     return 2 * batch * p * (n + (num_stages - 1) * p)
 
@@ -27,20 +27,22 @@ def _encode_l0(x, W, S, theta, num_stages, *rest, **_) -> int:
 def _encode_l0_backward(grad_z, saved, x, W, S, theta, sigma, kind, mask, **_) -> int:
     (stages, batch, p), n = saved.shape, x.shape[1]
     # du of the stages below the last, as far down as a wanted gradient needs it
-    down = max(0, stages - (1 if mask & 11 else 2)) * p * p * bool(mask)
+    down = max(0, stages - (1 if mask & 27 else 2)) * p * p * bool(mask)
     sums = n * p * bool(mask & 1) + n * p * bool(mask & 2) + (stages - 1) * p * p * bool(mask & 4)
     return 2 * batch * (down + sums)
 
 
-def _encode_top_m(x, W, S, m, num_stages, **_) -> int:
+def _encode_top_m(x, W, S, bias, m, num_stages, *rest, **_) -> int:
     (batch, n), p = x.shape, W.shape[0]
     return 2 * batch * p * (n + (num_stages - 1) * m)
 
 
-def _encode_top_m_backward(grad, indices, saved_values, saved_indices, x, W, S, mask, **_) -> int:
+def _encode_top_m_backward(
+    grad, values, indices, saved_values, saved_indices, x, W, S, mask, **_
+) -> int:
     (batch, m), n, steps = grad.shape, x.shape[1], saved_values.shape[0]
     sums = (steps + 1) * m * n * (bool(mask & 1) + bool(mask & 2)) + steps * m * m * bool(mask & 4)
-    down = max(0, steps - (0 if mask & 3 else 1)) * m * m * bool(mask)
+    down = max(0, steps - (0 if mask & 11 else 1)) * m * m * bool(mask)
     return 2 * batch * (down + sums)
 
 

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from ..reference.precision import accumulation_dtype
+from ..reference.thresholds import KINDS
 from . import checks
-
-_KINDS = ("hard", "soft", "helu", "ste", "ste_theta")
 
 
 def _rows(name: str, t: Tensor, dims: int = 0) -> None:
@@ -39,16 +38,16 @@ def _code(values: Tensor, indices: Tensor) -> None:
 
 def _theta(theta: Tensor, u: Tensor, p: int, sigma: float, kind: str, stages: int = 0) -> None:
     checks.sigma(sigma)
-    checks.one_of("kind", kind, _KINDS)
+    checks.one_of("kind", kind, KINDS)
     checks.theta(theta, u, p, stages=stages)
     if theta.dtype != accumulation_dtype(u.dtype):
         raise ValueError(f"theta must be {accumulation_dtype(u.dtype)}, got {theta.dtype}")
 
 
-def _encoder(x: Tensor, W: Tensor, S: Tensor | None, stages: int) -> int:
+def _encoder(x: Tensor, W: Tensor, S: Tensor | None, bias: Tensor | None, stages: int) -> int:
     _rows("x", x, 2)
     checks.integer("num_stages", stages, 1)
-    checks.encoder_operands(x, W, S, stages)
+    checks.encoder_operands(x, W, S, bias, stages)
     return W.shape[0]
 
 
@@ -68,7 +67,7 @@ def threshold_backward(grad_out, u, theta, sigma, kind, mask):
     _same("grad_out", grad_out, "u", u)
 
 
-def top_m(u, m):
+def top_m(u, m, positive):
     _rows("u", u)
     checks.integer("m", m, 0, u.shape[-1], "p")
 
@@ -85,42 +84,42 @@ def apply_mask(u, mask):
         raise ValueError(f"mask must be uint8 on {u.device}, got {mask.dtype} on {mask.device}")
 
 
-def _stage(x, W, z, S):
-    p = _encoder(x, W, S, 2)
+def _stage(x, W, z, S, bias):
+    p = _encoder(x, W, S, bias, 2)
     checks.like("z", z, "x", x)
     checks.has_shape("z", z, (x.shape[0], p), "[B, p]")
     checks.has_shape("S", S, (p, p), "[p, p]")
     return p
 
 
-def threshold_stage(x, W, z, S, theta, sigma, save):
-    _theta(theta, x, _stage(x, W, z, S), sigma, "helu")
+def threshold_stage(x, W, z, S, bias, theta, sigma, kind, save):
+    _theta(theta, x, _stage(x, W, z, S, bias), sigma, kind)
 
 
-def top_m_stage(x, W, z, S, m):
-    checks.integer("m", m, 0, _stage(x, W, z, S), "p")
+def top_m_stage(x, W, z, S, bias, m, positive):
+    checks.integer("m", m, 0, _stage(x, W, z, S, bias), "p")
 
 
-def encode_l0(x, W, S, theta, num_stages, sigma, kind, save):
-    _theta(theta, x, _encoder(x, W, S, num_stages), sigma, kind, num_stages)
+def encode_l0(x, W, S, bias, theta, num_stages, sigma, kind, save):
+    _theta(theta, x, _encoder(x, W, S, bias, num_stages), sigma, kind, num_stages)
 
 
 def encode_l0_backward(grad_z, saved, x, W, S, theta, sigma, kind, mask):
     if saved.dim() != 3:
         raise ValueError(f"saved must have shape [K, B, p], got {checks.shape(saved)}")
     stages = saved.shape[0]
-    encode_l0(x, W, S, theta, stages, sigma, kind, True)
+    encode_l0(x, W, S, None, theta, stages, sigma, kind, True)
     batch_and_p = (x.shape[0], W.shape[0])
     checks.like("grad_z", grad_z, "x", x)
     checks.has_shape("grad_z", grad_z, batch_and_p, "[B, p]")
     _saved("saved", saved, (stages, *batch_and_p), accumulation_dtype(x.dtype))
 
 
-def encode_top_m(x, W, S, m, num_stages, save):
-    checks.integer("m", m, 0, _encoder(x, W, S, num_stages), "p")
+def encode_top_m(x, W, S, bias, m, num_stages, positive, save):
+    checks.integer("m", m, 0, _encoder(x, W, S, bias, num_stages), "p")
 
 
-def encode_top_m_backward(grad_values, indices, saved_values, saved_indices, x, W, S, mask):
+def encode_top_m_backward(grad_values, values, indices, saved_values, saved_indices, x, W, S, mask):
     if saved_values.dim() != 3:
         raise ValueError(
             f"saved_values must have shape [K - 1, B, m], got {checks.shape(saved_values)}"
@@ -128,7 +127,9 @@ def encode_top_m_backward(grad_values, indices, saved_values, saved_indices, x, 
     steps = saved_values.shape[0]
     _code(grad_values, indices)
     _rows("grad_values", grad_values, 2)
-    encode_top_m(x, W, S, grad_values.shape[1], steps + 1, True)
+    if values is not None:
+        _same("values", values, "grad_values", grad_values)
+    encode_top_m(x, W, S, None, grad_values.shape[1], steps + 1, False, True)
     checks.like("grad_values", grad_values, "x", x)
     checks.has_shape("grad_values", grad_values, (x.shape[0], grad_values.shape[1]), "[B, m]")
     saved = (steps, *grad_values.shape)

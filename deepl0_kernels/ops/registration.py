@@ -167,7 +167,7 @@ def _types(argument) -> frozenset:
     kind = str(argument.type)
     if "Tensor" in kind:
         return _TENSORS | {type(None)} if "Optional" in kind or "?" in kind else _TENSORS
-    return frozenset(({"int": int, "SymInt": int, "float": float, "str": str}[kind],))
+    return frozenset(({"int": int, "SymInt": int, "float": float, "str": str, "bool": bool}[kind],))
 
 
 def _is_plain(args: Sequence, types: Sequence[frozenset]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import reference
-from ..reference.thresholds import coefficients
+from ..reference.thresholds import ONE_SIDED, coefficients, may_be_zero
 from . import checks, registration
 
 # Gradient modes of helu -> kind of the kernel.
@@ -65,7 +65,7 @@ registration.differentiate("threshold_backward", _setup_double, _double_backward
 
 def _prepare(u, theta, sigma, kind):
     checks.floating("u", u)
-    zero = kind in ("hard", "soft")
+    zero = may_be_zero(kind)
     sigma = 0.0 if zero else checks.sigma(sigma)
     return u, checks.theta(theta, u, u.shape[-1], zero=zero), sigma, kind
 
@@ -74,12 +74,18 @@ _threshold = registration.serve("threshold", reference.threshold, _prepare)
 registration.vmap_rows("threshold", rows=(0,))
 
 
-def hard_threshold(u: Tensor, theta: float | Tensor) -> Tensor:
+def kind_of(kind: str, positive: bool) -> str:
+    """The kind as the operators know it: ``kind``, or its one-sided form."""
+    return ONE_SIDED + kind if checks.boolean("positive", positive) else kind
+
+
+def hard_threshold(u: Tensor, theta: float | Tensor, *, positive: bool = False) -> Tensor:
     """``u`` where ``|u| >= theta``, else 0: the proximal step of the l0 penalty.
 
     Args:
         u: [..., p], float32, float64, float16 or bfloat16 (half types compute in float32).
         theta: >= 0, a number or a tensor of shape [] or [p].
+        positive: one-sided: ``u`` where ``u >= theta``, else 0.
 
     Returns:
         Tensor of u's shape and dtype. A NaN in u gives NaN.
@@ -93,21 +99,27 @@ def hard_threshold(u: Tensor, theta: float | Tensor) -> Tensor:
 
     Source: Blumensath and Davies 2008; kept at equality.
     """
-    return _threshold(u, theta, 0.0, "hard")
+    return _threshold(u, theta, 0.0, kind_of("hard", positive))
 
 
-def soft_threshold(u: Tensor, theta: float | Tensor) -> Tensor:
-    """``sign(u) max(|u| - theta, 0)``: the proximal step of the l1 penalty (ISTA, LISTA).
+def soft_threshold(u: Tensor, theta: float | Tensor, *, positive: bool = False) -> Tensor:
+    """``sign(u) max(|u| - theta, 0)``: the proximal step of the l1 penalty (ISTA, LISTA);
+    ``max(u - theta, 0)`` where ``positive``.
 
     Arguments, result and errors are those of :func:`hard_threshold`; the derivatives are 1 in u and
     ``-sign(u)`` in theta where ``|u| > theta``, else 0. O(size of u): one read, one write. Source:
     Gregor and LeCun 2010.
     """
-    return _threshold(u, theta, 0.0, "soft")
+    return _threshold(u, theta, 0.0, kind_of("soft", positive))
 
 
 def helu(
-    u: Tensor, theta: float | Tensor, sigma: float | Tensor = 0.0, grad: str = "helu"
+    u: Tensor,
+    theta: float | Tensor,
+    sigma: float | Tensor = 0.0,
+    grad: str = "helu",
+    *,
+    positive: bool = False,
 ) -> Tensor:
     """``theta * HELU_sigma(u / theta)``, the hard threshold with a ramp of width sigma * theta.
 
@@ -125,6 +137,9 @@ def helu(
               (JumpReLU with a one-sided window of bandwidth sigma * theta).
             * ``"hard"``: value and derivatives of the hard threshold; none in theta.
 
+        positive: one-sided, of ``max(u, 0)`` in the place of u: every u < 0 gives 0, and no
+            derivative. With sigma = 0 it is JumpReLU.
+
     Returns:
         Tensor of u's shape and dtype. A NaN in u gives NaN.
 
@@ -138,4 +153,4 @@ def helu(
     Source: Wang, Ling, Huang 2016, eq. 9.
     """
     checks.one_of("grad", grad, tuple(GRADS))
-    return _threshold(u, theta, sigma, GRADS[grad])
+    return _threshold(u, theta, sigma, kind_of(GRADS[grad], positive))

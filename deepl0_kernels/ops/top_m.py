@@ -10,8 +10,8 @@ from . import checks, registration
 
 registration.define(
     "top_m",
-    "(Tensor u, SymInt m) -> (Tensor, Tensor)",
-    lambda u, m: (
+    "(Tensor u, SymInt m, bool positive) -> (Tensor, Tensor)",
+    lambda u, m, positive: (
         u.new_empty((*u.shape[:-1], m)),
         u.new_empty((*u.shape[:-1], m), dtype=torch.int64),
     ),
@@ -23,8 +23,8 @@ registration.define(
 )
 registration.define(
     "keep_top_m",
-    "(Tensor u, SymInt m) -> (Tensor, Tensor)",
-    lambda u, m: (
+    "(Tensor u, SymInt m, bool positive) -> (Tensor, Tensor)",
+    lambda u, m, positive: (
         u.new_empty(u.shape),
         u.new_empty((*u.shape[:-1], (u.shape[-1] + 7) // 8), dtype=torch.uint8),
     ),
@@ -41,12 +41,16 @@ apply_mask = registration.native("apply_mask")
 
 
 def _setup_top_m(ctx, inputs, output):
-    ctx.size = inputs[0].shape[-1]
-    ctx.save_for_backward(output[1])
+    u, _, positive = inputs
+    ctx.size = u.shape[-1]
+    ctx.save_for_backward(output[1], output[0] if positive else None)
 
 
 def _backward_top_m(ctx, grad_values, _):
-    return _unpool_natively(grad_values, *ctx.saved_tensors, ctx.size), None
+    indices, values = ctx.saved_tensors
+    if values is not None:
+        grad_values = grad_values.masked_fill(values == 0, 0)
+    return _unpool_natively(grad_values, indices, ctx.size), None, None
 
 
 def _setup_unpool(ctx, inputs, output):
@@ -65,22 +69,27 @@ def _setup_apply_mask(ctx, inputs, output):
     ctx.save_for_backward(inputs[1])
 
 
-def _backward_masked(ctx, grad_out, _=None):
+def _backward_keep_top_m(ctx, grad_out, _):
+    return apply_mask(grad_out, *ctx.saved_tensors), None, None
+
+
+def _backward_apply_mask(ctx, grad_out):
     return apply_mask(grad_out, *ctx.saved_tensors), None
 
 
 for name, backward, setup in (
     ("top_m", _backward_top_m, _setup_top_m),
     ("unpool", _backward_unpool, _setup_unpool),
-    ("keep_top_m", _backward_masked, _setup_keep_top_m),
-    ("apply_mask", _backward_masked, _setup_apply_mask),
+    ("keep_top_m", _backward_keep_top_m, _setup_keep_top_m),
+    ("apply_mask", _backward_apply_mask, _setup_apply_mask),
 ):
     registration.differentiate(name, setup, backward)
 
 
-def _prepare(u, m):
+def _prepare(u, m, positive):
     checks.floating("u", u)
-    return u, checks.integer("m", m, 0, u.shape[-1], "p")
+    m = checks.integer("m", m, 0, u.shape[-1], "p")
+    return u, m, checks.boolean("positive", positive)
 
 
 def _prepare_unpool(values, indices, size):
@@ -99,7 +108,7 @@ registration.vmap_rows("keep_top_m", rows=(0,))
 registration.vmap_rows("apply_mask", rows=(0, 1))
 
 
-def top_m(u: Tensor, m: int) -> tuple[Tensor, Tensor]:
+def top_m(u: Tensor, m: int, *, positive: bool = False) -> tuple[Tensor, Tensor]:
     """max_M pooling: the m entries of largest magnitude along the last dimension.
 
     Exactly m entries per row; ties go to the lowest index; -0.0 equals 0.0; NaN counts as largest
@@ -108,6 +117,8 @@ def top_m(u: Tensor, m: int) -> tuple[Tensor, Tensor]:
     Args:
         u: [..., p], float32, float64, float16 or bfloat16, any strides.
         m: 0 <= m <= p.
+        positive: the m largest of ``max(u, 0)`` instead; entries of these that are not > 0 have
+            the value +0 and pass no gradient.
 
     Returns:
         ``(values [..., m], indices [..., m])``: the entries of u, bit for bit, sign kept, and their
@@ -119,7 +130,7 @@ def top_m(u: Tensor, m: int) -> tuple[Tensor, Tensor]:
     O(p) per row, one pass over u while a row fits in L1. Source: Wang, Ling, Huang 2016 (max_M
     pooling); tie and NaN rules are this package's.
     """
-    return _top_m(u, m)
+    return _top_m(u, m, positive)
 
 
 def unpool(values: Tensor, indices: Tensor, size: int) -> Tensor:
@@ -146,11 +157,11 @@ def unpool(values: Tensor, indices: Tensor, size: int) -> Tensor:
     return _unpool(values, indices, size)
 
 
-def keep_top_m(u: Tensor, m: int) -> Tensor:
+def keep_top_m(u: Tensor, m: int, *, positive: bool = False) -> Tensor:
     """``u`` with all but its m entries of largest magnitude set to zero, in one pass.
 
-    Equals ``unpool(*top_m(u, m), p)``; arguments, contract and errors are those of :func:`top_m`.
+    Equals ``unpool(*top_m(u, m), p)``, and where ``positive`` the m largest entries behind a ReLU; arguments, contract and errors are those of :func:`top_m`.
     Bytes moved: one read and one write of u, and p / 8 of mask for the backward. Source: Wang,
     Ling, Huang 2016, eq. 10 (h_M).
     """
-    return _keep_top_m(u, m)[0]
+    return _keep_top_m(u, m, positive)[0]

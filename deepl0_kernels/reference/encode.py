@@ -1,4 +1,4 @@
-"""The whole encoder: z_1 = h(x W'), z_{k+1} = h(x W' + z_k S'), k < K."""
+"""The whole encoder: z_1 = h(x W' + b), z_{k+1} = h(x W' + b + z_k S'), k < K."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._matrices import stage_matrix, stage_theta
-from .precision import accumulation_dtype
+from .stage import first_activation
 from .thresholds import threshold
 from .top_m import top_m, unpool
 
@@ -15,6 +15,7 @@ def encode_l0(
     x: Tensor,
     W: Tensor,
     S: Tensor | None,
+    bias: Tensor | None,
     theta: Tensor,
     num_stages: int,
     sigma: float,
@@ -22,30 +23,35 @@ def encode_l0(
     save: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Dense code z_K [B, p] and, if ``save``, the pre-activations of every stage [K, B, p]."""
-    dtype = accumulation_dtype(x.dtype)
-    wx = x.to(dtype) @ W.to(dtype).t()
+    wx = first_activation(x, W, bias)
     saved = [wx]
     z = threshold(wx, stage_theta(theta, 0), sigma, kind)
     for k in range(1, num_stages):
         assert S is not None
-        saved.append(wx + z @ stage_matrix(S, k - 1).to(dtype).t())
+        saved.append(wx + z @ stage_matrix(S, k - 1).to(wx.dtype).t())
         z = threshold(saved[-1], stage_theta(theta, k), sigma, kind)
     return z.to(x.dtype), torch.stack(saved) if save else wx.new_empty((0, *wx.shape))
 
 
 def encode_top_m(
-    x: Tensor, W: Tensor, S: Tensor | None, m: int, num_stages: int, save: bool = False
+    x: Tensor,
+    W: Tensor,
+    S: Tensor | None,
+    bias: Tensor | None,
+    m: int,
+    num_stages: int,
+    positive: bool = False,
+    save: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Values and indices [B, m] of z_K and, if ``save``, of the stages before, [K - 1, B, m]."""
-    dtype = accumulation_dtype(x.dtype)
-    wx = x.to(dtype) @ W.to(dtype).t()
-    values, indices = top_m(wx, m)
+    wx = first_activation(x, W, bias)
+    values, indices = top_m(wx, m, positive)
     before = []
     for k in range(1, num_stages):
         assert S is not None
         before.append((values, indices))
         z = unpool(values, indices, wx.shape[-1])
-        values, indices = top_m(wx + z @ stage_matrix(S, k - 1).to(dtype).t(), m)
+        values, indices = top_m(wx + z @ stage_matrix(S, k - 1).to(wx.dtype).t(), m, positive)
     if save and before:
         saved_values, saved_indices = (torch.stack(s) for s in zip(*before, strict=True))
     else:

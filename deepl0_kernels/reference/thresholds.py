@@ -7,7 +7,7 @@ With ``a = |u|`` and ``lo = (1 - sigma) theta``, ``theta * HELU_sigma(u / theta)
     u                       a >= theta
 
 and at ``sigma = 0`` the hard threshold: ``u`` where ``|u| >= theta``, else 0. A NaN in u or theta
-gives NaN, so it is never lost.
+gives NaN, so it is never lost. The one-sided kinds are those of ``max(u, 0)``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,19 @@ from torch import Tensor
 
 from .precision import accumulation_dtype
 
-KINDS = ("hard", "soft", "helu", "ste", "ste_theta")
+ONE_SIDED = "positive_"  # before the kind of a threshold of max(u, 0)
+_TWO_SIDED = ("hard", "soft", "helu", "ste", "ste_theta")
+KINDS = (*_TWO_SIDED, *(ONE_SIDED + kind for kind in _TWO_SIDED))
+
+
+def positive_part(u: Tensor) -> Tensor:
+    """``max(u, 0)``: a NaN stays, -0.0 becomes +0; the derivative is 1 where u > 0, else 0."""
+    return torch.where(u <= 0, 0.0, u)
+
+
+def may_be_zero(kind: str) -> bool:
+    """Whether the kind of threshold takes a theta of 0."""
+    return kind.removeprefix(ONE_SIDED) in ("hard", "soft")
 
 
 def _hard(u: Tensor, theta: Tensor) -> Tensor:
@@ -47,6 +59,7 @@ def threshold(u: Tensor, theta: Tensor, sigma: float | Tensor, kind: str) -> Ten
     ``kind`` names the function and its derivative: ``"hard"``, ``"soft"``, ``"helu"`` are
     themselves; ``"ste"`` has the value of hard and the derivatives of HELU_sigma; ``"ste_theta"``
     has the value and the u-derivative of hard and the theta-derivative of HELU_sigma (JumpReLU).
+    After ``"positive_"`` they are one-sided.
     """
     check_theta(theta.to(accumulation_dtype(u.dtype)), kind)
     return apply(u, theta, sigma, kind)
@@ -57,6 +70,9 @@ def apply(u: Tensor, theta: Tensor, sigma: float | Tensor, kind: str) -> Tensor:
     dtype = u.dtype
     u = u.to(accumulation_dtype(dtype))
     theta = theta.to(u.dtype)
+    if kind.startswith(ONE_SIDED):
+        u = positive_part(u)
+    kind = kind.removeprefix(ONE_SIDED)
     if kind == "hard":
         out = _hard(u, theta)
     elif kind == "soft":
@@ -84,7 +100,7 @@ def check_theta(theta: Tensor, kind: str) -> None:
         or torch._C._len_torch_dispatch_stack()
     ):
         return
-    zero = kind in ("hard", "soft")
+    zero = may_be_zero(kind)
     good = theta >= 0 if zero else theta > 0
     if not good.all():
         at = int(good.logical_not().flatten().nonzero()[0, 0])
@@ -102,6 +118,9 @@ def coefficients(
     They are piecewise constant, so the operator's backward is linear in the incoming gradient and
     its second derivatives in u and theta vanish.
     """
+    if kind.startswith(ONE_SIDED):
+        of_part, d_theta = coefficients(positive_part(u), theta, sigma, kind[len(ONE_SIDED) :])
+        return torch.where(u > 0, of_part, 0.0), d_theta
     a = u.abs()
     zero, one = torch.zeros_like(a), torch.ones_like(a)
     if kind == "soft":

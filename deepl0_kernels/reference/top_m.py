@@ -1,7 +1,8 @@
 """Selection of the M entries of largest magnitude (max_M pooling and unpooling).
 
 Contract: the key is |u|; exactly m entries; ties go to the lowest index; -0.0 equals 0.0; NaN
-counts as largest and inf next; values are the inputs, bit for bit; indices ascend.
+counts as largest and inf next; values are the inputs, bit for bit; indices ascend. ``positive``
+selects from max(u, 0) in the place of u.
 """
 
 from __future__ import annotations
@@ -9,9 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .thresholds import positive_part
 
-def top_m(u: Tensor, m: int) -> tuple[Tensor, Tensor]:
+
+def top_m(u: Tensor, m: int, positive: bool = False) -> tuple[Tensor, Tensor]:
     """The m entries of largest |u| along the last dimension: values and ascending indices."""
+    if positive:
+        u = positive_part(u)
     order = u.detach().abs().sort(dim=-1, descending=True, stable=True).indices
     indices = order[..., :m].sort(dim=-1).values
     return u.gather(-1, indices), indices
@@ -22,10 +27,12 @@ def unpool(values: Tensor, indices: Tensor, size: int) -> Tensor:
     return values.new_zeros((*values.shape[:-1], size)).scatter(-1, indices, values)
 
 
-def keep_top_m(u: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """``u`` with all but its m largest magnitudes set to zero, and the packed mask of the kept."""
-    values, indices = top_m(u, m)
-    kept = torch.zeros_like(u, dtype=torch.bool).scatter(-1, indices, True)
+def keep_top_m(u: Tensor, m: int, positive: bool = False) -> tuple[Tensor, Tensor]:
+    """``u`` with all but its m largest magnitudes set to zero, and the packed mask of the entries
+    that pass a gradient: the kept; of nonnegative codes those that are not 0."""
+    values, indices = top_m(u, m, positive)
+    passing = values != 0 if positive else torch.ones_like(values, dtype=torch.bool)
+    kept = torch.zeros_like(u, dtype=torch.bool).scatter(-1, indices, passing)
     return unpool(values, indices, u.shape[-1]), pack_mask(kept)
 
 
