@@ -44,6 +44,12 @@ def same_values(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.isnan(), b.isnan()) and same_bits(a.nan_to_num(7.0), b.nan_to_num(7.0))
 
 
+def selectable(u: Tensor, positive: bool) -> Tensor:
+    """The bits of what is selected from: u, or max(u, 0) with NaNs as they are."""
+    bits = as_bits(u)
+    return bits.masked_fill(u <= 0, 0) if positive else bits
+
+
 def hostile(shape: tuple[int, ...], dtype: torch.dtype, seed: int, style: str) -> Tensor:
     """Rows that break careless selections."""
     rng = np.random.default_rng(seed)

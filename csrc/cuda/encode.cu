@@ -18,7 +18,7 @@ constexpr int kInFlight = ITEMS <= 4    ? 8
 
 constexpr int kStaged = 256;  // entries of z that a block holds at a time
 
-template <class S, int ITEMS>
+template <class S, int ITEMS, bool POSITIVE>
 __global__ void __launch_bounds__(32 * kWarpsPerBlock, blocks_for(ITEMS))
     gather_top_m_warp_kernel(const float* wx, int64_t wx_stride, const float* values,
                              const int64_t* indices, const typename S::Bits* st, int64_t st_stride,
@@ -60,16 +60,18 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock, blocks_for(ITEMS))
     int key[ITEMS];
     const KeyOf<uint32_t> key_of{kNanF32};
 #pragma unroll
-    for (int i = 0; i < ITEMS; ++i)
+    for (int i = 0; i < ITEMS; ++i) {
+        u[i] = __uint_as_float(selectable<POSITIVE>(__float_as_uint(u[i]), kNanF32));
         key[i] = entry_of<V>(i) < p ? key_of(__float_as_uint(u[i])) : kPadding;
-    const uint32_t keep = warp_keep<ITEMS, V>(key, p, m);
+    }
+    const uint32_t keep = warp_keep<ITEMS, V>(key, warp_cut(key, p, m));
     for_each_ranked<ITEMS, V>(keep, [&](int item, int rank) {
         out_values[row * m + rank] = u[item];
         out_indices[row * m + rank] = entry_of<V>(item);
     });
 }
 
-template <class S>
+template <class S, bool POSITIVE>
 __global__ void __launch_bounds__(1024, 1)
     gather_top_m_block_kernel(const float* wx, int64_t wx_stride, const float* values,
                               const int64_t* indices, const typename S::Bits* st, int64_t st_stride,
@@ -110,6 +112,11 @@ __global__ void __launch_bounds__(1024, 1)
 #pragma unroll
                     for (int v = 0; v < V; ++v) own[v] = fmaf(z[j], S::value(pack.at[v]), own[v]);
                 }
+                if (POSITIVE && first + count == m) {
+#pragma unroll
+                    for (int v = 0; v < V; ++v)
+                        own[v] = __uint_as_float(positive_part(__float_as_uint(own[v]), kNanF32));
+                }
                 store_pack<V>(u, at, p, true, Pack<float, V>{{own[0], own[1], own[2], own[3]}});
             }
         });
@@ -133,20 +140,20 @@ __global__ void __launch_bounds__(1024, 1)
 
 namespace {
 
-template <class S, int ITEMS>
+template <class S, int ITEMS, bool POSITIVE>
 void launch_warp(const GatherStage& a, cudaStream_t stream) {
     const char* name = "gather_top_m_warp_kernel";
-    gather_top_m_warp_kernel<S, ITEMS>
+    gather_top_m_warp_kernel<S, ITEMS, POSITIVE>
         <<<grid_size(ceil_div(a.rows, kWarpsPerBlock), name), 32 * kWarpsPerBlock, 0, stream>>>(
             a.wx, a.wx_stride, a.values, a.indices, static_cast<const typename S::Bits*>(a.st),
             a.st_stride, a.rows, int(a.p), int(a.m), a.out_values, a.out_indices);
     launched(name);
 }
 
-template <class S>
+template <class S, bool POSITIVE>
 void launch_block(const GatherStage& a, cudaStream_t stream) {
     const char* name = "gather_top_m_block_kernel";
-    const auto kernel = gather_top_m_block_kernel<S>;
+    const auto kernel = gather_top_m_block_kernel<S, POSITIVE>;
     const size_t shared = ceil_div(a.p * 4, 16) * 16;
     allow_shared(kernel, shared, sizeof(BlockSelect) + kStaged * 8, name);
     const int threads = a.p <= 4096 ? 256 : a.p <= 8192 ? 512 : 1024;
@@ -156,13 +163,18 @@ void launch_block(const GatherStage& a, cudaStream_t stream) {
     launched(name);
 }
 
+template <class S, bool POSITIVE>
+void run(const GatherStage& a, cudaStream_t stream) {
+    if (a.p <= 128) return launch_warp<S, 4, POSITIVE>(a, stream);
+    if (a.p <= 256) return launch_warp<S, 8, POSITIVE>(a, stream);
+    if (a.p <= 512) return launch_warp<S, 16, POSITIVE>(a, stream);
+    if (a.p <= 1024) return launch_warp<S, 32, POSITIVE>(a, stream);
+    launch_block<S, POSITIVE>(a, stream);
+}
+
 template <class S>
 void run(const GatherStage& a, cudaStream_t stream) {
-    if (a.p <= 128) return launch_warp<S, 4>(a, stream);
-    if (a.p <= 256) return launch_warp<S, 8>(a, stream);
-    if (a.p <= 512) return launch_warp<S, 16>(a, stream);
-    if (a.p <= 1024) return launch_warp<S, 32>(a, stream);
-    launch_block<S>(a, stream);
+    a.positive ? run<S, true>(a, stream) : run<S, false>(a, stream);
 }
 
 }  // namespace

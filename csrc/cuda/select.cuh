@@ -10,6 +10,9 @@ namespace deepl0::cuda {
 struct Cut {
     int key;
     int ties;
+
+    /// Without the zeros among what is kept, which of a nonnegative code pass no gradient.
+    __device__ Cut above_zero() const { return key > 0 ? *this : Cut{0, 0}; }
 };
 
 // ------------------------------------------------------------------------- one warp, registers
@@ -130,11 +133,10 @@ __device__ void for_each_kept(uint32_t bits, Use use) {
     }
 }
 
-/// Bit i: whether item i of this lane is among the m.
+/// Bit i: whether item i of this lane is kept by the cut.
 template <int ITEMS, int V>
-__device__ uint32_t warp_keep(const int (&key)[ITEMS], int p, int m) {
+__device__ uint32_t warp_keep(const int (&key)[ITEMS], Cut cut) {
     static_assert(ITEMS <= 32 && ITEMS % V == 0, "one bit an item, whole packs");
-    const Cut cut = warp_cut(key, p, m);
     uint32_t keep = 0, tie = 0;
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {
@@ -206,8 +208,8 @@ __device__ inline void find_digit(BlockSelect& s, int width, int need) {
 constexpr int kTogether = 4;
 
 /// Their keys; padding from `size` on, without a test an entry where the pack is whole.
-template <class Bits>
-__device__ void keys_of(const Bits* row, int i, int size, bool aligned, KeyOf<Bits> key_of,
+template <class Bits, class KeyOfBits>
+__device__ void keys_of(const Bits* row, int i, int size, bool aligned, KeyOfBits key_of,
                         int (&key)[kTogether]) {
     if (aligned && i + kTogether <= size) {
         const auto pack = *reinterpret_cast<const Pack<Bits, kTogether>*>(row + i);

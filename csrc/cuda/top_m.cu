@@ -9,7 +9,7 @@ constexpr int kWarpsPerBlock = 4;  // of the kernels with a warp a row
 constexpr int kTile = 2048;        // entries of a row that one block of unpool_kept writes
 
 /// A warp a row. Dense: values is the row of the result, with its mask; else values, indices.
-template <class Bits, int ITEMS, bool DENSE>
+template <class Bits, int ITEMS, bool DENSE, bool POSITIVE>
 __global__ void __launch_bounds__(32 * kWarpsPerBlock)
     top_m_warp_kernel(const Bits* u, int64_t u_stride, int64_t rows, int p, int m, int nan,
                       Bits* values, int64_t* indices, uint8_t* mask) {
@@ -26,11 +26,13 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
         const auto pack = load_pack<V>(u + row * u_stride, at, p, aligned);
 #pragma unroll
         for (int v = 0; v < V; ++v) {
-            bits[k + v] = pack.at[v];
-            key[k + v] = at + v < p ? key_of(pack.at[v]) : kPadding;
+            bits[k + v] = selectable<POSITIVE>(pack.at[v], nan);
+            key[k + v] = at + v < p ? key_of(bits[k + v]) : kPadding;
         }
     }
-    const uint32_t keep = warp_keep<ITEMS, V>(key, p, m);
+    Cut cut = warp_cut(key, p, m);
+    if constexpr (DENSE && POSITIVE) cut = cut.above_zero();
+    const uint32_t keep = warp_keep<ITEMS, V>(key, cut);
     if constexpr (DENSE) {
         const bool aligned_out = rows_aligned<Bits, V>(values, p);
         const int mask_bytes = (p + 7) / 8;
@@ -49,19 +51,24 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
     } else {
         for_each_kept<ITEMS, V>(keep, [&](int item, int rank) {
             const int at = ((item / V) * 32 + lane_id()) * V + item % V;
-            values[row * m + rank] =
-                u[row * u_stride + at];  // bits[item] would leave the registers
+            // bits[item] would leave the registers
+            values[row * m + rank] = selectable<POSITIVE>(u[row * u_stride + at], nan);
             indices[row * m + rank] = at;
         });
     }
 }
 
-/// to[0..size) = from[0..size) by the whole block, 16 bytes at a time where `from` is aligned; four
-/// loads of a thread are in flight. `to` is aligned.
-template <class Bits>
-__device__ void copy_row(Bits* to, const Bits* from, int size) {
+/// to[0..size) = from[0..size), made selectable, by the whole block, 16 bytes at a time where
+/// `from` is aligned; four loads of a thread are in flight. `to` is aligned.
+template <bool POSITIVE, class Bits>
+__device__ void copy_row(Bits* to, const Bits* from, int size, int nan) {
     constexpr int V = 16 / sizeof(Bits), kLoads = 4;
     const int threads = int(blockDim.x);
+    const auto of_pack = [nan](Pack<Bits, V> pack) {
+#pragma unroll
+        for (int v = 0; v < V; ++v) pack.at[v] = selectable<POSITIVE>(pack.at[v], nan);
+        return pack;
+    };
     int done = 0;
     if (rows_aligned<Bits, V>(from, 0)) {
         const int packs = size / V;
@@ -73,21 +80,22 @@ __device__ void copy_row(Bits* to, const Bits* from, int size) {
 #pragma unroll
             for (int k = 0; k < kLoads; ++k) pack[k] = from_packs[i + k * threads];
 #pragma unroll
-            for (int k = 0; k < kLoads; ++k) to_packs[i + k * threads] = pack[k];
+            for (int k = 0; k < kLoads; ++k) to_packs[i + k * threads] = of_pack(pack[k]);
         }
 #pragma unroll 1
-        for (; i < packs; i += threads) to_packs[i] = from_packs[i];
+        for (; i < packs; i += threads) to_packs[i] = of_pack(from_packs[i]);
         done = packs * V;
     }
 #pragma unroll 4
-    for (int i = done + int(threadIdx.x); i < size; i += threads) to[i] = from[i];
+    for (int i = done + int(threadIdx.x); i < size; i += threads)
+        to[i] = selectable<POSITIVE>(from[i], nan);
 }
 
 /// A block a segment of a row (or a row of one segment), which stands in shared memory or is read
 /// again for every pass. Segment s of the row has entries [s * segment, (s + 1) * segment) and
 /// writes min(m, its entries) results from s * m on; results of a row: out_stride. `map` translates
 /// positions into indices: those of candidates.
-template <class Bits, bool SHARED, bool DENSE>
+template <class Bits, bool SHARED, bool DENSE, bool POSITIVE>
 __global__ void __launch_bounds__(1024)
     top_m_block_kernel(const Bits* u, int64_t u_stride, int p, int segment, int segments, int m,
                        int nan, const int64_t* map, Bits* values, int64_t* indices,
@@ -102,15 +110,18 @@ __global__ void __launch_bounds__(1024)
     const Bits* at = from;
     if constexpr (SHARED) {
         auto* copy = reinterpret_cast<Bits*>(memory);
-        copy_row(copy, from, size);
+        copy_row<POSITIVE>(copy, from, size, nan);
         __syncthreads();
         at = copy;
     }
+    // Shared memory holds what is selected from; global memory is read as it is.
+    constexpr bool kRaw = POSITIVE && !SHARED;
     const bool packs = SHARED || rows_aligned<Bits, kTogether>(from, 0);
     const auto keys = [&](int i, int (&key)[kTogether]) {
-        keys_of(at, i, size, packs, key_of, key);
+        keys_of(at, i, size, packs, [&](Bits b) { return key_of(selectable<kRaw>(b, nan)); }, key);
     };
-    const Cut cut = block_cut<KeyOf<Bits>::kBits>(select, keys, size, m);
+    Cut cut = block_cut<KeyOf<Bits>::kBits>(select, keys, size, m);
+    if constexpr (DENSE && POSITIVE) cut = cut.above_zero();
     if constexpr (DENSE) {
         Bits* to = values + row * out_stride;
         const bool packs_out = rows_aligned<Bits, kTogether>(values, out_stride);
@@ -131,7 +142,7 @@ __global__ void __launch_bounds__(1024)
 #pragma unroll 1
             for (; keep != 0; keep &= keep - 1) {
                 const int j = i + __ffs(int(keep)) - 1;
-                values[out + rank] = at[j];
+                values[out + rank] = selectable<kRaw>(at[j], nan);
                 indices[out + rank] = map ? map[row * u_stride + j] : begin + j;
                 ++rank;
             }
@@ -139,8 +150,9 @@ __global__ void __launch_bounds__(1024)
     }
 }
 
-/// Writes kTile entries of a dense row and its mask from kept values and ascending indices.
-template <class Bits>
+/// Writes kTile entries of a dense row and its mask from kept values and ascending indices; where
+/// POSITIVE the mask is of those that are not 0.
+template <class Bits, bool POSITIVE>
 __global__ void __launch_bounds__(256)
     unpool_kept_kernel(const Bits* values, const int64_t* indices, int m, int p, int tiles,
                        Bits* out, uint8_t* mask) {
@@ -163,8 +175,9 @@ __global__ void __launch_bounds__(256)
     __syncthreads();
     for (int j = low + thread; j < m && index[j] < begin + size; j += threads) {
         const int i = int(index[j]) - begin;
-        tile[i] = values[row * m + j];
-        atomicOr(&kept[i / 32], 1u << (i % 32));
+        const Bits value = values[row * m + j];
+        tile[i] = value;
+        if (!POSITIVE || value != 0) atomicOr(&kept[i / 32], 1u << (i % 32));
     }
     __syncthreads();
     for (int i = thread; i < size; i += threads) out[row * p + begin + i] = tile[i];
@@ -222,19 +235,19 @@ struct Problem {
     cudaStream_t stream;
 };
 
-template <class Bits, int ITEMS, bool DENSE>
+template <class Bits, int ITEMS, bool DENSE, bool POSITIVE>
 void launch_warp(const Problem<Bits>& a) {
     const char* name = "top_m_warp_kernel";
-    top_m_warp_kernel<Bits, ITEMS, DENSE>
+    top_m_warp_kernel<Bits, ITEMS, DENSE, POSITIVE>
         <<<grid_size(ceil_div(a.rows, kWarpsPerBlock), name), 32 * kWarpsPerBlock, 0, a.stream>>>(
             a.u, a.u_stride, a.rows, a.p, a.m, a.nan, a.values, a.indices, a.mask);
     launched(name);
 }
 
-template <class Bits, bool SHARED, bool DENSE>
+template <class Bits, bool SHARED, bool DENSE, bool POSITIVE>
 void launch_block(const Problem<Bits>& a, int segment, int64_t out_stride) {
     const char* name = "top_m_block_kernel";
-    const auto kernel = top_m_block_kernel<Bits, SHARED, DENSE>;
+    const auto kernel = top_m_block_kernel<Bits, SHARED, DENSE, POSITIVE>;
     const int64_t segments = ceil_div(a.p, segment);
     const size_t shared = SHARED ? ceil_div(segment * sizeof(Bits), 16) * 16 : 0;
     allow_shared(kernel, shared, sizeof(BlockSelect), name);
@@ -257,56 +270,56 @@ size_t level_bytes(int64_t entries, size_t element) {
     return size_t(ceil_div(entries * element, 16) * 16 + ceil_div(entries * 8, 16) * 16);
 }
 
-template <class Bits>
+template <bool POSITIVE, class Bits>
 void select_codes(Problem<Bits> a, DType dtype, const Device& device, char* workspace) {
     const Plan plan = plan_top_m(dtype, a.rows, a.p, a.m, device);
     // Candidates have a map, which the warps do not read: a block at any size.
     if (plan.path == Path::warp && a.map == nullptr) {
         if constexpr (sizeof(Bits) == 4) {
-            if (a.p <= 128) return launch_warp<Bits, 4, false>(a);
+            if (a.p <= 128) return launch_warp<Bits, 4, false, POSITIVE>(a);
         }
-        if (a.p <= 256) return launch_warp<Bits, 8, false>(a);
-        if (a.p <= 512) return launch_warp<Bits, 16, false>(a);
-        return launch_warp<Bits, 32, false>(a);
+        if (a.p <= 256) return launch_warp<Bits, 8, false, POSITIVE>(a);
+        if (a.p <= 512) return launch_warp<Bits, 16, false, POSITIVE>(a);
+        return launch_warp<Bits, 32, false, POSITIVE>(a);
     }
-    if (plan.path == Path::stream) return launch_block<Bits, false, false>(a, a.p, a.m);
-    if (plan.path != Path::segments) return launch_block<Bits, true, false>(a, a.p, a.m);
+    if (plan.path == Path::stream) return launch_block<Bits, false, false, POSITIVE>(a, a.p, a.m);
+    if (plan.path != Path::segments) return launch_block<Bits, true, false, POSITIVE>(a, a.p, a.m);
     const int64_t left = candidates_of(a.p, plan.segment, a.m), entries = a.rows * left;
     Problem<Bits> first = a;
     first.values = reinterpret_cast<Bits*>(workspace);
     first.indices =
         reinterpret_cast<int64_t*>(workspace + ceil_div(entries * sizeof(Bits), 16) * 16);
-    launch_block<Bits, true, false>(first, plan.segment, left);
+    launch_block<Bits, true, false, POSITIVE>(first, plan.segment, left);
     Problem<Bits> rest = a;
     rest.u = first.values;
     rest.map = first.indices;
     rest.u_stride = left;
     rest.p = int(left);
-    select_codes(rest, dtype, device, workspace + level_bytes(entries, sizeof(Bits)));
+    select_codes<POSITIVE>(rest, dtype, device, workspace + level_bytes(entries, sizeof(Bits)));
 }
 
-template <class Bits>
+template <bool POSITIVE, class Bits>
 void select_dense(Problem<Bits> a, DType dtype, const Device& device, char* workspace) {
     const Plan plan = plan_top_m(dtype, a.rows, a.p, a.m, device);
     if (plan.path == Path::warp) {
         if constexpr (sizeof(Bits) == 4) {
-            if (a.p <= 128) return launch_warp<Bits, 4, true>(a);
+            if (a.p <= 128) return launch_warp<Bits, 4, true, POSITIVE>(a);
         }
-        if (a.p <= 256) return launch_warp<Bits, 8, true>(a);
-        if (a.p <= 512) return launch_warp<Bits, 16, true>(a);
-        return launch_warp<Bits, 32, true>(a);
+        if (a.p <= 256) return launch_warp<Bits, 8, true, POSITIVE>(a);
+        if (a.p <= 512) return launch_warp<Bits, 16, true, POSITIVE>(a);
+        return launch_warp<Bits, 32, true, POSITIVE>(a);
     }
-    if (plan.path == Path::stream) return launch_block<Bits, false, true>(a, a.p, a.p);
-    if (plan.path == Path::block) return launch_block<Bits, true, true>(a, a.p, a.p);
+    if (plan.path == Path::stream) return launch_block<Bits, false, true, POSITIVE>(a, a.p, a.p);
+    if (plan.path == Path::block) return launch_block<Bits, true, true, POSITIVE>(a, a.p, a.p);
     const int64_t entries = a.rows * a.m;
     Problem<Bits> codes = a;
     codes.values = reinterpret_cast<Bits*>(workspace);
     codes.indices =
         reinterpret_cast<int64_t*>(workspace + ceil_div(entries * sizeof(Bits), 16) * 16);
-    select_codes(codes, dtype, device, workspace + level_bytes(entries, sizeof(Bits)));
+    select_codes<POSITIVE>(codes, dtype, device, workspace + level_bytes(entries, sizeof(Bits)));
     const char* name = "unpool_kept_kernel";
     const int64_t tiles = ceil_div(a.p, kTile);
-    unpool_kept_kernel<Bits><<<grid_size(a.rows * tiles, name), 256, 0, a.stream>>>(
+    unpool_kept_kernel<Bits, POSITIVE><<<grid_size(a.rows * tiles, name), 256, 0, a.stream>>>(
         codes.values, codes.indices, a.m, a.p, int(tiles), a.values, a.mask);
     launched(name);
 }
@@ -317,12 +330,14 @@ int nan_key(DType dtype) {
 
 template <class Bits>
 void run_top_m(DType dtype, const void* u, int64_t u_stride, int64_t rows, int64_t p, int64_t m,
-               void* values, int64_t* indices, uint8_t* mask, void* workspace,
+               bool positive, void* values, int64_t* indices, uint8_t* mask, void* workspace,
                cudaStream_t stream) {
     const Problem<Bits> a{
         static_cast<const Bits*>(u), u_stride, rows, int(p), int(m), nan_key(dtype), nullptr,
         static_cast<Bits*>(values),  indices,  mask, stream};
-    const auto select = mask ? select_dense<Bits> : select_codes<Bits>;
+    const auto select = positive ? mask ? select_dense<true, Bits> : select_codes<true, Bits>
+                        : mask   ? select_dense<false, Bits>
+                                 : select_codes<false, Bits>;
     select(a, dtype, current_device(), static_cast<char*>(workspace));
 }
 
@@ -368,16 +383,16 @@ size_t top_m_workspace_bytes(DType dtype, int64_t rows, int64_t p, int64_t m, bo
 }
 
 void top_m(DType dtype, const void* u, int64_t u_stride, int64_t rows, int64_t p, int64_t m,
-           void* values, int64_t* indices, void* workspace, cudaStream_t stream) {
+           bool positive, void* values, int64_t* indices, void* workspace, cudaStream_t stream) {
     if (rows == 0 || m == 0) return;
     by_element(size_of(dtype), [&](auto bits) {
-        run_top_m<decltype(bits)>(dtype, u, u_stride, rows, p, m, values, indices, nullptr,
-                                  workspace, stream);
+        run_top_m<decltype(bits)>(dtype, u, u_stride, rows, p, m, positive, values, indices,
+                                  nullptr, workspace, stream);
     });
 }
 
 void keep_top_m(DType dtype, const void* u, int64_t u_stride, int64_t rows, int64_t p, int64_t m,
-                void* out, uint8_t* mask, void* workspace, cudaStream_t stream) {
+                bool positive, void* out, uint8_t* mask, void* workspace, cudaStream_t stream) {
     if (rows == 0 || p == 0) return;
     if (m == 0) {
         check(cudaMemsetAsync(out, 0, size_t(rows * p) * size_of(dtype), stream), "keep_top_m");
@@ -385,8 +400,8 @@ void keep_top_m(DType dtype, const void* u, int64_t u_stride, int64_t rows, int6
         return;
     }
     by_element(size_of(dtype), [&](auto bits) {
-        run_top_m<decltype(bits)>(dtype, u, u_stride, rows, p, m, out, nullptr, mask, workspace,
-                                  stream);
+        run_top_m<decltype(bits)>(dtype, u, u_stride, rows, p, m, positive, out, nullptr, mask,
+                                  workspace, stream);
     });
 }
 

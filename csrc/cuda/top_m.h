@@ -1,7 +1,8 @@
 // Selection over the last dimension on the GPU: max_M pooling and unpooling.
 //
 // Contract as in core/top_m.h: the key of an entry is |u|, every NaN above inf, -0.0 equal to 0.0;
-// exactly m entries, ties to the lowest index; values bit for bit, indices ascending. The result
+// exactly m entries, ties to the lowest index; values bit for bit, indices ascending. `positive`
+// selects from max(u, 0) in the place of u, whose zeros are +0 and not in the mask. The result
 // depends on the row alone: not on the batch, the device or the plan. Strides are in elements, the
 // data needs the alignment of its element only; results are contiguous. Rows: below 2^31; offsets
 // are 64-bit.
@@ -44,13 +45,13 @@ size_t top_m_workspace_bytes(DType dtype, int64_t rows, int64_t p, int64_t m, bo
 /// kMostEntries. Bytes: p elements read (paths warp and block), m (element + 8) written; segments
 /// add twice the candidates.
 void top_m(DType dtype, const void* u, int64_t u_stride, int64_t rows, int64_t p, int64_t m,
-           void* values, int64_t* indices, void* workspace, cudaStream_t stream);
+           bool positive, void* values, int64_t* indices, void* workspace, cudaStream_t stream);
 
 /// out[r, j] = u[r, j] where j is among the m entries of largest |u[r, :]|, else +0; bit j % 8 of
 /// byte j / 8 of mask [rows, ceil(p / 8)] tells which, padding bits are 0. Bytes: p elements read,
 /// p elements and p / 8 bytes written (paths warp and block).
 void keep_top_m(DType dtype, const void* u, int64_t u_stride, int64_t rows, int64_t p, int64_t m,
-                void* out, uint8_t* mask, void* workspace, cudaStream_t stream);
+                bool positive, void* out, uint8_t* mask, void* workspace, cudaStream_t stream);
 
 /// out[r, :] = 0 except out[r, indices[r, i]] = values[r, i], i < m; elements of `element` bytes.
 /// An index outside [0, size) stops the kernel, and the stream with it. Bytes: the row and 2 m more

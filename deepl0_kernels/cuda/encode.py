@@ -1,5 +1,5 @@
-"""The M-sparse encoder: W x by torch's product, then a gather stage each (csrc/cuda/encode.h). Its
-backward by products on supports and unit lists (csrc/cuda/unit_lists.h).
+"""The M-sparse encoder: W x + b by torch's product, then a gather stage each
+(csrc/cuda/encode.h). Its backward by products on supports and unit lists (csrc/cuda/unit_lists.h).
 
 A product goes the dense way where flops are cheaper than gathers; the rules stand in library.py.
 """
@@ -17,23 +17,32 @@ ELEMENTS = 1 << 28
 
 
 def encode_top_m(
-    x: Tensor, W: Tensor, S: Tensor | None, m: int, num_stages: int, save: bool
+    x: Tensor,
+    W: Tensor,
+    S: Tensor | None,
+    bias: Tensor | None,
+    m: int,
+    num_stages: int,
+    positive: bool,
+    save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Serves ``deepl0::encode_top_m``.
 
-    Bytes: x, W and 4 B p for W x, written once and read by every stage; then 4 B m p of S' from L2
-    a stage, or a product with the dense code. No more than ``ELEMENTS`` of W x are held at a time.
+    Bytes: x, W and 4 B p for W x + b, written once and read by every stage; then 4 B m p of S' from
+    L2 a stage, or a product with the dense code. No more than ``ELEMENTS`` of W x + b are held at a
+    time.
     """
     kernels = library.kernels
     p = W.shape[0]
     most = max(1, ELEMENTS // max(1, p))
     if x.shape[0] > most:
-        parts = [encode_top_m(rows, W, S, m, num_stages, save) for rows in x.split(most)]
+        rest = (W, S, bias, m, num_stages, positive, save)
+        parts = [encode_top_m(rows, *rest) for rows in x.split(most)]
         values, indices, *saved = (list(t) for t in zip(*parts, strict=True))
         saved_values, saved_indices = (torch.cat(t, 1) for t in saved)
         return torch.cat(values), torch.cat(indices), saved_values, saved_indices
-    wx = _product(x, W)
-    values, indices = kernels.top_m(wx, m)
+    wx = _product(x, W, bias)
+    values, indices = kernels.top_m(wx, m, positive)
     gather = library.gathers_pay(p, m)
     before = []
     for k in range(1, num_stages):
@@ -41,12 +50,13 @@ def encode_top_m(
         before.append((values, indices))
         step = stage_matrix(S, k - 1)
         if gather:
-            values, indices = kernels.gather_top_m(wx, values, indices, library.transposed(step))
+            atoms = library.transposed(step)
+            values, indices = kernels.gather_top_m(wx, values, indices, atoms, positive)
         else:
             z = kernels.unpool(values, indices, p)
             add_product = wx.addmm_ if k + 1 == num_stages else wx.addmm
             u = add_product(z, step.t().to(z.dtype))
-            values, indices = kernels.top_m(u, m)
+            values, indices = kernels.top_m(u, m, positive)
     if save and before:
         saved_values, saved_indices = (torch.stack(s) for s in zip(*before, strict=True))
     else:
@@ -56,6 +66,7 @@ def encode_top_m(
 
 def encode_top_m_backward(
     grad_values: Tensor,
+    values: Tensor | None,
     indices: Tensor,
     saved_values: Tensor,
     saved_indices: Tensor,
@@ -63,16 +74,20 @@ def encode_top_m_backward(
     W: Tensor,
     S: Tensor | None,
     mask: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Serves ``deepl0::encode_top_m_backward``: gradients in x, W and S, empty where not wanted.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Serves ``deepl0::encode_top_m_backward``: gradients in x, W, S and the bias, empty where not
+    wanted.
 
     With g the gradient of the last values: du_K = g on the last support; dS += du_{k+1} z_k' and
-    du_k = S' du_{k+1} on the support of z_k; dW = sum du x' and dx = du W with du of all stages.
+    du_k = S' du_{k+1} on the support of z_k; dW = sum du x', db = sum du and dx = du W with du of
+    all stages. Of nonnegative codes, which come with ``values``, what is 0 is not in the support.
     """
     kernels = library.kernels
     p, m = W.shape[0], grad_values.shape[1]
     index = [*saved_indices, indices]
-    du = [grad_values.float()]  # of the last stage first
+    positive = values is not None
+    last = grad_values.float()
+    du = [last if values is None else _where_positive(last, values)]  # of the last stage first
     batch, n = x.shape
     grad_S = None
     if S is not None and mask & 4:
@@ -83,27 +98,39 @@ def encode_top_m_backward(
         upper, lower, z = index[k], index[k - 1], saved_values[k - 1]
         if grad_S is not None:
             grad_S.add(k - 1, upper, du[-1], lower, z)
-        if k == 1 and not mask & 3:
+        if k == 1 and not mask & 11:
             break
         if library.gathers_pay(p, m):
-            du.append(kernels.product_on_support(upper, du[-1], lower, step))
+            below = kernels.product_on_support(upper, du[-1], lower, step)
         else:
-            below = kernels.unpool(du[-1], upper, p) @ step.float()
-            du.append(below.gather(1, lower))
+            below = (kernels.unpool(du[-1], upper, p) @ step.float()).gather(1, lower)
+        du.append(_where_positive(below, z) if positive else below)
     du.reverse()
-    grad_x, grad_W = x.new_empty(0), W.new_empty(0)
-    if mask & 2 and library.sorting_pays(p, m * len(du), 2.0 * batch * p * n):
-        all_du, all_index = torch.stack(du), torch.stack(index)
-        grad_W = kernels.combine(*kernels.group(all_index, p), all_du, x)
-    elif mask & 2:
+    grad_x, grad_W, grad_bias = x.new_empty(0), W.new_empty(0), x.new_empty(0)
+    if mask & 10 and library.sorting_pays(p, m * len(du), 2.0 * batch * p * n):
+        all_du, lists = torch.stack(du), kernels.group(torch.stack(index), p)
+        if mask & 2:
+            grad_W = kernels.combine(*lists, all_du, x)
+        if mask & 8:
+            ones = torch.ones((batch, 1), dtype=torch.float32, device=x.device)
+            grad_bias = kernels.combine(*lists, all_du, ones).flatten()
+    elif mask & 10:
         total = kernels.unpool(du[0], index[0], p)
         for k in range(1, len(du)):
             total += kernels.unpool(du[k], index[k], p)
-        grad_W = total.t() @ x.float()
+        if mask & 2:
+            grad_W = total.t() @ x.float()
+        if mask & 8:
+            grad_bias = total.sum(0)
     if mask & 1:
         grad_x = kernels.gather_rows(torch.cat(du, 1), torch.cat(index, 1), W, False)
-    empty = x.new_empty(0)
-    return grad_x, grad_W.to(x.dtype), empty if grad_S is None else grad_S.result(x.dtype)
+    grad_step = x.new_empty(0) if grad_S is None else grad_S.result(x.dtype)
+    return grad_x, grad_W.to(x.dtype), grad_step, grad_bias.to(x.dtype)
+
+
+def _where_positive(du: Tensor, values: Tensor) -> Tensor:
+    """du where the entry of a nonnegative code is not 0."""
+    return du.masked_fill(values == 0, 0.0)
 
 
 class _Steps:
@@ -144,10 +171,20 @@ class _Steps:
         return out.transpose(-2, -1) if self.transposed else out
 
 
-def _product(x: Tensor, W: Tensor) -> Tensor:
-    """x W' in float32; half types multiply on tensor cores and accumulate in float32."""
+def _product(x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
+    """x W' + b in float32; half types multiply on tensor cores and accumulate in float32.
+
+    b goes through the product, as its start or its last terms: no pass over [B, p] of its own.
+    """
     if x.dtype == torch.float32:
-        return x @ W.t()
+        return x @ W.t() if bias is None else torch.addmm(bias, x, W.t())
+    if bias is not None:
+        # No product of half types takes a bias and gives float32 in every version of torch. So b
+        # is a column of W, and zeros up to rows of whole vectors; b times 1 is exact.
+        more = 8 - x.shape[1] % 8
+        one, zero = x.new_ones(1, 1), x.new_zeros(1, 1)
+        x = torch.cat((x, one.expand(x.shape[0], more)), 1)
+        W = torch.cat((W, bias[:, None], zero.expand(W.shape[0], more - 1)), 1)
     if x.device.type == "cpu":  # the tests' emulation: torch has no such product there
         return x.float() @ W.t().float()
     return torch.mm(x, W.t(), out_dtype=torch.float32)

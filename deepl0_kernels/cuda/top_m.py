@@ -7,14 +7,14 @@ from torch import Tensor
 from . import library
 
 
-def top_m(u: Tensor, m: int) -> tuple[Tensor, Tensor]:
+def top_m(u: Tensor, m: int, positive: bool) -> tuple[Tensor, Tensor]:
     """Serves ``deepl0::top_m``."""
-    return library.kernels.top_m(u, m)
+    return library.kernels.top_m(u, m, positive)
 
 
-def keep_top_m(u: Tensor, m: int) -> tuple[Tensor, Tensor]:
+def keep_top_m(u: Tensor, m: int, positive: bool) -> tuple[Tensor, Tensor]:
     """Serves ``deepl0::keep_top_m``."""
-    return library.kernels.keep_top_m(u, m)
+    return library.kernels.keep_top_m(u, m, positive)
 
 
 def unpool(values: Tensor, indices: Tensor, size: int) -> Tensor:

@@ -25,9 +25,10 @@ from torch import Tensor
 from . import dense_sums
 from .launch import ceil_div, launch, padded
 from .product import add_product, depth, matrix_and_strides, precision, within_32_bits
-from .select import magnitude_key, selected, selection
+from .select import magnitude_key, positive_part, selected, selection
+from .stage import load_bias
 from .table import resident_programs, whole_rows
-from .thresholds import apply_threshold
+from .thresholds import apply_threshold, function
 from .tuned import Config
 
 
@@ -55,7 +56,7 @@ def stage_product(
 @triton.jit
 def store_selection(
     u_ptr, z_ptr, bounds_ptr, row_inside, p, values_ptr, indices_ptr, m, dense, sparse,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SLICE: tl.constexpr,
+    POSITIVE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
     """The selection of u [ROWS, COLUMNS] by its bounds, slice by slice: if ``dense`` in place, as
     the code z of the next product; if ``sparse`` as values and ascending indices [ROWS, m]."""
@@ -66,6 +67,8 @@ def store_selection(
     for first in range(0, p, SLICE):
         columns = first + tl.arange(0, SLICE)
         u = tl.load(u_ptr + r[:, None] * COLUMNS + columns[None, :])
+        if POSITIVE:
+            u = positive_part(u)
         keys = tl.where((columns < p)[None, :], magnitude_key(u), -1)
         keep = selected(keys, columns, t, end)
         if dense:
@@ -81,17 +84,18 @@ def store_selection(
 
 @triton.jit
 def encode_top_m_fwd_kernel(
-    x_ptr, w_ptr, s_ptr, scratch_ptr, bounds_ptr,
+    x_ptr, w_ptr, s_ptr, bias_ptr, scratch_ptr, bounds_ptr,
     values_ptr, indices_ptr, saved_values_ptr, saved_indices_ptr,
     batch, n, p, m, stages, x_row, x_step, w_row, w_step, s_stage, s_row, s_step,
-    SAVE: tl.constexpr, X_PRECISION: tl.constexpr, Z_PRECISION: tl.constexpr,
+    POSITIVE: tl.constexpr, SAVE: tl.constexpr,
+    X_PRECISION: tl.constexpr, Z_PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
     r = tl.arange(0, ROWS)
     columns = tl.arange(0, COLUMNS)
     real = columns < p
     tile_at = r[:, None] * COLUMNS + columns[None, :]
-    # Tiles of the scratch: x W', u of the later stages, z.
+    # Tiles of the scratch: x W' + b, u of the later stages, z.
     wx_ptr = scratch_ptr + tl.program_id(0).to(tl.int64) * (3 * ROWS * COLUMNS)
     z_ptr = wx_ptr + 2 * ROWS * COLUMNS
     bounds_ptr += tl.program_id(0) * (2 * ROWS)
@@ -106,8 +110,12 @@ def encode_top_m_fwd_kernel(
                 X_PRECISION, Z_PRECISION, ROWS, COLUMNS, DEPTH,
             )  # fmt: skip
             u += tl.load(wx_ptr + tile_at, mask=(tile_at >= 0) & (k > 0), other=0.0)
+            if bias_ptr is not None:
+                u += load_bias(bias_ptr, columns, real & (k == 0))
             u_ptr = wx_ptr + tl.where(k == 0, 0, ROWS * COLUMNS)
             tl.store(u_ptr + tile_at, u)
+            if POSITIVE:
+                u = positive_part(u)
             t, end = selection(tl.where(real[None, :], magnitude_key(u), -1), columns, m)
             # By way of memory: in registers they would be computed once for each layout.
             tl.store(bounds_ptr + r, t)
@@ -117,24 +125,24 @@ def encode_top_m_fwd_kernel(
                 at_m = first_row * m
                 store_selection(
                     u_ptr, z_ptr, bounds_ptr, inside, p, values_ptr + at_m, indices_ptr + at_m, m,
-                    False, True, ROWS, COLUMNS, SLICE,
+                    False, True, POSITIVE, ROWS, COLUMNS, SLICE,
                 )  # fmt: skip
             else:
                 at_m = (tl.cast(k, tl.int64) * batch + first_row) * m
                 store_selection(
                     u_ptr, z_ptr, bounds_ptr, inside, p,
                     saved_values_ptr + at_m, saved_indices_ptr + at_m, m,
-                    True, SAVE, ROWS, COLUMNS, SLICE,
+                    True, SAVE, POSITIVE, ROWS, COLUMNS, SLICE,
                 )  # fmt: skip
             tl.debug_barrier()  # z is written; u is read, now it may be overwritten
 
 
 @triton.jit
 def encode_l0_fwd_kernel(
-    x_ptr, w_ptr, s_ptr, theta_ptr, scratch_ptr, out_ptr, saved_ptr,
+    x_ptr, w_ptr, s_ptr, bias_ptr, theta_ptr, scratch_ptr, out_ptr, saved_ptr,
     batch, n, p, stages, sigma, x_row, x_step, w_row, w_step, s_stage, s_row, s_step,
     theta_stage, theta_step,
-    KIND: tl.constexpr, RAMP: tl.constexpr, SAVE: tl.constexpr,
+    KIND: tl.constexpr, POSITIVE: tl.constexpr, RAMP: tl.constexpr, SAVE: tl.constexpr,
     X_PRECISION: tl.constexpr, Z_PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
@@ -164,13 +172,15 @@ def encode_l0_fwd_kernel(
                 at = first_row * p + r[:, None] * p + some[None, :]
                 u = tl.load(u_ptr + tile_at)
                 u += tl.load(wx_ptr + tile_at, mask=(tile_at >= 0) & (k > 0), other=0.0)
+                if bias_ptr is not None:
+                    u += load_bias(bias_ptr, some, some < p)
                 if SAVE:
                     saved = saved_ptr + tl.cast(k, tl.int64) * batch * p
                     tl.store(saved + at, u, mask=inside & here)
                 theta = tl.load(
                     theta_ptr + k * theta_stage + some * theta_step, mask=some < p, other=1.0
                 )
-                z = apply_threshold(u, theta[None, :], sigma, KIND, RAMP)
+                z = apply_threshold(u, theta[None, :], sigma, KIND, POSITIVE, RAMP)
                 if k + 1 == stages:
                     out = z.to(out_ptr.dtype.element_ty)
                     tl.store(out_ptr + at, out, mask=inside & here)
@@ -183,12 +193,12 @@ def encode_l0_fwd_kernel(
 def encode_top_m_bwd_kernel(
     grad_ptr, indices_ptr, saved_values_ptr, saved_indices_ptr, s_ptr, du_ptr, z_ptr,
     rows, batch, p, m, stages, s_stage, s_row, s_step,
-    TOTAL: tl.constexpr, PRECISION: tl.constexpr,
+    TOTAL: tl.constexpr, POSITIVE: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, ENTRIES: tl.constexpr,
 ):  # fmt: skip
     """du [stages, rows, p] and z [stages - 1, rows, p], which come zeroed; z may be None. At the
     end the first du is the sum over the stages, or without TOTAL of no use. Rows of a code are
-    ``m`` apart, its stages ``batch m``."""
+    ``m`` apart, its stages ``batch m``. What is 0 of a POSITIVE code is not in its support."""
     r = tl.arange(0, ROWS)
     first_row = tl.program_id(0).to(tl.int64) * ROWS
     inside = first_row + r < rows
@@ -218,9 +228,12 @@ def encode_top_m_bwd_kernel(
             at = r[:, None] * m + (first + entries)[None, :]
             given = inside[:, None] & (first + entries < m)[None, :]
             index = tl.load(saved_indices_ptr + code_at + at, mask=given, other=0).to(tl.int32)
-            if z_ptr is not None:
+            if (z_ptr is not None) or POSITIVE:
                 value = tl.load(saved_values_ptr + code_at + at, mask=given, other=0.0)
-            tl.store(below_ptr + r[:, None] * p + index, 1.0, mask=given)
+            passing = given
+            if POSITIVE:
+                passing = given & (magnitude_key(value) > 0)
+            tl.store(below_ptr + r[:, None] * p + index, 1.0, mask=passing)
             if z_ptr is not None:
                 tl.store(below_z_ptr + r[:, None] * p + index, value, mask=given)
         length = p if TOTAL else tl.where(k == 1, 0, p)
@@ -248,8 +261,8 @@ def encode_top_m_bwd_kernel(
 
 
 def encode_l0(
-    x: Tensor, W: Tensor, S: Tensor | None, theta: Tensor, num_stages: int, sigma: float,
-    kind: str, saved: Tensor,
+    x: Tensor, W: Tensor, S: Tensor | None, bias: Tensor | None, theta: Tensor, num_stages: int,
+    sigma: float, kind: str, saved: Tensor,
 ) -> Tensor:  # fmt: skip
     """z of the last stage; the pre-activations into ``saved`` [K, B, p], unless that is empty."""
     (batch, n), p = x.shape, W.shape[0]
@@ -257,17 +270,17 @@ def encode_l0(
     x, W, s, strides, c, modes = _operands(x, W, S)
     grid, scratch = _programs(x, p, c)
     launch(
-        encode_l0_fwd_kernel, grid, x, W, s, theta, scratch, z, saved,
+        encode_l0_fwd_kernel, grid, x, W, s, bias, theta, scratch, z, saved,
         batch, n, p, num_stages, sigma, *x.stride(), *W.stride(), *strides,
         p if theta.dim() == 2 else 0, min(theta.dim(), 1),
-        config=c, KIND=kind, RAMP=sigma > 0, SAVE=saved.shape[0] > 0, **modes,
+        config=c, **function(kind, sigma), SAVE=saved.shape[0] > 0, **modes,
         ROWS=c.rows, COLUMNS=padded(p), DEPTH=depth(c, x), SLICE=min(64, padded(p)),
     )  # fmt: skip
     return z
 
 
 def encode_top_m(
-    x: Tensor, W: Tensor, S: Tensor | None, num_stages: int,
+    x: Tensor, W: Tensor, S: Tensor | None, bias: Tensor | None, num_stages: int, positive: bool,
     values: Tensor, indices: Tensor, saved_values: Tensor, saved_indices: Tensor,
 ) -> None:  # fmt: skip
     """The code [B, m] of the last stage, and [K - 1, B, m] of those before, unless those are
@@ -277,10 +290,10 @@ def encode_top_m(
     grid, scratch = _programs(x, p, c)
     bounds = torch.empty(grid[0] * 2 * c.rows, dtype=torch.int32, device=x.device)
     launch(
-        encode_top_m_fwd_kernel, grid, x, W, s, scratch, bounds,
+        encode_top_m_fwd_kernel, grid, x, W, s, bias, scratch, bounds,
         values, indices, saved_values, saved_indices,
         batch, n, p, m, num_stages, *x.stride(), *W.stride(), *strides,
-        config=c, SAVE=saved_values.shape[0] > 0, **modes,
+        config=c, POSITIVE=positive, SAVE=saved_values.shape[0] > 0, **modes,
         ROWS=c.rows, COLUMNS=padded(p), DEPTH=depth(c, x), SLICE=min(64, padded(p)),
     )  # fmt: skip
 
@@ -304,11 +317,11 @@ def _programs(x: Tensor, p: int, c: Config) -> tuple[tuple[int], Tensor]:
 
 def encode_top_m_backward(
     grad_values: Tensor, indices: Tensor, saved_values: Tensor, saved_indices: Tensor,
-    x: Tensor, W: Tensor, S: Tensor | None, mask: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients in x, W and S, those in the mask, in the dtype of x."""
+    x: Tensor, W: Tensor, S: Tensor | None, positive: bool, mask: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients in x, W, S and the bias, those in the mask, in the dtype of x."""
     (batch, m), p, stages = grad_values.shape, W.shape[0], saved_values.shape[0] + 1
-    sums = dense_sums.DenseSums(x, W, S, mask, keep_layout=True)
+    sums = dense_sums.DenseSums(x, W, S, mask, mask & 8, keep_layout=True)
     s, strides = matrix_and_strides(x, None if S is None else within_32_bits(S))
     mode = precision(torch.float32, s)
     c = whole_rows(mode, p)
@@ -322,7 +335,7 @@ def encode_top_m_backward(
         launch(
             encode_top_m_bwd_kernel, (ceil_div(count, c.rows),), *given, s, du, z,
             count, batch, p, m, stages, *strides,
-            config=c, TOTAL=sums.need_total, PRECISION=mode,
+            config=c, TOTAL=sums.need_total, POSITIVE=positive, PRECISION=mode,
             ROWS=c.rows, COLUMNS=padded(p), DEPTH=depth(c), ENTRIES=min(64, padded(p)),
         )  # fmt: skip
         sums.add(rows, du[0] if sums.need_total else None, du[1:], z)

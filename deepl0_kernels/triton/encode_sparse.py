@@ -1,9 +1,9 @@
 """The M-sparse encoder for long codes (p beyond 1024): M-sparse throughout, and no [B, p] is ever
 written.
 
-Stage kernel, z_{k+1} = top_m(x W' + z_k S'): a program owns ROWS rows and a part of the columns. It
-loops over tiles [ROWS, COLUMNS] of x W' (a product over n on the matrix units) and lets what is
-above the row's running threshold enter the row's buffer of candidates (buffers.py). When a
+Stage kernel, z_{k+1} = top_m(x W' + b + z_k S'): a program owns ROWS rows and a part of the
+columns. It loops over tiles [ROWS, COLUMNS] of x W' (a product over n on the matrix units) and lets
+what is above the row's running threshold enter the row's buffer of candidates (buffers.py). When a
 buffer would overflow, it is cut to its m best, which raises the threshold: in random order column c
 enters with probability about m / c, so of most tiles of a first stage little or nothing enters. A
 tile of which something does, and in later stages every tile, goes through a scratch of the
@@ -19,10 +19,10 @@ a row.
 
 Backward: with g the gradient of the last values, du_K = g on the support of stage K; going down,
 dS_k += du_{k+1} z_k' and du_k = S_k' du_{k+1} on the support of z_k; W x enters every stage, so
-dW = sum_b du_b x_b' and dx = du W with du the sum over the stages. Every du has m entries a row.
-Flops and gathers per row: du m^2 a step (a sector of 32 bytes each), dS m^2, dW and dx K m n. dW
-and dS are summed unit by unit (unit_lists.py): deterministic. Memory beyond the gradients:
-O(K B m), and a row of n or p per whole chunk of a unit's entries.
+dW = sum_b du_b x_b', db = sum_b du_b and dx = du W with du the sum over the stages. Every du has m
+entries a row. Flops and gathers per row: du m^2 a step (a sector of 32 bytes each), dS m^2, dW and
+dx K m n. dW, db and dS are summed unit by unit (unit_lists.py): deterministic. Memory beyond the
+gradients: O(K B m), and a row of n or p per whole chunk of a unit's entries.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from .buffers import admit, load_candidates
 from .decode import gather_sum, with_contiguous_atoms
 from .launch import ceil_div, launch, power_of_two
 from .product import add_product, precision
-from .select import keep_mask, magnitude_key
+from .select import keep_mask, magnitude_key, positive_part
+from .stage import load_bias
 from .table import config
 
 # Programs of a launch of the stage kernel: several for every multiprocessor of today's GPUs.
@@ -66,9 +67,11 @@ def add_gather_sum(
 
 @triton.jit
 def encode_sparse_fwd_kernel(
-    x_ptr, w_ptr, z_value_ptr, z_index_ptr, s_ptr, tile_ptr, value_ptr, index_ptr, state_ptr,
+    x_ptr, w_ptr, z_value_ptr, z_index_ptr, s_ptr, bias_ptr,
+    tile_ptr, value_ptr, index_ptr, state_ptr,
     rows, n, p, m, part, parts, x_row, x_step, w_row, w_step, s_column, s_index,
-    GATHER: tl.constexpr, PRECISION: tl.constexpr, CAPACITY: tl.constexpr, COMPACT: tl.constexpr,
+    GATHER: tl.constexpr, POSITIVE: tl.constexpr, PRECISION: tl.constexpr,
+    CAPACITY: tl.constexpr, COMPACT: tl.constexpr,
     SUB: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     local = tl.arange(0, ROWS)
@@ -92,7 +95,11 @@ def encode_sparse_fwd_kernel(
             tl.zeros((ROWS, COLUMNS), tl.float32), x_ptr, r * x_row, live, x_step,
             w_ptr, columns.to(tl.int64) * w_row, inside, w_step, n, DEPTH, PRECISION,
         )  # fmt: skip
+        if bias_ptr is not None:
+            u += load_bias(bias_ptr, columns, inside)
         if not GATHER:
+            if POSITIVE:
+                u = positive_part(u)
             key = tl.where(columns[None, :] < p, magnitude_key(u), -1)
             # The sign of the difference counts; thresholds are at most NOTHING: no overflow.
             arriving = -tl.sum((threshold[:, None] - key) >> 31, axis=1)
@@ -112,6 +119,8 @@ def encode_sparse_fwd_kernel(
                         v, z_value_ptr, z_index_ptr, b, b < rows, m, s_ptr, s_column, s_index,
                         columns.to(tl.int64), columns < p,
                     )  # fmt: skip
+                    if POSITIVE:
+                        v = positive_part(v)
                 admit(
                     v, columns, p, value_ptr, index_ptr, state_ptr, some, sub, m,
                     CAPACITY, COMPACT,
@@ -140,10 +149,10 @@ def encode_sparse_select_kernel(
 
 
 def stage(
-    x: Tensor, W: Tensor, z: tuple[Tensor, Tensor] | None, S: Tensor | None,
-    values: Tensor, indices: Tensor,
+    x: Tensor, W: Tensor, z: tuple[Tensor, Tensor] | None, S: Tensor | None, bias: Tensor | None,
+    positive: bool, values: Tensor, indices: Tensor,
 ) -> None:  # fmt: skip
-    """values, indices [B, m] = top_m(x W' + z S'), z as values and indices [B, m]."""
+    """values, indices [B, m] = top_m(x W' + b + z S'), z as values and indices [B, m]."""
     (batch, n), p, m = x.shape, W.shape[0], values.shape[1]
     mode = precision(x.dtype, W)
     if mode == "tf32" and table.VERSION < (3, 8) and table.device_class(W.device) == "sm100":
@@ -172,10 +181,10 @@ def stage(
         code = (z[0][rows], z[1][rows]) if z else (None, None)
         launch(
             encode_sparse_fwd_kernel, (ceil_div(count, c.rows), parts),
-            x[rows], W, *code, S, tile, value, index, state,
+            x[rows], W, *code, S, bias, tile, value, index, state,
             count, n, p, m, part, parts, *x.stride(), *W.stride(),
             *((0, 0) if S is None else S.stride()),
-            config=c, GATHER=S is not None, PRECISION=mode, CAPACITY=capacity,
+            config=c, GATHER=S is not None, POSITIVE=positive, PRECISION=mode, CAPACITY=capacity,
             COMPACT=min(c.rows // 4, 1024 // capacity), SUB=c.rows // 4,
             ROWS=c.rows, COLUMNS=c.columns, DEPTH=c.depth,
         )  # fmt: skip
@@ -200,7 +209,7 @@ def pays(p: int, m: int) -> bool:
 
 
 def encode_top_m(
-    x: Tensor, W: Tensor, S: Tensor | None, num_stages: int,
+    x: Tensor, W: Tensor, S: Tensor | None, bias: Tensor | None, num_stages: int, positive: bool,
     values: Tensor, indices: Tensor, saved_values: Tensor, saved_indices: Tensor,
 ) -> None:  # fmt: skip
     """The code [B, m] of the last stage, and [K - 1, B, m] of those before, unless those are
@@ -213,7 +222,7 @@ def encode_top_m(
     for k, out in enumerate(codes):
         if S is not None and (k == 1 or (k > 1 and S.dim() == 3)):
             step = with_contiguous_atoms(stage_matrix(S, k - 1), entries)
-        stage(x, W, codes[k - 1] if k else None, step, *out)
+        stage(x, W, codes[k - 1] if k else None, step, bias, positive, *out)
 
 
 @triton.jit
@@ -267,25 +276,31 @@ def grad_of_steps(S: Tensor, at: Tensor, du: Tensor, z: Tensor) -> Tensor:
 
 def encode_top_m_backward(
     grad_values: Tensor, indices: Tensor, saved_values: Tensor, saved_indices: Tensor,
-    x: Tensor, W: Tensor, S: Tensor | None, mask: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients in x, W and S, those in the mask, in the dtype of x."""
+    x: Tensor, W: Tensor, S: Tensor | None, positive: bool, mask: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients in x, W, S and the bias, those in the mask, in the dtype of x."""
     (steps, batch, m), (p, n) = saved_values.shape, W.shape
-    need_x, need_W, need_S = mask & 1, mask & 2, mask & 4
+    need_x, need_W, need_S, need_bias = (mask & bit for bit in (1, 2, 4, 8))
     at = torch.cat((saved_indices, indices[None]))
     du = torch.empty(at.shape, dtype=torch.float32, device=x.device)
     du[steps] = grad_values
     grad_S = x.new_empty(0)
     if S is not None:
-        for k in range(steps, 0 if need_x or need_W else 1, -1):
+        for k in range(steps, 0 if need_x or need_W or need_bias else 1, -1):
             product_on_support(du[k], at[k], stage_matrix(S, k - 1), at[k - 1], du[k - 1])
+            if positive:
+                du[k - 1].masked_fill_(saved_values[k - 1] == 0, 0.0)
         if need_S:
             grad_S = grad_of_steps(S, at, du, saved_values)
-    grad_W = W.new_empty((p, n) if need_W else 0)
+    grad_W, grad_bias = W.new_empty((p, n) if need_W else 0), x.new_empty(p if need_bias else 0)
+    if need_W or need_bias:
+        lists = unit_lists.group(at.view(-1, m), du, p, rows=batch)
     if need_W:
-        unit_lists.combine(unit_lists.group(at.view(-1, m), du, p, rows=batch), x, grad_W)
+        unit_lists.combine(lists, x, grad_W)
+    if need_bias:
+        unit_lists.combine(lists, x.new_ones(1, 1).expand(batch, 1), grad_bias[:, None])
     grad_x = x.new_empty((batch, n) if need_x else 0)
     if need_x:  # the entries of all stages in one row
         values, units = (t.transpose(0, 1).reshape(batch, -1).contiguous() for t in (du, at))
         gather_sum(values, units, W.t(), grad_x)
-    return grad_x, grad_W, grad_S
+    return grad_x, grad_W, grad_S, grad_bias

@@ -2,7 +2,7 @@
 
 With g the gradient of z_K, down the stages: du_k = h'(u_k) g, dtheta += sum of g dh/dtheta,
 dS += du_k' z_{k-1}, g = du_k S; and with du the
-sum over the stages dW = du' x, dx = du W.
+sum over the stages dW = du' x, db = sum of du, dx = du W.
 
 Backward: the derivative, dtheta and z are the epilogue of the product with S. The kernel writes
 du_k, z_{k-1} and du of a chunk of the batch densely (dense_sums.py). Flops
@@ -22,14 +22,15 @@ from .launch import ceil_div, launch
 from .product import add_product, matrix_and_strides, precision
 from .stage import threshold_tiles
 from .table import config
-from .thresholds import apply_threshold, threshold_derivatives
+from .thresholds import apply_threshold, function, threshold_derivatives
 
 
 @triton.jit
 def encode_l0_bwd_kernel(
     above_ptr, u_ptr, s_ptr, theta_ptr, du_ptr, total_ptr, z_ptr, partial_ptr,
     rows, p, sigma, s_row, s_step, theta_step,
-    KIND: tl.constexpr, RAMP: tl.constexpr, FIRST: tl.constexpr, PRECISION: tl.constexpr,
+    KIND: tl.constexpr, POSITIVE: tl.constexpr, RAMP: tl.constexpr, FIRST: tl.constexpr,
+    PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """One stage: g is grad_z (FIRST: the last stage) or du of the stage above times S; then
@@ -52,7 +53,7 @@ def encode_l0_bwd_kernel(
     u = tl.load(u_ptr + at, mask=here, other=0.0)
     theta = tl.load(theta_ptr + columns * theta_step, mask=real, other=1.0)[None, :]
     if du_ptr is not None:
-        d_u, d_theta = threshold_derivatives(u, theta, sigma, KIND, RAMP)
+        d_u, d_theta = threshold_derivatives(u, theta, sigma, KIND, POSITIVE, RAMP)
         du = g * d_u
         tl.store(du_ptr + at, du, mask=here)
     if total_ptr is not None:
@@ -62,7 +63,7 @@ def encode_l0_bwd_kernel(
         else:
             tl.store(total_ptr + at, du, mask=here)
     if z_ptr is not None:
-        z = apply_threshold(u, theta, sigma, KIND, RAMP)
+        z = apply_threshold(u, theta, sigma, KIND, POSITIVE, RAMP)
         tl.store(z_ptr + at, z, mask=here)
     if partial_ptr is not None:
         sums = tl.sum(tl.where(here, g * d_theta, 0.0), axis=0)
@@ -70,11 +71,11 @@ def encode_l0_bwd_kernel(
 
 
 def encode_l0(
-    x: Tensor, W: Tensor, S: Tensor | None, theta: Tensor, num_stages: int, sigma: float,
-    kind: str, saved: Tensor,
+    x: Tensor, W: Tensor, S: Tensor | None, bias: Tensor | None, theta: Tensor, num_stages: int,
+    sigma: float, kind: str, saved: Tensor,
 ) -> Tensor:  # fmt: skip
     """z of the last stage; the pre-activations into ``saved`` [K, B, p], unless that is empty. The
-    first launch leaves x W', which the others start from."""
+    first launch leaves x W' + b, which the others start from."""
     z = x.new_empty((x.shape[0], W.shape[0]))
     save = saved.shape[0] > 0
     wx = saved[0] if save else None
@@ -82,7 +83,7 @@ def encode_l0(
         wx = torch.empty(z.shape, dtype=torch.float32, device=x.device)
     h: dict = dict(sigma=sigma, kind=kind)
     out = z if num_stages == 1 else torch.empty(z.shape, dtype=torch.float32, device=x.device)
-    threshold_tiles(out, wx, x=x, W=W, theta=stage_theta(theta, 0), **h)
+    threshold_tiles(out, wx, x=x, W=W, bias=bias, theta=stage_theta(theta, 0), **h)
     for k in range(1, num_stages):
         assert S is not None
         code, out = out, z if k + 1 == num_stages else torch.empty_like(out)
@@ -96,10 +97,10 @@ def encode_l0(
 def encode_l0_backward(
     grad_z: Tensor, saved: Tensor, x: Tensor, W: Tensor, S: Tensor | None, theta: Tensor,
     sigma: float, kind: str, mask: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients in x, W, S and theta, those in the mask."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients in x, W, S, theta and the bias, those in the mask."""
     stages, batch, p = saved.shape
-    sums, need_theta = DenseSums(x, W, S, mask), mask & 8
+    sums, need_theta = DenseSums(x, W, S, mask, mask & 16), mask & 8
     s, (_, s_row, s_step) = matrix_and_strides(x, S)
     c = config("encode_l0_backward", p)
     float32: dict = dict(dtype=torch.float32, device=x.device)
@@ -126,13 +127,14 @@ def encode_l0_backward(
                 None if z is None or last else z[k],
                 None if partial is None else partial[k, rows.start // c.rows :],
                 count, p, sigma, s_row, s_step, t.dim(),
-                config=c, KIND=kind, RAMP=sigma > 0, FIRST=last,
+                config=c, **function(kind, sigma), FIRST=last,
                 PRECISION=precision(torch.float32, s),
                 ROWS=c.rows, COLUMNS=c.columns, DEPTH=c.depth,
             )  # fmt: skip
         sums.add(rows, total, du[1:], z)
-    if partial is None:
-        return *sums.results(), theta.new_empty(0)
-    each = partial.sum(1, dtype=torch.float64)
-    grad_theta = (each, each.sum(0), each.sum())[2 - theta.dim()]
-    return *sums.results(), grad_theta.to(theta.dtype)
+    grad_theta = theta.new_empty(0)
+    if partial is not None:
+        each = partial.sum(1, dtype=torch.float64)
+        grad_theta = (each, each.sum(0), each.sum())[2 - theta.dim()].to(theta.dtype)
+    grad_x, grad_W, grad_S, grad_bias = sums.results()
+    return grad_x, grad_W, grad_S, grad_theta, grad_bias

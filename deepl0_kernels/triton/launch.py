@@ -43,6 +43,11 @@ def run(job: Launch) -> None:
         job.kernel[job.grid](*job.args, **job.constants, **options)
 
 
+def contiguous(t: Tensor | None) -> Tensor | None:
+    """An operand that may be missing, as kernels without its strides take it."""
+    return None if t is None else t.contiguous()
+
+
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import ceil_div, launch, power_of_two
-from .select import magnitude_key
+from .select import magnitude_key, positive_part
 from .table import FEW_PROGRAMS, config
 
 # Segments start at multiples of this many entries: vector loads, and whole bytes of the mask.
@@ -62,7 +62,7 @@ def _next_digit(histogram_ptr, left, segments, SEGMENTS: tl.constexpr):
 def radix_count_kernel(
     u_ptr, counts_in_ptr, counts_out_ptr, state_in_ptr, state_out_ptr, above_in_ptr, above_out_ptr,
     p, m, u_stride, segments,
-    FIRST: tl.constexpr, SHIFT: tl.constexpr, WIDTH: tl.constexpr,
+    POSITIVE: tl.constexpr, FIRST: tl.constexpr, SHIFT: tl.constexpr, WIDTH: tl.constexpr,
     SEGMENTS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Histogram [256] of one digit, of the entries of one segment that agree with the prefix.
@@ -91,7 +91,8 @@ def radix_count_kernel(
     for start in range(first.to(tl.int32), end.to(tl.int32), COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
         inside = columns < end.to(tl.int32)
-        key = magnitude_key(tl.load(u_ptr + columns, mask=inside, other=0.0))
+        u = tl.load(u_ptr + columns, mask=inside, other=0.0)
+        key = magnitude_key(positive_part(u) if POSITIVE else u)
         agrees = inside & ((key >> SHIFT >> WIDTH) == prefix)
         counts += tl.histogram((key >> SHIFT) & ((1 << WIDTH) - 1), _BINS, mask=agrees)
     tl.store(counts_out_ptr + pid * _BINS + tl.arange(0, _BINS), counts)
@@ -101,9 +102,11 @@ def radix_count_kernel(
 def radix_emit_kernel(
     u_ptr, counts_ptr, state_ptr, above_ptr, first_out_ptr, second_out_ptr,
     p, m, u_stride, segments,
-    DENSE: tl.constexpr, WIDTH: tl.constexpr, SEGMENTS: tl.constexpr, COLUMNS: tl.constexpr,
+    DENSE: tl.constexpr, POSITIVE: tl.constexpr,
+    WIDTH: tl.constexpr, SEGMENTS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Write what a segment keeps: values and indices, or (DENSE) dense rows and the packed mask."""
+    """Write what a segment keeps: values and indices, or (DENSE) dense rows and the packed mask,
+    where POSITIVE of those that are not 0."""
     pid = tl.program_id(0).to(tl.int64)
     row = pid // segments
     segment = pid % segments
@@ -130,6 +133,8 @@ def radix_emit_kernel(
         columns = start + tl.arange(0, COLUMNS)
         inside = columns < end
         u = tl.load(u_ptr + columns, mask=inside, other=0.0)
+        if POSITIVE:
+            u = positive_part(u)
         key = magnitude_key(u)
         keep = inside & (key >= cut)
         if some_ties:
@@ -137,6 +142,8 @@ def radix_emit_kernel(
             keep = keep & ((key > cut) | (ties_before + tl.cumsum(tie, axis=0) <= left))
             ties_before += tl.sum(tie, axis=0)
         if DENSE:
+            if POSITIVE:
+                keep = keep & (key > 0)
             tl.store(first_out_ptr + columns, tl.where(keep, u, tl.zeros_like(u)), mask=inside)
             bytes_ = start // 8 + tl.arange(0, COLUMNS // 8)
             bits = pack_bits(keep[None, :]).reshape(COLUMNS // 8)
@@ -149,7 +156,9 @@ def radix_emit_kernel(
             rank += tl.sum(kept, axis=0)
 
 
-def select_by_radix(u: Tensor, m: int, first_out: Tensor, second_out: Tensor) -> None:
+def select_by_radix(
+    u: Tensor, m: int, positive: bool, first_out: Tensor, second_out: Tensor
+) -> None:
     """Select the m >= 1 largest of each row of u [n, p]: values and int64 indices, or, where
     ``second_out`` is uint8, dense rows and the packed mask."""
     n, p = u.shape
@@ -168,7 +177,7 @@ def select_by_radix(u: Tensor, m: int, first_out: Tensor, second_out: Tensor) ->
             u, counts[1 - i % 2], counts[i % 2], state[max(i - 1, 0)], state[i],
             above[max(i - 1, 0)], above[i],
             p, m, u.stride(0), segments,
-            config=c, FIRST=i == 0, SHIFT=shift, WIDTH=width,
+            config=c, POSITIVE=positive, FIRST=i == 0, SHIFT=shift, WIDTH=width,
             SEGMENTS=power_of_two(segments), COLUMNS=c.columns,
         )  # fmt: skip
     c = config("radix_emit", p)
@@ -176,6 +185,6 @@ def select_by_radix(u: Tensor, m: int, first_out: Tensor, second_out: Tensor) ->
         radix_emit_kernel, (n * segments,),
         u, counts[(len(digits) - 1) % 2], state[-1], above[-1], first_out, second_out,
         p, m, u.stride(0), segments,
-        config=c, DENSE=second_out.dtype == torch.uint8, WIDTH=digits[-1][1],
+        config=c, DENSE=second_out.dtype == torch.uint8, POSITIVE=positive, WIDTH=digits[-1][1],
         SEGMENTS=power_of_two(segments), COLUMNS=c.columns,
     )  # fmt: skip

@@ -7,21 +7,35 @@ rows of a chunk in float32, and over the chunks in float64, always in the same o
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference.thresholds import ONE_SIDED
 from .launch import ceil_div, launch
+from .select import positive_part
 from .table import config
 
 # Programs that share the rows in the backward: enough for every GPU, few enough to sum cheaply.
 _CHUNKS = 512
 
 
+def function(kind: str, sigma: float) -> dict[str, Any]:
+    """The threshold as the kernels' constants tell it."""
+    two_sided = kind.removeprefix(ONE_SIDED)
+    return {"KIND": two_sided, "POSITIVE": kind != two_sided, "RAMP": sigma > 0}
+
+
 @triton.jit
-def apply_threshold(u, theta, sigma, KIND: tl.constexpr, RAMP: tl.constexpr):
+def apply_threshold(
+    u, theta, sigma, KIND: tl.constexpr, POSITIVE: tl.constexpr, RAMP: tl.constexpr
+):
     """``reference.threshold`` of float32 u and theta; RAMP says whether sigma > 0."""
+    if POSITIVE:
+        u = positive_part(u)
     a = tl.abs(u)
     sign = tl.where(u > 0, 1.0, -1.0)
     if KIND == "soft":
@@ -36,8 +50,12 @@ def apply_threshold(u, theta, sigma, KIND: tl.constexpr, RAMP: tl.constexpr):
 
 
 @triton.jit
-def threshold_derivatives(u, theta, sigma, KIND: tl.constexpr, RAMP: tl.constexpr):
+def threshold_derivatives(
+    u, theta, sigma, KIND: tl.constexpr, POSITIVE: tl.constexpr, RAMP: tl.constexpr
+):
     """``reference.coefficients``: d/du and d/dtheta, elementwise."""
+    if POSITIVE:
+        u = positive_part(u)
     a = tl.abs(u)
     minus_sign = tl.where(u > 0, -1.0, 1.0)
     if KIND == "soft":
@@ -51,13 +69,16 @@ def threshold_derivatives(u, theta, sigma, KIND: tl.constexpr, RAMP: tl.constexp
             d_theta = tl.where(ramp, minus_sign * ((1.0 - sigma) / sigma), 0.0)
             if KIND != "ste_theta":
                 d_u = tl.where(ramp, 1.0 / sigma, d_u)
+    if POSITIVE:  # at theta = 0, where d_u above is 1
+        d_u = tl.where(u > 0, d_u, 0.0)
     return d_u, d_theta
 
 
 @triton.jit
 def threshold_fwd_kernel(
     u_ptr, theta_ptr, out_ptr, n, p, theta_stride, sigma,
-    KIND: tl.constexpr, RAMP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    KIND: tl.constexpr, POSITIVE: tl.constexpr, RAMP: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -65,14 +86,15 @@ def threshold_fwd_kernel(
     at = rows[:, None] * p + columns[None, :]
     u = tl.load(u_ptr + at, mask=inside, other=0.0).to(tl.float32)
     theta = tl.load(theta_ptr + columns * theta_stride, mask=columns < p, other=1.0).to(tl.float32)
-    out = apply_threshold(u, theta[None, :], sigma, KIND, RAMP)
+    out = apply_threshold(u, theta[None, :], sigma, KIND, POSITIVE, RAMP)
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def threshold_bwd_kernel(
     grad_ptr, u_ptr, theta_ptr, grad_u_ptr, partial_ptr, n, p, theta_stride, sigma, chunk,
-    KIND: tl.constexpr, RAMP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    KIND: tl.constexpr, POSITIVE: tl.constexpr, RAMP: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * chunk
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -84,7 +106,7 @@ def threshold_bwd_kernel(
         at = rows[:, None] * p + columns[None, :]
         u = tl.load(u_ptr + at, mask=inside, other=0.0).to(tl.float32)
         grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        d_u, d_theta = threshold_derivatives(u, theta[None, :], sigma, KIND, RAMP)
+        d_u, d_theta = threshold_derivatives(u, theta[None, :], sigma, KIND, POSITIVE, RAMP)
         if grad_u_ptr is not None:
             tl.store(grad_u_ptr + at, (grad * d_u).to(grad_u_ptr.dtype.element_ty), mask=inside)
         sums += tl.sum(grad * d_theta, axis=0)
@@ -102,7 +124,7 @@ def threshold(u: Tensor, theta: Tensor, sigma: float, kind: str) -> Tensor:
     launch(
         threshold_fwd_kernel, (ceil_div(n, c.rows), ceil_div(p, c.columns)),
         u, theta, out, n, p, theta.dim(), sigma,
-        config=c, KIND=kind, RAMP=sigma > 0, ROWS=c.rows, COLUMNS=c.columns,
+        config=c, **function(kind, sigma), ROWS=c.rows, COLUMNS=c.columns,
     )  # fmt: skip
     return out
 
@@ -124,7 +146,7 @@ def threshold_backward(
     launch(
         threshold_bwd_kernel, (chunks, ceil_div(p, c.columns)),
         grad_out, u, theta, grad_u if need_u else None, partial, n, p, theta.dim(), sigma, chunk,
-        config=c, KIND=kind, RAMP=sigma > 0, ROWS=c.rows, COLUMNS=c.columns,
+        config=c, **function(kind, sigma), ROWS=c.rows, COLUMNS=c.columns,
     )  # fmt: skip
     if partial is None:
         return grad_u, theta.new_empty(0)

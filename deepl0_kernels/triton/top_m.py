@@ -19,14 +19,15 @@ from torch import Tensor
 
 from .launch import ceil_div, launch
 from .radix import UNIT, pack_bits, segment_bounds, select_by_radix
-from .select import keep_mask, magnitude_key
+from .select import keep_mask, magnitude_key, positive_part
 from .table import FEW_PROGRAMS, config
 
 
 @triton.jit
 def top_m_fwd_kernel(
     u_ptr, source_ptr, values_ptr, indices_ptr, n, p, m, u_stride, segments,
-    SPLIT: tl.constexpr, HAS_SOURCE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    SPLIT: tl.constexpr, HAS_SOURCE: tl.constexpr, POSITIVE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Values and indices of the m largest of each segment of each row.
 
@@ -48,6 +49,8 @@ def top_m_fwd_kernel(
     inside = (rows < n)[:, None] & (columns < length)[None, :]
     at = (rows * u_stride + first)[:, None] + columns[None, :]
     u = tl.load(u_ptr + at, mask=inside, other=0.0)
+    if POSITIVE:
+        u = positive_part(u)
     keep = keep_mask(tl.where(inside, magnitude_key(u), -1), m) & inside
     rank = tl.cumsum(keep.to(tl.int32), axis=1) - 1
     tl.store(values_ptr + out[:, None] + rank, u, mask=keep)
@@ -62,14 +65,19 @@ def top_m_fwd_kernel(
 @triton.jit
 def keep_top_m_fwd_kernel(
     u_ptr, out_ptr, mask_ptr, n, p, m, u_stride,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    POSITIVE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Dense rows with all but the m largest set to zero, and the packed mask of the kept."""
+    """Dense rows with all but the m largest set to zero, and the packed mask of the kept, where
+    POSITIVE of those that are not 0."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, COLUMNS)
     inside = (rows[:, None] < n) & (columns < p)[None, :]
     u = tl.load(u_ptr + rows[:, None] * u_stride + columns[None, :], mask=inside, other=0.0)
+    if POSITIVE:
+        u = positive_part(u)
     keep = keep_mask(tl.where(inside, magnitude_key(u), -1), m) & inside
+    if POSITIVE:
+        keep = keep & (magnitude_key(u) > 0)
     out = tl.where(keep, u, tl.zeros_like(u))
     tl.store(out_ptr + rows[:, None] * p + columns[None, :], out, mask=inside)
     bytes_ = tl.arange(0, COLUMNS // 8)
@@ -81,11 +89,13 @@ def keep_top_m_fwd_kernel(
 @triton.jit
 def unpool_fwd_kernel(
     values_ptr, indices_ptr, out_ptr, mask_ptr, n, p, m, tiles,
-    PACK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    PACK: tl.constexpr, POSITIVE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """A tile of dense rows: zeros, then the values whose indices fall in the tile.
 
-    PACK also writes the packed mask; it needs ascending, distinct indices.
+    PACK also writes the packed mask, where POSITIVE of the values that are not 0; it needs
+    ascending, distinct indices.
     """
     pid = tl.program_id(0).to(tl.int64)
     rows = pid // tiles * ROWS + tl.arange(0, ROWS)
@@ -122,6 +132,9 @@ def unpool_fwd_kernel(
                 near = here & (k + d < m)[None, :]
                 other = tl.load(indices_ptr + at + d, mask=near, other=-8)
                 bit = (1 << (other & 7)).to(tl.int32)
+                if POSITIVE:
+                    other_value = tl.load(values_ptr + at + d, mask=near, other=0.0)
+                    bit = tl.where(magnitude_key(other_value) > 0, bit, 0)
                 byte |= tl.where(other >> 3 == index >> 3, bit, 0)
             writes = here & (before >> 3 != index >> 3)
             tl.store(mask_ptr + rows[:, None] * row_bytes + (index >> 3), byte.to(tl.uint8), writes)
@@ -144,7 +157,7 @@ def apply_mask_fwd_kernel(
     tl.store(out_ptr + rows[:, None] * p + columns[None, :], u, mask=inside)
 
 
-def top_m(u: Tensor, m: int) -> tuple[Tensor, Tensor]:
+def top_m(u: Tensor, m: int, positive: bool) -> tuple[Tensor, Tensor]:
     """Serves ``deepl0::top_m``: values and ascending int64 indices [..., m]."""
     values = u.new_empty((*u.shape[:-1], m))
     indices = u.new_empty((*u.shape[:-1], m), dtype=torch.int64)
@@ -154,7 +167,7 @@ def top_m(u: Tensor, m: int) -> tuple[Tensor, Tensor]:
     n, p = u.shape
     longest = config("top_m", p).columns
     if p > longest and 4 * m > longest:
-        select_by_radix(u, m, values, indices)
+        select_by_radix(u, m, positive, values, indices)
         return values, indices
     source = None
     while p > longest:
@@ -164,23 +177,23 @@ def top_m(u: Tensor, m: int) -> tuple[Tensor, Tensor]:
         segments = ceil_div(ceil_div(p, UNIT.value), c.columns // UNIT.value)
         best = u.new_empty((n, segments * m))
         where = indices.new_empty((n, segments * m))
-        _select(u, source, best, where, m, segments, c)
+        _select(u, source, best, where, m, positive, segments, c)
         u, source, p = best, where, segments * m
-    _select(u, source, values, indices, m, 1, config("top_m", p))
+    _select(u, source, values, indices, m, positive, 1, config("top_m", p))
     return values, indices
 
 
-def _select(u, source, values, indices, m, segments, c) -> None:
+def _select(u, source, values, indices, m, positive, segments, c) -> None:
     n, p = u.shape
     launch(
         top_m_fwd_kernel, (ceil_div(n, c.rows) * segments,),
         u, source, values, indices, n, p, m, u.stride(0), segments,
-        config=c, SPLIT=segments > 1, HAS_SOURCE=source is not None,
+        config=c, SPLIT=segments > 1, HAS_SOURCE=source is not None, POSITIVE=positive,
         ROWS=c.rows, COLUMNS=c.columns,
     )  # fmt: skip
 
 
-def keep_top_m(u: Tensor, m: int) -> tuple[Tensor, Tensor]:
+def keep_top_m(u: Tensor, m: int, positive: bool) -> tuple[Tensor, Tensor]:
     """Serves ``deepl0::keep_top_m``: dense [..., p] and the packed mask [..., ceil(p / 8)]."""
     out = u.new_empty(u.shape)
     mask = u.new_empty((*u.shape[:-1], ceil_div(u.shape[-1], 8)), dtype=torch.uint8)
@@ -192,12 +205,12 @@ def keep_top_m(u: Tensor, m: int) -> tuple[Tensor, Tensor]:
         n, p = u.shape
         launch(
             keep_top_m_fwd_kernel, (ceil_div(n, c.rows),), u, out, mask, n, p, m, u.stride(0),
-            config=c, ROWS=c.rows, COLUMNS=c.columns,
+            config=c, POSITIVE=positive, ROWS=c.rows, COLUMNS=c.columns,
         )  # fmt: skip
     elif 4 * m <= c.columns:
-        _unpool(*top_m(u, m), out, mask)
+        _unpool(*top_m(u, m, positive), out, mask, positive)
     else:
-        select_by_radix(rows_of(u), m, out, mask)
+        select_by_radix(rows_of(u), m, positive, out, mask)
     return out, mask
 
 
@@ -210,7 +223,9 @@ def unpool(values: Tensor, indices: Tensor, size: int) -> Tensor:
     return out
 
 
-def _unpool(values: Tensor, indices: Tensor, out: Tensor, mask: Tensor | None) -> None:
+def _unpool(
+    values: Tensor, indices: Tensor, out: Tensor, mask: Tensor | None, positive: bool = False
+) -> None:
     p, m = out.shape[-1], values.shape[-1]
     n = out.numel() // p
     c = config("unpool", p)
@@ -218,7 +233,8 @@ def _unpool(values: Tensor, indices: Tensor, out: Tensor, mask: Tensor | None) -
     launch(
         unpool_fwd_kernel, (ceil_div(n, c.rows) * tiles,),
         values, indices, out, mask, n, p, m, tiles,
-        config=c, PACK=mask is not None, ROWS=c.rows, COLUMNS=c.columns, DEPTH=c.depth,
+        config=c, PACK=mask is not None, POSITIVE=positive,
+        ROWS=c.rows, COLUMNS=c.columns, DEPTH=c.depth,
     )  # fmt: skip
 
 

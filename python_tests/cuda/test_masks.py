@@ -42,7 +42,7 @@ def test_what_is_wanted_of_the_encoder_is_the_same(
     monkeypatch.setattr(library, "sorting_pays", lambda *sizes: sorted_sums)
     x, W = torch.randn(5, 7), torch.randn(p, 7)
     S = torch.randn(p, p).t() if tied else torch.randn(stages - 1, p, p)
-    values, *code = reference.encode_top_m(x, W, S, 6, stages, True)
+    values, *code = reference.encode_top_m(x, W, S, None, 6, stages, False, True)
     with torch.no_grad():
         compare(device, OPS.encode_top_m_backward, (values, *code, x, W, S), (x, W, S))
 

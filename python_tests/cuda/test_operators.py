@@ -141,7 +141,7 @@ def test_operators_pass_opcheck(device):
     args = tuple(t.to(device) for t in (x, W, S))
     opcheck(torch.ops.deepl0.encode_top_m.default, (*args, 3, 2), test_utils=tests)
     opcheck(torch.ops.deepl0.encode_top_m_saving.default, (*args, 3, 2), test_utils=tests)
-    values, indices, saved, before = torch.ops.deepl0.encode_top_m_saving(*args, 3, 2)
+    values, indices, saved, before = torch.ops.deepl0.encode_top_m_saving(*args, None, 3, 2, False)
     for s, mask in itertools.product((args[2], args[2].t()), range(8)):
         opcheck(
             torch.ops.deepl0.encode_top_m_backward.default,
@@ -194,5 +194,5 @@ class TestChoice:
 def test_reference_agrees_on_the_mask(device):
     u = hostile((4, 33), torch.float32, 9, "ties").to(device)
     with dk.use_backend("cuda"):
-        mask = torch.ops.deepl0.keep_top_m(u, 11)[1]
+        mask = torch.ops.deepl0.keep_top_m(u, 11, False)[1]
     assert torch.equal(mask.cpu(), reference.keep_top_m(u.cpu(), 11)[1])

@@ -39,12 +39,12 @@ def test_gather_stage(ops, dtype, batch, p, m):
     z = reference.unpool(values, indices, p).double()
     u64 = wx.double() + z @ S.double().t()
     slack = (m + 2) * EPS * (wx.double().abs() + z.abs() @ S.double().t().abs())
-    got, at = ops.gather_top_m(wx, values, indices, S.t().contiguous())
+    got, at = ops.gather_top_m(wx, values, indices, S.t().contiguous(), False)
     assert selects(u64, slack, at, m)
     assert ((got.double() - u64.gather(1, at)).abs() <= slack.gather(1, at)).all()
     assert (at.diff(dim=1) > 0).all()
     # The sum is the same wherever it is formed: exact against the selection of the gather-sum.
-    again = ops.gather_top_m(wx[-1:], values[-1:], indices[-1:], S.t().contiguous())
+    again = ops.gather_top_m(wx[-1:], values[-1:], indices[-1:], S.t().contiguous(), False)
     assert torch.equal(again[0], got[-1:])
     assert torch.equal(again[1], at[-1:])
 
@@ -57,7 +57,7 @@ def test_gather_stage_with_ties_and_strides(ops):
         values, indices = code(3, p, 20)
         values = values.round()
         u = wx + reference.unpool(values, indices, p) @ St
-        got, at = ops.gather_top_m(wx, values, indices, St)
+        got, at = ops.gather_top_m(wx, values, indices, St, False)
         want, want_at = reference.top_m(u, 20)
         assert torch.equal(at, want_at)
         assert torch.equal(got, want)
@@ -70,7 +70,7 @@ def test_gather_stage_of_rows_that_do_not_fit(ops, emulator):
     values, indices = code(2, p, m)
     values = values.round()
     want = reference.top_m(wx + reference.unpool(values, indices, p) @ St, m)
-    got = ops.gather_top_m(wx, values, indices, St)
+    got = ops.gather_top_m(wx, values, indices, St, False)
     assert "gather_rows_kernel" in [n.kernel for n in emulator.launches]
     assert torch.equal(got[0], want[0])
     assert torch.equal(got[1], want[1])
@@ -178,7 +178,7 @@ def test_an_index_out_of_range_stops_the_kernel(ops, operator):
     for bad in (-1, 10):
         indices = torch.tensor([[0, 1], [2, bad]])
         call = {
-            "gather_top_m": lambda i: ops.gather_top_m(torch.ones(2, p), values, i, square),
+            "gather_top_m": lambda i: ops.gather_top_m(torch.ones(2, p), values, i, square, False),
             "gather_rows": lambda i: ops.gather_rows(values, i, square, True),
             "row_dots": lambda i: ops.row_dots(i, square, torch.ones(2, p)),
             "group": lambda i: ops.group(i, p),
@@ -191,8 +191,8 @@ def test_an_index_out_of_range_stops_the_kernel(ops, operator):
 def test_small_shared_memory_changes_nothing(ops, emulator):
     wx, St = torch.randn(2, 1200), torch.randn(1200, 1200)
     values, indices = code(2, 1200, 5)
-    want = ops.gather_top_m(wx, values, indices, St)
+    want = ops.gather_top_m(wx, values, indices, St, False)
     emulator.set_device(*SMALL)
-    got = ops.gather_top_m(wx, values, indices, St)
+    got = ops.gather_top_m(wx, values, indices, St, False)
     assert torch.equal(got[0], want[0])
     assert torch.equal(got[1], want[1])

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from deepl0_kernels import reference
-from python_tests.oracle import STYLES, as_bits, hostile, same_bits, top_m_by_sorting
+from python_tests.oracle import (
+    STYLES, as_bits, hostile, same_bits, selectable, top_m_by_sorting,
+)  # fmt: skip
 
 from .emulator import SMALL
 
@@ -21,14 +23,16 @@ def counts(p: int) -> set[int]:
 
 
 def check(ops, u, m):
-    values, indices = ops.top_m(u, m)
-    at = reference.top_m(u, m)[1]
-    assert torch.equal(indices, at)
-    assert torch.equal(as_bits(values), as_bits(u.contiguous()).gather(-1, at))
-    dense, mask = ops.keep_top_m(u, m)
-    kept = torch.zeros(u.shape, dtype=torch.bool).scatter(-1, at, True)
-    assert torch.equal(mask, reference.keep_top_m(u, m)[1])
-    assert torch.equal(as_bits(dense), as_bits(u.contiguous()) * kept)
+    """Of u and of max(u, 0)."""
+    for positive in (False, True):
+        values, indices = ops.top_m(u, m, positive)
+        at, bits = reference.top_m(u, m, positive)[1], selectable(u, positive)
+        assert torch.equal(indices, at)
+        assert torch.equal(as_bits(values), bits.gather(-1, at))
+        dense, mask = ops.keep_top_m(u, m, positive)
+        kept = torch.zeros(u.shape, dtype=torch.bool).scatter(-1, at, True)
+        assert torch.equal(mask, reference.keep_top_m(u, m, positive)[1])
+        assert torch.equal(as_bits(dense), bits * kept)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -47,7 +51,7 @@ def test_hostile_rows(ops, dtype, style):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_against_an_oracle_of_its_own(ops, dtype):
     u = hostile((6, 40), dtype, 11, "special")
-    _, indices = ops.top_m(u, 9)
+    _, indices = ops.top_m(u, 9, False)
     assert indices.tolist() == [top_m_by_sorting(row.tolist(), 9) for row in u]
 
 
@@ -106,8 +110,8 @@ def test_many_rows_share_no_state(ops, emulator):
     u = hostile((9, 1030), torch.float32, 1, "normal")
     emulator.block_order = lambda n: range(n - 1, -1, -1)
     check(ops, u, 33)
-    one_by_one = [ops.top_m(u[r : r + 1], 33) for r in range(9)]
-    values, indices = ops.top_m(u, 33)
+    one_by_one = [ops.top_m(u[r : r + 1], 33, False) for r in range(9)]
+    values, indices = ops.top_m(u, 33, False)
     assert same_bits(values, torch.cat([v for v, _ in one_by_one]))
     assert torch.equal(indices, torch.cat([i for _, i in one_by_one]))
 
@@ -126,7 +130,7 @@ def test_long_rows(ops, emulator, dtype, style):
     for m, first_blocks in zip((40, 900, p // 2), blocks, strict=True):
         emulator.launches.clear()
         u = hostile((1, p), dtype, m, style)
-        values, indices = ops.top_m(u, m)
+        values, indices = ops.top_m(u, m, False)
         at = reference.top_m(u, m)[1]
         assert torch.equal(indices, at)
         assert torch.equal(as_bits(values), as_bits(u).gather(-1, at))
@@ -138,14 +142,14 @@ def test_long_rows(ops, emulator, dtype, style):
 def test_candidates_are_cut_again_where_they_are_long(ops, emulator):
     emulator.set_device(132, 17500)  # a row that fits has 512 entries
     u = hostile((2, 9000), torch.float32, 4, "close")
-    indices = ops.top_m(u, 100)[1]
+    indices = ops.top_m(u, 100, False)[1]
     assert torch.equal(indices, reference.top_m(u, 100)[1])
     assert [n.grid for n in emulator.launches] == [36, 8, 2]
 
 
 def test_few_long_rows_fill_the_device(ops, emulator):
     u = hostile((1, 16400), torch.float32, 4, "normal")
-    indices = ops.top_m(u, 10)[1]
+    indices = ops.top_m(u, 10, False)[1]
     assert torch.equal(indices, reference.top_m(u, 10)[1])
     assert [n.grid for n in emulator.launches] == [5, 1]
 
@@ -153,11 +157,11 @@ def test_few_long_rows_fill_the_device(ops, emulator):
 def test_unpool_and_apply_mask(ops):
     for dtype in DTYPES:
         u = hostile((3, 2, 45), dtype, 8, "special")
-        values, indices = ops.top_m(u, 7)
+        values, indices = ops.top_m(u, 7, False)
         order = torch.randperm(7)
         out = ops.unpool(values[..., order], indices[..., order], 45)
-        assert same_bits(out, ops.keep_top_m(u, 7)[0])
-        mask = ops.keep_top_m(u, 7)[1]
+        assert same_bits(out, ops.keep_top_m(u, 7, False)[0])
+        mask = ops.keep_top_m(u, 7, False)[1]
         assert same_bits(ops.apply_mask(u, mask), out)
         assert same_bits(ops.apply_mask(u[..., 1:41].contiguous()[..., :40], mask[..., :5]),
                          reference.apply_mask(u[..., 1:41], mask[..., :5]))  # fmt: skip
@@ -173,12 +177,12 @@ def test_an_index_out_of_range_is_an_error_with_the_kernels_name(ops, bad):
 def test_refusals(ops):
     u = torch.randn(2, 5)
     with pytest.raises(RuntimeError, match="m must be >= 0 and <= p = 5, got 6"):
-        ops.top_m(u, 6)
+        ops.top_m(u, 6, False)
     with pytest.raises(RuntimeError, match="u must be float32, float16 or bfloat16"):
-        ops.top_m(u.double(), 2)
+        ops.top_m(u.double(), 2, False)
     with pytest.raises(RuntimeError, match="mask must be uint8 of shape"):
         ops.apply_mask(u, torch.zeros(2, 2, dtype=torch.uint8))
     for shape in ((0, 5), (2, 0, 5)):
-        values, indices = ops.top_m(torch.empty(shape), 2)
+        values, indices = ops.top_m(torch.empty(shape), 2, False)
         assert values.shape == indices.shape == (*shape[:-1], 2)
-    assert ops.keep_top_m(torch.empty(3, 0), 0)[1].shape == (3, 0)
+    assert ops.keep_top_m(torch.empty(3, 0), 0, False)[1].shape == (3, 0)

@@ -38,7 +38,7 @@ def test_selection(floor, m):
     want = dk.reference.unpool(want_values, want_indices, P)
     assert torch.equal(dk.unpool(values, indices, P)[at], want)
     del values, indices
-    kept, mask = torch.ops.deepl0.keep_top_m(u, m)
+    kept, mask = torch.ops.deepl0.keep_top_m(u, m, False)
     assert torch.equal(kept[at], want)
     del kept
     assert torch.equal(torch.ops.deepl0.apply_mask(u, mask)[at], want)

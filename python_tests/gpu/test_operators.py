@@ -81,7 +81,7 @@ def test_the_encoder_in_one_launch_stage_by_stage(p, stages):
     S = (torch.randn(p, p) / 8).bfloat16()
     arguments = [t.to(GPU) for t in (x, W, S)]
     with dk.use_backend("cuda"):
-        out = torch.ops.deepl0.encode_top_m_saving(*arguments, 20, stages)
+        out = torch.ops.deepl0.encode_top_m_saving(*arguments, None, 20, stages, False)
     rows = torch.randint(len(x), (300,))
     values, indices, saved, before = (t.cpu() for t in out)
     part = values[rows], indices[rows], saved[:, rows], before[:, rows]

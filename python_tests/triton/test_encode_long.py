@@ -53,7 +53,7 @@ def put(device, *tensors):
 def gradients(grad, x, W, S, m, stages):
     """The reference's, in float64."""
     leaves = [t.detach().double().requires_grad_() for t in (x, W, S) if t is not None]
-    values = reference.encode_top_m(*leaves[:2], leaves[2] if len(leaves) > 2 else None, m, stages)
+    values = reference.encode_top_m(*leaves[:2], leaves[2] if len(leaves) > 2 else None, None, m, stages)
     return torch.autograd.grad(values[0], leaves, grad.double())
 
 
@@ -64,13 +64,13 @@ def test_exact_on_integers(engine, device, case):
     x, W, S, grad = integers(*case[:-1])
     W, S = LAYOUTS[layout](W), None if S is None else LAYOUTS[layout](S)
     on_device = put(device, LAYOUTS["transposed"](x), W, S)
-    want = reference.encode_top_m(x, W, S, m, stages, True)
-    got = encode.encode_top_m(*on_device, m, stages, True)
+    want = reference.encode_top_m(x, W, S, None, m, stages, False, True)
+    got = encode.encode_top_m(*on_device, None, m, stages, False, True)
     for ours, theirs in zip(got, want, strict=True):
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours.cpu(), theirs)
 
-    grads = encode.encode_top_m_backward(grad.to(device), *got[1:], *on_device, 7)
+    grads = encode.encode_top_m_backward(grad.to(device), *got[1:], *on_device, 15)
     want_grads = gradients(grad, x, W, S, m, stages)
     for ours, theirs in zip(grads, want_grads, strict=S is not None):
         assert torch.equal(ours.cpu().double(), theirs)
@@ -82,7 +82,7 @@ def test_exact_on_integers(engine, device, case):
 def chosen(u, m, device):
     """The result for pre-activations u [1, p], which x = [[1]] and W = u' have exactly."""
     args = put(device, torch.ones(1, 1, dtype=u.dtype), u.t().contiguous(), None)
-    values, indices, *_ = encode.encode_top_m(*args, m, 1, False)
+    values, indices, *_ = encode.encode_top_m(*args, None, m, 1, False, False)
     return values.cpu(), indices.cpu()
 
 
@@ -119,7 +119,7 @@ def test_every_tile_or_only_the_first_enters(engine, device, order):
         u = u.flip(1)
     u[3] = 5.0  # beside a row that never enters again
     x, W = torch.eye(batch), u.t().contiguous()
-    values, indices, *_ = encode.encode_top_m(*put(device, x, W, None), m, 1, False)
+    values, indices, *_ = encode.encode_top_m(*put(device, x, W, None), None, m, 1, False, False)
     want_values, want_indices = reference.top_m(u, m)
     assert torch.equal(indices.cpu(), want_indices)
     assert torch.equal(values.cpu(), want_values)
@@ -128,8 +128,8 @@ def test_every_tile_or_only_the_first_enters(engine, device, order):
 def test_more_rows_than_one_pass(engine, device, monkeypatch):
     monkeypatch.setattr(encode_sparse, "PROGRAMS", 1)
     x, W, S, _ = integers(130, 3, 1025, 2, 2, True)
-    want = reference.encode_top_m(x, W, S, 2, 2, save=True)
-    got = encode.encode_top_m(*put(device, x, W, S), 2, 2, True)
+    want = reference.encode_top_m(x, W, S, None, 2, 2, False, save=True)
+    got = encode.encode_top_m(*put(device, x, W, S), None, 2, 2, False, True)
     for ours, theirs in zip(got, want, strict=True):
         assert torch.equal(ours.cpu(), theirs)
 
@@ -139,13 +139,13 @@ def test_more_rows_than_one_pass(engine, device, monkeypatch):
 def test_half_types_are_selected_in_float32(engine, device, dtype):
     """All intermediate results are integers below 256, which the half types hold."""
     x, W, S, grad = integers(4, 3, 1100, 4, 2, True, dtype, high=1)
-    want = reference.encode_top_m(x, W, S, 4, 2, save=True)
+    want = reference.encode_top_m(x, W, S, None, 4, 2, False, save=True)
     on_device = put(device, x, W, S)
-    got = encode.encode_top_m(*on_device, 4, 2, True)
+    got = encode.encode_top_m(*on_device, None, 4, 2, False, True)
     for ours, theirs in zip(got, want, strict=True):
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours.cpu(), theirs)
-    grads = encode.encode_top_m_backward(grad.to(device), *got[1:], *on_device, 7)
+    grads = encode.encode_top_m_backward(grad.to(device), *got[1:], *on_device, 15)
     for ours, theirs in zip(grads, gradients(grad, x, W, S, 4, 2), strict=True):
         assert ours.dtype == dtype
         assert torch.equal(ours.cpu().double(), theirs)
@@ -155,7 +155,7 @@ def test_the_selected_are_the_largest_but_for_near_ties(engine, device):
     g = torch.Generator().manual_seed(0)
     batch, n, p, m = 6, 50, 1300, 20
     x, W = torch.randn(batch, n, generator=g), torch.randn(p, n, generator=g)
-    values, indices, *_ = encode.encode_top_m(*put(device, x, W, None), m, 1, False)
+    values, indices, *_ = encode.encode_top_m(*put(device, x, W, None), None, m, 1, False, False)
     u = x.double() @ W.double().t()
     bound = (n + 2) * 2.0**-24 * (x.double().abs() @ W.double().abs().t())
     values, indices = values.cpu(), indices.cpu()
@@ -174,10 +174,10 @@ def test_skewed_usage(engine, device, monkeypatch):
     W[17, 0], W[1024, 0] = 500.0, -600.0
     for layout in ("row_major", "transposed"):
         on_device = put(device, x, W, LAYOUTS[layout](S))
-        want = reference.encode_top_m(x, W, S, 3, 2, save=True)
+        want = reference.encode_top_m(x, W, S, None, 3, 2, False, save=True)
         assert (want[3] == 17).any(-1).all()
         args = put(device, grad, *want[1:])
-        grads = encode.encode_top_m_backward(*args, *on_device, 7)
+        grads = encode.encode_top_m_backward(*args, *on_device, 15)
         for ours, theirs in zip(grads, gradients(grad, x, W, S, 3, 2), strict=True):
             assert torch.equal(ours.cpu().double(), theirs)
 
@@ -187,8 +187,8 @@ def test_skewed_usage(engine, device, monkeypatch):
 def test_nothing_to_do(engine, device, batch, m, stages):
     x, W, S, _ = integers(batch, 3, 1025, m, 2, True)
     x, W, S = put(device, x, W, S)
-    got = encode.encode_top_m(x, W, S, m, stages, True)
-    want = reference.encode_top_m(x, W, S, m, stages, True)
+    got = encode.encode_top_m(x, W, S, None, m, stages, False, True)
+    want = reference.encode_top_m(x, W, S, None, m, stages, False, True)
     for ours, theirs in zip(got[:2], want[:2], strict=True):
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
     assert got[2].shape == got[3].shape == (stages - 1, batch, m)
@@ -206,8 +206,8 @@ def test_repeats_bit_for_bit(engine, device):
     args = put(device, *args)
     runs = []
     for _ in range(2):
-        code = encode.encode_top_m(*args, 5, 2, save=True)
-        grads = encode.encode_top_m_backward(code[0], *code[1:], *args, 7)
+        code = encode.encode_top_m(*args, None, 5, 2, False, save=True)
+        grads = encode.encode_top_m_backward(code[0], *code[1:], *args, 15)
         runs.append((*code, *grads))
     for first, second in zip(*runs, strict=True):
         assert torch.equal(first, second)
@@ -243,11 +243,11 @@ def test_memory_is_not_batch_times_p(monkeypatch, stages):
     codes = 8 * stages * batch * m
     buffers = 4 * encode_sparse.PROGRAMS * 64 * (CAPACITY + 1)
     with Largest() as forward:
-        code = encode.encode_top_m(x, W, S, m, stages, True)
+        code = encode.encode_top_m(x, W, S, None, m, stages, False, True)
     assert max(forward.sizes) <= max(matrix, codes, buffers)
     assert max(codes, buffers) < dense / 8
     with Largest() as backward:
-        encode.encode_top_m_backward(code[0], *code[1:], x, W, S, 7)
+        encode.encode_top_m_backward(code[0], *code[1:], x, W, S, 15)
     partial_rows = 4 * p * (stages - 1) * batch * m // 4096
     assert max(backward.sizes) <= max(matrix, codes, partial_rows, 4 * batch * n)
     assert partial_rows < dense / 8

@@ -26,14 +26,14 @@ def top_m(p, m, stages, tied=True, by_columns=False):
     x, W, S = operands(3, 5, p, stages, tied)
     if by_columns:
         S = S.mT.contiguous().mT
-    values, *code = reference.encode_top_m(x, W, S, m, stages, True)
+    values, *code = reference.encode_top_m(x, W, S, None, m, stages, False, True)
     return OPS.encode_top_m_backward, (values, *code, x, W, S), (x, W, S)
 
 
 def l0(dtype, p, stages, theta_shape):
     x, W, S = operands(3, 5, p, stages, True, dtype)
     theta = torch.full(theta_shape, 0.5)
-    z, saved = reference.encode_l0(x, W, S, theta, stages, 0.5, "helu", True)
+    z, saved = reference.encode_l0(x, W, S, None, theta, stages, 0.5, "helu", True)
     args = (torch.randn_like(z), saved, x, W, S, theta, 0.5, "helu")
     return OPS.encode_l0_backward, args, (x, W, S, theta)
 

@@ -26,21 +26,21 @@ def keep_top_m():
     """Rows in registers, two programs; special values, and ties at cuts all along the row."""
     ties = torch.randint(-1, 2, (3, 127)).float()
     u = torch.cat([torch.ones(1, 127), ties, hostile((2, 127), torch.float32, 0, "few_special")])
-    return lambda: tuple(t for m in (9, 60, 125) for t in OPS.keep_top_m(u, m))
+    return lambda: tuple(t for m in (9, 60, 125) for t in OPS.keep_top_m(u, m, False))
 
 
 def threshold_stage():
     """Both products in a pipeline of asynchronous copies, two tiles of rows; a wide ramp."""
     x, W, z, S = (torch.randn(s) for s in ((70, 40), (33, 40), (70, 33), (33, 33)))
     theta = torch.full((33,), 10.0)
-    return lambda: OPS.threshold_stage_saving(x, W, z, S, theta, 0.9)
+    return lambda: OPS.threshold_stage_saving(x, W, z, S, theta, 0.9, "helu")
 
 
 def encode_top_m():
     """Two stages of two tiles, the code between them by way of a scratch behind barriers; small
     integers, so that magnitudes tie and sums are exact."""
     x, W, S = (torch.randint(-2, 3, s).float() for s in ((37, 20), (60, 20), (60, 60)))
-    return lambda: OPS.encode_top_m_saving(x, W, S, 24, 2)
+    return lambda: OPS.encode_top_m_saving(x, W, S, None, 24, 2, False)
 
 
 def same(got: tuple[torch.Tensor, ...], want: tuple[torch.Tensor, ...]) -> bool:

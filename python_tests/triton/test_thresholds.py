@@ -7,7 +7,7 @@ import torch
 
 import deepl0_kernels as dk
 from deepl0_kernels import reference
-from python_tests.oracle import STYLES, hostile
+from python_tests.oracle import STYLES, hostile, same_values
 
 # Ragged, a single column, wider than a tile; more rows than one chunk of the backward.
 SHAPES = [(0, 5), (1, 1), (7, 33), (65, 64), (3, 130), (2, 3, 70), (9, 600)]
@@ -18,6 +18,11 @@ KINDS = [
     ("helu", 0.2),
     ("ste", 0.5),
     ("ste_theta", 1.0),
+    ("positive_hard", 0.0),
+    ("positive_soft", 0.0),
+    ("positive_helu", 0.3),
+    ("positive_ste", 1.0),
+    ("positive_ste_theta", 0.5),
 ]
 
 
@@ -45,6 +50,22 @@ def test_forward_and_backward(engine, device, shape, kind, sigma, scalar):
     )
     torch.testing.assert_close(grad_u.cpu(), want_u, rtol=2e-7, atol=0)
     torch.testing.assert_close(grad_theta.cpu(), want_theta, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["positive_hard", "positive_soft"])
+def test_one_sided_thresholds_at_zero(engine, device, kind):
+    """A ReLU: bit for bit +0 where u <= 0, NaNs kept; its derivative at 0 is 0."""
+    u, theta = hostile((4, 50), torch.float32, 1, "special"), torch.zeros(50)
+    u[0, 0], u[0, 1], u[1, 0] = 0.0, -0.0, -torch.nan
+    on_device = u.to(device), theta.to(device)
+    out = torch.ops.deepl0.threshold(*on_device, 0.0, kind).cpu()
+    assert same_values(out, reference.threshold(u, theta, 0.0, kind))
+    ones = torch.ones_like(u)
+    grads = torch.ops.deepl0.threshold_backward(ones.to(device), *on_device, 0.0, kind, 3)
+    want = reference.threshold_backward(ones, u, theta, 0.0, kind)
+    assert torch.equal(grads[0].cpu(), (u > 0).float())
+    assert torch.equal(grads[0].cpu(), want[0])
+    assert torch.equal(grads[1].cpu(), want[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -8,8 +8,10 @@ import torch
 import deepl0_kernels as dk
 from deepl0_kernels import reference
 from deepl0_kernels.reference.top_m import pack_mask
-from python_tests.oracle import STYLES, as_bits, hostile, same_bits, top_m_by_sorting
-from python_tests.triton.conftest import ENGINES, ONE
+from python_tests.oracle import (
+    STYLES, as_bits, hostile, same_bits, selectable, top_m_by_sorting,
+)  # fmt: skip
+from python_tests.triton.conftest import ENGINES, INTERPRETED, ONE
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # p -> rows: more than one program has, and not a multiple. One column, ragged, a whole tile; the
@@ -26,22 +28,33 @@ def sizes(p: int, engine: str) -> list[int]:
     return sorted({0, 1, p // 2, p - 1, p, min(p, 32)})
 
 
-def expect(u: torch.Tensor, m: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def expect(
+    u: torch.Tensor, m: int, positive: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(values, indices, dense) by integer moves of the reference's choice, so bit for bit."""
-    indices = reference.top_m(u, m)[1]
-    bits = as_bits(u).gather(-1, indices)
+    indices = reference.top_m(u, m, positive)[1]
+    bits = selectable(u, positive).gather(-1, indices)
     dense = torch.zeros_like(as_bits(u)).scatter(-1, indices, bits)
     return bits.view(u.dtype), indices, dense.view(u.dtype)
 
 
 def check(u: torch.Tensor, m: int, device: str) -> None:
+    """Of u, and where that is quick of max(u, 0)."""
+    quick = device == "cuda" or (INTERPRETED and u.shape[-1] <= 1000)
+    for positive in (False, True) if quick else (False,):
+        check_side(u, m, device, positive)
+
+
+def check_side(u: torch.Tensor, m: int, device: str, positive: bool) -> None:
     """top_m, keep_top_m, unpool and apply_mask of one tensor, bit for bit."""
-    want_values, want_indices, want_dense = expect(u, m)
+    want_values, want_indices, want_dense = expect(u, m, positive)
     on_device = u.to(device)
-    values, indices = torch.ops.deepl0.top_m(on_device, m)
-    dense, mask = torch.ops.deepl0.keep_top_m(on_device, m)
+    values, indices = torch.ops.deepl0.top_m(on_device, m, positive)
+    dense, mask = torch.ops.deepl0.keep_top_m(on_device, m, positive)
     p = u.shape[-1]
     kept = torch.zeros(u.shape, dtype=torch.bool).scatter(-1, want_indices, True)
+    if positive:
+        kept &= as_bits(want_dense) != 0
     assert torch.equal(indices.cpu(), want_indices)
     assert same_bits(values.cpu(), want_values)
     assert same_bits(dense.cpu(), want_dense)
@@ -63,6 +76,17 @@ def test_rows_in_registers(engine, device, dtype, p):
 def test_every_style(engine, device, dtype, style):
     for p, m in ((7, 3), (77, 20), (300, 150)):
         check(hostile((5, p), dtype, m, style), m, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nonnegative_codes(engine, device, dtype):
+    """In registers, by a tournament, counted by digits: rows without as many positive entries, of
+    none, and of NaNs of both signs, which stay."""
+    few = hostile((3, 9100), dtype, 4, "few_special")
+    few[1] = -few[1].abs()
+    few[2] = torch.where(torch.arange(9100) % 1000 == 7, few[2], -few[2].abs())
+    for p, m in ((77, 60), (9100, 50), (9100, 4600)):
+        check_side(few[:, :p], m, device, True)
 
 
 @pytest.mark.parametrize("p", LONG)
@@ -93,7 +117,7 @@ def test_a_tournament_of_several_rounds(engine, device, monkeypatch):
         return  # nothing new but time
     u = hostile((1, (1 << 20) + 77), torch.bfloat16, 0, "few_special")
     for m in (32, 100_000):
-        values, indices = torch.ops.deepl0.top_m(u.to(device), m)
+        values, indices = torch.ops.deepl0.top_m(u.to(device), m, False)
         want_values, want_indices, _ = expect(u, m)
         assert torch.equal(indices.cpu(), want_indices)
         assert same_bits(values.cpu(), want_values)
@@ -114,7 +138,7 @@ def test_batches_with_and_without_splitting(engine, device, monkeypatch):
 def test_the_oracle_that_shares_no_code(engine, device):
     for style in STYLES:
         u = hostile((4, 60), torch.float32, 9, style)
-        indices = torch.ops.deepl0.top_m(u.to(device), 11)[1].cpu()
+        indices = torch.ops.deepl0.top_m(u.to(device), 11, False)[1].cpu()
         assert indices.tolist() == [top_m_by_sorting(row, 11) for row in u.tolist()]
 
 
@@ -128,7 +152,7 @@ def test_nans_of_every_payload_are_equal(engine, device, dtype):
     as_bits(u)[:, 6] = inf
     for m in (3, 10, 11):
         check(u, m, device)
-    assert torch.ops.deepl0.top_m(u.to(device), 3)[1][0].tolist() == [5, 8, 11]
+    assert torch.ops.deepl0.top_m(u.to(device), 3, False)[1][0].tolist() == [5, 8, 11]
 
 
 def test_leading_dimensions_and_empty_tensors(engine, device):
@@ -153,8 +177,8 @@ def test_strides(engine, device, p, sizes):
     for u in views.values():
         for m in sizes:
             want_values, want_indices, want_dense = expect(u.cpu(), m)
-            values, indices = torch.ops.deepl0.top_m(u, m)
-            dense, mask = torch.ops.deepl0.keep_top_m(u, m)
+            values, indices = torch.ops.deepl0.top_m(u, m, False)
+            dense, mask = torch.ops.deepl0.keep_top_m(u, m, False)
             assert torch.equal(indices.cpu(), want_indices)
             assert same_bits(values.cpu(), want_values)
             assert same_bits(dense.cpu(), want_dense)
@@ -183,6 +207,8 @@ def test_gradients_through_the_public_operators(engine, device):
     for call in (
         lambda u: dk.top_m(u, 9)[0] * weight[..., :9],
         lambda u: dk.keep_top_m(u, 9) * weight,
+        lambda u: dk.top_m(u, 40, positive=True)[0] * weight[..., :40],
+        lambda u: dk.keep_top_m(u, 40, positive=True) * weight,
         lambda u: dk.unpool(u[..., :9], dk.top_m(u, 9)[1], 80).square(),
     ):
         grads = []
@@ -204,9 +230,9 @@ if DIRECT := [name for name in ENGINES if not name.startswith("sm")]:
             want = hostile((3, p), torch.bfloat16, 0, "few_special")
             u = torch.empty((2 << 30) + p, dtype=torch.bfloat16, device=device)
             u = u.as_strided((3, p), (1 << 30, 1)).copy_(want)
-            mask = ops.keep_top_m(want.to(device), m)[1]
+            mask = ops.keep_top_m(want.to(device), m, False)[1]
             for ours, small in zip(
-                (*ops.top_m(u, m), *ops.keep_top_m(u, m), ops.apply_mask(u, mask)),
+                (*ops.top_m(u, m, False), *ops.keep_top_m(u, m, False), ops.apply_mask(u, mask)),
                 (*expect(want, m)[:2], expect(want, m)[2], mask.cpu(), expect(want, m)[2]),
                 strict=True,
             ):
@@ -219,10 +245,10 @@ def test_opcheck(engine, device):
     ops = torch.ops.deepl0
     u = torch.randn(3, 20, device=device)
     values, indices = dk.top_m(u, 4)
-    mask = ops.keep_top_m(u, 4)[1]
+    mask = ops.keep_top_m(u, 4, False)[1]
     for op, args in (
-        (ops.top_m, (u.clone().requires_grad_(), 4)),
-        (ops.keep_top_m, (u.clone().requires_grad_(), 4)),
+        (ops.top_m, (u.clone().requires_grad_(), 4, False)),
+        (ops.keep_top_m, (u.clone().requires_grad_(), 4, True)),
         (ops.unpool, (values.clone().requires_grad_(), indices, 20)),
         (ops.apply_mask, (u.clone().requires_grad_(), mask)),
     ):

@@ -7,11 +7,13 @@ STABLE_TORCH_LIBRARY(deepl0_emulated, m) {
 #else
 STABLE_TORCH_LIBRARY(deepl0_cuda, m) {
 #endif
-    m.def("top_m(Tensor u, int m) -> (Tensor, Tensor)");
-    m.def("keep_top_m(Tensor u, int m) -> (Tensor, Tensor)");
+    m.def("top_m(Tensor u, int m, bool positive) -> (Tensor, Tensor)");
+    m.def("keep_top_m(Tensor u, int m, bool positive) -> (Tensor, Tensor)");
     m.def("unpool(Tensor values, Tensor indices, int size) -> Tensor");
     m.def("apply_mask(Tensor u, Tensor mask) -> Tensor");
-    m.def("gather_top_m(Tensor wx, Tensor values, Tensor indices, Tensor St) -> (Tensor, Tensor)");
+    m.def(
+        "gather_top_m(Tensor wx, Tensor values, Tensor indices, Tensor St, bool positive)"
+        " -> (Tensor, Tensor)");
     m.def("transpose(Tensor matrix) -> Tensor");
     m.def("gather_rows(Tensor values, Tensor indices, Tensor w, bool wide) -> Tensor");
     m.def("row_dots(Tensor indices, Tensor w, Tensor x) -> Tensor");

@@ -16,7 +16,7 @@ void check_m(int64_t m, int64_t p) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> top_m(Tensor u, int64_t m) {
+std::tuple<Tensor, Tensor> top_m(Tensor u, int64_t m, bool positive) {
     const cuda::DType dtype = dtype_of(u, "u");
     Call call(u);
     const Rows rows(u, "u");
@@ -25,13 +25,13 @@ std::tuple<Tensor, Tensor> top_m(Tensor u, int64_t m) {
     Tensor indices = empty(u, with_last(u, m), ScalarType::Long);
     void* workspace = call.workspace(
         u, cuda::top_m_workspace_bytes(dtype, rows.rows, rows.cols, m, /*keep=*/false));
-    cuda::top_m(dtype, data_of(rows.tensor), rows.stride, rows.rows, rows.cols, m,
+    cuda::top_m(dtype, data_of(rows.tensor), rows.stride, rows.rows, rows.cols, m, positive,
                 mutable_data_of(values), mutable_data_of<int64_t>(indices), workspace,
                 call.stream());
     return {values, indices};
 }
 
-std::tuple<Tensor, Tensor> keep_top_m(Tensor u, int64_t m) {
+std::tuple<Tensor, Tensor> keep_top_m(Tensor u, int64_t m, bool positive) {
     const cuda::DType dtype = dtype_of(u, "u");
     Call call(u);
     const Rows rows(u, "u");
@@ -40,7 +40,7 @@ std::tuple<Tensor, Tensor> keep_top_m(Tensor u, int64_t m) {
     Tensor mask = empty(u, with_last(u, mask_bytes(rows.cols)), ScalarType::Byte);
     void* workspace = call.workspace(
         u, cuda::top_m_workspace_bytes(dtype, rows.rows, rows.cols, m, /*keep=*/true));
-    cuda::keep_top_m(dtype, data_of(rows.tensor), rows.stride, rows.rows, rows.cols, m,
+    cuda::keep_top_m(dtype, data_of(rows.tensor), rows.stride, rows.rows, rows.cols, m, positive,
                      mutable_data_of(out), mutable_data_of<uint8_t>(mask), workspace,
                      call.stream());
     return {out, mask};
@@ -79,7 +79,8 @@ void probe(int64_t device) {
     cuda::probe();
 }
 
-std::tuple<Tensor, Tensor> gather_top_m(Tensor wx, Tensor values, Tensor indices, Tensor St) {
+std::tuple<Tensor, Tensor> gather_top_m(Tensor wx, Tensor values, Tensor indices, Tensor St,
+                                        bool positive) {
     const cuda::DType dtype = dtype_of(St, "St");
     STD_TORCH_CHECK(wx.dim() == 2 && values.dim() == 2 && St.dim() == 2 &&
                         values.size(0) == wx.size(0) && St.size(0) == wx.size(1) &&
@@ -99,7 +100,7 @@ std::tuple<Tensor, Tensor> gather_top_m(Tensor wx, Tensor values, Tensor indices
         cuda::gather_top_m(
             {data_of<float>(base.tensor), base.stride, data_of<float>(values),
              data_of<int64_t>(indices), dtype, data_of(atoms.tensor), atoms.stride, batch, p, m,
-             mutable_data_of<float>(out_values), mutable_data_of<int64_t>(out_indices)},
+             positive, mutable_data_of<float>(out_values), mutable_data_of<int64_t>(out_indices)},
             call.stream());
         return {out_values, out_indices};
     }
@@ -110,7 +111,7 @@ std::tuple<Tensor, Tensor> gather_top_m(Tensor wx, Tensor values, Tensor indices
                       base.stride, cuda::DType::f32, mutable_data_of(u), call.stream());
     void* workspace = call.workspace(
         u, cuda::top_m_workspace_bytes(cuda::DType::f32, batch, p, m, /*keep=*/false));
-    cuda::top_m(cuda::DType::f32, data_of(u), p, batch, p, m, mutable_data_of(out_values),
+    cuda::top_m(cuda::DType::f32, data_of(u), p, batch, p, m, positive, mutable_data_of(out_values),
                 mutable_data_of<int64_t>(out_indices), workspace, call.stream());
     return {out_values, out_indices};
 }
