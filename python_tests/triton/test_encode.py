@@ -14,7 +14,7 @@ from python_tests.ops.test_encode import assert_top_m_stage, pre_activation, pro
 from python_tests.ops.test_registration import samples
 from python_tests.oracle import as_bits, same_values
 from python_tests.triton.conftest import EVERY, crossed
-from python_tests.triton.test_stage import integers, on
+from python_tests.triton.test_stage import bias_of, integers, on
 
 OPS = torch.ops.deepl0
 THETAS = ["scalar", "vector", "per_stage"]
@@ -34,21 +34,24 @@ def matrices_for(K, per_stage):
     return K - 1 if per_stage and K > 1 else None
 
 
-@pytest.mark.parametrize("per_stage", [False, True])
+@pytest.mark.parametrize(("per_stage", "positive"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @EVERY
-def test_top_m_is_exact_on_integers(engine, device, shape, per_stage):
+def test_top_m_is_exact_on_integers(engine, device, shape, per_stage, positive):
     batch, n, p, m, K = shape
     x, W, S = operands(batch, n, p, matrices_for(K, per_stage))
-    want = reference.encode_top_m(x, W, S, None, m, K, False, True)
-    got = OPS.encode_top_m_saving(*on(device, x, W, S), None, m, K, False)
+    given = x, W, S, bias_of(p) if positive else None
+    want = reference.encode_top_m(*given, m, K, positive, True)
+    got = OPS.encode_top_m_saving(*on(device, *given), m, K, positive)
     assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
-    got = OPS.encode_top_m(*on(device, x, W, S), None, m, K, False)
+    got = OPS.encode_top_m(*on(device, *given), m, K, positive)
     assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want[:2], strict=True))
 
 
 @pytest.mark.parametrize(
-    ("ramp", "theta_shape"), crossed([(0.0, "helu"), (0.5, "helu"), (0.5, "ste")], THETAS), ids=str
+    ("ramp", "theta_shape"),
+    [*crossed([(0.0, "helu"), (0.5, "helu"), (0.5, "ste")], THETAS),
+     ((0.5, "positive_helu"), "vector")], ids=str,
 )
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @EVERY
@@ -58,11 +61,12 @@ def test_l0_is_exact_on_integers(engine, device, shape, theta_shape, ramp):
     x, W, S = operands(batch, n, p, matrices_for(K, theta_shape == "per_stage"))
     theta = integers(K, p, high=9).abs() + 4.0
     theta = {"scalar": theta[0, 0], "vector": theta[0], "per_stage": theta}[theta_shape]
-    want, want_saved = reference.encode_l0(x, W, S, None, theta, K, sigma, kind, True)
-    z, saved = OPS.encode_l0_saving(*on(device, x, W, S, None, theta), K, sigma, kind)
+    given = x, W, S, bias_of(p) if kind.startswith("positive") else None, theta
+    want, want_saved = reference.encode_l0(*given, K, sigma, kind, True)
+    z, saved = OPS.encode_l0_saving(*on(device, *given), K, sigma, kind)
     assert torch.equal(saved.cpu(), want_saved)
     assert torch.equal(z.cpu(), want)
-    assert torch.equal(OPS.encode_l0(*on(device, x, W, S, None, theta), K, sigma, kind).cpu(), want)
+    assert torch.equal(OPS.encode_l0(*on(device, *given), K, sigma, kind).cpu(), want)
 
 
 @pytest.mark.parametrize("K", [1, 2, 4])
@@ -74,8 +78,9 @@ def test_l0_by_stages(engine, device, monkeypatch, K, save):
     dtype = torch.float32 if engine == "interpreter" else torch.float16
     x, W, S = operands(5, 7, 100, K - 1, dtype)
     theta = integers(K, 100, high=9).abs() + 4.0
-    want, want_saved = reference.encode_l0(x, W, S, None, theta, K, 0.5, "helu", True)
-    args = (*on(device, x, W, S, theta), K, 0.5, "helu")
+    bias = bias_of(100, dtype)
+    want, want_saved = reference.encode_l0(x, W, S, bias, theta, K, 0.5, "helu", True)
+    args = (*on(device, x, W, S, bias, theta), K, 0.5, "helu")
     if save:
         z, saved = OPS.encode_l0_saving(*args)
         assert torch.equal(saved.cpu(), want_saved)
@@ -89,11 +94,12 @@ def test_a_program_walks_over_many_tiles(engine, device, monkeypatch):
     monkeypatch.setattr(encode_rows, "resident_programs", lambda device: 2)
     x, W, S = operands(300, 3, 20)
     theta = torch.tensor(4.0)
-    want = reference.encode_top_m(x, W, S, None, 5, 2, False, True)
-    got = OPS.encode_top_m_saving(*on(device, x, W, S), None, 5, 2, False)
+    bias = bias_of(20)
+    want = reference.encode_top_m(x, W, S, bias, 5, 2, False, True)
+    got = OPS.encode_top_m_saving(*on(device, x, W, S, bias), 5, 2, False)
     assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
-    want = reference.encode_l0(x, W, S, None, theta, 2, 0.5, "helu", True)
-    got = OPS.encode_l0_saving(*on(device, x, W, S, None, theta), 2, 0.5, "helu")
+    want = reference.encode_l0(x, W, S, bias, theta, 2, 0.5, "helu", True)
+    got = OPS.encode_l0_saving(*on(device, x, W, S, bias, theta), 2, 0.5, "helu")
     assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
 
 
@@ -112,12 +118,14 @@ def test_nan_and_inf_in_a_signal_stay_in_its_row(engine, device):
     x, W, S = operands(5, 7, 40)
     x[1, 3], x[3, 0] = torch.nan, -torch.inf
     W[2:9, 0] = 1.0
-    want = reference.encode_top_m(x, W, S, None, 12, 2, False, True)
-    got = [t.cpu() for t in OPS.encode_top_m_saving(*on(device, x, W, S), None, 12, 2, False)]
-    assert torch.equal(got[1], want[1])
-    assert torch.equal(got[3], want[3])
-    assert same_values(got[0], want[0])
-    assert same_values(got[2], want[2])
+    for positive in (False, True):
+        want = reference.encode_top_m(x, W, S, None, 12, 2, positive, True)
+        got = OPS.encode_top_m_saving(*on(device, x, W, S), None, 12, 2, positive)
+        got = [t.cpu() for t in got]
+        assert torch.equal(got[1], want[1])
+        assert torch.equal(got[3], want[3])
+        assert same_values(got[0], want[0])
+        assert same_values(got[2], want[2])
     theta = torch.tensor(4.0)
     want = reference.encode_l0(x, W, S, None, theta, 2, 0.5, "helu", True)
     got = OPS.encode_l0_saving(*on(device, x, W, S, None, theta), 2, 0.5, "helu")
@@ -127,15 +135,17 @@ def test_nan_and_inf_in_a_signal_stay_in_its_row(engine, device):
 
 def test_operands_may_be_views(engine, device):
     x, W, S = operands(6, 8, 20, 2)
+    bias = bias_of(20)
     pairs, Wt, St = on(device, torch.stack([x, x + 9.0], dim=2), W.t(), S.mT)
-    views = pairs[:, :, 0], Wt.contiguous().t(), St.contiguous().mT
+    bias_view = torch.stack([bias, bias + 9.0], dim=1).to(device)[:, 0]
+    views = pairs[:, :, 0], Wt.contiguous().t(), St.contiguous().mT, bias_view
     theta = torch.tensor(4.0, device=device)
     assert not any(t.is_contiguous() for t in views)
-    want = reference.encode_top_m(x, W, S, None, 7, 3, False, True)
-    got = OPS.encode_top_m_saving(*views, None, 7, 3, False)
+    want = reference.encode_top_m(x, W, S, bias, 7, 3, False, True)
+    got = OPS.encode_top_m_saving(*views, 7, 3, False)
     assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
-    want_z = reference.encode_l0(x, W, S, None, theta.cpu(), 3, 0.0, "hard")[0]
-    assert torch.equal(OPS.encode_l0(*views, None, theta, 3, 0.0, "hard").cpu(), want_z)
+    want_z = reference.encode_l0(x, W, S, bias, theta.cpu(), 3, 0.0, "hard")[0]
+    assert torch.equal(OPS.encode_l0(*views, theta, 3, 0.0, "hard").cpu(), want_z)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -144,16 +154,17 @@ def test_half_types_keep_float32_between_the_stages(engine, device, dtype):
     """z needs more bits than the half type has, and the supports show whether it had them."""
     x, W, S = (t.to(dtype) for t in operands(9, 40, 72))
     x = integers(9, 40, high=99).to(dtype)
-    want = reference.encode_top_m(x, W, S, None, 11, 3, False, True)
-    got = [t.cpu() for t in OPS.encode_top_m_saving(*on(device, x, W, S), None, 11, 3, False)]
+    bias = bias_of(72, dtype)
+    want = reference.encode_top_m(x, W, S, bias, 11, 3, False, True)
+    got = [t.cpu() for t in OPS.encode_top_m_saving(*on(device, x, W, S, bias), 11, 3, False)]
     assert (want[2].to(dtype).float() != want[2]).any()
     assert all(torch.equal(got[i], want[i]) for i in (1, 2, 3))
     # Triton's interpreter truncates to bfloat16 where the hardware rounds.
     ulp = torch.finfo(dtype).eps if engine == "interpreter" else 0.0
     torch.testing.assert_close(got[0], want[0], rtol=ulp, atol=0)
     theta = torch.tensor(200.0)
-    want_z, want_saved = reference.encode_l0(x, W, S, None, theta, 3, 0.0, "hard", True)
-    z, saved = OPS.encode_l0_saving(*on(device, x, W, S, None, theta), 3, 0.0, "hard")
+    want_z, want_saved = reference.encode_l0(x, W, S, bias, theta, 3, 0.0, "hard", True)
+    z, saved = OPS.encode_l0_saving(*on(device, x, W, S, bias, theta), 3, 0.0, "hard")
     assert torch.equal(saved.cpu(), want_saved)
     torch.testing.assert_close(z.cpu(), want_z, rtol=ulp, atol=0)
 
@@ -179,32 +190,40 @@ def assert_close_in_norm(got, want, tolerance):
         assert error <= tolerance * theirs.norm().clamp(min=1e-30)
 
 
-@pytest.mark.parametrize("chunk_bytes", [None, 1])
-@pytest.mark.parametrize("per_stage", [False, True])
+@pytest.mark.parametrize(
+    ("per_stage", "chunk_bytes", "positive"),
+    [(False, None, False), (True, None, False), (True, 1, False), (False, 1, True)],
+)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @EVERY
 def test_top_m_gradients_at_equal_supports(
-    engine, device, monkeypatch, shape, per_stage, chunk_bytes
+    engine, device, monkeypatch, shape, per_stage, chunk_bytes, positive
 ):
     batch, n, p, m, K = shape
     if chunk_bytes is not None:
         monkeypatch.setattr(dense_sums, "CHUNK_BYTES", chunk_bytes)
     inputs = problem(batch, n, p, 5, torch.float64, matrices_for(K, per_stage))[:3]
-    leaves = [t.requires_grad_() for t in inputs]
-    values, *code = reference.encode_top_m(*leaves, None, m, K, False, True)
+    bias = bias_of(p, torch.float64)
+    if positive:  # fewer than m units have a chance
+        bias[m // 2 :] -= 20.0
+    leaves = [t.requires_grad_() for t in (*inputs, bias)]
+    values, *code = reference.encode_top_m(*leaves, m, K, positive, True)
+    assert (values == 0).any() == (positive and values.numel() > 0)
     grad = torch.randn(values.shape, dtype=torch.float64)
     want = torch.autograd.grad(values, leaves, grad, materialize_grads=True)
     code[1] = code[1].detach().float()
-    args = (grad.float(), code[0], code[1], code[2], *(t.detach().float() for t in inputs))
+    given = values.detach().float() if positive else None
+    args = (grad.float(), given, *code, *(t.detach().float() for t in inputs))
     got = OPS.encode_top_m_backward(*on(device, *args), 15)
     assert_close_in_norm(got, want, 1e-5)
-    got = OPS.encode_top_m_backward(*on(device, *args), 6)
+    got = OPS.encode_top_m_backward(*on(device, *args), 14)
     assert got[0].shape == (0,)
     assert_close_in_norm(got[1:], want[1:], 1e-5)
 
 
 @pytest.mark.parametrize(
-    ("kind", "theta_shape"), crossed(["helu", "ste", "ste_theta", "hard", "soft"], THETAS)
+    ("kind", "theta_shape"),
+    crossed(["helu", "ste", "ste_theta", "hard", "soft", "positive_helu", "positive_soft"], THETAS),
 )
 @pytest.mark.parametrize(
     "shape", [(70, 7, 33, 0, 3), (1, 1, 1, 0, 2), (0, 7, 9, 0, 2), (5, 40, 100, 0, 1)], ids=str
@@ -217,25 +236,26 @@ def test_l0_gradients(engine, device, shape, theta_shape, kind):
     theta = {"scalar": theta[0], "vector": theta, "per_stage": theta.expand(K, p) * 1.0}[
         theta_shape
     ]
-    leaves = [t.clone().requires_grad_() for t in (x, W, S, theta)]
-    z, saved = reference.encode_l0(*leaves, K, 0.5, kind, True)
+    bias = bias_of(p, torch.float64)
+    leaves = [t.clone().requires_grad_() for t in (x, W, S, theta, bias)]
+    z, saved = reference.encode_l0(*leaves[:3], leaves[4], leaves[3], K, 0.5, kind, True)
     grad = torch.randn(z.shape, dtype=torch.float64)
     want = torch.autograd.grad(z, leaves, grad, materialize_grads=True)
     args = [t.detach().float() for t in (grad, saved, x, W, S, theta)]
-    got = OPS.encode_l0_backward(*on(device, *args), 0.5, kind, 15)
+    got = OPS.encode_l0_backward(*on(device, *args), 0.5, kind, 31)
     assert_close_in_norm(got, want, 1e-5)
 
 
 def test_l0_gradients_of_chunks_and_of_long_rows(engine, device, monkeypatch):
     for batch, p in ((150, 20), (4, 300)):
         x, W, S, theta = problem(batch, 6, p, 6, torch.float64)
-        leaves = [t.clone().requires_grad_() for t in (x, W, S, theta)]
-        z, saved = reference.encode_l0(*leaves, 2, 0.5, "helu", True)
+        leaves = [t.clone().requires_grad_() for t in (x, W, S, theta, bias_of(p).double())]
+        z, saved = reference.encode_l0(*leaves[:3], leaves[4], leaves[3], 2, 0.5, "helu", True)
         grad = torch.randn(z.shape, dtype=torch.float64)
         want = torch.autograd.grad(z, leaves, grad)
         args = on(device, *(t.detach().float() for t in (grad, saved, x, W, S, theta)))
         monkeypatch.setattr(dense_sums, "CHUNK_BYTES", 1)
-        assert_close_in_norm(OPS.encode_l0_backward(*args, 0.5, "helu", 15), want, 1e-5)
+        assert_close_in_norm(OPS.encode_l0_backward(*args, 0.5, "helu", 31), want, 1e-5)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -263,19 +283,19 @@ def test_gradients_through_the_layers(engine, device, tied, transposed):
 @EVERY
 def test_half_gradients_are_computed_in_float32(engine, device):
     x, W, S = operands(6, 8, 30, dtype=torch.bfloat16)
-    leaves = [t.float().requires_grad_() for t in (x, W, S)]
-    values, *code = reference.encode_top_m(*leaves, None, 5, 2, False, True)
+    leaves = [t.float().requires_grad_() for t in (x, W, S, bias_of(30))]
+    values, *code = reference.encode_top_m(*leaves, 5, 2, False, True)
     grad = integers(6, 5)
     want = torch.autograd.grad(values, leaves, grad)
-    args = (grad.bfloat16(), code[0], code[1].detach(), code[2], x, W, S)
+    args = (grad.bfloat16(), None, code[0], code[1].detach(), code[2], x, W, S)
     for ours, theirs in zip(OPS.encode_top_m_backward(*on(device, *args), 15), want, strict=True):
         assert torch.equal(ours.cpu(), theirs.bfloat16())
     theta = torch.tensor(5.0, requires_grad=True)
-    z, saved = reference.encode_l0(*leaves, None, theta, 2, 0.5, "helu", True)
+    z, saved = reference.encode_l0(*leaves, theta, 2, 0.5, "helu", True)
     grad = integers(6, 30)
-    want = torch.autograd.grad(z, (*leaves, theta), grad)
+    want = torch.autograd.grad(z, (*leaves[:3], theta, leaves[3]), grad)
     args = (grad.bfloat16(), saved.detach(), x, W, S, theta.detach())
-    got = OPS.encode_l0_backward(*on(device, *args), 0.5, "helu", 15)
+    got = OPS.encode_l0_backward(*on(device, *args), 0.5, "helu", 31)
     for ours, theirs in zip(got, want, strict=True):
         assert torch.equal(ours.cpu(), theirs.to(ours.dtype))
 
@@ -302,9 +322,9 @@ def test_opcheck(engine, device, grad):
 
 def test_compile_without_recompilation(engine, device):
     def function(x, W, S, theta):
-        code = dk.encode_top_m(x, W, S, 5)
-        z = dk.encode_l0(x, W, S, theta, sigma=0.3)
-        z = dk.threshold_stage(x, W, z, S, theta, 0.1) + dk.top_m_stage(x, W, z, S, 4)
+        code = dk.encode_top_m(x, W, S, 5, bias=theta, positive=True)
+        z = dk.encode_l0(x, W, S, theta, sigma=0.3, bias=theta, positive=True)
+        z = dk.threshold_stage(x, W, z, S, theta, 0.1) + dk.top_m_stage(x, W, z, S, 4, bias=theta)
         return z + code.to_dense()
 
     torch._dynamo.reset()
