@@ -12,35 +12,39 @@ using Optional = std::optional<Tensor>;
 
 // An operator, and its twin that also returns what the backward reads, are one function.
 
-Tensor threshold_stage(Tensor x, Tensor W, Tensor z, Tensor S, Tensor theta, double sigma) {
-    return std::get<0>(ops::threshold_stage(x, W, z, S, theta, sigma, false));
+Tensor threshold_stage(Tensor x, Tensor W, Tensor z, Tensor S, Optional bias, Tensor theta,
+                       double sigma, std::string kind) {
+    return std::get<0>(ops::threshold_stage(x, W, z, S, bias, theta, sigma, kind, false));
 }
 
 std::tuple<Tensor, Tensor> threshold_stage_saving(Tensor x, Tensor W, Tensor z, Tensor S,
-                                                  Tensor theta, double sigma) {
-    return ops::threshold_stage(x, W, z, S, theta, sigma, true);
+                                                  Optional bias, Tensor theta, double sigma,
+                                                  std::string kind) {
+    return ops::threshold_stage(x, W, z, S, bias, theta, sigma, kind, true);
 }
 
-Tensor encode_l0(Tensor x, Tensor W, Optional S, Tensor theta, int64_t num_stages, double sigma,
-                 std::string kind) {
-    return std::get<0>(ops::encode_l0(x, W, S, theta, num_stages, sigma, kind, false));
+Tensor encode_l0(Tensor x, Tensor W, Optional S, Optional bias, Tensor theta, int64_t num_stages,
+                 double sigma, std::string kind) {
+    return std::get<0>(ops::encode_l0(x, W, S, bias, theta, num_stages, sigma, kind, false));
 }
 
-std::tuple<Tensor, Tensor> encode_l0_saving(Tensor x, Tensor W, Optional S, Tensor theta,
-                                            int64_t num_stages, double sigma, std::string kind) {
-    return ops::encode_l0(x, W, S, theta, num_stages, sigma, kind, true);
+std::tuple<Tensor, Tensor> encode_l0_saving(Tensor x, Tensor W, Optional S, Optional bias,
+                                            Tensor theta, int64_t num_stages, double sigma,
+                                            std::string kind) {
+    return ops::encode_l0(x, W, S, bias, theta, num_stages, sigma, kind, true);
 }
 
-std::tuple<Tensor, Tensor> encode_top_m(Tensor x, Tensor W, Optional S, int64_t m,
-                                        int64_t num_stages) {
+std::tuple<Tensor, Tensor> encode_top_m(Tensor x, Tensor W, Optional S, Optional bias, int64_t m,
+                                        int64_t num_stages, bool positive) {
     auto [values, indices, saved_values, saved_indices] =
-        ops::encode_top_m(x, W, S, m, num_stages, false);
+        ops::encode_top_m(x, W, S, bias, m, num_stages, positive, false);
     return {values, indices};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_saving(Tensor x, Tensor W, Optional S,
-                                                               int64_t m, int64_t num_stages) {
-    return ops::encode_top_m(x, W, S, m, num_stages, true);
+                                                               Optional bias, int64_t m,
+                                                               int64_t num_stages, bool positive) {
+    return ops::encode_top_m(x, W, S, bias, m, num_stages, positive, true);
 }
 
 }  // namespace

@@ -37,6 +37,14 @@ struct BlockLists {
     }
 };
 
+/// sum[i] += the coefficients of unit i, for i in [begin, end).
+template <class T>
+void add_coefficients(UnitLists<T> lists, int64_t begin, int64_t end, double* sum) {
+    for (int64_t i = begin; i < end; ++i)
+        for (int32_t e = lists.start[i]; e < lists.start[i + 1]; ++e)
+            sum[i] += double(lists.coefficient[e]);
+}
+
 /// The sums of sparse rows over the stages, again as sparse rows.
 template <class T>
 class Totals {

@@ -43,7 +43,8 @@ bool screens(int64_t batch, int64_t p, int64_t m) {
     return kind_for(batch, p, m) != ScreenKind::float32 || (p >= kLarge && few_enough(p, m));
 }
 
-std::tuple<Tensor, Tensor> screen_top_m(Tensor x, Tensor W, int64_t m) {
+std::tuple<Tensor, Tensor> screen_top_m(Tensor x, Tensor W, const float* bias, int64_t m,
+                                        bool positive) {
     const int64_t p = W.size(0);
     const Matrix<const float> xm = row_major_matrix<float>(x), wm = row_major_matrix<float>(W);
     const int64_t batch = xm.rows, n = xm.cols;
@@ -58,7 +59,7 @@ std::tuple<Tensor, Tensor> screen_top_m(Tensor x, Tensor W, int64_t m) {
     constexpr int64_t kGroups = 16;  // of units per task
     const int64_t groups = pack ? (p + kScreenGroup - 1) / kScreenGroup : 0;
     torch::stable::parallel_for(0, groups, kGroups, [&](int64_t begin, int64_t end) {
-        screen_kernels().pack(kind, wm.data, wm.row_stride, p, n, begin * kScreenGroup,
+        screen_kernels().pack(kind, wm.data, wm.row_stride, bias, p, n, begin * kScreenGroup,
                               std::min(p, end * kScreenGroup), packed.get());
     });
     ScreenProblem q{kind,
@@ -71,7 +72,9 @@ std::tuple<Tensor, Tensor> screen_top_m(Tensor x, Tensor W, int64_t m) {
                     m,
                     pack ? packed.get() : nullptr,
                     static_cast<float*>(values.mutable_data_ptr()),
-                    static_cast<int64_t*>(indices.mutable_data_ptr())};
+                    static_cast<int64_t*>(indices.mutable_data_ptr()),
+                    positive,
+                    bias};
     torch::stable::parallel_for(0, batch, 32, [&](int64_t begin, int64_t end) {
         const Buffer<char> workspace(screen_workspace_bytes(kind, end - begin, p, n, m));
         screen_kernels().top_m(q, begin, end, workspace.get(), nullptr);

@@ -13,9 +13,10 @@ namespace deepl0::torch_ops {
 /// (0) or asks for it wherever the CPU can (1). Throws at another word.
 bool screens(int64_t batch, int64_t p, int64_t m);
 
-/// The m entries of largest |u|, u = x W': x [B, n], W [p, n] float32, checked, -> values [B, m]
-/// float32, indices [B, m] int64, ascending. [B, p] is never formed. The same bits for every batch,
-/// number of threads and DEEPL0_SCREEN.
-std::tuple<Tensor, Tensor> screen_top_m(Tensor x, Tensor W, int64_t m);
+/// The m entries of largest |u|, u = x W' + bias, or of max(u, 0): x [B, n], W [p, n], bias [p]
+/// (may be null) float32, checked, -> values [B, m] float32, indices [B, m] int64, ascending. [B,
+/// p] is never formed. The same bits for every batch, number of threads and DEEPL0_SCREEN.
+std::tuple<Tensor, Tensor> screen_top_m(Tensor x, Tensor W, const float* bias, int64_t m,
+                                        bool positive);
 
 }  // namespace deepl0::torch_ops
