@@ -47,6 +47,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_saving(Tensor x, Tensor 
     return ops::encode_top_m(x, W, S, bias, m, num_stages, positive, true);
 }
 
+std::tuple<Tensor, Tensor> encode_top_m_factored(Tensor x, Tensor W, Tensor D, Optional bias,
+                                                 Optional step, std::vector<int64_t> m,
+                                                 bool positive) {
+    auto [values, indices, saved_values, saved_indices] =
+        ops::encode_top_m_factored(x, W, D, bias, step, m, positive, false);
+    return {values, indices};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_factored_saving(Tensor x, Tensor W,
+                                                                        Tensor D, Optional bias,
+                                                                        Optional step,
+                                                                        std::vector<int64_t> m,
+                                                                        bool positive) {
+    return ops::encode_top_m_factored(x, W, D, bias, step, m, positive, true);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(deepl0, CPU, m) {
@@ -65,6 +81,9 @@ STABLE_TORCH_LIBRARY_IMPL(deepl0, CPU, m) {
     m.impl("encode_top_m", TORCH_BOX(&encode_top_m));
     m.impl("encode_top_m_saving", TORCH_BOX(&encode_top_m_saving));
     m.impl("encode_top_m_backward", TORCH_BOX(&ops::encode_top_m_backward));
+    m.impl("encode_top_m_factored", TORCH_BOX(&encode_top_m_factored));
+    m.impl("encode_top_m_factored_saving", TORCH_BOX(&encode_top_m_factored_saving));
+    m.impl("encode_top_m_factored_backward", TORCH_BOX(&ops::encode_top_m_factored_backward));
     m.impl("decode", TORCH_BOX(&ops::decode));
     m.impl("decode_backward", TORCH_BOX(&ops::decode_backward));
     m.impl("omp", TORCH_BOX(&ops::omp));

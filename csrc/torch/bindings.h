@@ -160,6 +160,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m(Tensor x, Tensor W, std:
 std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_backward(
     Tensor grad_values, std::optional<Tensor> values, Tensor indices, Tensor saved_values,
     Tensor saved_indices, Tensor x, Tensor W, std::optional<Tensor> S, int64_t mask);
+std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_factored(Tensor x, Tensor W, Tensor D,
+                                                                 std::optional<Tensor> bias,
+                                                                 std::optional<Tensor> step,
+                                                                 std::vector<int64_t> m,
+                                                                 bool positive, bool save);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> encode_top_m_factored_backward(
+    Tensor grad_values, std::optional<Tensor> values, Tensor indices, Tensor saved_values,
+    Tensor saved_indices, Tensor x, Tensor W, Tensor D, std::optional<Tensor> step,
+    std::vector<int64_t> m, int64_t mask);
 Tensor decode(Tensor values, Tensor indices, Tensor D);
 std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor D,
                                            int64_t mask);

@@ -45,12 +45,6 @@ struct Arguments {
     const T* values_of(int64_t k) const { return saved_values + k * batch * m; }
 };
 
-/// Nonnegative codes: no gradient where the value is 0.
-template <class T>
-void drop_zeros(const T* value, int64_t entries, T* du) {
-    for (int64_t e = 0; e < entries; ++e) du[e] = value[e] == T(0) ? T(0) : du[e];
-}
-
 template <class T>
 void sparse_backward(const Arguments<T>& a, int64_t block) {
     const auto& kernels = unit_kernels<T>();

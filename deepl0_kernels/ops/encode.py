@@ -252,7 +252,8 @@ def encode_top_m(
     2 B p (n + (K - 1) m) flops where the sparse product pays; for training, only the values and
     indices of the K stages are saved, O(K B m). With D 2 K B (n p + m n) flops, and no memory of
     B p or p^2 entries; a D stored by columns (``D.t().contiguous().t()``) spares a copy of it, and
-    for a few signals an S stored so is several times faster. Source: Wang, Ling, Huang 2016, eq. 10.
+    for a few signals an S stored so is several times faster. Source: Wang, Ling, Huang 2016,
+    eq. 10.
     """
     if D is None:
         _no_factors(step)
