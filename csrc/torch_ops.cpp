@@ -47,6 +47,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_saving(Tensor x, Tensor 
     return ops::encode_top_m(x, W, S, bias, m, num_stages, positive, true);
 }
 
+Tensor encode_l0_factored(Tensor x, Tensor W, Tensor D, Optional bias, Optional step, Tensor theta,
+                          int64_t num_stages, double sigma, std::string kind) {
+    return std::get<0>(
+        ops::encode_l0_factored(x, W, D, bias, step, theta, num_stages, sigma, kind, false));
+}
+
+std::tuple<Tensor, Tensor> encode_l0_factored_saving(Tensor x, Tensor W, Tensor D, Optional bias,
+                                                     Optional step, Tensor theta,
+                                                     int64_t num_stages, double sigma,
+                                                     std::string kind) {
+    return ops::encode_l0_factored(x, W, D, bias, step, theta, num_stages, sigma, kind, true);
+}
+
 std::tuple<Tensor, Tensor> encode_top_m_factored(Tensor x, Tensor W, Tensor D, Optional bias,
                                                  Optional step, std::vector<int64_t> m,
                                                  bool positive) {
@@ -81,6 +94,9 @@ STABLE_TORCH_LIBRARY_IMPL(deepl0, CPU, m) {
     m.impl("encode_top_m", TORCH_BOX(&encode_top_m));
     m.impl("encode_top_m_saving", TORCH_BOX(&encode_top_m_saving));
     m.impl("encode_top_m_backward", TORCH_BOX(&ops::encode_top_m_backward));
+    m.impl("encode_l0_factored", TORCH_BOX(&encode_l0_factored));
+    m.impl("encode_l0_factored_saving", TORCH_BOX(&encode_l0_factored_saving));
+    m.impl("encode_l0_factored_backward", TORCH_BOX(&ops::encode_l0_factored_backward));
     m.impl("encode_top_m_factored", TORCH_BOX(&encode_top_m_factored));
     m.impl("encode_top_m_factored_saving", TORCH_BOX(&encode_top_m_factored_saving));
     m.impl("encode_top_m_factored_backward", TORCH_BOX(&ops::encode_top_m_factored_backward));

@@ -160,6 +160,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m(Tensor x, Tensor W, std:
 std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_backward(
     Tensor grad_values, std::optional<Tensor> values, Tensor indices, Tensor saved_values,
     Tensor saved_indices, Tensor x, Tensor W, std::optional<Tensor> S, int64_t mask);
+std::tuple<Tensor, Tensor> encode_l0_factored(Tensor x, Tensor W, Tensor D,
+                                              std::optional<Tensor> bias,
+                                              std::optional<Tensor> step, Tensor theta,
+                                              int64_t num_stages, double sigma, std::string kind,
+                                              bool save);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> encode_l0_factored_backward(
+    Tensor grad_z, Tensor saved, Tensor x, Tensor W, Tensor D, std::optional<Tensor> step,
+    Tensor theta, double sigma, std::string kind, int64_t mask);
 std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_factored(Tensor x, Tensor W, Tensor D,
                                                                  std::optional<Tensor> bias,
                                                                  std::optional<Tensor> step,

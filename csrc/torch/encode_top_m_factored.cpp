@@ -25,21 +25,16 @@ template <class T>
 class DenseStage {
   public:
     DenseStage(Matrix<const T> w, const T* bias, int64_t batch, bool positive)
-        : w_(w), bias_(bias), product_(w, batch), positive_(positive) {
-        few_ = batch <= kFew && w.col_stride == 1 && !product_.own();
-    }
+        : n_(w.cols), p_(w.rows), product_(w, bias, batch), positive_(positive) {}
 
     void operator()(const T* r, int64_t rows, Codes<T> z, Codes<T> out) const {
-        const int64_t n = w_.cols, p = w_.rows;
+        const int64_t n = n_, p = p_;
         Blocks blocks;
         const int64_t most = std::min(rows, panel_rows(p, sizeof(T), 256));
         T* const u = blocks.take<T>(most * p);
         void* const workspace = blocks.take<char>(encode_workspace<T>(p, out.m));
         each_panel(0, rows, most, [&](int64_t first, int64_t some) {
-            if (few_)
-                few_product<T>(r + first * n, n, some, w_, bias_, 0, u);
-            else
-                product_(row_major(r + first * n, some, n), u, bias_);
+            product_(row_major(r + first * n, some, n), u);
             const Codes<T> add = z.from(first), to = out.from(first);
             for (int64_t i = 0; i < some * z.m; ++i)
                 u[i / z.m * p + add.indices[i]] += add.values[i];
@@ -50,10 +45,9 @@ class DenseStage {
     }
 
   private:
-    Matrix<const T> w_;
-    const T* bias_;
-    Product<T> product_;
-    bool positive_, few_;
+    int64_t n_, p_;
+    StageProduct<T> product_;
+    bool positive_;
 };
 
 template <class T>

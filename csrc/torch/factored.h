@@ -39,6 +39,16 @@ struct Codes {
     Codes from(int64_t row) const { return {values + row * m, indices + row * m, m}; }
 };
 
+/// Where the nonzeros of a panel of dense codes are listed.
+template <class T>
+struct CodeRoom {
+    Buffer<int32_t> index, start;
+    Buffer<T> value;
+
+    CodeRoom(int64_t rows, int64_t p)
+        : index(rows * p + 16), start(rows + 1), value(rows * p + 16) {}
+};
+
 /// x - D z of codes z, a gather-sum of atoms.
 template <class T>
 class Residuals {
@@ -61,13 +71,40 @@ class Residuals {
             kernels.columns(code.values, code.indices, rows, z.m, data_, n_, p_, out);
         else
             kernels.rows(code.values, code.indices, rows, z.m, data_, n_, out);
+        finish(first, rows, step, out);
+    }
+
+    /// The same of dense codes z [rows, p] of these rows.
+    void operator()(int64_t first, int64_t rows, const T* z, T step, T* out,
+                    const CodeRoom<T>& room) const {
+        int32_t *index = room.index.get(), *start = room.start.get();
+        T* value = room.value.get();
+        const SparseRows<T> code{index, value, start, 0};
+        start[0] = 0;
+        for (int64_t r = 0; r < rows; ++r)
+            start[r + 1] = start[r] + int32_t(unit_kernels<T>().compress(
+                                          z + r * p_, p_, index + start[r], value + start[r]));
+        // A multiply-add of the gather costs about 6 times one of the product.
+        if (!columns_ && start[rows] * int64_t(6) <= rows * p_)
+            unit_kernels<T>().gather(code, rows, data_, n_, n_, nullptr, out, n_);
+        else
+            mm<T>(row_major(out, rows, n_), row_major(z, rows, p_), transposed_atoms());
+        finish(first, rows, step, out);
+    }
+
+  private:
+    /// D' as a matrix.
+    Matrix<const T> transposed_atoms() const {
+        return columns_ ? row_major(data_, n_, p_).transposed() : row_major(data_, p_, n_);
+    }
+
+    void finish(int64_t first, int64_t rows, T step, T* out) const {
         for (int64_t r = 0; r < rows; ++r) {
             const T* x = x_.data + (first + r) * x_.row_stride;
             for (int64_t c = 0; c < n_; ++c) out[r * n_ + c] = step * (x[c] - out[r * n_ + c]);
         }
     }
 
-  private:
     Matrix<const T> x_;  // row-major
     int64_t n_, p_;
     Atoms<T> atoms_;

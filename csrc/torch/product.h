@@ -50,27 +50,46 @@ class Product {
     std::optional<Buffer<T>> packed_;
 };
 
-/// The same of one x, by one pass over W for few rows.
+/// x W' + bias, a panel of rows at a time; by one pass over W for few rows.
 template <class T>
-class RowProduct {
+class StageProduct {
   public:
-    RowProduct(Matrix<const T> x, Matrix<const T> w, const T* bias = nullptr)
-        : x_(x), w_(w), bias_(bias), plain_(x.col_stride == 1), product_(w, plain_ ? x.rows : 0) {}
+    /// batch: rows of all panels together; plain: whether they come with unit column stride.
+    StageProduct(Matrix<const T> w, const T* bias, int64_t batch, bool plain = true)
+        : w_(w), bias_(bias), product_(w, plain ? batch : 0) {
+        few_ = plain && w.col_stride == 1 && batch <= kFew && !product_.own();
+    }
 
-    /// out [end - begin, units], contiguous; out = x W' + bias for rows [begin, end) of x.
-    void operator()(int64_t begin, int64_t end, T* out) const {
-        if (plain_ && w_.col_stride == 1 && x_.rows <= kFew && !product_.own())
-            few_product<T>(x_.data + begin * x_.row_stride, x_.row_stride, end - begin, w_, bias_,
-                           0, out);
+    /// out [rows, units], contiguous.
+    void operator()(Matrix<const T> x, T* out) const {
+        if (few_)
+            few_product<T>(x.data, x.row_stride, x.rows, w_, bias_, 0, out);
         else
-            product_(x_.range(begin, end), out, bias_);
+            product_(x, out, bias_);
     }
 
   private:
-    Matrix<const T> x_, w_;
+    Matrix<const T> w_;
     const T* bias_;
-    bool plain_;
     Product<T> product_;
+    bool few_;
+};
+
+/// The same of the rows of one x.
+template <class T>
+class RowProduct {
+  public:
+    RowProduct(Matrix<const T> x, Matrix<const T> w, const T* bias)
+        : x_(x), product_(w, bias, x.rows, x.col_stride == 1) {}
+
+    /// Of rows [begin, end).
+    void operator()(int64_t begin, int64_t end, T* out) const {
+        product_(x_.range(begin, end), out);
+    }
+
+  private:
+    Matrix<const T> x_;
+    StageProduct<T> product_;
 };
 
 }  // namespace deepl0::torch_ops

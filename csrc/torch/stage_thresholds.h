@@ -6,6 +6,7 @@
 
 #include "core/thresholds.h"
 #include "torch/bindings.h"
+#include "torch/buffer.h"
 
 namespace deepl0::torch_ops {
 
@@ -81,6 +82,52 @@ class StageThresholds {
     bool per_entry_ = false;
     int64_t stage_bytes_ = 0;
     const char* data_;
+};
+
+/// Partial sums of the gradient of theta: one row of `width` per stage and block of rows.
+class ThetaPartials {
+  public:
+    /// Where they are not wanted there are none, and at() is null.
+    ThetaPartials(bool wanted, int64_t stages, int64_t batch, int64_t p, bool per_entry)
+        : wanted_(wanted),
+          batch_(batch),
+          p_(p),
+          per_entry_(per_entry),
+          width_(per_entry ? p : 1),
+          stage_(threshold_blocks(batch) * width_),
+          data_(wanted ? stages * stage_ : 0) {}
+
+    bool wanted() const { return wanted_; }
+
+    double* at(int64_t stage, int64_t row) const {
+        if (!wanted_) return nullptr;
+        return data_.get() + stage * stage_ + row / kThresholdBlockRows * width_;
+    }
+
+    /// out[i] = the sum over the blocks, and over the stages [k0, k1).
+    template <class T>
+    void reduce(DType dtype, int64_t k0, int64_t k1, T* out) const {
+        const Buffer<T> one(width_);
+        std::fill_n(out, width_, T(0));
+        for (int64_t k = k0; k < k1; ++k) {
+            reduce_grad_theta(dtype, at(k, 0), batch_, p_, per_entry_, one.get(), 0, width_);
+            for (int64_t i = 0; i < width_; ++i) out[i] += one.get()[i];
+        }
+    }
+
+    /// The gradient of theta, in its shape.
+    template <class T>
+    void reduce_into(const StageThresholds& h, int64_t stages, T* out) const {
+        if (!h.per_stage()) return reduce(h.dtype(), 0, stages, out);
+        for (int64_t k = 0; k < stages; ++k) reduce(h.dtype(), k, k + 1, out + k * p_);
+    }
+
+  private:
+    bool wanted_;
+    int64_t batch_, p_;
+    bool per_entry_;
+    int64_t width_, stage_;
+    Buffer<double> data_;
 };
 
 }  // namespace deepl0::torch_ops
