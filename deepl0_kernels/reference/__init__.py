@@ -8,6 +8,7 @@ and the ``"reference"`` backend.
 
 from .decode import decode
 from .encode import encode_l0, encode_top_m
+from .encode_factored import encode_l0_factored, encode_top_m_factored
 from .fista import fista
 from .iht import iht_l0, iht_top_m
 from .omp import omp
@@ -19,7 +20,9 @@ __all__ = [
     "apply_mask",
     "decode",
     "encode_l0",
+    "encode_l0_factored",
     "encode_top_m",
+    "encode_top_m_factored",
     "fista",
     "iht_l0",
     "iht_top_m",
