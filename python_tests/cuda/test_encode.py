@@ -19,7 +19,15 @@ BF16 = torch.bfloat16
 def run(ops, monkeypatch):
     """The launcher: values, indices and the codes of the earlier stages."""
     monkeypatch.setattr(encode.library, "kernels", ops)
-    return encode.encode_top_m
+
+    def run(x, W, S, m, stages, save, bias=None, positive=False):
+        return encode.encode_top_m(x, W, S, bias, m, stages, positive, save)
+
+    return run
+
+
+def bias_of(p: int) -> torch.Tensor:
+    return (torch.arange(p) % 7 - 3).to(BF16)
 
 
 def draw(batch: int, n: int, p: int, *steps: int) -> tuple[torch.Tensor, ...]:
@@ -30,7 +38,7 @@ def draw(batch: int, n: int, p: int, *steps: int) -> tuple[torch.Tensor, ...]:
     )
 
 
-def check(x, W, S, m: int, stages: int, out) -> None:
+def check(x, W, S, m: int, stages: int, out, bias=None, positive: bool = False) -> None:
     """Every stage from the code that the stage before has left: supports up to the rounding of the
     sums, values within it."""
     values, indices, saved_values, saved_indices = out
@@ -38,8 +46,10 @@ def check(x, W, S, m: int, stages: int, out) -> None:
     assert saved_values.shape == saved_indices.shape == (stages - 1, len(x), m)
     x64, W64 = x.double(), W.double()
     wx, size = x64 @ W64.t(), x64.abs() @ W64.abs().t()
+    if bias is not None:
+        wx, size = wx + bias.double(), size + bias.double().abs()
     # A sum of N terms rounds N times.
-    terms = x.shape[1] + 16
+    terms = x.shape[1] + 17
     for k in range(stages):
         last = k + 1 == stages
         u, slack = wx, terms * EPS * size
@@ -49,6 +59,8 @@ def check(x, W, S, m: int, stages: int, out) -> None:
             u = wx + z @ step.t()
             slack = (terms + 3 * p) * EPS * (size + z.abs() @ step.abs().t())
         got, at = (values, indices) if last else (saved_values[k], saved_indices[k])
+        u = u.clamp(min=0) if positive else u
+        assert not positive or (got >= 0).all()
         assert selects(u, slack, at, m)
         assert (at.diff(dim=1) > 0).all()
         rounding = 2.0**-8 * u.abs() if last else torch.zeros_like(u)
@@ -67,18 +79,21 @@ def check(x, W, S, m: int, stages: int, out) -> None:
         (4, 16, 301, 20, 1),
     ],
 )
-@pytest.mark.parametrize("untied", [False, True])
-def test_every_stage(run, batch, n, p, m, stages, untied):
+@pytest.mark.parametrize(("untied", "positive"), [(False, False), (True, False), (True, True)])
+def test_every_stage(run, batch, n, p, m, stages, untied, positive):
     steps = (stages - 1,) if untied else ()
     x, W, S = draw(batch, n, p, *steps)
-    check(x, W, S, m, stages, run(x, W, S if stages > 1 else None, m, stages, True))
+    more = (bias_of(p), True) if positive else ()
+    out = run(x, W, S if stages > 1 else None, m, stages, True, *more)
+    check(x, W, S, m, stages, out, *more)
 
 
 def test_large_batches_go_by_blocks_of_rows(run, monkeypatch):
     x, W, S = draw(20, 16, 50)
-    whole = run(x, W, S, 6, 3, True)
+    more = bias_of(50), True
+    whole = run(x, W, S, 6, 3, True, *more)
     monkeypatch.setattr(encode, "ELEMENTS", 7 * 50)
-    for ours, want in zip(run(x, W, S, 6, 3, True), whole, strict=True):
+    for ours, want in zip(run(x, W, S, 6, 3, True, *more), whole, strict=True):
         assert torch.equal(ours, want)
     assert run(x, W, S, 6, 3, False)[2].shape == (0, 20, 6)
 

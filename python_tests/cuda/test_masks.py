@@ -33,18 +33,22 @@ def compare(device, operator, args, of) -> None:
                 assert got.shape == (0,)
 
 
+@pytest.mark.parametrize("positive", [False, True])
 @pytest.mark.parametrize("sorted_sums", [False, True])
 @pytest.mark.parametrize("p", [20, 40], ids=["dense products", "gathers"])
 @pytest.mark.parametrize(("stages", "tied"), [(1, True), (2, True), (3, False)])
 def test_what_is_wanted_of_the_encoder_is_the_same(
-    device, monkeypatch, p, stages, tied, sorted_sums
+    device, monkeypatch, p, stages, tied, sorted_sums, positive
 ):
     monkeypatch.setattr(library, "sorting_pays", lambda *sizes: sorted_sums)
     x, W = torch.randn(5, 7), torch.randn(p, 7)
     S = torch.randn(p, p).t() if tied else torch.randn(stages - 1, p, p)
-    values, *code = reference.encode_top_m(x, W, S, None, 6, stages, False, True)
+    bias = torch.full((p,), -2.0) if positive else None
+    values, *code = reference.encode_top_m(x, W, S, bias, 6, stages, positive, True)
+    assert not positive or (values == 0).any()
+    args = (values + 1.0, values if positive else None, *code, x, W, S)
     with torch.no_grad():
-        compare(device, OPS.encode_top_m_backward, (values, *code, x, W, S), (x, W, S))
+        compare(device, OPS.encode_top_m_backward, args, (x, W, S, W[:, 0]))
 
 
 @pytest.mark.parametrize("by_atoms", [False, True])
@@ -69,14 +73,16 @@ def kernels(emulator, operator, *args, unused=()) -> tuple[set[str], Watched]:
     [(1, 1, {"gather_rows_kernel"}), (1, 2, SORT | COMBINE),
      (2, 1, {"product_on_support_kernel", "gather_rows_kernel"}),
      (2, 2, {"product_on_support_kernel"} | SORT | COMBINE),
-     (2, 4, {"outer_kernel"} | SORT), (2, 0, set())],
+     (2, 4, {"outer_kernel"} | SORT), (2, 0, set()), (1, 8, SORT | COMBINE),
+     (1, 10, SORT | COMBINE),
+     (2, 8, {"product_on_support_kernel"} | SORT | COMBINE)],
 )  # fmt: skip
 def test_the_encoder_launches_what_is_wanted(emulator, stages, mask, wanted):
     x, W = torch.empty(BATCH, N, **META), torch.empty(P, N, **META)
     S = torch.empty(P, P, **META) if stages > 1 else None
     code = (torch.empty(BATCH, M, **META), torch.empty(BATCH, M, dtype=torch.int64, **META))
     before = (torch.empty(stages - 1, *t.shape, dtype=t.dtype, **META) for t in code)
-    args = (OPS.encode_top_m_backward, *code, *before, x, W, S, mask)
+    args = (OPS.encode_top_m_backward, code[0], None, code[1], *before, x, W, S, mask)
     launched, watch = kernels(emulator, *args)
     assert launched == wanted
     entries = 8 * stages * BATCH * M
@@ -88,8 +94,9 @@ def test_s_of_a_single_stage_is_never_touched(emulator):
     x, W, S = (torch.empty(s, **META) for s in ((64, 20), (1000, 20), (1000, 1000)))
     code = (torch.empty(64, 5, **META), torch.empty(64, 5, dtype=torch.int64, **META))
     before = (torch.empty(0, *t.shape, dtype=t.dtype, **META) for t in code)
-    assert not kernels(emulator, OPS.encode_top_m_saving, x, W, S, 5, 1, unused=[S])[1].seen
-    backward = (OPS.encode_top_m_backward, *code, *before, x, W, S, 3)
+    forward = (OPS.encode_top_m_saving, x, W, S, x.new_empty(1000), 5, 1, True)
+    assert not kernels(emulator, *forward, unused=[S])[1].seen
+    backward = (OPS.encode_top_m_backward, code[0], *code, *before, x, W, S, 11)
     assert not kernels(emulator, *backward, unused=[S])[1].seen
 
 

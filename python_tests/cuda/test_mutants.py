@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deepl0_kernels import reference
-from python_tests.oracle import as_bits, hostile
+from python_tests.oracle import as_bits, hostile, selectable
 from python_tests.ptx import mutate
 from python_tests.ptx.layout import Options
 
@@ -30,20 +30,18 @@ def adjacent(p: int, dtype: torch.dtype) -> tuple[torch.Tensor, int]:
     return (one + step).to(kind).view(dtype).repeat(2, 1), int((step >= 6).sum())
 
 
-def select(p: int, dtype=torch.float32):
+def select(p: int, dtype=torch.float32, positive: bool = False):
     def problem(ops) -> bool:
         rows = [(hostile((2, p), dtype, 7, s), m)
                 for s, m in (("few_special", p // 5), ("ties", p // 3), ("normal", p))]  # fmt: skip
         for u, m in (*rows, adjacent(p, dtype)):
-            at = reference.top_m(u, m)[1]
-            values, indices = ops.top_m(u, m, False)
-            kept, mask = ops.keep_top_m(u, m, False)
-            right = torch.equal(indices, at) and torch.equal(
-                as_bits(values), as_bits(u).gather(1, at)
-            )
+            at, bits = reference.top_m(u, m, positive)[1], selectable(u, positive)
+            values, indices = ops.top_m(u, m, positive)
+            kept, mask = ops.keep_top_m(u, m, positive)
+            right = torch.equal(indices, at) and torch.equal(as_bits(values), bits.gather(1, at))
             chosen = torch.zeros(u.shape, dtype=torch.bool).scatter(1, at, True)
-            right = right and torch.equal(as_bits(kept), as_bits(u) * chosen)
-            if not right or not torch.equal(mask, reference.keep_top_m(u, m)[1]):
+            right = right and torch.equal(as_bits(kept), bits * chosen)
+            if not right or not torch.equal(mask, reference.keep_top_m(u, m, positive)[1]):
                 return False
         return True
 
@@ -140,8 +138,11 @@ def transposed(ops) -> bool:
     return torch.equal(ops.transpose(matrix), matrix.t())
 
 
+# By the kernel; after a comma, of nonnegative codes.
 PROBLEMS = {
     "top_m_warp_kernel": select(253),
+    "top_m_warp_kernel, positive": select(253, positive=True),
+    "top_m_block_kernel, positive": select(1101, torch.bfloat16, positive=True),
     "top_m_block_kernel": select(1101, torch.bfloat16),
     "gather_top_m_warp_kernel": gather(120, 35),
     "gather_top_m_block_kernel": gather(1030, 300),
@@ -180,7 +181,7 @@ def reaches(problem, ops, run, text: str, line: int) -> bool:
 
 @pytest.mark.parametrize("kernel", PROBLEMS)
 def test_mutants_are_noticed(ops, emulator, kernel):
-    problem = PROBLEMS[kernel]
+    problem, kernel = PROBLEMS[kernel], kernel.split(",")[0]
     used: dict[str, str] = {}
 
     def record(name: str, text: str) -> str:

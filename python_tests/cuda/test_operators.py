@@ -36,11 +36,14 @@ def test_selection_and_its_gradients(device):
     for backend in ("cuda", "reference"):
         with dk.use_backend(backend):
             a = u.clone().requires_grad_()
-            values, indices = dk.top_m(a, 7)
-            kept = dk.keep_top_m(a, 9)
-            spread = dk.unpool(values, indices, 60)
-            grad = torch.autograd.grad((kept * 3 + spread * 5).square().sum(), a)
-            outs.append((values, indices, kept, spread, *grad))
+            found = []
+            for positive, m in ((False, 7), (True, 40)):
+                values, indices = dk.top_m(a, m, positive=positive)
+                kept = dk.keep_top_m(a, m + 2, positive=positive)
+                spread = dk.unpool(values, indices, 60)
+                grad = torch.autograd.grad((kept * 3 + spread * 5 + 1).square().sum(), a)
+                found += [values, indices, kept, spread, *grad]
+            outs.append(found)
             assert dk.last_call().backend == backend
     for ours, want in zip(*outs, strict=True):
         assert torch.equal(ours, want)
@@ -57,16 +60,25 @@ def test_encoder(device, batch, p, n, m, stages, layout, dtype):
     S = (exact(*shape) * (torch.rand(shape) < 0.05)).sign().to(dtype)
     if layout == "transposed":
         S = S.t().contiguous().t()
-    outs = []
-    for backend in ("cuda", "reference"):
-        with dk.use_backend(backend):
-            leaves = [t.clone().to(device).requires_grad_() for t in (x, W, S)]
-            assert leaves[2].stride() == S.stride()
-            code = dk.encode_top_m(*leaves, m, num_stages=stages)
-            assert dk.last_call().backend == backend
-            outs.append((code, gradients(code.values.float(), leaves if stages > 1
-                                         else leaves[:2])))  # fmt: skip
-    (ours, our_grads), (want, want_grads) = outs
+    bias = exact(p).to(dtype)
+    for positive in (False, True):
+        outs = []
+        for backend in ("cuda", "reference"):
+            with dk.use_backend(backend):
+                leaves = [t.clone().to(device).requires_grad_() for t in (x, W, S, bias)]
+                assert leaves[2].stride() == S.stride()
+                b = leaves[3] - 20 * positive  # most are not positive
+                more = dict(num_stages=stages, bias=b, positive=positive)
+                code = dk.encode_top_m(*leaves[:3], m, **more)
+                assert dk.last_call().backend == backend
+                if stages == 1:
+                    del leaves[2]
+                outs.append((code, gradients(code.values.float(), leaves)))
+        same_codes(*outs, dtype)
+
+
+def same_codes(ours, want, dtype):
+    (ours, our_grads), (want, want_grads) = ours, want
     assert torch.equal(ours.indices, want.indices)
     assert torch.equal(ours.values, want.values)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
@@ -90,10 +102,14 @@ def test_both_ways_of_every_product(device, monkeypatch, gather, transposed):
     for backend in ("cuda", "reference"):
         with dk.use_backend(backend):
             leaves = [t.clone().to(device).requires_grad_() for t in (x, W, S)]
-            code = dk.encode_top_m(*leaves, m, num_stages=3)
-            outs.append((code.values, code.indices, *gradients(code.values, leaves)))
-    for ours, want in zip(*outs, strict=True):
-        torch.testing.assert_close(ours, want, rtol=1e-5, atol=1e-4)
+            for positive in (False, True):
+                bias = torch.full((p,), 1.0 - 9 * positive, device=device).requires_grad_()
+                code = dk.encode_top_m(*leaves, m, num_stages=3, bias=bias, positive=positive)
+                grads = gradients(code.values, (*leaves, bias))
+                outs.append((code.values, code.indices, *grads))
+    for side in (0, 1):
+        for ours, want in zip(outs[side], outs[2 + side], strict=True):
+            torch.testing.assert_close(ours, want, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -136,16 +152,17 @@ def test_operators_pass_opcheck(device):
 
     tests = ("test_schema", "test_faketensor")
     x, W, S = torch.randn(3, 5), torch.randn(20, 5), torch.randn(20, 20)
-    opcheck(torch.ops.deepl0.top_m.default, (x.to(device), 2), test_utils=tests)
-    opcheck(torch.ops.deepl0.keep_top_m.default, (x.to(device), 2), test_utils=tests)
+    opcheck(torch.ops.deepl0.top_m.default, (x.to(device), 2, True), test_utils=tests)
+    opcheck(torch.ops.deepl0.keep_top_m.default, (x.to(device), 2, False), test_utils=tests)
     args = tuple(t.to(device) for t in (x, W, S))
-    opcheck(torch.ops.deepl0.encode_top_m.default, (*args, 3, 2), test_utils=tests)
-    opcheck(torch.ops.deepl0.encode_top_m_saving.default, (*args, 3, 2), test_utils=tests)
-    values, indices, saved, before = torch.ops.deepl0.encode_top_m_saving(*args, None, 3, 2, False)
-    for s, mask in itertools.product((args[2], args[2].t()), range(8)):
+    given = (*args, args[1][:, 0], 3, 2, True)
+    opcheck(torch.ops.deepl0.encode_top_m.default, given, test_utils=tests)
+    opcheck(torch.ops.deepl0.encode_top_m_saving.default, given, test_utils=tests)
+    values, indices, saved, before = torch.ops.deepl0.encode_top_m_saving(*given)
+    for s, mask in itertools.product((args[2], args[2].t()), range(16)):
         opcheck(
             torch.ops.deepl0.encode_top_m_backward.default,
-            (values, indices, saved, before, *args[:2], s, mask), test_utils=tests,
+            (values, values, indices, saved, before, *args[:2], s, mask), test_utils=tests,
         )  # fmt: skip
     D = W.t().to(device)
     for d in (D, D.contiguous()):
@@ -159,8 +176,11 @@ def test_nan_is_never_lost(device):
     u = torch.tensor([[1.0, torch.nan, -torch.inf, 2.0, -torch.nan]]).to(device)
     with dk.use_backend("cuda"):
         values, indices = dk.top_m(u, 3)
+        positive, at = dk.top_m(u, 4, positive=True)
     assert indices.tolist() == [[1, 2, 4]]
     assert same_values(values.cpu(), u.cpu()[:, [1, 2, 4]])
+    assert at.tolist() == [[0, 1, 3, 4]]
+    assert same_values(positive.cpu(), u.cpu()[:, [0, 1, 3, 4]])
 
 
 def test_every_operator_of_the_floor_is_served_here(device):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deepl0_kernels import reference
-from python_tests.oracle import hostile
+from python_tests.oracle import hostile, same_values
 
 from .emulator import SMALL
 
@@ -57,10 +57,28 @@ def test_gather_stage_with_ties_and_strides(ops):
         values, indices = code(3, p, 20)
         values = values.round()
         u = wx + reference.unpool(values, indices, p) @ St
-        got, at = ops.gather_top_m(wx, values, indices, St, False)
-        want, want_at = reference.top_m(u, 20)
-        assert torch.equal(at, want_at)
-        assert torch.equal(got, want)
+        for positive in (False, True):
+            got, at = ops.gather_top_m(wx, values, indices, St, positive)
+            want, want_at = reference.top_m(u, 20, positive)
+            assert torch.equal(at, want_at)
+            assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize(("p", "m"), [(120, 70), (1100, 300), (1030, 257)])
+def test_gather_stage_of_nonnegative_codes(ops, p, m):
+    """Fewer than m positive sums, none, and NaNs of both signs; sums of one and of two rounds."""
+    wx = hostile((4, p), torch.float32, 3, "few_special")
+    wx[1:3] = -wx[1:3].abs()
+    wx[2, ::9] = -torch.nan
+    wx[0, p // 3 :] = -wx[0, p // 3 :].abs()
+    values, indices = torch.zeros(4, m), code(4, p, m)[1]
+    values[:, -1] = 1.0  # the last atom, which is added to all
+    St = torch.full((p, p), -0.0)
+    want, want_at = reference.top_m(wx, m, True)
+    got, at = ops.gather_top_m(wx, values, indices, St, True)
+    assert torch.equal(at, want_at)
+    assert same_values(got, want)
+    assert not got[1].nan_to_num(0.0).any()
 
 
 def test_gather_stage_of_rows_that_do_not_fit(ops, emulator):
@@ -69,11 +87,16 @@ def test_gather_stage_of_rows_that_do_not_fit(ops, emulator):
     wx, St = torch.randn(2, p).round(), torch.randn(p, p).round()
     values, indices = code(2, p, m)
     values = values.round()
-    want = reference.top_m(wx + reference.unpool(values, indices, p) @ St, m)
-    got = ops.gather_top_m(wx, values, indices, St, False)
-    assert "gather_rows_kernel" in [n.kernel for n in emulator.launches]
-    assert torch.equal(got[0], want[0])
-    assert torch.equal(got[1], want[1])
+    u = wx + reference.unpool(values, indices, p) @ St
+    u[1, 5:] = wx[1, 5:] = -1.0  # the other entries of the row of the code are zero
+    values[1] = 0.0
+    u[1, :5] = wx[1, :5]
+    for positive in (False, True):
+        want = reference.top_m(u, m, positive)
+        got = ops.gather_top_m(wx, values, indices, St, positive)
+        assert "gather_rows_kernel" in [n.kernel for n in emulator.launches]
+        assert torch.equal(got[0], want[0])
+        assert torch.equal(got[1], want[1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

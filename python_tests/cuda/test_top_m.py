@@ -7,8 +7,13 @@ import torch
 
 from deepl0_kernels import reference
 from python_tests.oracle import (
-    STYLES, as_bits, hostile, same_bits, selectable, top_m_by_sorting,
-)  # fmt: skip
+    STYLES,
+    as_bits,
+    hostile,
+    same_bits,
+    selectable,
+    top_m_by_sorting,
+)
 
 from .emulator import SMALL
 

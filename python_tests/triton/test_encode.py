@@ -50,8 +50,11 @@ def test_top_m_is_exact_on_integers(engine, device, shape, per_stage, positive):
 
 @pytest.mark.parametrize(
     ("ramp", "theta_shape"),
-    [*crossed([(0.0, "helu"), (0.5, "helu"), (0.5, "ste")], THETAS),
-     ((0.5, "positive_helu"), "vector")], ids=str,
+    [
+        *crossed([(0.0, "helu"), (0.5, "helu"), (0.5, "ste")], THETAS),
+        ((0.5, "positive_helu"), "vector"),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @EVERY

@@ -23,16 +23,17 @@ LAYOUTS = {
     "transposed": lambda t: t.transpose(-1, -2).contiguous().transpose(-1, -2),
     "strided": lambda t: t.repeat_interleave(2, -1)[..., ::2],
 }
-# batch, n, p, m, stages, one S or one per stage, layout of W and S
+# batch, n, p, m, stages, one S or one per stage, layout of W and S, nonnegative codes (and a bias)
 CASES = [
-    (5, 7, 1025, 10, 1, True, "row_major"),
-    (3, 40, 3000, 40, 1, True, "transposed"),  # two parts
-    (70, 33, 1500, 1, 2, True, "row_major"),  # two blocks of rows
-    (4, 5, 1100, 40, 3, False, "row_major"),
-    (4, 5, 1100, 12, 3, False, "transposed"),
-    (4, 5, 1100, 12, 3, True, "strided"),
-    (5, 7, 1100, 100, 3, True, "transposed"),  # not sparse enough: dense products
-    (2, 3, 1030, 1030, 2, False, "row_major"),  # m = p
+    (5, 7, 1025, 10, 1, True, "row_major", False),
+    (3, 40, 3000, 40, 1, True, "transposed", False),  # two parts
+    (3, 40, 3000, 40, 1, True, "row_major", True),
+    (70, 33, 1500, 1, 2, True, "row_major", False),  # two blocks of rows
+    (4, 5, 1100, 40, 3, False, "row_major", False),
+    (4, 5, 1100, 12, 3, False, "transposed", True),
+    (4, 5, 1100, 12, 3, True, "strided", False),
+    (5, 7, 1100, 100, 3, True, "transposed", False),  # not sparse enough: dense products
+    (2, 3, 1030, 1030, 2, False, "row_major", True),  # m = p
 ]
 
 
@@ -46,43 +47,56 @@ def integers(batch, n, p, m, stages, tied, dtype=torch.float32, high=2):
     return draw(batch, n), draw(p, n), S if stages > 1 else None, draw(batch, m)
 
 
+def bias_of(p, m, positive, dtype=torch.float32):
+    """With it no more than m // 2 units of nonnegative codes are positive in the first stage."""
+    bias = torch.arange(p) % 5 - 2
+    if positive:
+        bias[m // 2 :] -= 10_000
+    return bias.to(dtype)
+
+
 def put(device, *tensors):
     return [None if t is None else t.to(device) for t in tensors]
 
 
-def gradients(grad, x, W, S, m, stages):
-    """The reference's, in float64."""
-    leaves = [t.detach().double().requires_grad_() for t in (x, W, S) if t is not None]
-    values = reference.encode_top_m(*leaves[:2], leaves[2] if len(leaves) > 2 else None, None, m, stages)
-    return torch.autograd.grad(values[0], leaves, grad.double())
+def gradients(grad, x, W, S, bias, m, stages, positive=False):
+    """The reference's, in float64; for a missing operand an empty one."""
+    leaves = [None if t is None else t.detach().double().requires_grad_() for t in (x, W, S, bias)]
+    values = reference.encode_top_m(*leaves, m, stages, positive)
+    grads = torch.autograd.grad(values[0], [t for t in leaves if t is not None], grad.double())
+    found = iter(grads)
+    return [torch.empty(0).double() if t is None else next(found) for t in leaves]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @EVERY
 def test_exact_on_integers(engine, device, case):
-    m, stages, _tied, layout = case[3:]
-    x, W, S, grad = integers(*case[:-1])
+    p, m, stages, _tied, layout, positive = case[2:]
+    x, W, S, grad = integers(*case[:-2])
     W, S = LAYOUTS[layout](W), None if S is None else LAYOUTS[layout](S)
+    bias = bias_of(p, m, positive)
     on_device = put(device, LAYOUTS["transposed"](x), W, S)
-    want = reference.encode_top_m(x, W, S, None, m, stages, False, True)
-    got = encode.encode_top_m(*on_device, None, m, stages, False, True)
+    want = reference.encode_top_m(x, W, S, bias, m, stages, positive, True)
+    got = encode.encode_top_m(*on_device, bias.to(device), m, stages, positive, True)
+    assert not positive or (want[2 if stages > 1 else 0] == 0).any()
     for ours, theirs in zip(got, want, strict=True):
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours.cpu(), theirs)
 
-    grads = encode.encode_top_m_backward(grad.to(device), *got[1:], *on_device, 15)
-    want_grads = gradients(grad, x, W, S, m, stages)
-    for ours, theirs in zip(grads, want_grads, strict=S is not None):
+    values = got[0] if positive else None
+    grads = encode.encode_top_m_backward(grad.to(device), values, *got[1:], *on_device, 15)
+    want_grads = gradients(grad, x, W, S, bias, m, stages, positive)
+    for ours, theirs in zip(grads, want_grads, strict=True):
         assert torch.equal(ours.cpu().double(), theirs)
     assert grads[1].is_contiguous()
     if S is not None:
         assert grads[2].stride() == gradient_of_matrix(S).stride()
 
 
-def chosen(u, m, device):
+def chosen(u, m, device, positive=False):
     """The result for pre-activations u [1, p], which x = [[1]] and W = u' have exactly."""
     args = put(device, torch.ones(1, 1, dtype=u.dtype), u.t().contiguous(), None)
-    values, indices, *_ = encode.encode_top_m(*args, None, m, 1, False, False)
+    values, indices, *_ = encode.encode_top_m(*args, None, m, 1, positive, False)
     return values.cpu(), indices.cpu()
 
 
@@ -96,6 +110,17 @@ def test_hostile_rows(engine, device, style, m):
     values, indices = chosen(u, m, device)
     assert torch.equal(indices, want_indices)
     assert same_values(values + 0.0, want_values + 0.0)  # the product has no -0.0
+
+
+@pytest.mark.parametrize("style", ["special", "few_special", "denormal", "equal", "zero"])
+def test_hostile_rows_of_nonnegative_codes(engine, device, style):
+    u = hostile((1, 2100), torch.float32, 4, style)
+    u[0, 100:] = torch.where(torch.arange(2000) % 90 == 0, u[0, 100:], -u[0, 100:].abs())
+    for m in (10, 100):
+        want_values, want_indices = reference.top_m(u, m, True)
+        values, indices = chosen(u, m, device, True)
+        assert torch.equal(indices, want_indices)
+        assert same_values(values, want_values)
 
 
 @pytest.mark.parametrize("border", [128, CAPACITY, 1536])
@@ -139,14 +164,15 @@ def test_more_rows_than_one_pass(engine, device, monkeypatch):
 def test_half_types_are_selected_in_float32(engine, device, dtype):
     """All intermediate results are integers below 256, which the half types hold."""
     x, W, S, grad = integers(4, 3, 1100, 4, 2, True, dtype, high=1)
-    want = reference.encode_top_m(x, W, S, None, 4, 2, False, save=True)
+    bias = bias_of(1100, 4, False, dtype)
+    want = reference.encode_top_m(x, W, S, bias, 4, 2, False, save=True)
     on_device = put(device, x, W, S)
-    got = encode.encode_top_m(*on_device, None, 4, 2, False, True)
+    got = encode.encode_top_m(*on_device, bias.to(device), 4, 2, False, True)
     for ours, theirs in zip(got, want, strict=True):
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours.cpu(), theirs)
-    grads = encode.encode_top_m_backward(grad.to(device), *got[1:], *on_device, 15)
-    for ours, theirs in zip(grads, gradients(grad, x, W, S, 4, 2), strict=True):
+    grads = encode.encode_top_m_backward(grad.to(device), None, *got[1:], *on_device, 15)
+    for ours, theirs in zip(grads, gradients(grad, x, W, S, bias, 4, 2), strict=True):
         assert ours.dtype == dtype
         assert torch.equal(ours.cpu().double(), theirs)
 
@@ -176,9 +202,10 @@ def test_skewed_usage(engine, device, monkeypatch):
         on_device = put(device, x, W, LAYOUTS[layout](S))
         want = reference.encode_top_m(x, W, S, None, 3, 2, False, save=True)
         assert (want[3] == 17).any(-1).all()
-        args = put(device, grad, *want[1:])
+        args = put(device, grad, None, *want[1:])
         grads = encode.encode_top_m_backward(*args, *on_device, 15)
-        for ours, theirs in zip(grads, gradients(grad, x, W, S, 3, 2), strict=True):
+        zero = torch.zeros(1025)
+        for ours, theirs in zip(grads, gradients(grad, x, W, S, zero, 3, 2), strict=True):
             assert torch.equal(ours.cpu().double(), theirs)
 
 
@@ -192,10 +219,10 @@ def test_nothing_to_do(engine, device, batch, m, stages):
     for ours, theirs in zip(got[:2], want[:2], strict=True):
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
     assert got[2].shape == got[3].shape == (stages - 1, batch, m)
-    for mask in (7, 6):
-        grads = encode.encode_top_m_backward(got[0], *got[1:], x, W, S, mask)
-        assert grads[0].shape == (x.shape if mask == 7 else (0,))
-        for grad, like in zip(grads[1:], (W, S), strict=True):
+    for mask in (15, 14):
+        grads = encode.encode_top_m_backward(got[0], got[0], *got[1:], x, W, S, mask)
+        assert grads[0].shape == (x.shape if mask == 15 else (0,))
+        for grad, like in zip(grads[1:], (W, S, W[:, 0]), strict=True):
             assert grad.shape == like.shape
             assert not grad.any()
 
@@ -207,7 +234,7 @@ def test_repeats_bit_for_bit(engine, device):
     runs = []
     for _ in range(2):
         code = encode.encode_top_m(*args, None, 5, 2, False, save=True)
-        grads = encode.encode_top_m_backward(code[0], *code[1:], *args, 15)
+        grads = encode.encode_top_m_backward(code[0], None, *code[1:], *args, 15)
         runs.append((*code, *grads))
     for first, second in zip(*runs, strict=True):
         assert torch.equal(first, second)
@@ -247,7 +274,7 @@ def test_memory_is_not_batch_times_p(monkeypatch, stages):
     assert max(forward.sizes) <= max(matrix, codes, buffers)
     assert max(codes, buffers) < dense / 8
     with Largest() as backward:
-        encode.encode_top_m_backward(code[0], *code[1:], x, W, S, 15)
+        encode.encode_top_m_backward(code[0], code[0], *code[1:], x, W, S, 15)
     partial_rows = 4 * p * (stages - 1) * batch * m // 4096
     assert max(backward.sizes) <= max(matrix, codes, partial_rows, 4 * batch * n)
     assert partial_rows < dense / 8

@@ -22,12 +22,13 @@ def operands(batch, n, p, stages, tied, dtype=torch.float32, device="cpu"):
     return [torch.randn(s, dtype=dtype, device=device) for s in shapes]
 
 
-def top_m(p, m, stages, tied=True, by_columns=False):
+def top_m(p, m, stages, tied=True, by_columns=False, positive=False):
     x, W, S = operands(3, 5, p, stages, tied)
     if by_columns:
         S = S.mT.contiguous().mT
-    values, *code = reference.encode_top_m(x, W, S, None, m, stages, False, True)
-    return OPS.encode_top_m_backward, (values, *code, x, W, S), (x, W, S)
+    values, *code = reference.encode_top_m(x, W, S, None, m, stages, positive, True)
+    given = (values + 1.0, values if positive else None, *code, x, W, S)
+    return OPS.encode_top_m_backward, given, (x, W, S, W[:, 0])
 
 
 def l0(dtype, p, stages, theta_shape):
@@ -35,7 +36,7 @@ def l0(dtype, p, stages, theta_shape):
     theta = torch.full(theta_shape, 0.5)
     z, saved = reference.encode_l0(x, W, S, None, theta, stages, 0.5, "helu", True)
     args = (torch.randn_like(z), saved, x, W, S, theta, 0.5, "helu")
-    return OPS.encode_l0_backward, args, (x, W, S, theta)
+    return OPS.encode_l0_backward, args, (x, W, S, theta, W[:, 0])
 
 
 def decoding(by_atoms):
@@ -53,12 +54,15 @@ def threshold(theta_shape):
 CALLS = {
     "rows": lambda: top_m(40, 6, 3),
     "rows, a matrix a step, by columns": lambda: top_m(40, 6, 3, False, True),
+    "rows, nonnegative codes": lambda: top_m(40, 30, 3, positive=True),
     "rows, one stage": lambda: top_m(40, 6, 1),
     "rows, nothing kept": lambda: top_m(40, 0, 2),
     "sparse": lambda: top_m(1030, 5, 3),
     "sparse, a matrix a step, by columns": lambda: top_m(1030, 5, 3, False, True),
+    "sparse, nonnegative codes": lambda: top_m(1030, 60, 2, positive=True),
     "sparse, one stage": lambda: top_m(1030, 5, 1, by_columns=True),
     "dense": lambda: top_m(1030, 80, 2),
+    "dense, nonnegative codes": lambda: top_m(1030, 600, 2, positive=True),
     "l0": lambda: l0(torch.float32, 40, 3, (40,)),
     "l0, theta of each stage": lambda: l0(torch.float32, 40, 2, (2, 40)),
     "l0 of a half type": lambda: l0(torch.float16, 40, 3, ()),
@@ -71,7 +75,8 @@ CALLS = {
 
 
 # Interpreted, all. Emulated, those whose kernels depend on the mask, and the way of float32.
-NAMES = CALLS if INTERPRETED else ("rows", "l0", "l0 of a half type", "threshold")
+EMULATED = "rows", "rows, nonnegative codes", "l0", "l0 of a half type", "threshold"
+NAMES = CALLS if INTERPRETED else EMULATED
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -136,7 +141,8 @@ META = dict(device="meta")
 def long_code(stages):
     code = (torch.empty(BATCH, M, **META), torch.empty(BATCH, M, dtype=torch.int64, **META))
     before = (torch.empty(stages - 1, *t.shape, dtype=t.dtype, **META) for t in code)
-    return (*code, *before, torch.empty(BATCH, N, **META), torch.empty(P, N, **META))
+    operands = torch.empty(BATCH, N, **META), torch.empty(P, N, **META)
+    return code[0], None, code[1], *before, *operands
 
 
 UNITS = {"combine_chunks_kernel", "combine_kernel"}
@@ -149,7 +155,8 @@ PRODUCT = {"encode_sparse_bwd_kernel"}
     [(1, 1, {"decode_fwd_kernel"}), (1, 2, UNITS), (1, 4, set()),
      (2, 1, PRODUCT | {"decode_fwd_kernel"}), (2, 2, PRODUCT | UNITS), (2, 4, STEPS),
      (3, 4, PRODUCT | STEPS), (2, 0, set()), (2, 6, PRODUCT | UNITS | STEPS),
-     (2, 7, PRODUCT | UNITS | STEPS | {"decode_fwd_kernel"})],
+     (2, 7, PRODUCT | UNITS | STEPS | {"decode_fwd_kernel"}), (1, 8, UNITS),
+     (2, 8, PRODUCT | UNITS)],
 )  # fmt: skip
 def test_long_codes_launch_what_is_wanted(stages, mask, kernels):
     S = torch.empty(P, P, **META) if stages > 1 else None
@@ -166,16 +173,18 @@ def test_s_of_a_single_stage_is_never_touched(p, dtype):
     x, W, S = (torch.empty(s, dtype=dtype, **META) for s in ((BATCH, N), (p, N), (p, p)))
     theta = torch.empty(p, **META)
     for m in (2, p // 2):
-        seen, _, code = watched(encode.encode_top_m, x, W, S, m, 1, True, unused=[S])
+        args = (x, W, S, x.new_empty(p), m, 1, True, True)
+        seen, _, (values, *code) = watched(encode.encode_top_m, *args, unused=[S])
         assert not seen.seen
-        seen, *_ = watched(encode.encode_top_m_backward, *code, x, W, S, 3, unused=[S])
+        args = (values, values, *code, x, W, S, 11)
+        seen, *_ = watched(encode.encode_top_m_backward, *args, unused=[S])
         assert not seen.seen
     call = (theta, 0.2, "helu")
     seen, _, (z, saved) = watched(
-        encode.encode_l0, x, W, S, theta, 1, 0.2, "helu", True, unused=[S]
+        encode.encode_l0, x, W, S, x.new_empty(p), theta, 1, 0.2, "helu", True, unused=[S]
     )
     assert not seen.seen
-    seen, *_ = watched(encode.encode_l0_backward, z, saved, x, W, S, *call, 11, unused=[S])
+    seen, *_ = watched(encode.encode_l0_backward, z, saved, x, W, S, *call, 27, unused=[S])
     assert not seen.seen
 
 
@@ -183,16 +192,16 @@ def test_frozen_operands_are_not_read_and_take_no_memory():
     p, batch = 512, 4096
     x, W, S = (torch.empty(s, dtype=torch.bfloat16, **META) for s in ((batch, N), (p, N), (p, p)))
     theta = torch.empty(p, **META)
-    _, _, (z, saved) = watched(encode.encode_l0, x, W, S, theta, 3, 0.2, "helu", True)
-    _, _, code = watched(encode.encode_top_m, x, W, S, M, 3, True)
+    _, _, (z, saved) = watched(encode.encode_l0, x, W, S, None, theta, 3, 0.2, "helu", True)
+    _, _, (values, *code) = watched(encode.encode_top_m, x, W, S, None, M, 3, False, True)
     tile = 4 * batch * p
-    for mask, unused, tiles in ((1, x, 4), (2, W, 4), (4, x, 5), (8, x, 3)):
+    for mask, unused, tiles in ((1, x, 4), (2, W, 4), (4, x, 5), (8, x, 3), (16, W, 4), (16, x, 4)):
         args = (z, saved, x, W, S, theta, 0.2, "helu", mask)
         seen, *_ = watched(encode.encode_l0_backward, *args, unused=[unused])
         assert not seen.seen
         assert seen.largest == tiles * tile
-    for mask, unused, tiles in ((1, x, 3), (2, W, 3), (4, x, 5)):
-        args = (*code, x, W, S, mask)
+    for mask, unused, tiles in ((1, x, 3), (2, W, 3), (4, x, 5), (8, W, 3), (8, x, 3)):
+        args = (values, None, *code, x, W, S, mask)
         seen, *_ = watched(encode.encode_top_m_backward, *args, unused=[unused])
         assert not seen.seen
         assert seen.largest == tiles * tile

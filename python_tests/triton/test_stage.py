@@ -10,7 +10,7 @@ from deepl0_kernels import reference
 from deepl0_kernels.triton import table
 from python_tests.ops.test_encode import pre_activation, problem
 from python_tests.oracle import as_bits, same_values
-from python_tests.triton.conftest import EVERY, crossed
+from python_tests.triton.conftest import EVERY
 
 # B, n, p, m: ragged, a single column, a tile exactly, more rows than a tile, empty.
 SHAPES = [(5, 7, 33, 10), (1, 1, 1, 1), (40, 40, 128, 128), (70, 7, 17, 3), (3, 40, 200, 0),
@@ -74,7 +74,8 @@ def test_nan_and_inf_in_a_signal_stay_in_its_row(engine, device):
     x[1, 3], x[2, 0], z[3, 5] = torch.nan, torch.inf, -torch.inf
     theta = torch.tensor(3.0)
     want, want_u = reference.threshold_stage(x, W, z, S, None, theta, 0.0, "helu", True)
-    got, u = torch.ops.deepl0.threshold_stage_saving(*on(device, x, W, z, S, None, theta), 0.0, "helu")
+    args = (*on(device, x, W, z, S, None, theta), 0.0, "helu")
+    got, u = torch.ops.deepl0.threshold_stage_saving(*args)
     assert same_values(u.cpu(), want_u)
     assert same_values(got.cpu(), want)
     for positive in (False, True):
@@ -124,7 +125,8 @@ def test_random_values_are_within_the_bound_of_float32(engine, device):
     x, W, S, theta = problem(20, 50, 90)
     z = torch.randn(20, 90)
     u, bound = pre_activation(x, W, z, S)
-    _, got = torch.ops.deepl0.threshold_stage_saving(*on(device, x, W, z, S, None, theta), 0.2, "helu")
+    args = (*on(device, x, W, z, S, None, theta), 0.2, "helu")
+    _, got = torch.ops.deepl0.threshold_stage_saving(*args)
     assert ((got.cpu().double() - u).abs() <= bound).all()
 
 

@@ -9,8 +9,13 @@ import deepl0_kernels as dk
 from deepl0_kernels import reference
 from deepl0_kernels.reference.top_m import pack_mask
 from python_tests.oracle import (
-    STYLES, as_bits, hostile, same_bits, selectable, top_m_by_sorting,
-)  # fmt: skip
+    STYLES,
+    as_bits,
+    hostile,
+    same_bits,
+    selectable,
+    top_m_by_sorting,
+)
 from python_tests.triton.conftest import ENGINES, INTERPRETED, ONE
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
