@@ -64,6 +64,7 @@ GPU = {
             {
                 "top_m": _SELECTION,
                 "encode": ("encode_top_m", "encode_top_m_backward"),
+                "encode_factored": ("encode_top_m_factored", "encode_top_m_factored_backward"),
                 "decode": ("decode", "decode_backward"),
             },
             # A ROCm torch cannot run them.
@@ -83,6 +84,12 @@ GPU = {
                     "encode_l0_backward",
                     "encode_top_m",
                     "encode_top_m_backward",
+                ),
+                "encode_factored": (
+                    "encode_l0_factored",
+                    "encode_l0_factored_backward",
+                    "encode_top_m_factored",
+                    "encode_top_m_factored_backward",
                 ),
             },
             # Looked up, not imported.

@@ -41,7 +41,7 @@ def encode_top_m(
         values, indices, *saved = (list(t) for t in zip(*parts, strict=True))
         saved_values, saved_indices = (torch.cat(t, 1) for t in saved)
         return torch.cat(values), torch.cat(indices), saved_values, saved_indices
-    wx = _product(x, W, bias)
+    wx = product(x, W, bias)
     values, indices = kernels.top_m(wx, m, positive)
     gather = library.gathers_pay(p, m)
     before = []
@@ -171,13 +171,13 @@ class _Steps:
         return out.transpose(-2, -1) if self.transposed else out
 
 
-def _product(x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
+def product(x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
     """x W' + b in float32; half types multiply on tensor cores and accumulate in float32.
 
     b goes through the product, as its start or its last terms: no pass over [B, p] of its own.
     """
     if x.dtype == torch.float32:
-        return x @ W.t() if bias is None else torch.addmm(bias, x, W.t())
+        return x @ W.t() if bias is None else torch.addmm(bias.float(), x, W.t())
     if bias is not None:
         # No product of half types takes a bias and gives float32 in every version of torch. So b
         # is a column of W, and zeros up to rows of whole vectors; b times 1 is exact.

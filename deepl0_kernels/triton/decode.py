@@ -90,6 +90,18 @@ def gather_sum(values: Tensor, indices: Tensor, D: Tensor, out: Tensor) -> None:
     )  # fmt: skip
 
 
+def gather_dots(x: Tensor, indices: Tensor, D: Tensor, out: Tensor) -> None:
+    """out[b, j] = <x[b, :], D[:, indices[b, j]]>: contiguous but for D [n, p]."""
+    (rows, m), (n, p) = indices.shape, D.shape
+    D = with_contiguous_atoms(D, rows * m)
+    c = config("decode_backward", n)
+    launch(
+        decode_bwd_kernel, (ceil_div(rows * m, c.rows),),
+        x, indices, D, out, rows * m, n, p, m, *D.stride(),
+        config=c, ENTRIES=c.rows, COLUMNS=c.columns,
+    )  # fmt: skip
+
+
 def decode(values: Tensor, indices: Tensor, D: Tensor) -> Tensor:
     """Serves ``deepl0::decode``: values, indices [B, m], D [n, p] of any strides."""
     out = values.new_empty((values.shape[0], D.shape[0]))
@@ -109,13 +121,7 @@ def decode_backward(
     if rows * m == 0:
         return grad_values, grad_D.zero_()
     if need_values:
-        c = config("decode_backward", n)
-        atoms = with_contiguous_atoms(D, rows * m)
-        launch(
-            decode_bwd_kernel, (ceil_div(rows * m, c.rows),),
-            grad, indices, atoms, grad_values, rows * m, n, p, m, *atoms.stride(),
-            config=c, ENTRIES=c.rows, COLUMNS=c.columns,
-        )  # fmt: skip
+        gather_dots(grad, indices, D, grad_values)
     if not need_D:
         return grad_values, grad_D
     # A row of the transpose is written at a time; a row-major D takes a copy of the result.

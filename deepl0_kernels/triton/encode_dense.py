@@ -16,12 +16,12 @@ from . import thresholds
 from .launch import ceil_div
 
 # Elements of a block of pre-activations.
-_BLOCK = 1 << 24
+BLOCK = 1 << 24
 
 
 def blocks(batch: int, p: int) -> list[slice]:
     """Blocks of rows of a batch; their number depends on shapes alone."""
-    size = max(64, _BLOCK // max(1, p))
+    size = max(64, BLOCK // max(1, p))
     return [slice(i * size, min(batch, (i + 1) * size)) for i in range(ceil_div(batch, size))]
 
 
@@ -29,7 +29,7 @@ def first_product(x: Tensor, W: Tensor, bias: Tensor | None, out: Tensor | None 
     """x W' + b."""
     if bias is None:
         return torch.mm(x, W.t(), out=out)
-    return torch.addmm(bias, x, W.t(), out=out)
+    return torch.addmm(bias.to(x.dtype), x, W.t(), out=out)
 
 
 def encode_top_m(
@@ -39,7 +39,7 @@ def encode_top_m(
     """The code [B, m] of the last stage, and [K - 1, B, m] of those before, unless those are
     empty; with [rows, p] pre-activations of a block at a time."""
     p, m = W.shape[0], values.shape[1]
-    W, S, bias = W.float(), None if S is None else S.float(), None if bias is None else bias.float()
+    W, S = W.float(), None if S is None else S.float()
     for rows in blocks(x.shape[0], p):
         wx = first_product(x[rows].float(), W, bias)
         z, at = torch.ops.deepl0.top_m(wx, m, positive)

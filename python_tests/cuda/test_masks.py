@@ -33,9 +33,11 @@ def compare(device, operator, args, of) -> None:
                 assert got.shape == (0,)
 
 
-@pytest.mark.parametrize("positive", [False, True])
 @pytest.mark.parametrize("sorted_sums", [False, True])
-@pytest.mark.parametrize("p", [20, 40], ids=["dense products", "gathers"])
+@pytest.mark.parametrize(
+    ("p", "positive"), [(20, False), (40, False), (40, True)],
+    ids=["dense products", "gathers", "gathers, nonnegative codes"],
+)  # fmt: skip
 @pytest.mark.parametrize(("stages", "tied"), [(1, True), (2, True), (3, False)])
 def test_what_is_wanted_of_the_encoder_is_the_same(
     device, monkeypatch, p, stages, tied, sorted_sums, positive
@@ -43,7 +45,7 @@ def test_what_is_wanted_of_the_encoder_is_the_same(
     monkeypatch.setattr(library, "sorting_pays", lambda *sizes: sorted_sums)
     x, W = torch.randn(5, 7), torch.randn(p, 7)
     S = torch.randn(p, p).t() if tied else torch.randn(stages - 1, p, p)
-    bias = torch.full((p,), -2.0) if positive else None
+    bias = torch.where(torch.arange(p) < 4, 0.0, -1e6) if positive else None
     values, *code = reference.encode_top_m(x, W, S, bias, 6, stages, positive, True)
     assert not positive or (values == 0).any()
     args = (values + 1.0, values if positive else None, *code, x, W, S)
