@@ -52,7 +52,7 @@ def test_encoders(stages, size, dtype, layout):
         v, *codes = torch.ops.deepl0.encode_top_m_saving(x, W, S, bias, m, stages, positive)
         args = (grad, v if positive else None, *codes, x, W, S)
         check(torch.ops.deepl0.encode_top_m_backward, args, 4)
-        entries = [2, m, 3][: stages - 1] + [m]
+        entries = [*[2, m, 3][: stages - 1], m]
         v, *codes = torch.ops.deepl0.encode_top_m_factored_saving(
             x, W, D, bias, None, entries, positive
         )
