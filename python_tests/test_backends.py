@@ -42,7 +42,9 @@ def test_default_and_report():
     }
     assert set(dk.backends()) == names | {
         "encode_l0",
+        "encode_l0_factored",
         "encode_top_m",
+        "encode_top_m_factored",
         "decode",
         "fista",
         "iht_l0",

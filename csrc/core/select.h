@@ -159,14 +159,14 @@ DEEPL0_INLINE Bracket group_bound(const float* u, int64_t p, int64_t m, int32_t*
     for (; i + G <= p; i += G) {
 #pragma GCC unroll 32
         for (int v = 0; v < kVectors; ++v)
-            top[v] = max(top[v], key(candidate<Positive>(load(u + i + v * kLanes))));
+            top[v] = max(top[v], key_of<Positive>(load(u + i + v * kLanes)));
     }
 #pragma GCC unroll 32  // top[] stays in registers
     for (int v = 0; v < kVectors; ++v) {
         const int64_t left = p - i - v * kLanes;
         if (left <= 0) break;
         const F32 x = load_first(u + i + v * kLanes, int(left < kLanes ? left : kLanes));
-        top[v] = max(top[v], key(candidate<Positive>(x)));
+        top[v] = max(top[v], key_of<Positive>(x));
     }
     I32 lo = broadcast(kNanKey), hi = broadcast(int32_t(0));
 #pragma GCC unroll 32
@@ -204,13 +204,13 @@ DEEPL0_NOINLINE Cut find_cut(const float* u, int64_t p, int64_t m, int32_t* scra
     const I32 bound = broadcast(b.lo);
     int64_t n = 0, i = 0;
     for (; i + kLanes <= p; i += kLanes) {
-        const I32 k = key(candidate<Positive>(load(u + i)));
+        const I32 k = key_of<Positive>(load(u + i));
         const Mask above = ge(k, bound);
         compress(scratch + n, above, clamp_nan(k));
         n += count(above);
     }
     if (i < p) {
-        const I32 k = key(candidate<Positive>(load_first(u + i, int(p - i))));
+        const I32 k = key_of<Positive>(load_first(u + i, int(p - i)));
         const Mask above = mask_and(ge(k, bound), first(int(p - i)));
         compress(scratch + n, above, clamp_nan(k));
         n += count(above);
@@ -298,7 +298,7 @@ DEEPL0_INLINE int64_t collect(const float* u, int64_t p, int32_t lo, int32_t* ke
     I32 at = iota();
     int64_t n = 0, i = 0;
     for (; i + kLanes <= p; i += kLanes) {
-        const I32 k = key(candidate<Positive>(load(u + i)));
+        const I32 k = key_of<Positive>(load(u + i));
         const Mask above = ge(k, bound);
         compress(candidates + n, above, at);
         if (!Gather) compress(keys + n, above, clamp_nan(k));
@@ -306,7 +306,7 @@ DEEPL0_INLINE int64_t collect(const float* u, int64_t p, int32_t lo, int32_t* ke
         at = add(at, broadcast(int32_t(kLanes)));
     }
     if (i < p) {
-        const I32 k = key(candidate<Positive>(load_first(u + i, int(p - i))));
+        const I32 k = key_of<Positive>(load_first(u + i, int(p - i)));
         const Mask above = mask_and(ge(k, bound), first(int(p - i)));
         compress(candidates + n, above, at);
         if (!Gather) compress(keys + n, above, clamp_nan(k));
@@ -315,7 +315,7 @@ DEEPL0_INLINE int64_t collect(const float* u, int64_t p, int32_t lo, int32_t* ke
     if (Gather) {
         store(candidates + n, broadcast(int32_t(0)));  // what follows the last must be a position
         for (int64_t c = 0; c < n; c += kLanes) {
-            store(keys + c, clamp_nan(key(candidate<Positive>(gather(u, load(candidates + c))))));
+            store(keys + c, clamp_nan(key_of<Positive>(gather(u, load(candidates + c)))));
         }
     }
     return n;

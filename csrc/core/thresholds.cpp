@@ -39,17 +39,18 @@ struct Ramp {
         : one_minus_sigma(T(1.0 - sigma)), inv_sigma(sigma > 0 ? T(1.0 / sigma) : T(0)) {}
 };
 
-template <Form F, typename T>
-DEEPL0_INLINE T shrink(T u, T theta, const Ramp<T>& ramp) {
-    const T a = magnitude(u);
+template <Form F, bool Positive, typename T>
+DEEPL0_INLINE T shrink(T v, T theta, const Ramp<T>& ramp) {
+    const T u = part<Positive>(v), a = Positive ? u : magnitude(u);
+    const auto signed_as_u = [&](T x) { return Positive ? x : with_sign(x, u); };
     if (F == Form::soft) {
-        const T shrunk = with_sign(a - theta, u);
+        const T shrunk = signed_as_u(a - theta);
         return a <= theta ? T(0) : shrunk;
     }
     T below = T(0);
     if (F == Form::helu) {
         const T lo = ramp.one_minus_sigma * theta;
-        const T slope = with_sign((a - lo) * ramp.inv_sigma, u);
+        const T slope = signed_as_u((a - lo) * ramp.inv_sigma);
         below = a <= lo ? T(0) : slope;
     }
     const T kept = a < theta ? below : u;
@@ -57,19 +58,20 @@ DEEPL0_INLINE T shrink(T u, T theta, const Ramp<T>& ramp) {
 }
 
 /// c of the forward form C, e of the form E (hard: none).
-template <Form C, Form E, typename T>
-DEEPL0_INLINE void coefficients(T u, T theta, const Ramp<T>& ramp, T& c, T& e) {
-    const T a = magnitude(u);
+template <Form C, Form E, bool Positive, typename T>
+DEEPL0_INLINE void coefficients(T v, T theta, const Ramp<T>& ramp, T& c, T& e) {
+    const T u = part<Positive>(v), a = Positive ? u : magnitude(u);
+    const auto against_u = [&](T x) { return Positive ? -x : with_sign(x, -u); };
     e = T(0);
     if (C == Form::soft) {
         c = a > theta ? T(1) : T(0);
-        e = a > theta ? with_sign(T(1), -u) : T(0);
+        e = a > theta ? against_u(T(1)) : T(0);
         return;
     }
-    c = a >= theta ? T(1) : T(0);
+    c = (a >= theta) & (!Positive | (v > T(0))) ? T(1) : T(0);
     if (E == Form::helu) {
         const T lo = ramp.one_minus_sigma * theta;
-        const T slope = with_sign(ramp.one_minus_sigma * ramp.inv_sigma, -u);
+        const T slope = against_u(ramp.one_minus_sigma * ramp.inv_sigma);
         const bool on_ramp = (a > lo) & (a < theta);
         e = on_ramp ? slope : T(0);
         if (C == Form::helu) c = on_ramp ? ramp.inv_sigma : c;
@@ -146,7 +148,7 @@ void forward_rows(const S* u, int64_t u_stride, const void* theta_data, double s
             // x and y are one array in place, otherwise apart: no element depends on another.
 #pragma GCC ivdep
             for (int64_t i = 0; i < n; ++i)
-                y[i] = shrink<F>(part<Positive>(x[i]), PerEntry ? t[i] : t0, ramp);
+                y[i] = shrink<F, Positive>(x[i], PerEntry ? t[i] : t0, ramp);
             result.close(out + r * out_stride + j, n);
         }
     }
@@ -178,8 +180,7 @@ void backward_blocks(const S* grad_out, int64_t grad_out_stride, const S* u, int
 #pragma GCC ivdep
                 for (int64_t i = 0; i < n; ++i) {
                     T c, e;
-                    coefficients<C, E>(part<Positive>(x[i]), PerEntry ? t[i] : t0, ramp, c, e);
-                    if (Positive) c = x[i] <= T(0) ? T(0) : c;
+                    coefficients<C, E, Positive>(x[i], PerEntry ? t[i] : t0, ramp, c, e);
                     const T gi = g[i];
                     y[i] = c * gi;
                     sum[i] += e * gi;

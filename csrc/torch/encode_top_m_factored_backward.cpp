@@ -31,16 +31,13 @@ struct Problem {
     int64_t lowest() const { return gx || gw || gb || gstep ? 0 : 1; }
 };
 
-/// lower[j] += upper[i] where the indices of a row agree; both ascend.
+/// lower[j] += upper[i] where the indices of a row agree, in any order. units: p zeros, left so.
 template <class T>
 void add_where_equal(const T* upper, const int64_t* at_upper, int64_t m_upper, T* lower,
-                     const int64_t* at_lower, int64_t m_lower) {
-    for (int64_t i = 0, j = 0; i < m_upper && j < m_lower;) {
-        const int64_t a = at_upper[i], b = at_lower[j];
-        if (a == b) lower[j] += upper[i];
-        i += a <= b;
-        j += b <= a;
-    }
+                     const int64_t* at_lower, int64_t m_lower, T* units) {
+    for (int64_t i = 0; i < m_upper; ++i) units[at_upper[i]] = upper[i];
+    for (int64_t j = 0; j < m_lower; ++j) lower[j] += units[at_lower[j]];
+    for (int64_t i = 0; i < m_upper; ++i) units[at_upper[i]] = T(0);
 }
 
 /// Whatever the block, and so the number of threads, all sums run in one order: over ascending
@@ -74,8 +71,9 @@ class Backward {
 
     void run() {
         torch::stable::parallel_for(0, blocks_, 1, [&](int64_t b0, int64_t b1) {
-            const Buffer<T> q(block_ * a_.n);
-            for (int64_t b = b0; b < b1; ++b) descend(b, q.get());
+            const Buffer<T> q(block_ * a_.n), units(a_.p);
+            std::fill_n(units.get(), a_.p, T(0));
+            for (int64_t b = b0; b < b1; ++b) descend(b, q.get(), units.get());
         });
         for (int64_t k = 0; a_.gstep && k < a_.stages(); ++k) {
             const double* dots = dots_.get() + k * a_.batch;
@@ -90,7 +88,7 @@ class Backward {
     bool needs_q(int64_t k) const { return a_.gx || a_.gstep || k > 0; }
 
     /// du of all stages, and who uses which unit, for one block of rows.
-    void descend(int64_t b, T* q) {
+    void descend(int64_t b, T* q, T* units) {
         const int64_t n = a_.n, first = b * block_, rows = std::min(block_, a_.batch - first);
         const auto& kernels = unit_kernels<T>();
         for (int64_t k = a_.stages() - 1; k >= a_.lowest(); --k) {
@@ -119,17 +117,17 @@ class Backward {
                               z_lists_[size_t(k - 1)][b]);
             }
             if (k > a_.lowest())
-                pass_down(z, below, du, rows, q, a_.du[size_t(k - 1)] + first * below.m);
+                pass_down(z, below, du, rows, q, units, a_.du[size_t(k - 1)] + first * below.m);
         }
     }
 
     /// du of the stage below, from ndr = -dr and du of this one.
-    void pass_down(Codes<T> z, Codes<T> below, const T* du, int64_t rows, const T* ndr,
+    void pass_down(Codes<T> z, Codes<T> below, const T* du, int64_t rows, const T* ndr, T* units,
                    T* out) const {
         decode_kernels<T>().dots(ndr, below.indices, rows, below.m, atoms_rows_, a_.n, out);
         for (int64_t r = 0; r < rows; ++r)
             add_where_equal(du + r * z.m, z.indices + r * z.m, z.m, out + r * below.m,
-                            below.indices + r * below.m, below.m);
+                            below.indices + r * below.m, below.m, units);
         if (a_.positive) drop_zeros(below.values, rows * below.m, out);
     }
 

@@ -381,7 +381,7 @@ def _rows_rule(
 ) -> Callable:
     def rule(info, in_dims, *args):
         for position, dim in enumerate(in_dims):
-            if dim is not None and position not in rows:
+            if isinstance(dim, int) and position not in rows:  # of a list of numbers it is one
                 raise NotImplementedError(
                     f"deepl0::{name} does not map over argument {position}; "
                     "dk.use_backend('reference') maps over weights and thresholds too"

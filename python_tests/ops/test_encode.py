@@ -24,16 +24,21 @@ def problem(batch, n, p, seed=0, dtype=torch.float32, stages=None, scale=0.3):
     return tuple(t.to(dtype) for t in (x, W, S, theta))
 
 
-def pre_activation(x, W, z, S) -> tuple[Tensor, Tensor]:
-    """u = x W' + z S' in float64, and the bound of float32's error (docs/numerics.md)."""
+def pre_activation(x, W, z, S, bias=None) -> tuple[Tensor, Tensor]:
+    """u = x W' + bias + z S' in float64, and the bound of float32's error (docs/numerics.md)."""
     x, W, z, S = (t.double() for t in (x, W, z, S))
-    terms = x.shape[1] + int((z != 0).sum(1).max() if z.numel() else 0) + 2
-    magnitude = x.abs() @ W.abs().t() + z.abs() @ S.abs().t()
-    return x @ W.t() + z @ S.t(), terms * 2.0**-24 * magnitude
+    b = torch.zeros(len(W)).double() if bias is None else bias.double()
+    terms = x.shape[1] + int((z != 0).sum(1).max() if z.numel() else 0) + 3
+    magnitude = x.abs() @ W.abs().t() + b.abs() + z.abs() @ S.abs().t()
+    return x @ W.t() + b + z @ S.t(), terms * 2.0**-24 * magnitude
 
 
-def assert_top_m_stage(u: Tensor, bound: Tensor, code: dk.SparseCode, m: int) -> int:
-    """The code is the top m of u; a swap is excused only between entries within their bounds."""
+def assert_top_m_stage(
+    u: Tensor, bound: Tensor, code: dk.SparseCode, m: int, positive: bool = False
+) -> int:
+    """The code is the top m of u, or of max(u, 0); a swap is excused only between entries within
+    their bounds."""
+    u = dk.reference.thresholds.positive_part(u) if positive else u
     exact = dk.reference.top_m(u, m)[1]
     chosen = torch.zeros_like(u, dtype=torch.bool).scatter(-1, code.indices, True)
     expected = torch.zeros_like(chosen).scatter(-1, exact, True)
@@ -46,7 +51,7 @@ def assert_top_m_stage(u: Tensor, bound: Tensor, code: dk.SparseCode, m: int) ->
     return int((chosen != expected).sum()) // 2
 
 
-def assert_encoder_is_the_iteration(x, W, S, m, num_stages) -> int:
+def assert_encoder_is_the_iteration(x, W, S, m, num_stages, bias=None, positive=False) -> int:
     """Every stage of the float32 encoder follows from its own stage before."""
     p, swaps = W.shape[0], 0
     z = torch.zeros(x.shape[0], p)
@@ -54,12 +59,12 @@ def assert_encoder_is_the_iteration(x, W, S, m, num_stages) -> int:
         matrix = S if S is None or S.dim() == 2 else S[: k - 1]
         if k == 1:
             matrix = None
-            u, bound = pre_activation(x, W, z, torch.zeros(p, p))
+            u, bound = pre_activation(x, W, z, torch.zeros(p, p), bias)
         else:
-            u, bound = pre_activation(x, W, z, S if S.dim() == 2 else S[k - 2])
-        code = dk.encode_top_m(x, W, matrix, m, num_stages=k)
+            u, bound = pre_activation(x, W, z, S if S.dim() == 2 else S[k - 2], bias)
+        code = dk.encode_top_m(x, W, matrix, m, num_stages=k, bias=bias, positive=positive)
         assert code.size == p
-        swaps += assert_top_m_stage(u, bound, code, m)
+        swaps += assert_top_m_stage(u, bound, code, m, positive)
         z = code.to_dense()
     return swaps
 
@@ -74,21 +79,26 @@ def assert_encoder_is_the_iteration(x, W, S, m, num_stages) -> int:
 )  # fmt: skip
 def test_top_m_stages(backend, batch, n, p, m, num_stages):
     x, W, S, _ = problem(batch, n, p, seed=p)
+    bias = torch.linspace(-0.7, 0.5, p)[torch.randperm(p)]
     with dk.use_backend(backend):
         swaps = assert_encoder_is_the_iteration(x, W, S, m, num_stages)
-    assert swaps <= 1  # near-ties within rounding are rare; they are not the rule
+        swaps += assert_encoder_is_the_iteration(x, W, S, m, num_stages, bias, True)
+        swaps += assert_encoder_is_the_iteration(x, W, S, m, 1, bias)
+    assert swaps <= 2  # near-ties within rounding are rare; they are not the rule
 
 
 @settings(max_examples=40)
 @given(
     batch=st.integers(0, 70), n=st.integers(1, 40), p=st.integers(1, 150),
     num_stages=st.integers(1, 4),
-    per_stage=st.booleans(), seed=st.integers(0, 1000), data=st.data(),
+    per_stage=st.booleans(), positive=st.booleans(), shift=st.sampled_from((None, -1.0, 0.0, 0.3)),
+    seed=st.integers(0, 1000), data=st.data(),
 )  # fmt: skip
-def test_top_m_on_any_shape(batch, n, p, num_stages, per_stage, seed, data):
+def test_top_m_on_any_shape(batch, n, p, num_stages, per_stage, positive, shift, seed, data):
     m = data.draw(st.integers(0, p))
-    x, W, S, _ = problem(batch, n, p, seed, stages=num_stages - 1 if per_stage else None)
-    assert_encoder_is_the_iteration(x, W, S, m, num_stages)
+    x, W, S, theta = problem(batch, n, p, seed, stages=num_stages - 1 if per_stage else None)
+    bias = None if shift is None else theta - 0.8 + shift
+    assert_encoder_is_the_iteration(x, W, S, m, num_stages, bias, positive)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -108,20 +118,25 @@ def test_top_m_equals_the_reference(batch, p, m, dtype):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("sigma", [0.0, 0.2])
+@pytest.mark.parametrize("positive", [False, True])
 @pytest.mark.parametrize(
     ("batch", "n", "p", "num_stages", "theta_scale"),
     [(1, 16, 24, 2, 1.0), (64, 256, 512, 2, 2.0), (130, 30, 70, 4, 0.2), (300, 20, 513, 3, 3.0),
      (7, 5, 1, 3, 1.0)],
 )  # fmt: skip
-def test_l0_stages(backend, sigma, batch, n, p, num_stages, theta_scale):
+def test_l0_stages(backend, sigma, positive, batch, n, p, num_stages, theta_scale):
     x, W, S, theta = problem(batch, n, p, seed=p)
+    bias = theta.flip(0) - 0.9 if positive else None
     theta = theta * theta_scale
     with dk.use_backend(backend):
         z = torch.zeros(batch, p)
         for k in range(1, num_stages + 1):
-            u, bound = pre_activation(x, W, z, S if k > 1 else torch.zeros(p, p))
-            z = dk.encode_l0(x, W, S, theta, num_stages=k, sigma=sigma)
-            want = dk.reference.threshold(u, theta.double(), sigma, "helu")
+            u, bound = pre_activation(x, W, z, S if k > 1 else torch.zeros(p, p), bias)
+            z = dk.encode_l0(
+                x, W, S, theta, num_stages=k, sigma=sigma, bias=bias, positive=positive
+            )
+            kind = "positive_helu" if positive else "helu"
+            want = dk.reference.threshold(u, theta.double(), sigma, kind)
             slope = 1 / sigma if sigma else 1.0
             near = (u.abs() - theta.double()).abs() <= bound + 2.0**-22 * theta.double()
             error = (z.double() - want).abs()

@@ -23,7 +23,8 @@ def operands() -> dict[str, torch.Tensor]:
 
     theta = torch.rand(P, generator=g, dtype=torch.float64) + 0.1
     return dict(x=randn(B, N), W=randn(P, N), S=randn(P, P, scale=0.1), D=randn(N, P),
-                z=randn(B, P), theta=theta)  # fmt: skip
+                z=randn(B, P), theta=theta, b=randn(P, scale=0.1),
+                step=torch.tensor([0.5, 0.8], dtype=torch.float64))  # fmt: skip
 
 
 O = operands()  # noqa: E741
@@ -68,6 +69,22 @@ FUNCTIONS = {
     "top_m_stage": (lambda S: dk.top_m_stage(O["x"], O["W"], O["z"], S, M), O["S"]),
     "encode_l0": (lambda x: dk.encode_l0(x, O["W"], O["S"], O["theta"], sigma=0.3), O["x"]),
     "encode_top_m": (lambda x: dk.encode_top_m(x, O["W"], O["S"], M).values, O["x"]),
+    "positive helu": (
+        lambda u: dk.helu(u, O["theta"], 0.3, positive=True), O["z"],
+    ),
+    "positive keep_top_m": (lambda u: dk.keep_top_m(u, M, positive=True), O["z"]),
+    "encode_top_m with bias": (
+        lambda b: dk.encode_top_m(O["x"], O["W"], O["S"], M, bias=b, positive=True).values, O["b"],
+    ),
+    "factored encode_l0": (
+        lambda D: dk.encode_l0(O["x"], O["W"], None, O["theta"], sigma=0.3, D=D, bias=O["b"]),
+        O["D"],
+    ),
+    "factored encode_top_m": (
+        lambda D: dk.encode_top_m(
+            O["x"], O["W"], None, (M, M - 1), D=D, bias=O["b"], step=0.8, positive=True).values,
+        O["D"],
+    ),
     "decode": (decoded, O["z"][:, :M]),
     "LISTA": (lista(), O["x"]),
     "DeepL0Encoder": (encoder(), O["x"]),
@@ -227,8 +244,8 @@ def test_s_of_a_single_stage_is_not_touched():
     for call in (
         lambda S: dk.encode_top_m(O["x"], W, S, M, num_stages=1).values,
         lambda S: dk.encode_l0(O["x"], W, S, O["theta"], num_stages=1),
-        lambda S: torch.ops.deepl0.encode_top_m(O["x"], W, S, M, 1)[0],
-        lambda S: torch.ops.deepl0.encode_l0(O["x"], W, S, O["theta"], 1, 0.0, "helu"),
+        lambda S: torch.ops.deepl0.encode_top_m(O["x"], W, S, None, M, 1, False)[0],
+        lambda S: torch.ops.deepl0.encode_l0(O["x"], W, S, None, O["theta"], 1, 0.0, "helu"),
     ):
         out = call(S)
         S.data.fill_(torch.nan)  # a change that autograd would notice in what it has saved
@@ -237,7 +254,7 @@ def test_s_of_a_single_stage_is_not_touched():
         assert torch.equal(call(S), call(None))
 
 
-@pytest.mark.parametrize("wanted", ["x", "W", "S", "theta"])
+@pytest.mark.parametrize("wanted", ["x", "W", "S", "D", "theta", "b", "step"])
 def test_what_nobody_asks_for_is_not_computed(wanted):
     """The mask that reaches the backward, and None for the others."""
     masks = []
@@ -251,14 +268,16 @@ def test_what_nobody_asks_for_is_not_computed(wanted):
 
     leaves = {k: v.clone() for k, v in O.items()}
     leaves[wanted].requires_grad_()
-    x, W, S, z, theta = (leaves[k] for k in ("x", "W", "S", "z", "theta"))
+    x, W, S, D, theta, b, step = (leaves[k] for k in ("x", "W", "S", "D", "theta", "b", "step"))
     calls = {
-        "xWStheta": lambda: dk.encode_l0(x, W, S, theta, sigma=0.3),
-        "xWS": lambda: dk.encode_top_m(x, W, S, M).values,
-        "D": lambda: decoded(z[:, :M].detach()),
-    }
-    for order, call in calls.items():
-        names = [k for k in ("x", "W", "S", "theta") if k in order]
+        ("x", "W", "S", "theta", "b"): lambda: dk.encode_l0(x, W, S, theta, sigma=0.3, bias=b),
+        ("x", "W", "S", "b"): lambda: dk.encode_top_m(x, W, S, M, bias=b).values,
+        ("x", "W", "D", "theta", "b", "step"): lambda: dk.encode_l0(
+            x, W, None, theta, D=D, bias=b, step=step),
+        ("x", "W", "D", "b", "step"): lambda: dk.encode_top_m(
+            x, W, None, M, D=D, bias=b, step=step).values,
+    }  # fmt: skip
+    for names, call in calls.items():
         if wanted not in names:
             continue
         out = call()
@@ -369,7 +388,13 @@ PRODUCTS = {
     "threshold_stage": lambda W: dk.threshold_stage(
         LOW["x"], W, LOW["z"], LOW["S"], LOW["theta"], 0.3
     ),
-    "top_m_stage": lambda W: dk.top_m_stage(LOW["x"], W, LOW["z"], LOW["S"], M),
+    "top_m_stage": lambda W: dk.top_m_stage(LOW["x"], W, LOW["z"], LOW["S"], M, bias=LOW["b"]),
+    "encode_l0_factored": lambda W: dk.encode_l0(
+        LOW["x"], W, None, LOW["theta"], D=LOW["D"], step=LOW["step"], bias=LOW["b"]
+    ),
+    "encode_top_m_factored": lambda W: (
+        dk.encode_top_m(LOW["x"], W, None, M, D=LOW["D"], step=LOW["step"], bias=LOW["b"]).values
+    ),
     "encode_l0": lambda W: dk.encode_l0(LOW["x"], W, LOW["S"], LOW["theta"], sigma=0.3),
     "encode_top_m": lambda W: dk.encode_top_m(LOW["x"], W, LOW["S"], M).values,
 }
