@@ -30,13 +30,20 @@ def backward(out: Tensor, *inputs: Tensor) -> None:
     torch.autograd.grad(out, inputs, torch.empty_like(out))
 
 
-def helu(batch: int, p: int, kind: str = "helu", sigma: float = 0.2, scalar: bool = False):
+def side(positive: bool) -> str:
+    return ", nonnegative" if positive else ""
+
+
+def helu(
+    batch: int, p: int, kind: str = "helu", sigma: float = 0.2, scalar: bool = False,
+    positive: bool = False,
+):  # fmt: skip
     def call(dtype):
         u, theta = leaf(batch, p, dtype=dtype), leaf(*(() if scalar else (p,)))
-        backward(dk.helu(u, theta, sigma, kind), u, theta)
+        backward(dk.helu(u, theta, sigma, kind, positive=positive), u, theta)
 
     name = f"helu {kind} sigma={sigma} {'scalar' if scalar else 'vector'} [{batch}, {p}]"
-    return Problem(name, call, p in (33, 512))
+    return Problem(name + side(positive), call, p in (33, 512) and not positive)
 
 
 def soft(batch: int, p: int):
@@ -47,41 +54,52 @@ def soft(batch: int, p: int):
     return Problem(f"soft [{batch}, {p}]", call, False)
 
 
-def top_m(batch: int, p: int, m: int, quick: bool = False, train: bool = True):
+def top_m(
+    batch: int, p: int, m: int, quick: bool = False, train: bool = True, positive: bool = False
+):
     def call(dtype):
         u = leaf(batch, p, dtype=dtype)
-        values, indices = dk.top_m(u, m)
+        values, indices = dk.top_m(u, m, positive=positive)
         if not train:
-            dk.keep_top_m(u, m)
+            dk.keep_top_m(u, m, positive=positive)
             return
         backward(values, u)
         v = leaf(batch, m, dtype=dtype)
         backward(dk.unpool(v, indices, p), v)
-        backward(dk.keep_top_m(u, m), u)
+        backward(dk.keep_top_m(u, m, positive=positive), u)
 
-    return Problem(f"top_m, unpool, keep_top_m [{batch}, {p}] m={m}", call, quick)
+    name = f"top_m, unpool, keep_top_m [{batch}, {p}] m={m}"
+    return Problem(name + side(positive), call, quick)
 
 
-def stage(batch: int, n: int, p: int, m: int, quick: bool = False, strided: bool = False):
+def stage(
+    batch: int, n: int, p: int, m: int, quick: bool = False, strided: bool = False,
+    positive: bool = False,
+):  # fmt: skip
+    """Nonnegative codes come with a bias."""
+
     def call(dtype):
         x, W, S = (leaf(*s, dtype=dtype) for s in ((batch, n), (p, n), (p, p)))
         z, theta = leaf(batch, p, dtype=dtype), leaf(p)
         used = S.t() if strided else S
-        backward(dk.top_m_stage(x, W, z, used, m), x, W, z, S)
+        more = dict(positive=positive, bias=leaf(p, dtype=dtype) if positive else None)
+        backward(dk.top_m_stage(x, W, z, used, m, **more), x, W, z, S)
         for sigma in (0.0, 0.2):
-            backward(dk.threshold_stage(x, W, z, used, theta, sigma), x, W, z, S, theta)
+            out = dk.threshold_stage(x, W, z, used, theta, sigma, **more)
+            backward(out, x, W, z, S, theta)
         with torch.no_grad():
-            dk.threshold_stage(x, W, z, used, theta, 0.2)
+            dk.threshold_stage(x, W, z, used, theta, 0.2, **more)
 
     name = f"stages [{batch}, {n}] p={p} m={m}{', S transposed' if strided else ''}"
-    return Problem(name, call, quick)
+    return Problem(name + side(positive), call, quick)
 
 
 def encoders(
     batch: int, n: int, p: int, m: int, stages: int = 2, quick: bool = False, tied: bool = True,
-    l0: bool = True, train: bool = True,
+    l0: bool = True, train: bool = True, positive: bool = False,
 ):  # fmt: skip
-    """Both encoders: inference, and training with and without a gradient in x."""
+    """Both encoders: inference, and training with and without a gradient in x. Nonnegative codes
+    come with a bias."""
 
     def call(dtype):
         W = leaf(p, n, dtype=dtype)
@@ -89,22 +107,42 @@ def encoders(
         if stages > 1:
             S = leaf(*(() if tied else (stages - 1,)), p, p, dtype=dtype)
         leaves = (W,) if S is None else (W, S)
+        more = dict(num_stages=stages, positive=positive)
+        if positive:
+            more["bias"] = leaf(p, dtype=dtype)
+            leaves = (*leaves, more["bias"])
         data = torch.empty(batch, n, dtype=dtype, device="meta")
         for x in (leaf(batch, n, dtype=dtype), data) if train else ():
             needed = (x, *leaves) if x.requires_grad else leaves
-            backward(dk.encode_top_m(x, W, S, m, num_stages=stages).values, *needed)
+            backward(dk.encode_top_m(x, W, S, m, **more).values, *needed)
             if l0:
                 ramps = [(0.0, leaf(p)), (0.2, leaf(*(() if tied else (stages, p))))]
                 for sigma, theta in ramps if quick else ramps[1:]:
-                    z = dk.encode_l0(x, W, S, theta, num_stages=stages, sigma=sigma)
+                    z = dk.encode_l0(x, W, S, theta, sigma=sigma, **more)
                     backward(z, *needed, theta)
         with torch.no_grad():
-            dk.encode_top_m(data, W, S, m, num_stages=stages)
+            dk.encode_top_m(data, W, S, m, **more)
             if l0 and (quick or not train):
-                dk.encode_l0(data, W, S, leaf(p), num_stages=stages)
+                dk.encode_l0(data, W, S, leaf(p), **more)
 
     kind = "tied" if tied else "untied"
-    return Problem(f"encoders [{batch}, {n}] p={p} m={m} K={stages} {kind}", call, quick)
+    name = f"encoders [{batch}, {n}] p={p} m={m} K={stages} {kind}"
+    return Problem(name + side(positive), call, quick)
+
+
+def factored(batch: int, n: int, p: int, m: int, quick: bool = False, atoms: bool = False):
+    """Both encoders of three stages with D in the place of S."""
+
+    def call(dtype):
+        x, W, bias = leaf(batch, n, dtype=dtype), leaf(p, n, dtype=dtype), leaf(p, dtype=dtype)
+        D = leaf(p, n, dtype=dtype).t() if atoms else leaf(n, p, dtype=dtype)
+        more = dict(num_stages=3, D=D, bias=bias, step=leaf(3))
+        leaves = (x, W, D, bias, more["step"])
+        backward(dk.encode_top_m(x, W, None, m, **more).values, *leaves)
+        backward(dk.encode_l0(x, W, None, leaf(p), sigma=0.2, **more), *leaves)
+
+    layout = ", contiguous atoms" if atoms else ""
+    return Problem(f"factored encoders [{batch}, {n}] p={p} m={m}{layout}", call, quick)
 
 
 def decode(batch: int, n: int, p: int, m: int, quick: bool = False, atoms: bool = False):
@@ -151,4 +189,14 @@ PROBLEMS: dict[str, tuple[Problem, ...]] = {
         decode(4096, 256, 512, 32, quick=True), decode(4096, 256, 16384, 32, atoms=True),
         decode(7, 33, 77, 5), decode(64, 128, 131072, 64), decode(1 << 20, 4096, 1 << 20, 64),
     ),
+    "nonnegative codes": (
+        helu(4096, 512, positive=True),
+        top_m(4096, 512, 32, positive=True), top_m(4096, 16384, 32, positive=True, quick=True),
+        top_m(4096, 16384, 4096, positive=True),
+        stage(4096, 256, 512, 32, positive=True), stage(7, 100, 77, 9, positive=True),
+        encoders(4096, 256, 512, 32, positive=True, quick=True),
+        encoders(4096, 256, 128, 32, positive=True),
+        encoders(4096, 256, 16384, 32, l0=False, positive=True),
+    ),
+    "factored": (factored(4096, 256, 16384, 32, quick=True), factored(7, 33, 77, 5, atoms=True)),
 }  # fmt: skip
