@@ -21,11 +21,13 @@ struct KeyOf {
     __device__ int operator()(Bits b) const { return min(int(b & ((1u << kBits) - 1u)), nan); }
 };
 
-/// The bits of max(u, 0), of a NaN as they are; `nan` as above.
+/// The bits of max(u, 0), of a NaN as they are; `nan` as above. As signed integers, -0.0 is the
+/// least, and numbers ascend from there to -inf, before all NaNs.
 template <class Bits>
 __device__ Bits positive_part(Bits b, int nan) {
-    constexpr Bits kSign = Bits(1) << (8 * sizeof(Bits) - 1);
-    return unsigned(Bits(b ^ kSign)) < unsigned(nan) ? Bits(0) : b;
+    using Signed = std::make_signed_t<Bits>;
+    constexpr int kLeast = Signed(Bits(1) << (8 * sizeof(Bits) - 1));
+    return int(Signed(b)) < kLeast + nan ? Bits(0) : b;
 }
 
 /// The same where POSITIVE, else the bits.

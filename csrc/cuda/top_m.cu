@@ -96,7 +96,7 @@ __device__ void copy_row(Bits* to, const Bits* from, int size, int nan) {
 /// writes min(m, its entries) results from s * m on; results of a row: out_stride. `map` translates
 /// positions into indices: those of candidates.
 template <class Bits, bool SHARED, bool DENSE, bool POSITIVE>
-__global__ void __launch_bounds__(1024)
+__global__ void __launch_bounds__(1024, POSITIVE ? 1 : 0)  // for POSITIVE 32 registers would spill
     top_m_block_kernel(const Bits* u, int64_t u_stride, int p, int segment, int segments, int m,
                        int nan, const int64_t* map, Bits* values, int64_t* indices,
                        int64_t out_stride, uint8_t* mask) {

@@ -24,9 +24,8 @@ from torch import Tensor
 
 from . import dense_sums
 from .launch import ceil_div, launch, padded
-from .product import add_product, depth, matrix_and_strides, precision, within_32_bits
+from .product import add_product, depth, matrix_and_strides, precision, start, within_32_bits
 from .select import magnitude_key, positive_part, selected, selection
-from .stage import load_bias
 from .table import resident_programs, whole_rows
 from .thresholds import apply_threshold, function
 from .tuned import Config
@@ -34,17 +33,18 @@ from .tuned import Config
 
 @triton.jit
 def stage_product(
-    k, x_ptr, x_rows, x_inside, x_step, w_ptr, w_columns, w_step, n,
-    z_ptr, z_rows, s_ptr, s_columns, s_step, p, real,
+    k, x_ptr, x_rows, x_inside, x_step, w_ptr, w_columns, w_step, n, bias_ptr,
+    z_ptr, z_rows, s_ptr, s_columns, s_step, p, columns,
     X_PRECISION: tl.constexpr, Z_PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """x W' in the first stage (k = 0), z S' in the others.
+    """x W' + b in the first stage (k = 0), z S' in the others.
 
     Loops of no step instead of branches: a tile that crosses a branch is held in two layouts.
     """
+    real = columns < p
     u = add_product(
-        tl.zeros((ROWS, COLUMNS), tl.float32), x_ptr, x_rows, x_inside, x_step,
+        start(bias_ptr, columns, real & (k == 0), ROWS), x_ptr, x_rows, x_inside, x_step,
         w_ptr, w_columns, real, w_step, tl.where(k == 0, n, 0), DEPTH, X_PRECISION,
     )  # fmt: skip
     return add_product(
@@ -105,13 +105,11 @@ def encode_top_m_fwd_kernel(
         for k in range(stages):
             u = stage_product(
                 k, x_ptr + first_row * x_row, r * x_row, inside, x_step,
-                w_ptr, columns * w_row, w_step, n, z_ptr, r * COLUMNS,
-                s_ptr + tl.cast(k - 1, tl.int64) * s_stage, columns * s_row, s_step, p, real,
+                w_ptr, columns * w_row, w_step, n, bias_ptr, z_ptr, r * COLUMNS,
+                s_ptr + tl.cast(k - 1, tl.int64) * s_stage, columns * s_row, s_step, p, columns,
                 X_PRECISION, Z_PRECISION, ROWS, COLUMNS, DEPTH,
             )  # fmt: skip
             u += tl.load(wx_ptr + tile_at, mask=(tile_at >= 0) & (k > 0), other=0.0)
-            if bias_ptr is not None:
-                u += load_bias(bias_ptr, columns, real & (k == 0))
             u_ptr = wx_ptr + tl.where(k == 0, 0, ROWS * COLUMNS)
             tl.store(u_ptr + tile_at, u)
             if POSITIVE:
@@ -148,8 +146,7 @@ def encode_l0_fwd_kernel(
 ):  # fmt: skip
     r = tl.arange(0, ROWS)
     columns = tl.arange(0, COLUMNS)
-    real = columns < p
-    # Tiles of the scratch: x W', z S' of the later stages, z.
+    # Tiles of the scratch: x W' + b, z S' of the later stages, z.
     wx_ptr = scratch_ptr + tl.program_id(0).to(tl.int64) * (3 * ROWS * COLUMNS)
     z_ptr = wx_ptr + 2 * ROWS * COLUMNS
     for tile in range(tl.program_id(0), tl.cdiv(batch, ROWS), tl.num_programs(0)):
@@ -158,8 +155,8 @@ def encode_l0_fwd_kernel(
         for k in range(stages):
             product = stage_product(
                 k, x_ptr + first_row * x_row, r * x_row, first_row + r < batch, x_step,
-                w_ptr, columns * w_row, w_step, n, z_ptr, r * COLUMNS,
-                s_ptr + tl.cast(k - 1, tl.int64) * s_stage, columns * s_row, s_step, p, real,
+                w_ptr, columns * w_row, w_step, n, bias_ptr, z_ptr, r * COLUMNS,
+                s_ptr + tl.cast(k - 1, tl.int64) * s_stage, columns * s_row, s_step, p, columns,
                 X_PRECISION, Z_PRECISION, ROWS, COLUMNS, DEPTH,
             )  # fmt: skip
             u_ptr = wx_ptr + tl.where(k == 0, 0, ROWS * COLUMNS)
@@ -172,8 +169,6 @@ def encode_l0_fwd_kernel(
                 at = first_row * p + r[:, None] * p + some[None, :]
                 u = tl.load(u_ptr + tile_at)
                 u += tl.load(wx_ptr + tile_at, mask=(tile_at >= 0) & (k > 0), other=0.0)
-                if bias_ptr is not None:
-                    u += load_bias(bias_ptr, some, some < p)
                 if SAVE:
                     saved = saved_ptr + tl.cast(k, tl.int64) * batch * p
                     tl.store(saved + at, u, mask=inside & here)

@@ -37,9 +37,8 @@ from . import table, unit_lists
 from .buffers import admit, load_candidates
 from .decode import gather_sum, with_contiguous_atoms
 from .launch import ceil_div, launch, power_of_two
-from .product import add_product, precision
+from .product import add_product, precision, start
 from .select import keep_mask, magnitude_key, positive_part
-from .stage import load_bias
 from .table import config
 
 # Programs of a launch of the stage kernel: several for every multiprocessor of today's GPUs.
@@ -92,11 +91,9 @@ def encode_sparse_fwd_kernel(
         columns = begin + tl.arange(0, COLUMNS)
         inside = columns < p
         u = add_product(
-            tl.zeros((ROWS, COLUMNS), tl.float32), x_ptr, r * x_row, live, x_step,
+            start(bias_ptr, columns, inside, ROWS), x_ptr, r * x_row, live, x_step,
             w_ptr, columns.to(tl.int64) * w_row, inside, w_step, n, DEPTH, PRECISION,
         )  # fmt: skip
-        if bias_ptr is not None:
-            u += load_bias(bias_ptr, columns, inside)
         if not GATHER:
             if POSITIVE:
                 u = positive_part(u)

@@ -103,6 +103,16 @@ def add_product(
     return acc
 
 
+@triton.jit
+def start(bias_ptr, columns, real, ROWS: tl.constexpr):
+    """What a product [ROWS, COLUMNS] is added to: zero, or the contiguous bias in every row. (Added
+    at the end, it would need registers that nothing else has at the beginning.)"""
+    acc = tl.zeros((ROWS, columns.shape[0]), tl.float32)
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + columns, mask=real, other=0.0).to(tl.float32)[None, :]
+    return acc
+
+
 def within_32_bits(t: Tensor, rows: int | None = None) -> Tensor:
     """``t`` if offsets within ``rows`` rows (all) of a matrix fit 32 bits; else, oddly, a copy."""
     extent = (t.shape[-2] if rows is None else rows, t.shape[-1])

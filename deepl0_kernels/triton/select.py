@@ -31,14 +31,12 @@ def magnitude_key(u):
 
 @triton.jit
 def positive_part(u):
-    """max(u, 0), a NaN as it is: by the sign and the key, so that -0.0 becomes +0 and no subnormal
-    number is lost."""
-    key = magnitude_key(u)
+    """max(u, 0), a NaN as it is: -0.0 becomes +0, and no subnormal number is lost. As integers, -0.0
+    is the least, and numbers ascend from there to -inf, before all NaNs."""
     if u.dtype == tl.float32:
-        below = (u.to(tl.int32, bitcast=True) < 0) & (key < 0x7F800001)
+        below = u.to(tl.int32, bitcast=True) <= -0x800000
     else:
-        nan: tl.constexpr = 0x7C01 if u.dtype == tl.float16 else 0x7F81
-        below = (u.to(tl.int16, bitcast=True) < 0) & (key < nan)
+        below = u.to(tl.int16, bitcast=True) <= (-0x400 if u.dtype == tl.float16 else -0x80)
     return tl.where(below, tl.zeros_like(u), u)
 
 

@@ -18,16 +18,10 @@ from torch import Tensor
 
 from . import table
 from .launch import ceil_div, contiguous, launch, padded
-from .product import add_product, depth, precision
+from .product import add_product, depth, precision, start
 from .select import magnitude_key, positive_part, selected, selection
 from .table import config, whole_rows
 from .thresholds import apply_threshold, function
-
-
-@triton.jit
-def load_bias(bias_ptr, columns, real):
-    """The bias of ``columns``, as a row for every row of a tile; contiguous in memory."""
-    return tl.load(bias_ptr + columns, mask=real, other=0.0).to(tl.float32)[None, :]
 
 
 @triton.jit
@@ -47,7 +41,7 @@ def threshold_stage_fwd_kernel(
     real = columns < p
     here = inside[:, None] & real[None, :]
     at = rows[:, None] * p + columns[None, :]
-    u = tl.zeros((ROWS, COLUMNS), tl.float32)
+    u = start(bias_ptr, columns, real, ROWS)
     if WITH_X:
         u = add_product(
             u, x_ptr, rows * x_row, inside, x_step, w_ptr, columns * w_row, real, w_step, n,
@@ -60,8 +54,6 @@ def threshold_stage_fwd_kernel(
         )  # fmt: skip
     if WITH_WX:
         u += tl.load(wx_ptr + at, mask=here, other=0.0)
-    if bias_ptr is not None:
-        u += load_bias(bias_ptr, columns, real)
     if SAVE:
         tl.store(u_ptr + at, u, mask=here)
     if OUT:
@@ -82,15 +74,13 @@ def top_m_stage_fwd_kernel(
     inside = rows < batch
     real = columns < p
     u = add_product(
-        tl.zeros((ROWS, COLUMNS), tl.float32), x_ptr, rows * x_row, inside, x_step,
+        start(bias_ptr, columns, real, ROWS), x_ptr, rows * x_row, inside, x_step,
         w_ptr, columns.to(tl.int64) * w_row, real, w_step, n, DEPTH, PRECISION,
     )  # fmt: skip
     u = add_product(
         u, z_ptr, rows * z_row, inside, z_step,
         s_ptr, columns.to(tl.int64) * s_row, real, s_step, p, DEPTH, PRECISION,
     )  # fmt: skip
-    if bias_ptr is not None:
-        u += load_bias(bias_ptr, columns, real)
     if POSITIVE:
         u = positive_part(u)
     keys = tl.where(real[None, :], magnitude_key(u), -1)
