@@ -38,11 +38,12 @@ def small(*shape: int, low: int = -3, high: int = 4, keep: float = 1.0) -> Tenso
     return (torch.randint(low, high, shape) * (torch.rand(shape) < keep)).float()
 
 
-def encoded(leaves: list[Tensor], m: int, stages: int) -> tuple[Tensor, ...]:
+def encoded(leaves: list[Tensor], m: int, stages: int, positive: bool) -> tuple[Tensor, ...]:
     """Code and gradients, whose sums are exact too."""
-    code = dk.encode_top_m(*leaves, m, num_stages=stages)
+    *leaves, bias = leaves
+    code = dk.encode_top_m(*leaves, m, num_stages=stages, bias=bias, positive=positive)
     grad = (torch.arange(code.values.numel(), device=GPU) % 5 - 2).view_as(code.values)
-    wanted = leaves if stages > 1 else leaves[:2]
+    wanted = [*(leaves if stages > 1 else leaves[:2]), bias]
     return (
         code.values,
         code.indices,
@@ -59,17 +60,24 @@ def encoded(leaves: list[Tensor], m: int, stages: int) -> tuple[Tensor, ...]:
         (65, 32, 16384, 32, 1), (64, 32, 6000, 32, 2), (1, 64, 777, 7, 2),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("layout", ["plain", "transposed", "steps"])
-def test_encoder_and_its_gradients_are_exact(floor, dtype, batch, n, p, m, stages, layout):
+@pytest.mark.parametrize(
+    ("layout", "positive"),
+    [("plain", False), ("transposed", False), ("steps", False), ("plain", True)],
+)
+def test_encoder_and_its_gradients_are_exact(
+    floor, dtype, batch, n, p, m, stages, layout, positive
+):
     shape = (stages - 1, p, p) if layout == "steps" else (p, p)
     x, W, S = small(batch, n, keep=0.2), small(p, n, keep=0.2), small(*shape, keep=2 / p).sign()
     leaves = [t.to(GPU, dtype).requires_grad_() for t in (x, W, S)]
     if layout == "transposed":
         leaves[2] = S.to(GPU, dtype).t().contiguous().t().requires_grad_()
-    ours = encoded(leaves, m, stages)
+    bias = (torch.arange(p) % 7 - 3 - 30 * positive * (torch.arange(p) >= m // 2)).to(GPU, dtype)
+    leaves.append(bias.requires_grad_())
+    ours = encoded(leaves, m, stages, positive)
     assert dk.last_call().backend == floor
     with dk.use_backend("reference"):
-        want = encoded([t.double().detach().requires_grad_() for t in leaves], m, stages)
+        want = encoded([t.double().detach().requires_grad_() for t in leaves], m, stages, positive)
     for got, expected in zip(ours, want, strict=True):
         assert torch.equal(got, expected.to(got.dtype))
 
@@ -86,6 +94,32 @@ def test_the_encoder_in_one_launch_stage_by_stage(p, stages):
     values, indices, saved, before = (t.cpu() for t in out)
     part = values[rows], indices[rows], saved[:, rows], before[:, rows]
     check_stages(x[rows], W, S, 20, stages, part)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("batch", "n", "p", "m"),
+    [(300, 64, 512, [32, 32]), (65, 32, 16384, [32, 64, 16]), (1, 7, 90, [0, 5])],
+)
+@pytest.mark.parametrize("by_columns", [False, True])
+def test_the_factored_encoder_and_its_gradients_are_exact(floor, dtype, batch, n, p, m, by_columns):
+    x, W, D = small(batch, n, keep=0.2), small(p, n, keep=0.2), small(n, p, keep=0.02).sign()
+    D = D.t().contiguous().t() if by_columns else D
+    bias = (torch.arange(p) % 7 - 3).float()
+    found = []
+    for backend, to in ((floor, dtype), ("reference", torch.float64)):
+        with dk.use_backend(backend):
+            leaves = [t.to(GPU, to).requires_grad_() for t in (x, W, D, bias)]
+            more = dict(D=leaves[2], bias=leaves[3], num_stages=len(m))
+            code = dk.encode_top_m(*leaves[:2], None, m, positive=True, **more)
+            grad = (torch.arange(code.values.numel(), device=GPU) % 5 - 2).view_as(code.values)
+            grads = torch.autograd.grad(code.values, leaves, grad.to(to))
+            found.append((code.values, code.indices, *grads))
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(
+            got, want.to(got.dtype), rtol=1e-5 if dtype == torch.float32 else 1e-2,
+            atol=1e-5 * max(1.0, float(want.abs().max())) if want.numel() else 0,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -130,7 +164,7 @@ def small_values(batch: int, m: int) -> Tensor:
     return (torch.arange(batch * m) % 7 - 3).float().view(batch, m)
 
 
-CALLS = ("top_m", "keep_top_m", "encode_top_m", "decode")
+CALLS = ("top_m", "keep_top_m", "encode_top_m", "factored", "decode")
 
 
 def problem(name: str, p: int = 700):
@@ -143,6 +177,12 @@ def problem(name: str, p: int = 700):
         code = dk.encode_top_m(x, w, s, 20)
         return code.values, code.indices, *torch.autograd.grad(code.values.square().sum(), (w, s))
 
+    def factored(x):
+        w, d = W.clone().requires_grad_(), W.t().clone().requires_grad_()
+        more = dict(D=d, bias=S[0], positive=True)
+        code = dk.encode_top_m(x, w, None, 20, **more)
+        return code.values, code.indices, *torch.autograd.grad(code.values.square().sum(), (w, d))
+
     def decoding(x):
         values, indices = dk.top_m(x, 20)
         v, d = values.detach().requires_grad_(), W.clone().requires_grad_()
@@ -153,6 +193,7 @@ def problem(name: str, p: int = 700):
         "top_m": lambda x: dk.top_m(x, 20),
         "keep_top_m": lambda x: (dk.keep_top_m(x, 20),),
         "encode_top_m": training,
+        "factored": factored,
         "decode": decoding,
     }[name]
 
