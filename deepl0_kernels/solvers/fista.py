@@ -46,9 +46,9 @@ def fista(
     From zero, with a penalty that falls from the largest correlation (with ``positive`` the largest
     above 0) to ``lam`` in the first iterations, so that codes are sparse all the way; a sample
     cannot converge before. From codes, which are sparse already, the penalty is ``lam`` at once.
-    With k nonzeros min(2 k p, 2 (n k + n p)) flops a sample and iteration, in one operator. Sources:
-    Beck and Teboulle 2009; the momentum restarts where it points uphill (O'Donoghue and Candes
-    2015); the falling penalty is Hale, Yin and Zhang 2008.
+    With k nonzeros min(2 k p, 2 (n k + n p)) flops a sample and iteration, in one operator.
+    Sources: Beck and Teboulle 2009; the momentum restarts where it points uphill (O'Donoghue and
+    Candes 2015); the falling penalty is Hale, Yin and Zhang 2008.
     """
     steps.signals(x, D)
     positive = steps.flag("positive", positive)
