@@ -44,7 +44,8 @@ Plan make_plan(int64_t batch, int64_t n, int64_t p, int64_t m, int64_t max_iter)
     const bool gram =
         p * p * size <= kMostBytes &&
         iterations * with_gram + double(n) * double(p) * products < iterations * with_residual;
-    const int64_t width = std::clamp<int64_t>(l2 / 4 / (p * size) / 16 * 16, 16, 256);
+    const int64_t columns = l2 / 4 / std::max<int64_t>(1, p * size);
+    const int64_t width = std::clamp<int64_t>(columns / 16 * 16, 16, 256);
     return {gram, gram && near, most, std::min(width, p),
             panel_rows(p, size, gram && !near ? 1024 : 256)};
 }
