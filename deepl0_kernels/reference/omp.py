@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .top_m import top_m
+
 _ROWS = 1024
 
 
@@ -95,17 +97,13 @@ def _nonnegative_block(x: Tensor, D: Tensor, gram: Tensor, m: int, tol: float):
     count = torch.zeros(rows, dtype=torch.int64, device=x.device)
     alive = torch.ones(rows, dtype=torch.bool, device=x.device)
     objective = [0.5 * xx]
+    dense = torch.zeros_like(b)
     for k in range(m):
-        dense = torch.zeros_like(b).scatter_(1, support[:, :k], a[:, :k])
-        best, atom = (b - dense @ gram).masked_fill_(taken, -1.0).max(1)
-        # A finished row still takes a distinct place, with value 0: supports have m entries.
-        free = (~taken).byte().argmax(1)
-        support[:, k] = torch.where(alive & (best > floor), atom, free)
+        best, support[:, k] = (b - dense @ gram).masked_fill_(taken, -1.0).max(1)
         now = support[:, : k + 1]
         A = gram[now[:, :, None], now[:, None, :]]
         alive &= (best > floor) & _independent(A, inside[:, : k + 1], torch.full_like(count, k))
-        support[:, k] = torch.where(alive, support[:, k], free)
-        taken.scatter_(1, support[:, k : k + 1], True)
+        taken.scatter_(1, now[:, -1:], True)
         count += alive
         inside[:, k] = alive
         rows_now = alive.nonzero()[:, 0]
@@ -113,10 +111,11 @@ def _nonnegative_block(x: Tensor, D: Tensor, gram: Tensor, m: int, tol: float):
         found = _nonnegative_least_squares(*(part[rows_now] for part in parts))
         for whole, part in zip((a, inside, barred), found, strict=True):
             whole[rows_now, : k + 1] = part
-        dense = torch.zeros_like(b).scatter_(1, now, a[:, : k + 1])
+        # (A row that has ended may name an atom twice, with value 0.)
+        dense = torch.zeros_like(b).scatter_add_(1, now, a[:, : k + 1])
         objective.append(0.5 * (xx - (2 * b - dense @ gram).mul_(dense).sum(1)).clamp_min(0))
-    indices, order = support.sort(1)
-    return a.gather(1, order), indices, count, torch.stack(objective)
+    # Entries left over are zeros at the lowest indices.
+    return (*top_m(dense, m), count, torch.stack(objective))
 
 
 def _nonnegative_least_squares(
