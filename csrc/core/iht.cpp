@@ -121,7 +121,7 @@ DEEPL0_INLINE bool settle(const IhtProblem<T>& f, const IhtRows<T>& s, int64_t r
 
 /// max(q, 0) in place, -0 made +0; NaN stays.
 template <class T>
-DEEPL0_INLINE void take_positive(T* q, int64_t p) {
+DEEPL0_NOINLINE void take_positive(T* q, int64_t p) {
     for (int64_t i = 0; i < p; ++i) q[i] = q[i] <= 0 ? T(0) : q[i];
 }
 

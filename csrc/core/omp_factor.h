@@ -200,7 +200,7 @@ DEEPL0_INLINE T* column_of(T* v, int64_t m, int64_t column) {
 
 /// Takes the last atom of the factor into v and alpha; the next peak.
 template <bool Positive, class T>
-DEEPL0_NOINLINE Peak<T> project(const Factor<T>& f, const T* g, T* v, T* alpha, int64_t ld) {
+DEEPL0_INLINE Peak<T> project(const Factor<T>& f, const T* g, T* v, T* alpha, int64_t ld) {
     constexpr int64_t W = kWidth<T>, C = kChunk<T>;
     const int64_t k = f.k - 1;
     const T *w = f.lower + k * f.m, y = f.y[k];
