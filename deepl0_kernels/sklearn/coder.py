@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .._isolation import isolated
 from ..ops import SparseCode, checks
-from ..ops.checks import boolean
 from ..solvers import iht, iht_m
 from .base import SparseEstimator, plain
 
@@ -82,7 +81,7 @@ class IHTSparseCoder(SparseEstimator):
         """Learn the dictionary from X [N, n], or check that the given one fits; y is ignored."""
         x, seed = self._signals(X, reset=True), self._seed()
         p = self._check(x)
-        positive = boolean("positive_code", plain(self.positive_code))
+        positive = checks.boolean("positive_code", plain(self.positive_code))
         checks.integer("transform_max_iter", self.transform_max_iter, 1)
         _solve(x[:0], torch.eye(x.shape[1], p, dtype=x.dtype), self._shape())  # checks the rest
         self._keep(self._learn(x, p, seed, positive))
