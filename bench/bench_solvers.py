@@ -1,10 +1,11 @@
-"""iht_m, omp and fista against a dense torch loop, SPAMS and scikit-learn."""
+"""iht_m, omp and fista against a dense torch loop, SPAMS, SciPy and scikit-learn."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import nnls
 from sklearn.decomposition import sparse_encode
 from sklearn.linear_model import orthogonal_mp
 
@@ -22,10 +23,11 @@ SLICE = 16
 REST = 0.1
 
 
-def signals(batch: int, p: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """m-sparse codes of a random unit-norm dictionary, and a little noise."""
+def signals(batch: int, p: int, positive: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """m-sparse codes (nonnegative ones) of a random unit-norm dictionary, and a little noise."""
     D = torch.nn.functional.normalize(torch.randn(N, p), dim=0)
     a = dk.keep_top_m(torch.randn(batch, p), M)
+    a = a.abs() if positive else a
     return a @ D.t() + 0.01 * torch.randn(batch, N), D
 
 
@@ -98,18 +100,65 @@ def test_omp(race, batch, threads):
     )
 
 
+def nonnegative_omp(X: np.ndarray, A: np.ndarray) -> np.ndarray:
+    """As it is written: the columns of X one by one, SciPy's least squares for each atom."""
+    codes = np.zeros((A.shape[1], X.shape[1]))
+    for signal, code in zip(X.T, codes.T, strict=True):
+        support: list[int] = []
+        residual = signal
+        for _ in range(M):
+            correlation = residual @ A
+            correlation[support] = -1
+            support.append(int(correlation.argmax()))
+            code[support] = nnls(A[:, support], signal)[0]
+            residual = signal - A[:, support] @ code[support]
+    return codes
+
+
 @pytest.mark.parametrize("batch", [128, 4096])
-def test_fista(race, batch, threads):
+def test_nonnegative_omp(race, batch, threads):
+    """SPAMS and scikit-learn have none; what nonnegativity costs is seen beside the plain one."""
+    p = 512
+    x, D = signals(batch, p, positive=True)
+    X, A = x[:SLICE].t().double().numpy(), D.double().numpy()
+    want = dk.solvers.omp(x, D, M, positive=True).code.to_dense()
+
+    def check(name, out):
+        if name != "SciPy nnls":
+            return
+        found = torch.from_numpy(out).t()
+        same = ((found > 0) == (want[: len(found)] > 0)).all(-1).float().mean()
+        assert same > 0.8, (name, same)  # theirs in float64
+
+    race(
+        "omp positive",
+        f"B={batch} p={p} m={M}",
+        {
+            "SciPy nnls": lambda: nonnegative_omp(X, A),
+            "ours, signed": lambda: dk.solvers.omp(x, D, M),
+            OURS: lambda: dk.solvers.omp(x, D, M, positive=True),
+        },
+        check,
+        scale={"SciPy nnls": batch / SLICE},
+        against="SciPy nnls",
+        rest=REST,
+    )
+
+
+@pytest.mark.parametrize("positive", [False, True])
+@pytest.mark.parametrize("batch", [128, 4096])
+def test_fista(race, batch, positive, threads):
     """Against scikit-learn's and SPAMS's lasso by coordinate descent and by homotopy (LARS)."""
     spams = pytest.importorskip("spams", reason="the package spams-bin is not installed")
     p, lam = 512, 0.2
-    x, D = signals(batch, p)
+    x, D = signals(batch, p, positive)
+    options = dict(history=False, positive=positive)
     X, A = (np.asfortranarray(t.numpy()) for t in (x.t(), D))
 
     def objective(a: torch.Tensor) -> torch.Tensor:
         return 0.5 * (x[: len(a)] - a @ D.t()).square().sum(1) + lam * a.abs().sum(1)
 
-    want = objective(dk.solvers.fista(x, D, lam, tol=1e-6, history=False).code)
+    want = objective(dk.solvers.fista(x, D, lam, tol=1e-6, **options).code)
 
     def check(name, out):
         if name == OURS:
@@ -121,16 +170,21 @@ def test_fista(race, batch, threads):
         assert near == 1 if name == OURS else near > 0.99, (name, near)  # SPAMS gives up on a few
 
     race(
-        "fista",
+        "fista positive" if positive else "fista",
         f"B={batch} p={p} lam={lam}",
         {
             "SPAMS lasso": lambda: spams.lasso(
-                X, A, lambda1=lam, mode=2, numThreads=torch.get_num_threads()
+                X, A, lambda1=lam, mode=2, pos=positive, numThreads=torch.get_num_threads()
             ),
             "scikit-learn lasso_cd": lambda: sparse_encode(
-                X[:, :SLICE].T, A.T, algorithm="lasso_cd", alpha=lam, max_iter=1000
+                X[:, :SLICE].T,
+                A.T,
+                algorithm="lasso_cd",
+                alpha=lam,
+                max_iter=1000,
+                positive=positive,
             ),
-            OURS: lambda: dk.solvers.fista(x, D, lam, tol=1e-3, history=False),
+            OURS: lambda: dk.solvers.fista(x, D, lam, tol=1e-3, **options),
         },
         check,
         scale={"scikit-learn lasso_cd": batch / SLICE},

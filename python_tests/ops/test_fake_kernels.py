@@ -147,12 +147,16 @@ def solvers(dtype, batch):
         fixed = (0.1, 1e-6, 4)
         for m in (1, 3, N):
             yield "omp", x, D, m, 1e-6
+            yield "omp", x, D, m, 1e-6, True
         for m in MOST:
             yield "iht_top_m", x, D, None, None, m, *fixed, False
             yield "iht_top_m", x, D, *code(dtype, batch, m), m, *fixed, False
+            yield "iht_top_m", x, D, None, None, m, *fixed, False, True
         for start in (None, randn(batch, P, dtype=dtype)):
             yield "iht_l0", x, D, start, 0.1, *fixed, False
             yield "fista", x, D, start, 0.1, *fixed, False
+            yield "fista", x, D, None, 0.1, *fixed, False, True
+            yield "iht_l0", x, D, None, 0.1, *fixed, False, True
 
 
 def layout_of(t: torch.Tensor):

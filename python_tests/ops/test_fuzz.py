@@ -172,7 +172,22 @@ def valid_calls(draw, op: str) -> dict:
         # n p entries of at most 2: the step is below 1 / ||D||^2.
         start = tensor(batch, p, dtype=low) if draw(st.booleans()) else None
         args = [x, D, start, 0.5, 1 / (4 * n * p + 1), 0.01, draw(st.integers(1, 7))]
-        args.append(draw(st.booleans()))
+        args += [draw(st.booleans()), draw(st.booleans())]  # history, positive
+    elif op in ("iht_l0", "iht_top_m"):
+        x, D = (tensor(*shape, dtype=low) for shape in ((batch, n), (n, p)))
+        step = 2.0 ** -(4 * n * p).bit_length()  # below 1 / ||D||^2, and exact
+        positive, start = draw(st.booleans()), draw(st.booleans())
+        style = "theta" if positive else "integers"  # a start >= 0
+        if op == "iht_l0":
+            args = [tensor(batch, p, dtype=low, style=style) if start else None, 0.5]
+        else:
+            args = [tensor(batch, m, dtype=low, style=style), code()] if start else [None, None]
+            args += [m]
+        args = [x, D, *args, step, 0.01, 1, draw(st.booleans()), positive]
+    elif op == "omp":
+        n, p = max(n, 1), max(p, 1)
+        x, D = tensor(batch, n, dtype=low), tensor(n, p, dtype=low, style=fuzzing.ATOMS)
+        args = [x, D, draw(st.integers(1, min(n, p))), 1e-6, draw(st.booleans())]
     elif op == "decode":
         args = [tensor(batch, m), code(), tensor(n, p)]
     else:
@@ -191,7 +206,7 @@ def careless_calls(draw, op: str) -> dict:
         stages_at = {"encode_l0": 5, "encode_top_m": 5, "encode_l0_factored": 6}
         if i == stages_at.get(op.removesuffix("_saving")) and args[i] > 1000:
             args[i] = 4  # so many stages would only take long
-        if op == "fista" and i == 6 and args[i] > 1000:
+        if i == {"fista": 6, "iht_l0": 6, "iht_top_m": 7}.get(op) and args[i] > 1000:
             args[i] = 4
     return call
 

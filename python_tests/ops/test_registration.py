@@ -70,16 +70,21 @@ def samples(dtype: torch.dtype, grad: bool, batch: int = B):
         yield name, (x, W, D, bias, step[:1], [M], False)
     yield "decode", (randn(batch, M), indices, randn(N, P))
     if dtype in (torch.float32, torch.float64):
-        yield "omp", (x, torch.nn.functional.normalize(randn(N, P), dim=0), M, 1e-6)
+        for positive in ((), (True,)):
+            unit = torch.nn.functional.normalize(randn(N, P), dim=0)
+            yield "omp", (x, unit, M, 1e-6, *positive)
         # A step that is safe whatever the sample; the start is on the indices above.
         start, fixed = randn(batch, M), (0.02, 1e-6, 4)
         yield "iht_top_m", (x, randn(N, P), None, None, M, *fixed, False)
         yield "iht_top_m", (x, randn(N, P), start, indices, M, *fixed, False)
         yield "iht_top_m", (x, randn(N, P), start, indices, M, *fixed, True)
+        yield "iht_top_m", (x, randn(N, P), start.abs(), indices, M, *fixed, True, True)
         yield "iht_l0", (x, randn(N, P), None, 0.1, *fixed, False)
         yield "iht_l0", (x, randn(N, P), z, 0.1, *fixed, True)
+        yield "iht_l0", (x, randn(N, P), z.abs(), 0.1, *fixed, True, True)
         yield "fista", (x, randn(N, P), None, 0.1, *fixed, False)
         yield "fista", (x, randn(N, P), z, 0.1, *fixed, True)
+        yield "fista", (x, randn(N, P), z.abs(), 0.1, *fixed, True, True)
     if not grad:
         for bits in (*range(1, 16), 16, 31):
             yield "encode_l0_backward", (z, saved_u, x, W, S, thetas(), 0.3, "helu", bits)

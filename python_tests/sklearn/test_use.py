@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import re
 import subprocess
@@ -72,6 +73,61 @@ def test_the_codes_are_the_solvers(options, solve):
     np.testing.assert_allclose(coder.inverse_transform(codes), want @ D.T.numpy())
     with pytest.raises(ValueError, match="50 columns, one an atom, got 3"):
         coder.inverse_transform(np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [dict(m=4), dict(lam=0.1)])
+def test_positive_codes(kind, tmp_path):
+    x, D, _ = planted()
+    coder = IHTSparseCoder(D.T.numpy(), init="l1", positive_code=True, **kind).fit(x.numpy())
+    solve = dk.solvers.iht_m if "m" in kind else dk.solvers.iht
+    want = solve(x, D, *kind.values(), init="l1", positive=True).dense.numpy()
+    codes = coder.transform(x.numpy())
+    np.testing.assert_allclose(codes, want, atol=1e-12)
+    assert (codes >= 0).all()
+    assert codes.any()
+    coder.save(tmp_path / "coder.safetensors")
+    np.testing.assert_array_equal(load(tmp_path / "coder.safetensors").transform(x.numpy()), codes)
+    # CSR holds no zeros, though a code has m entries.
+    against = -np.abs(D.T.numpy())
+    coder = IHTSparseCoder(against, sparse_output=True, positive_code=np.True_, **kind)
+    codes = coder.fit(x.numpy()).transform(np.abs(x.numpy()))
+    assert codes.nnz == 0
+    assert codes.shape == (40, 50)
+    with pytest.raises(TypeError, match="positive_code must be True or False, got 'yes'"):
+        IHTSparseCoder(D.T.numpy(), positive_code="yes").fit(x.numpy())
+
+
+def test_a_dictionary_is_learned_for_positive_codes(digits):
+    x, _ = digits
+    model = IHTSparseCoder(code_size=20, m=5, positive_code=True, min_steps=5, random_state=0).fit(
+        x
+    )
+    options = dict(m=5, epochs=6, batch_size=256, seed=model._seed())
+    D = dk.solvers.learn_dictionary(torch.from_numpy(x), 20, positive=True, **options).D
+    np.testing.assert_array_equal(model.components_, D.T.numpy())
+    signed = dk.solvers.learn_dictionary(torch.from_numpy(x), 20, **options).D
+    assert not torch.allclose(D, signed, atol=0.01)
+
+
+def test_files_of_before_there_were_positive_codes(digits, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    from safetensors import safe_open
+
+    x, _ = digits
+    model, path = IHTSparseCoder(x[:9], m=2).fit(x), tmp_path / "model.safetensors"
+    want = model.transform(x)
+    model.save(path)
+    with safe_open(str(path), "pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    values = json.loads(metadata["values"])
+    del values["positive_code"], values["_fitted"]["json"]["positive_code"]
+    for _ in range(2):
+        safetensors.save_file(tensors, path, metadata=metadata | {"values": json.dumps(values)})
+        again = load(path)
+        assert again.positive_code is False
+        np.testing.assert_array_equal(again.transform(x), want)
+        values.pop("_fitted", None)
 
 
 def test_the_encoder_learns_the_optimal_codes(digits):

@@ -281,3 +281,13 @@ def test_bad_m(m):
     x, D, _ = planted()
     with pytest.raises(ValueError, match=rf"m must be >= 1.*got {m}"):
         iht_m(x, D, m)
+
+
+@pytest.mark.parametrize("history", [False, True])
+def test_the_operators_take_a_dictionary_without_atoms(history):
+    x, D = torch.ones(2, 3), torch.ones(3, 0)
+    code, *_, objective = torch.ops.deepl0.iht_l0(x, D, None, 0.1, 1.0, 0.1, 2, history)
+    assert code.shape == (2, 0)
+    assert torch.equal(objective[-1], torch.full((2,), 1.5))
+    values, indices, *_ = torch.ops.deepl0.iht_top_m(x, D, None, None, 0, 1.0, 0.1, 2, history)
+    assert values.shape == indices.shape == (2, 0)
