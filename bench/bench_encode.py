@@ -35,7 +35,7 @@ def weights(p: int) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 def same_supports(x, W, S, m, stages):
     """A check of results: codes equal to the reference's but for near-ties, which are rare."""
-    want = dk.reference.encode_top_m(x, W, S, m, stages)[1]
+    want = dk.reference.encode_top_m(x, W, S, None, m, stages)[1]
 
     def check(name, out):
         indices = out[1].sort(-1).values
@@ -106,7 +106,7 @@ def test_encode_l0(race, batch, active, threads):
     x, (W, S) = torch.randn(batch, N), weights(p)
     wide = torch.randn(1000, N) @ W.t()
     theta = torch.full((p,), float(wide.abs().flatten().quantile(1 - active)))
-    want = dk.reference.encode_l0(x, W, S, theta, stages, 0.0, "helu")[0]
+    want = dk.reference.encode_l0(x, W, S, None, theta, stages, 0.0, "helu")[0]
 
     def check(name, out):
         assert ((out - want).abs() > 1e-4).float().mean() < 1e-3, name
