@@ -93,6 +93,10 @@ DEEPL0_INLINE F32 abs(F32 v) { return _mm512_abs_ps(v); }
 DEEPL0_INLINE float reduce_add(F32 v) { return _mm512_reduce_add_ps(v); }
 /// Lanes of v where the mask is set, +0 elsewhere.
 DEEPL0_INLINE F32 keep(Mask m, F32 v) { return _mm512_maskz_mov_ps(m, v); }
+/// max(v, 0): a NaN stays, -0.0 becomes +0.
+DEEPL0_INLINE F32 positive_part(F32 v) {
+    return keep(_mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NLE_UQ), v);
+}
 
 DEEPL0_INLINE I32 add(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
 DEEPL0_INLINE I32 max(I32 a, I32 b) { return _mm512_max_epi32(a, b); }
@@ -198,6 +202,9 @@ DEEPL0_INLINE float reduce_add(F32 v) {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
 DEEPL0_INLINE F32 keep(Mask m, F32 v) { return _mm256_and_ps(_mm256_castsi256_ps(m), v); }
+DEEPL0_INLINE F32 positive_part(F32 v) {
+    return _mm256_and_ps(_mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_NLE_UQ), v);
+}
 
 DEEPL0_INLINE I32 add(I32 a, I32 b) { return _mm256_add_epi32(a, b); }
 DEEPL0_INLINE I32 max(I32 a, I32 b) { return _mm256_max_epi32(a, b); }
@@ -306,6 +313,7 @@ DEEPL0_INLINE F32 fma(F32 a, F32 b, F32 c) { return a * b + c; }
 DEEPL0_INLINE F32 abs(F32 v) { return F32(I32(v) & broadcast(int32_t(0x7fffffff))); }
 DEEPL0_INLINE float reduce_add(F32 v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 DEEPL0_INLINE F32 keep(Mask m, F32 v) { return F32(I32(v) & m); }
+DEEPL0_INLINE F32 positive_part(F32 v) { return keep(~(v <= broadcast(0.0f)), v); }
 
 DEEPL0_INLINE I32 add(I32 a, I32 b) { return a + b; }
 DEEPL0_INLINE Mask ge(I32 a, I32 b) { return a >= b; }
@@ -350,6 +358,12 @@ struct Counter {
 
 DEEPL0_INLINE F32 zero() { return broadcast(0.0f); }
 DEEPL0_INLINE bool any(Mask m) { return bits(m) != 0; }
+
+/// What a selection compares and returns: v, or its positive part.
+template <bool Positive>
+DEEPL0_INLINE F32 candidate(F32 v) {
+    return Positive ? positive_part(v) : v;
+}
 
 /// All NaN keys become one, directly above the key of inf.
 constexpr int32_t kNanKey = 0x7f800001;

@@ -122,6 +122,7 @@ std::tuple<Tensor, Tensor> top_m(Tensor u, int64_t m);
 Tensor unpool(Tensor values, Tensor indices, int64_t size);
 std::tuple<Tensor, Tensor> keep_top_m(Tensor u, int64_t m);
 Tensor apply_mask(Tensor u, Tensor mask);
+std::tuple<Tensor, Tensor, Tensor> batch_top_m(Tensor u, int64_t m, bool positive);
 std::tuple<Tensor, Tensor> threshold_stage(Tensor x, Tensor W, Tensor z, Tensor S, Tensor theta,
                                            double sigma, bool save);
 std::tuple<Tensor, Tensor> top_m_stage(Tensor x, Tensor W, Tensor z, Tensor S, int64_t m);

@@ -382,7 +382,7 @@ def _rows_rule(
             if dim is not None and position not in rows:
                 raise NotImplementedError(
                     f"deepl0::{name} does not map over argument {position}; "
-                    "dk.use_backend('reference') maps over weights and thresholds too"
+                    "dk.use_backend('reference') maps over every tensor"
                 )
         size = info.batch_size
         mapped = list(args)
