@@ -55,7 +55,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_top_m(Tensor u, int64_t m, bool positiv
     auto* offsets_data = static_cast<int64_t*>(offsets.mutable_data_ptr());
     if (entries == 0) {
         std::fill_n(offsets_data, rows.rows + 1, int64_t(0));
-        return {offsets, values, indices};
+        return {values, indices, offsets};
     }
     void* values_data = values.mutable_data_ptr();
     auto* indices_data = static_cast<int64_t*>(indices.mutable_data_ptr());
@@ -98,7 +98,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_top_m(Tensor u, int64_t m, bool positiv
                       first[i], offsets_data, values_data, indices_data);
     });
     offsets_data[rows.rows] = entries;
-    return {offsets, values, indices};
+    return {values, indices, offsets};
 }
 
 }  // namespace deepl0::torch_ops

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,30 +12,30 @@ from . import checks, registration
 
 
 def _fake(u, m, positive):
-    rows = u.shape[:-1].numel()
+    rows = math.prod(u.shape[:-1])
     entries = rows * m
     return (
-        u.new_empty(rows + 1, dtype=torch.int64),
         u.new_empty(entries),
         u.new_empty(entries, dtype=torch.int64),
+        u.new_empty(rows + 1, dtype=torch.int64),
     )
 
 
 def _setup(ctx, inputs, output):
     u, _, positive = inputs
-    offsets, values, indices = output
+    values, indices, offsets = output
     ctx.shape = u.shape
     ctx.save_for_backward(offsets, indices, values if positive else None)
 
 
-def _backward(ctx, _, grad_values, __):
+def _backward(ctx, grad_values, *_):
     offsets, indices, values = ctx.saved_tensors
     if values is not None:
         grad_values = grad_values.masked_fill(values == 0, 0)
     entries = torch.arange(indices.shape[0], device=indices.device)
     rows = torch.searchsorted(offsets[1:], entries, right=True)
     at = rows * ctx.shape[-1] + indices
-    grad_u = grad_values.new_zeros(ctx.shape.numel()).scatter(0, at, grad_values)
+    grad_u = grad_values.new_zeros(math.prod(ctx.shape)).scatter(0, at, grad_values)
     return grad_u.view(ctx.shape), None, None
 
 
@@ -78,4 +80,5 @@ def batch_top_m(u: Tensor, m: int, *, positive: bool = False) -> tuple[Tensor, T
     O(B p), one pass over u on a CPU. Source: BatchTopK (Bussmann, Leask, Nanda 2024); tie and NaN
     rules are this package's.
     """
-    return _batch_top_m(u, m, positive)
+    values, indices, offsets = _batch_top_m(u, m, positive)
+    return offsets, values, indices

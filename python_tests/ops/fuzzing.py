@@ -149,13 +149,14 @@ ORACLES = {
     name: getattr(reference, name, None) or globals()[name]
     for name in (
         "threshold", "threshold_backward", "top_m", "unpool", "keep_top_m", "apply_mask",
+        "batch_top_m",
         "threshold_stage", "threshold_stage_saving", "top_m_stage", "encode_l0", "encode_l0_saving",
         "encode_l0_backward", "encode_top_m", "encode_top_m_saving", "encode_top_m_backward",
         "decode", "decode_backward", "fista",
     )
 }  # fmt: skip
 # The others form products, in which the reference's 0 * inf is NaN (docs/numerics.md).
-MOVE_VALUES = ("threshold", "top_m", "unpool", "keep_top_m", "apply_mask")
+MOVE_VALUES = ("threshold", "top_m", "unpool", "keep_top_m", "apply_mask", "batch_top_m")
 # A step or a penalty that is spoilt makes these diverge, which no two implementations do alike.
 ITERATE = ("fista",)
 

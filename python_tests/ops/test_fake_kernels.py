@@ -65,6 +65,8 @@ def elementwise(dtype, batch):
             yield "keep_top_m", u, m
             values, indices = torch.ops.deepl0.top_m(u, m)
             yield "unpool", values, indices, P
+        for m, positive in itertools.product(MOST, (False, True)):
+            yield "batch_top_m", u, m, positive
         yield "apply_mask", u, torch.ops.deepl0.keep_top_m(u, 3)[1]
 
 

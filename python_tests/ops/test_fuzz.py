@@ -122,6 +122,8 @@ def valid_calls(draw, op: str) -> dict:
         args = [tensor(*lead, p), tensor(*lead, p), theta(), sigma, kind, mask(2)]
     elif op in ("top_m", "keep_top_m"):
         args = [tensor(*lead, p), m]
+    elif op == "batch_top_m":
+        args = [tensor(*lead, p), m, draw(st.booleans())]
     elif op == "unpool":
         args = [tensor(batch, m), code(), p]
     elif op == "apply_mask":
