@@ -21,6 +21,20 @@ struct KeyOf {
     __device__ int operator()(Bits b) const { return min(int(b & ((1u << kBits) - 1u)), nan); }
 };
 
+/// The bits of max(u, 0), of a NaN as they are; `nan` as above.
+template <class Bits>
+__device__ Bits positive_part(Bits b, int nan) {
+    constexpr Bits kSign = Bits(1) << (8 * sizeof(Bits) - 1);
+    return unsigned(Bits(b ^ kSign)) < unsigned(nan) ? Bits(0) : b;
+}
+
+/// The same where POSITIVE, else the bits.
+template <bool POSITIVE, class Bits>
+__device__ Bits selectable(Bits b, int nan) {
+    if constexpr (POSITIVE) return positive_part(b, nan);
+    return b;
+}
+
 /// Just above inf: the NaN key of float32, float16 and bfloat16.
 constexpr int kNanF32 = 0x7f800001, kNanF16 = 0x7c01, kNanBF16 = 0x7f81;
 

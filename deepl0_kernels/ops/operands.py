@@ -161,4 +161,4 @@ CHECKS: dict[str, Callable[..., None]] = {
         encode_l0, encode_l0_backward, encode_top_m, encode_top_m_backward, decode,
         decode_backward,
     )
-} | {"keep_top_m": top_m}  # fmt: skip
+} | {"keep_top_m": top_m, "batch_top_m": top_m}  # fmt: skip

@@ -30,6 +30,19 @@ def magnitude_key(u):
 
 
 @triton.jit
+def positive_part(u):
+    """max(u, 0), a NaN as it is: by the sign and the key, so that -0.0 becomes +0 and no subnormal
+    number is lost."""
+    key = magnitude_key(u)
+    if u.dtype == tl.float32:
+        below = (u.to(tl.int32, bitcast=True) < 0) & (key < 0x7F800001)
+    else:
+        nan: tl.constexpr = 0x7C01 if u.dtype == tl.float16 else 0x7F81
+        below = (u.to(tl.int16, bitcast=True) < 0) & (key < nan)
+    return tl.where(below, tl.zeros_like(u), u)
+
+
+@triton.jit
 def _bracket(keys, m):
     """Per row [ROWS]: a bound, how many keys are >= it, how many keys are > it.
 

@@ -22,7 +22,7 @@ from .recording import recording
 from .test_sparse import code
 
 backends = importlib.import_module("deepl0_kernels.backends")
-SERVED = ("top_m", "encode", "encode, long codes", "decode")
+SERVED = ("top_m", "batch_top_m", "encode", "encode, long codes", "decode")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
