@@ -12,35 +12,68 @@ using Optional = std::optional<Tensor>;
 
 // An operator, and its twin that also returns what the backward reads, are one function.
 
-Tensor threshold_stage(Tensor x, Tensor W, Tensor z, Tensor S, Tensor theta, double sigma) {
-    return std::get<0>(ops::threshold_stage(x, W, z, S, theta, sigma, false));
+Tensor threshold_stage(Tensor x, Tensor W, Tensor z, Tensor S, Optional bias, Tensor theta,
+                       double sigma, std::string kind) {
+    return std::get<0>(ops::threshold_stage(x, W, z, S, bias, theta, sigma, kind, false));
 }
 
 std::tuple<Tensor, Tensor> threshold_stage_saving(Tensor x, Tensor W, Tensor z, Tensor S,
-                                                  Tensor theta, double sigma) {
-    return ops::threshold_stage(x, W, z, S, theta, sigma, true);
+                                                  Optional bias, Tensor theta, double sigma,
+                                                  std::string kind) {
+    return ops::threshold_stage(x, W, z, S, bias, theta, sigma, kind, true);
 }
 
-Tensor encode_l0(Tensor x, Tensor W, Optional S, Tensor theta, int64_t num_stages, double sigma,
-                 std::string kind) {
-    return std::get<0>(ops::encode_l0(x, W, S, theta, num_stages, sigma, kind, false));
+Tensor encode_l0(Tensor x, Tensor W, Optional S, Optional bias, Tensor theta, int64_t num_stages,
+                 double sigma, std::string kind) {
+    return std::get<0>(ops::encode_l0(x, W, S, bias, theta, num_stages, sigma, kind, false));
 }
 
-std::tuple<Tensor, Tensor> encode_l0_saving(Tensor x, Tensor W, Optional S, Tensor theta,
-                                            int64_t num_stages, double sigma, std::string kind) {
-    return ops::encode_l0(x, W, S, theta, num_stages, sigma, kind, true);
+std::tuple<Tensor, Tensor> encode_l0_saving(Tensor x, Tensor W, Optional S, Optional bias,
+                                            Tensor theta, int64_t num_stages, double sigma,
+                                            std::string kind) {
+    return ops::encode_l0(x, W, S, bias, theta, num_stages, sigma, kind, true);
 }
 
-std::tuple<Tensor, Tensor> encode_top_m(Tensor x, Tensor W, Optional S, int64_t m,
-                                        int64_t num_stages) {
+std::tuple<Tensor, Tensor> encode_top_m(Tensor x, Tensor W, Optional S, Optional bias, int64_t m,
+                                        int64_t num_stages, bool positive) {
     auto [values, indices, saved_values, saved_indices] =
-        ops::encode_top_m(x, W, S, m, num_stages, false);
+        ops::encode_top_m(x, W, S, bias, m, num_stages, positive, false);
     return {values, indices};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_saving(Tensor x, Tensor W, Optional S,
-                                                               int64_t m, int64_t num_stages) {
-    return ops::encode_top_m(x, W, S, m, num_stages, true);
+                                                               Optional bias, int64_t m,
+                                                               int64_t num_stages, bool positive) {
+    return ops::encode_top_m(x, W, S, bias, m, num_stages, positive, true);
+}
+
+Tensor encode_l0_factored(Tensor x, Tensor W, Tensor D, Optional bias, Optional step, Tensor theta,
+                          int64_t num_stages, double sigma, std::string kind) {
+    return std::get<0>(
+        ops::encode_l0_factored(x, W, D, bias, step, theta, num_stages, sigma, kind, false));
+}
+
+std::tuple<Tensor, Tensor> encode_l0_factored_saving(Tensor x, Tensor W, Tensor D, Optional bias,
+                                                     Optional step, Tensor theta,
+                                                     int64_t num_stages, double sigma,
+                                                     std::string kind) {
+    return ops::encode_l0_factored(x, W, D, bias, step, theta, num_stages, sigma, kind, true);
+}
+
+std::tuple<Tensor, Tensor> encode_top_m_factored(Tensor x, Tensor W, Tensor D, Optional bias,
+                                                 Optional step, std::vector<int64_t> m,
+                                                 bool positive) {
+    auto [values, indices, saved_values, saved_indices] =
+        ops::encode_top_m_factored(x, W, D, bias, step, m, positive, false);
+    return {values, indices};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_factored_saving(Tensor x, Tensor W,
+                                                                        Tensor D, Optional bias,
+                                                                        Optional step,
+                                                                        std::vector<int64_t> m,
+                                                                        bool positive) {
+    return ops::encode_top_m_factored(x, W, D, bias, step, m, positive, true);
 }
 
 }  // namespace
@@ -62,6 +95,12 @@ STABLE_TORCH_LIBRARY_IMPL(deepl0, CPU, m) {
     m.impl("encode_top_m", TORCH_BOX(&encode_top_m));
     m.impl("encode_top_m_saving", TORCH_BOX(&encode_top_m_saving));
     m.impl("encode_top_m_backward", TORCH_BOX(&ops::encode_top_m_backward));
+    m.impl("encode_l0_factored", TORCH_BOX(&encode_l0_factored));
+    m.impl("encode_l0_factored_saving", TORCH_BOX(&encode_l0_factored_saving));
+    m.impl("encode_l0_factored_backward", TORCH_BOX(&ops::encode_l0_factored_backward));
+    m.impl("encode_top_m_factored", TORCH_BOX(&encode_top_m_factored));
+    m.impl("encode_top_m_factored_saving", TORCH_BOX(&encode_top_m_factored_saving));
+    m.impl("encode_top_m_factored_backward", TORCH_BOX(&ops::encode_top_m_factored_backward));
     m.impl("decode", TORCH_BOX(&ops::decode));
     m.impl("decode_backward", TORCH_BOX(&ops::decode_backward));
     m.impl("omp", TORCH_BOX(&ops::omp));

@@ -48,7 +48,7 @@ DEEPL0_INLINE int64_t admit(const S* u, int64_t size, int64_t column, int32_t fl
     constexpr int kTogether = 4;
     const I32 bound = broadcast(floor);
     int64_t n = 0, i = 0;
-    const auto key_at = [&](int64_t j) { return clamp_nan(key(candidate<Positive>(load(u + j)))); };
+    const auto key_at = [&](int64_t j) { return clamp_nan(key_of<Positive>(load(u + j))); };
     const auto take = [&](I32 k, Mask above, int64_t j) {
         compress(keys + n, above, k);
         compress(columns + n, above, add(iota(), broadcast(int32_t(column + j))));
@@ -64,7 +64,7 @@ DEEPL0_INLINE int64_t admit(const S* u, int64_t size, int64_t column, int32_t fl
     }
     for (; i < size; i += kLanes) {
         const int left = int(smaller(size - i, kLanes));
-        const I32 k = clamp_nan(key(candidate<Positive>(load_first(u + i, left))));
+        const I32 k = clamp_nan(key_of<Positive>(load_first(u + i, left)));
         take(k, mask_and(gt(k, bound), first(left)), i);
     }
     return n;

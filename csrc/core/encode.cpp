@@ -30,11 +30,13 @@ template <class T>
 struct Code {
     T* values;
     int64_t* indices;
+    bool positive;
     Code(const TopMCodes<T>& out, int64_t k, int64_t r) {
         const bool last = k + 1 == out.stages;
         const int64_t at = r * out.m + (last ? 0 : k * out.saved_stride);
         values = (last ? out.values : out.saved_values) + at;
         indices = (last ? out.indices : out.saved_indices) + at;
+        positive = out.positive;
     }
 };
 
@@ -42,14 +44,16 @@ DEEPL0_INLINE void select_row(const float* u, int64_t p, int64_t m, Code<float> 
                               void* workspace) {
     float* values = static_cast<float*>(workspace);
     int32_t* indices = reinterpret_cast<int32_t*>(values + m + kSelectSlack);
-    select_top_m(u, p, m, indices + m + kSelectSlack, indices, values);
+    const auto select = code.positive ? select_top_m<true> : select_top_m<false>;
+    select(u, p, m, indices + m + kSelectSlack, indices, values);
     for (int64_t j = 0; j < m; ++j) code.values[j] = values[j];
     for (int64_t j = 0; j < m; ++j) code.indices[j] = indices[j];
 }
 
 DEEPL0_INLINE void select_row(const double* u, int64_t p, int64_t m, Code<double> code,
                               void* workspace) {
-    top_m_table.top_m(DType::f64, u, p, p, m, code.values, code.indices, 0, 1, workspace);
+    top_m_table.top_m(DType::f64, u, p, p, m, code.positive, code.values, code.indices, 0, 1,
+                      workspace);
 }
 
 template <class T>
@@ -153,7 +157,7 @@ void panels_impl(T* wx, int64_t rows, int64_t p, StepMatrices<T> s, int64_t widt
 /// abreast.
 template <class T>
 void product_impl(const T* x, int64_t ldx, int64_t rows, const T* w, int64_t ldw, int64_t units,
-                  int64_t n, const T* base, T* out, int64_t ldo) {
+                  int64_t n, const T* base, int64_t ldb, T* out, int64_t ldo) {
     if (rows == 1) {
         for (int64_t i = 0; i < units; ++i, w += ldw)
             out[i] = base ? base[i] + dot(x, w, n) : dot(x, w, n);
@@ -162,7 +166,7 @@ void product_impl(const T* x, int64_t ldx, int64_t rows, const T* w, int64_t ldw
     for (int64_t i = 0; i < units; ++i, w += ldw) {
         for (int64_t r = 0; r < rows; ++r) {
             const T sum = dot(x + r * ldx, w, n);
-            out[r * ldo + i] = base ? base[r * ldo + i] + sum : sum;
+            out[r * ldo + i] = base ? base[r * ldb + i] + sum : sum;
         }
     }
 }

@@ -1,8 +1,9 @@
-// The Deep M-Sparse encoder, forward: z_1 = top_m(W x), z_{k+1} = top_m(W x + S z_k).
+// The Deep M-Sparse encoder, forward: z_1 = top_m(W x + b), z_{k+1} = top_m(W x + b + S z_k). What
+// is called wx here has the bias in it.
 //
 // z_k has m nonzeros, so S z_k is a gather-sum of m rows of S' (m p multiply-adds instead of p^2)
-// added to W x, followed at once by the selection. The kernels work on rows that the caller chose,
-// allocate nothing and may run concurrently on distinct rows.
+// added to W x + b, followed at once by the selection. The kernels work on rows that the caller
+// chose, allocate nothing and may run concurrently on distinct rows.
 #pragma once
 
 #include <cstddef>
@@ -20,6 +21,7 @@ struct TopMCodes {
     T* saved_values;
     int64_t* saved_indices;
     int64_t m, stages, saved_stride;
+    bool positive;  // the m largest of max(u, 0), not of |u|
 };
 
 /// S of every step, step k (from z_k to z_{k+1}) at data + k * step_stride, plain [p, p]:
@@ -61,10 +63,10 @@ struct EncodeKernels {
     void (*transpose)(const T* s, int64_t rows, int64_t cols, int64_t begin, int64_t end, T* out);
 
     /// out[r, i] = base[r, i] + <x[r, :], w[i, :]>, r < rows, i < units, n terms each; base may be
-    /// null, its rows have the stride of out. For few rows: one pass over w, at the speed of the
-    /// memory that holds it.
+    /// null, its rows have the stride ldb, which may be 0. For few rows: one pass over w, at the
+    /// speed of the memory that holds it.
     void (*product)(const T* x, int64_t ldx, int64_t rows, const T* w, int64_t ldw, int64_t units,
-                    int64_t n, const T* base, T* out, int64_t ldo);
+                    int64_t n, const T* base, int64_t ldb, T* out, int64_t ldo);
 };
 
 /// The kernels of the ISA level in force (see active_isa).

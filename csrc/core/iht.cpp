@@ -36,14 +36,14 @@ struct Scratch {
 
 DEEPL0_INLINE int64_t select_m(const float* u, int64_t p, int64_t m, int32_t* idx, float* v,
                                void* workspace) {
-    select_top_m(u, p, m, static_cast<int32_t*>(workspace), idx, v);
+    select_top_m<false>(u, p, m, static_cast<int32_t*>(workspace), idx, v);
     return m;
 }
 
 DEEPL0_INLINE int64_t select_m(const double* u, int64_t p, int64_t m, int32_t* idx, double* v,
                                void* workspace) {
     int64_t* wide = static_cast<int64_t*>(workspace);
-    top_m_table.top_m(DType::f64, u, p, p, m, v, wide, 0, 1, wide + m);
+    top_m_table.top_m(DType::f64, u, p, p, m, false, v, wide, 0, 1, wide + m);
     for (int64_t j = 0; j < m; ++j) idx[j] = int32_t(wide[j]);
     return m;
 }

@@ -44,16 +44,17 @@ void pack(const float* w, int64_t ldw, int64_t p, int64_t n, int64_t begin, int6
     }
 }
 
-/// out = x w, or out += x w: kTileRows rows, of which the first `rows` are written, by a group.
+/// out = base + x w: kTileRows rows, of which the first `rows` are written, by a group. base
+/// (stride ldb) may be null, or out.
 DEEPL0_INLINE void tile(const float* x, int64_t ldx, int64_t rows, const float* w, int64_t terms,
-                        bool add, float* out, int64_t ldo) {
+                        const float* base, int64_t ldb, float* out, int64_t ldo) {
     const float* xr[kTileRows];
     for (int a = 0; a < kTileRows; ++a) xr[a] = x + (a < rows ? a : 0) * ldx;
     for (int64_t i = 0; i < kProductGroup; i += kTileVectors * kLanes) {
         F32 acc[kTileRows][kTileVectors];
         for (int a = 0; a < kTileRows; ++a)
             for (int v = 0; v < kTileVectors; ++v)
-                acc[a][v] = add && a < rows ? load(out + a * ldo + i + v * kLanes) : zero();
+                acc[a][v] = base && a < rows ? load(base + a * ldb + i + v * kLanes) : zero();
         for (int64_t k = 0; k < terms; ++k) {
             F32 wv[kTileVectors];
             for (int v = 0; v < kTileVectors; ++v)
@@ -71,12 +72,12 @@ DEEPL0_INLINE void tile(const float* x, int64_t ldx, int64_t rows, const float* 
 }
 
 void product(const float* x, int64_t ldx, int64_t rows, const float* packed, int64_t p, int64_t n,
-             float* out, int64_t ldo) {
+             const float* bias, float* out, int64_t ldo) {
     const int64_t groups = groups_of(p);
     alignas(64) float edge[kTileRows * kProductGroup];
     if (n == 0)
         for (int64_t r = 0; r < rows; ++r)
-            for (int64_t i = 0; i < p; ++i) out[r * ldo + i] = 0.0f;
+            for (int64_t i = 0; i < p; ++i) out[r * ldo + i] = bias ? bias[i] : 0.0f;
     for (int64_t b = 0; b < rows; b += kRowBlock) {
         const int64_t last = smaller(b + kRowBlock, rows);
         for (int64_t k = 0; k < n; k += kTerms) {
@@ -88,13 +89,16 @@ void product(const float* x, int64_t ldx, int64_t rows, const float* packed, int
                     const int64_t some = smaller(kTileRows, last - r);
                     const float* xr = x + r * ldx + k;
                     float* to = out + r * ldo + unit;
+                    const float* base = k > 0 ? to : bias ? bias + unit : nullptr;
+                    const int64_t ldb = k > 0 ? ldo : 0;
                     if (units == kProductGroup) {
-                        tile(xr, ldx, some, w, terms, k > 0, to, ldo);
+                        tile(xr, ldx, some, w, terms, base, ldb, to, ldo);
                         continue;
                     }
-                    for (int64_t a = 0; a < some && k > 0; ++a)
-                        memcpy(edge + a * kProductGroup, to + a * ldo, size_t(units) * 4);
-                    tile(xr, ldx, some, w, terms, k > 0, edge, kProductGroup);
+                    for (int64_t a = 0; a < some && base; ++a)
+                        memcpy(edge + a * kProductGroup, base + a * ldb, size_t(units) * 4);
+                    tile(xr, ldx, some, w, terms, base ? edge : nullptr, kProductGroup, edge,
+                         kProductGroup);
                     for (int64_t a = 0; a < some; ++a)
                         memcpy(to + a * ldo, edge + a * kProductGroup, size_t(units) * 4);
                 }

@@ -1,7 +1,7 @@
-// out = x W' in float32 by our own kernel, for processors on which the BLAS does not use their
-// vectors: tiles of a few rows by two vectors of units, over a packed W. Every entry is one chain
-// of fma in ascending order of the terms (at level scalar each product is rounded), so it does not
-// depend on the number of rows or threads.
+// out = x W' + bias in float32 by our own kernel, for processors on which the BLAS does not use
+// their vectors: tiles of a few rows by two vectors of units, over a packed W. Every entry is one
+// chain of fma in ascending order of the terms (at level scalar each product is rounded), so it
+// does not depend on the number of rows or threads.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +26,9 @@ struct ProductKernels {
                  float* packed);
 
     /// out [rows, p] (stride ldo) from x [rows, n] (stride ldx) and packed W. 2 rows p n flops.
+    /// Every sum starts from bias [p], null: from 0.
     void (*rows)(const float* x, int64_t ldx, int64_t rows, const float* packed, int64_t p,
-                 int64_t n, float* out, int64_t ldo);
+                 int64_t n, const float* bias, float* out, int64_t ldo);
 };
 
 /// The kernels of the ISA level in force (see active_isa).

@@ -13,14 +13,23 @@ struct Norms {
     float whole, error;
 };
 
-DEEPL0_INLINE void prepare_row(Panel& s, const ScreenProblem& q, int64_t r, Norms x) {
+/// Row r of the panel is row `row` of the problem.
+DEEPL0_INLINE void prepare_row(Panel& s, const ScreenProblem& q, int64_t r, int64_t row, Norms x) {
     s.count[r] = 0;
     s.trigger[r] = int32_t(s.layout.capacity - 32);
-    s.least[r] = 0.0f;
+    s.least[r] = least_of_all(s);
+    float most_z = 0.0f;
+    bool bounded = x.whole <= kLargest;
+    for (int64_t j = 0; j < q.z_m; ++j) {
+        const float size = __builtin_fabsf(q.z_values[row * q.z_m + j]);
+        bounded = bounded && size <= kLargest;
+        most_z = size > most_z ? size : most_z;
+    }
+    s.floor[r] = underflow_term(q.n) + 0x1p-20f * most_z;
     const float rounded = s.layout.bf16 ? x.whole + x.error : 0.0f;
     s.a[r] = (x.error * 1.0001f + summation_factor(q.n) * x.whole) * q.bound_scale;
     s.c[r] = rounded * 1.0001f * q.bound_scale;
-    if (!(x.whole <= kLargest)) give_up(s, r);
+    if (!bounded) give_up(s, r);
 }
 
 DEEPL0_INLINE void write_selected(const Panel& s, const float* values, const int32_t* unit,
@@ -32,18 +41,63 @@ DEEPL0_INLINE void write_selected(const Panel& s, const float* values, const int
     }
     int32_t* at = s.chosen;
     float* chosen = reinterpret_cast<float*>(at + s.layout.capacity + 64);
-    select_top_m(values, n, m, s.scratch, at, chosen);
+    select_top_m<false>(values, n, m, s.scratch, at, chosen);
     for (int64_t j = 0; j < m; ++j) out[j] = chosen[j];
     for (int64_t j = 0; j < m; ++j) indices[j] = unit[at[j]];
+}
+
+/// The code of a row of whose n candidates, in `values`, fewer than m are positive: these, and the
+/// first of all other units as zeros.
+DEEPL0_NOINLINE void write_with_zeros(const float* values, const int32_t* unit, int64_t n,
+                                      int64_t m, float* out, int64_t* indices) {
+    int64_t positive = 0;
+    for (int64_t j = 0; j < n; ++j) positive += values[j] != 0.0f;
+    int64_t zeros = m - positive, i = 0;
+    for (int64_t j = 0, next = 0; j < m; ++j, ++next) {
+        while (i < n && values[i] == 0.0f) ++i;
+        const bool is_zero = zeros > 0 && !(i < n && unit[i] == next);
+        if (!is_zero) next = unit[i];
+        zeros -= is_zero;
+        out[j] = is_zero ? 0.0f : values[i];
+        indices[j] = next;
+        i += !is_zero;
+    }
+}
+
+/// Adds to the dot products of the units [unit, unit + units) of a row what else is in u.
+DEEPL0_INLINE void add_rest(const ScreenProblem& q, int64_t row, int64_t unit, int64_t units,
+                            float* u) {
+    if (q.bias)
+        for (int64_t i = 0; i < units; ++i) u[i] += q.bias[unit + i];
+    const int64_t* at = q.z_indices + row * q.z_m;
+    for (int64_t j = 0; j < q.z_m; ++j)
+        if (unit <= at[j] && at[j] < unit + units) u[at[j] - unit] += q.z_values[row * q.z_m + j];
+}
+
+/// The same for units in ascending order.
+DEEPL0_INLINE void add_rest(const ScreenProblem& q, int64_t row, const int32_t* unit, int64_t n,
+                            float* u) {
+    if (q.bias)
+        for (int64_t i = 0; i < n; ++i) u[i] += q.bias[unit[i]];
+    const int64_t* at = q.z_indices + row * q.z_m;
+    for (int64_t i = 0, j = 0; i < n && j < q.z_m;) {
+        if (unit[i] == at[j]) u[i] += q.z_values[row * q.z_m + j];
+        const bool step = unit[i] <= at[j];
+        j += unit[i] >= at[j];
+        i += step;
+    }
 }
 
 DEEPL0_INLINE void fetch_row(const float* w, int64_t n) {
     for (int64_t k = 0; k < n; k += 16) __builtin_prefetch(w + k, 0, 3);
 }
 
-/// Computes the candidates of a screened row and selects among them.
-DEEPL0_INLINE void finish_row(Panel& s, const ScreenProblem& q, int64_t r, const float* x,
-                              float* out, int64_t* indices) {
+/// Computes the candidates of a screened row and selects among them. Row r of the panel is row
+/// `row` of the problem.
+DEEPL0_INLINE void finish_row(Panel& s, const ScreenProblem& q, int64_t r, int64_t row) {
+    const float* const x = q.x + row * q.ldx;
+    float* const out = q.values + row * s.m;
+    int64_t* const indices = q.indices + row * s.m;
     constexpr int64_t kAhead = 8;  // candidates on their way from memory
     const int64_t n = s.count[r];
     const int32_t* unit = s.of(r).unit;
@@ -61,6 +115,18 @@ DEEPL0_INLINE void finish_row(Panel& s, const ScreenProblem& q, int64_t r, const
         dots(x, w, q.n, s.values + i);
     }
     s.counts.rescored += n;
+    if (q.bias || q.z_m > 0) add_rest(q, row, unit, n, s.values);
+    if (s.positive) {
+        int64_t positive = 0;
+        for (i = 0; i < n; ++i) {
+            s.values[i] = s.values[i] <= 0.0f ? 0.0f : s.values[i];
+            positive += s.values[i] != 0.0f;
+        }
+        if (positive < s.m) {
+            write_with_zeros(s.values, unit, n, s.m, out, indices);
+            return;
+        }
+    }
     write_selected(s, s.values, unit, n, s.m, out, indices);
 }
 
@@ -84,7 +150,7 @@ DEEPL0_NOINLINE void compact_computed(Panel& s, int64_t r) {
 }
 
 DEEPL0_INLINE void push_computed(Panel& s, int64_t r, const float* u, int64_t unit, int lanes) {
-    const F32 x = load_first(u, lanes);
+    const F32 v = load_first(u, lanes), x = s.positive ? positive_part(v) : v;
     const I32 k = clamp_nan(key(x));
     // A later tie of the m-th largest loses to it; until there are m, everything counts.
     const int32_t n = s.count[r];
@@ -122,6 +188,7 @@ DEEPL0_NOINLINE void compute_full_rows(Panel& s, const ScreenProblem& q, int64_t
                 const float* const w[1] = {q.w + (unit + i) * q.ldw};
                 dots(x, w, q.n, u + i);
             }
+            if (q.bias || q.z_m > 0) add_rest(q, begin + s.full[f], unit, units, u);
             for (i = 0; i < units; i += kLanes)
                 push_computed(s, s.full[f], u + i, unit + i, int(smaller(units - i, kLanes)));
         }
@@ -143,19 +210,50 @@ DEEPL0_INLINE const void* packed_rows(const Panel& s, int64_t row) {
     return s.x + row * s.layout.row_bytes;
 }
 
-/// u[32, 32] (rows of stride ld) = the rows [row, row + 32) times group g.
+/// u[32, 32] (rows of stride ld) = the rows [row, row + 32) times group g, bias and z with it.
 DEEPL0_INLINE void approximate(const Panel& s, int64_t n, int64_t row, int64_t g, float* u,
                                int64_t ld) {
+    const float* const bias = s.bias ? s.bias + g * kScreenGroup : nullptr;
 #if DEEPL0_HAS_BF16
     if (s.layout.bf16) {
         const auto block = s.layout.tiles ? amx_block : vector_block;
         block(static_cast<const uint16_t*>(packed_rows(s, row)),
-              static_cast<const uint16_t*>(s.w.group(g)), (n + 31) / 32, u, ld);
-        return;
+              static_cast<const uint16_t*>(s.w.group(g)), bias, (n + 31) / 32, u, ld);
     }
 #endif
-    float32_block(static_cast<const float*>(packed_rows(s, row)),
-                  static_cast<const float*>(s.w.group(g)), n, u, ld);
+    if (!s.layout.bf16)
+        float32_block(static_cast<const float*>(packed_rows(s, row)),
+                      static_cast<const float*>(s.w.group(g)), bias, n, u, ld);
+    if (s.layout.added == 0) return;
+    const int32_t* start = s.z.start + row / 32 * s.w.groups + g;
+    for (int32_t e = start[0]; e < start[1]; ++e)
+        u[s.z.at[e] / 32 * ld + s.z.at[e] % 32] += s.z.value[e];
+}
+
+/// Sorts z of the rows of a panel by the blocks that it is added to. Rows that are shut have none.
+DEEPL0_NOINLINE void prepare_added(Panel& s, const ScreenProblem& q, int64_t begin, int64_t rows) {
+    const int64_t groups = s.w.groups, blocks = (rows + 31) / 32 * groups;
+    int32_t* const start = s.z.start;
+    memset(start, 0, size_t(blocks + 1) * 4);
+    const auto each = [&](auto f) {
+        for (int64_t r = 0; r < rows; ++r) {
+            if (is_shut(s, r)) continue;
+            for (int64_t j = 0; j < q.z_m; ++j) {
+                const int64_t i = q.z_indices[(begin + r) * q.z_m + j];
+                f(r / 32 * groups + i / kScreenGroup, r % 32 * 32 + i % kScreenGroup,
+                  q.z_values[(begin + r) * q.z_m + j]);
+            }
+        }
+    };
+    each([&](int64_t block, int64_t, float) { ++start[block + 1]; });
+    for (int64_t b = 0; b < blocks; ++b) start[b + 1] += start[b];
+    // Each start moves to its end, which is the next one's start; then they are shifted back.
+    each([&](int64_t block, int64_t at, float value) {
+        s.z.at[start[block]] = int32_t(at);
+        s.z.value[start[block]++] = value;
+    });
+    memmove(start + 1, start, size_t(blocks) * 4);
+    start[0] = 0;
 }
 
 /// Packs and prepares a panel; fills it up to a multiple of 32 with rows that take no candidates.
@@ -177,33 +275,41 @@ DEEPL0_INLINE void prepare_rows(Panel& s, const ScreenProblem& q, int64_t begin,
         }
         for (int64_t i = 0; i < some; ++i) {
             const float error = s.layout.bf16 ? norm_bound(lost[i], q.n) : 0.0f;
-            prepare_row(s, q, r + i, {norm_bound(squares[i], q.n), error});
+            prepare_row(s, q, r + i, begin + r + i, {norm_bound(squares[i], q.n), error});
         }
         for (int64_t i = some; i < kSome; ++i) {
-            s.c[r + i] = 0.0f;
+            s.c[r + i] = s.floor[r + i] = 0.0f;
             shut(s, r + i);
         }
     }
+    if (q.z_m > 0) prepare_added(s, q, begin, rows);
 }
 
 #if DEEPL0_ISA_LEVEL == 2
 /// Two vectors at once: push of a whole group.
+template <bool Positive>
 DEEPL0_INLINE void push_group(Panel& s, int64_t r, const float* u, int64_t g) {
     const int64_t unit = g * kScreenGroup, stride = s.layout.stride;
     const int32_t n = s.count[r];
     int32_t* to = s.candidates + 3 * r * stride + n;
-    const F32 a = broadcast(s.a[r]), c = broadcast(s.c[r]), tiny = broadcast(s.tiny);
+    const F32 a = broadcast(s.a[r]), c = broadcast(s.c[r]);
+    const F32 floor = broadcast(s.floor[r] + s.w.group_slack[g]);
     const F32 least = broadcast(s.least[r]), inf = broadcast(__builtin_inff());
     const float *norm = s.w.norm + unit, *error = s.w.error + unit;
-    const F32 e0 = fma(c, load(error), fma(a, load(norm), tiny));
-    const F32 e1 = fma(c, load(error + 16), fma(a, load(norm + 16), tiny));
-    const F32 u0 = abs(load(u)), u1 = abs(load(u + 16));
-    const F32 hi0 = u0 + e0, hi1 = u1 + e1;
+    const F32 e0 = fma(c, load(error), fma(a, load(norm), floor));
+    const F32 e1 = fma(c, load(error + 16), fma(a, load(norm + 16), floor));
+    const F32 v0 = load(u), v1 = load(u + 16);
+    const F32 u0 = Positive ? v0 : abs(v0), u1 = Positive ? v1 : abs(v1);
+    const Mask known0 = _mm512_cmp_ps_mask(e0, inf, _CMP_LT_OQ);
+    const Mask known1 = _mm512_cmp_ps_mask(e1, inf, _CMP_LT_OQ);
+    // Unknown: inf; of a modulus and inf the sum is that already, or a NaN above it.
+    const F32 hi0 = Positive ? _mm512_mask_add_ps(inf, known0, u0, e0) : u0 + e0;
+    const F32 hi1 = Positive ? _mm512_mask_add_ps(inf, known1, u1, e1) : u1 + e1;
     // not (hi < least): a NaN of an unbounded unit is in
     const Mask in0 = _mm512_cmp_ps_mask(hi0, least, _CMP_NLT_UQ);
     const Mask in1 = _mm512_cmp_ps_mask(hi1, least, _CMP_NLT_UQ);
-    const F32 lo0 = _mm512_maskz_max_ps(_mm512_cmp_ps_mask(e0, inf, _CMP_LT_OQ), u0 - e0, zero());
-    const F32 lo1 = _mm512_maskz_max_ps(_mm512_cmp_ps_mask(e1, inf, _CMP_LT_OQ), u1 - e1, zero());
+    const F32 lo0 = _mm512_maskz_max_ps(known0, u0 - e0, zero());
+    const F32 lo1 = _mm512_maskz_max_ps(known1, u1 - e1, zero());
     const I32 at = add(iota(), broadcast(int32_t(unit)));
     const int n0 = count(in0);
     compress(to, in0, as_bits(lo0));
@@ -216,34 +322,41 @@ DEEPL0_INLINE void push_group(Panel& s, int64_t r, const float* u, int64_t g) {
 }
 
 /// 32 rows by one group of units, in u [32, 32]: which rows may have hits, then what they hit.
+template <bool Positive>
 DEEPL0_INLINE void scan_block(Panel& s, int64_t row, const float* u, int64_t g) {
     constexpr int kRange = 0xb;  // of two values the larger modulus
     alignas(64) float bound[32];
     alignas(64) uint16_t hit[32];
     const F32 norm = broadcast(s.w.group_norm[g]), error = broadcast(s.w.group_error[g]);
+    const F32 slack = broadcast(s.w.group_slack[g]);
+    uint32_t open = 0;  // rows that are not shut
     for (int v = 0; v < 32; v += kLanes) {
-        F32 e = fma(load(s.a + row + v), norm, broadcast(s.tiny));
+        const F32 least = load(s.least + row + v);
+        F32 e = fma(load(s.a + row + v), norm, load(s.floor + row + v) + slack);
         e = fma(load(s.c + row + v), error, e);
-        store(bound + v, load(s.least + row + v) - e);
+        store(bound + v, least - e);
+        open |= bits(_mm512_cmp_ps_mask(least, broadcast(__builtin_inff()), _CMP_NEQ_UQ)) << v;
     }
 #pragma GCC unroll 8
     for (int r = 0; r < 32; ++r) {
-        const F32 top = _mm512_range_ps(load(u + 32 * r), load(u + 32 * r + 16), kRange);
-        hit[r] = _mm512_cmp_ps_mask(top, broadcast(bound[r]), _CMP_GE_OQ);
+        const F32 u0 = load(u + 32 * r), u1 = load(u + 32 * r + 16);
+        const F32 top = Positive ? _mm512_max_ps(u0, u1) : _mm512_range_ps(u0, u1, kRange);
+        hit[r] = not_less(top, broadcast(bound[r]));  // a NaN of an unbounded unit is a hit
     }
-    uint32_t rows = _mm512_test_epi16_mask(_mm512_load_si512(hit), _mm512_set1_epi16(-1));
+    uint32_t rows = _mm512_test_epi16_mask(_mm512_load_si512(hit), _mm512_set1_epi16(-1)) & open;
     while (rows) {
         const int r = __builtin_ctz(rows);
         rows &= rows - 1;
-        push_group(s, row + r, u + 32 * r, g);
+        push_group<Positive>(s, row + r, u + 32 * r, g);
         if (__builtin_expect(s.count[row + r] > s.trigger[row + r], 0)) compact(s, row + r);
     }
 }
 #else
+template <bool Positive>
 DEEPL0_INLINE void scan_block(Panel& s, int64_t row, const float* u, int64_t g) {
+    const Maxima group = maxima(s.w, g, g + 1);
     for (int64_t r = 0; r < 32; ++r)
-        scan_row(s, row + r, u + 32 * r, g * kScreenGroup, kScreenGroup, s.w.group_norm[g],
-                 s.w.group_error[g]);
+        scan_row<Positive>(s, row + r, u + 32 * r, g * kScreenGroup, kScreenGroup, group);
 }
 #endif
 
@@ -256,19 +369,19 @@ DEEPL0_INLINE void fetch_piece(const void* block, int64_t row, int64_t rows, int
 }
 
 /// All candidates of a panel.
+template <bool Positive>
 void screen_panel(Panel& s, const ScreenProblem& q, int64_t begin, int64_t rows) {
     prepare_rows(s, q, begin, rows);
     if (s.full_rows == rows) return;
     const int64_t padded = round_up(rows, 32), tile = s.layout.tile, units = smaller(tile, q.p);
-    float norm, error;
-    group_maxima(s.w, 0, units, &norm, &error);
+    const Maxima most = maxima(s.w, 0, tile / kScreenGroup);
     for (int64_t row = 0; row < padded; row += 32) {
         for (int64_t g = 0; g * kScreenGroup < tile; ++g)
             approximate(s, q.n, row, g, s.tile + g * kScreenGroup, tile);
         for (int64_t r = 0; r < smaller(32, rows - row); ++r) {
             const float* u = s.tile + r * tile;
-            first_bound(s, row + r, u, units, norm, error);
-            scan_row(s, row + r, u, 0, units, norm, error);
+            first_bound<Positive>(s, row + r, u, units, most);
+            scan_row<Positive>(s, row + r, u, 0, units, most);
             if (!is_shut(s, row + r)) compact(s, row + r);
         }
     }
@@ -283,12 +396,12 @@ void screen_panel(Panel& s, const ScreenProblem& q, int64_t begin, int64_t rows)
             fetch_piece(next, row, padded, s.w.group_bytes);
             approximate(s, q.n, row, g, u[at], 32);
             at ^= 1;
-            if (last_g >= 0) scan_block(s, last_row, u[at], last_g);
+            if (last_g >= 0) scan_block<Positive>(s, last_row, u[at], last_g);
             last_row = row;
             last_g = g;
         }
     }
-    if (last_g >= 0) scan_block(s, last_row, u[at ^ 1], last_g);
+    if (last_g >= 0) scan_block<Positive>(s, last_row, u[at ^ 1], last_g);
 }
 
 void top_m(const ScreenProblem& q, int64_t begin, int64_t end, void* workspace,
@@ -302,15 +415,15 @@ void top_m(const ScreenProblem& q, int64_t begin, int64_t end, void* workspace,
         const int64_t rows = smaller(s.layout.panel, end - r0);
         s.full_rows = 0;
         if (q.packed) {
-            screen_panel(s, q, r0, rows);
+            const auto screen = q.positive ? screen_panel<true> : screen_panel<false>;
+            screen(s, q, r0, rows);
         } else {
             for (int64_t r = 0; r < rows; ++r) give_up(s, r);
         }
         for (int64_t r = 0; r < rows; ++r) {
             if (!is_shut(s, r) && q.p > s.layout.tile) compact(s, r);
             if (is_shut(s, r)) continue;
-            finish_row(s, q, r, q.x + (r0 + r) * q.ldx, q.values + (r0 + r) * s.m,
-                       q.indices + (r0 + r) * s.m);
+            finish_row(s, q, r, r0 + r);
         }
         if (s.full_rows) compute_full_rows(s, q, r0);
     }
@@ -376,8 +489,9 @@ int64_t screen_packed_bytes(ScreenKind kind, int64_t p, int64_t n) {
     return scalar::Packed::bytes(kind != ScreenKind::float32, p, n);
 }
 
-int64_t screen_workspace_bytes(ScreenKind kind, int64_t rows, int64_t p, int64_t n, int64_t m) {
-    return scalar::Layout(kind, rows, p, n, m).bytes();
+int64_t screen_workspace_bytes(ScreenKind kind, int64_t rows, int64_t p, int64_t n, int64_t m,
+                               int64_t z_m) {
+    return scalar::Layout(kind, rows, p, n, m, z_m).bytes();
 }
 #endif
 

@@ -1,12 +1,13 @@
-// One encoder stage by screening: the m entries of largest |u|, u = W x, without ever holding u.
+// One encoder stage by screening: the m entries of largest |u|, u = W x + b + z for a sparse z, or
+// of max(u, 0), without ever holding u.
 //
 // Every u_i is first approximated, by bf16 products on AMX tiles or in vector registers, or by
 // float32 products in vector registers. A rigorous bound |u_i - approximation| <= e_i then tells
 // which few entries can be among the m largest; these are computed again by one float32 dot product
-// of fixed order, and the result is selected from those values by the contract of top_m.h. A code
-// therefore depends on its row of x and on W only: not on the batch, the tiling, the number of
-// threads or the kind of approximation. Levels avx2 and avx512 agree bit for bit. See
-// docs/screening.md.
+// of fixed order, to which b and then z are added, and the result is selected from those values by
+// the contract of top_m.h. A code therefore depends on its rows of x and z, on W and b only: not on
+// the batch, the tiling, the number of threads or the kind of approximation. Levels avx2 and avx512
+// agree bit for bit. See docs/screening.md.
 //
 // The units are visited tile by tile under a running lower bound of the m-th largest |u| of each
 // row. Rows that the bound cannot decide (not finite, huge, or too many candidates) are computed in
@@ -31,7 +32,7 @@ bool screen_is_fast(ScreenKind kind);
 /// Units are packed in groups of this many.
 constexpr int64_t kScreenGroup = 32;
 
-/// Bytes of packed W: 2 p n for bfloat16, 4 p n for float32, 8 p for any, all rounded up.
+/// Bytes of packed W: 2 p n for bfloat16, 4 p n for float32, 12 p for any, all rounded up.
 int64_t screen_packed_bytes(ScreenKind kind, int64_t p, int64_t n);
 
 struct ScreenProblem {
@@ -40,10 +41,15 @@ struct ScreenProblem {
     int64_t ldx;
     const float* w;  // [p, n], rows of stride ldw
     int64_t ldw;
-    int64_t n, p, m;     // 0 <= m <= p < 2^31
-    const void* packed;  // all of W, by screen_pack of the same kind; null: nothing is screened
-    float* values;       // [rows, m]
-    int64_t* indices;    // [rows, m], ascending
+    int64_t n, p, m;        // 0 <= m <= p < 2^31
+    const void* packed;     // all of W, by screen_pack of the same kind; null: nothing is screened
+    float* values;          // [rows, m]
+    int64_t* indices;       // [rows, m], ascending
+    bool positive = false;  // the largest of max(u, 0), not of |u|
+    const float* bias = nullptr;         // [p], the one that was packed with W, or null
+    const float* z_values = nullptr;     // [rows, z_m], may be null
+    const int64_t* z_indices = nullptr;  // [rows, z_m], ascending in each row
+    int64_t z_m = 0;
     float bound_scale = 1.0f;  // tests shrink the bound by it; anything below 1 is wrong
 };
 
@@ -53,15 +59,17 @@ struct ScreenCounts {
     int64_t full_rows = 0;  // rows computed in float32 throughout
 };
 
-/// Bytes of workspace for that many rows, or fewer.
-int64_t screen_workspace_bytes(ScreenKind kind, int64_t rows, int64_t p, int64_t n, int64_t m);
+/// Bytes of workspace for that many rows, or fewer, of z at most z_m entries each.
+int64_t screen_workspace_bytes(ScreenKind kind, int64_t rows, int64_t p, int64_t n, int64_t m,
+                               int64_t z_m = 0);
 
 /// The kernels of one ISA level.
 struct ScreenKernels {
-    /// Packs the units [begin, end) of W [p, n], rows of stride ldw. begin must be a multiple of
-    /// kScreenGroup, end too or p. Disjoint ranges may run concurrently. packed: 64-byte aligned.
-    void (*pack)(ScreenKind kind, const float* w, int64_t ldw, int64_t p, int64_t n, int64_t begin,
-                 int64_t end, void* packed);
+    /// Packs the units [begin, end) of W [p, n], rows of stride ldw, and of bias, if any. begin
+    /// must be a multiple of kScreenGroup, end too or p. Disjoint ranges may run concurrently.
+    /// packed: 64-byte aligned.
+    void (*pack)(ScreenKind kind, const float* w, int64_t ldw, const float* bias, int64_t p,
+                 int64_t n, int64_t begin, int64_t end, void* packed);
 
     /// Rows [begin, end) of the problem. workspace: screen_workspace_bytes, 64-byte aligned, of the
     /// calling thread; distinct rows may run concurrently.

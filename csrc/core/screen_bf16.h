@@ -41,15 +41,23 @@ DEEPL0_AMX static void amx_begin() {
 
 DEEPL0_AMX static void amx_end() { _tile_release(); }
 
-/// u[32, 32] (rows of stride ld) = 32 rows of x times a group of 32 units, 32 steps terms.
-DEEPL0_AMX static void amx_block(const uint16_t* x, const uint16_t* w, int64_t steps, float* u,
-                                 int64_t ld) {
+/// u[32, 32] (rows of stride ld) = 32 rows of x times a group of 32 units, 32 steps terms, plus
+/// its bias [32], if any.
+DEEPL0_AMX static void amx_block(const uint16_t* x, const uint16_t* w, const float* bias,
+                                 int64_t steps, float* u, int64_t ld) {
     const uint16_t* const x1 = x + steps * 512;
     asm volatile("" ::: "memory");  // nor what the tile loads read
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    if (bias) {                     // in every row
+        _tile_loadd(0, bias, 0);
+        _tile_loadd(1, bias + 16, 0);
+        _tile_loadd(2, bias, 0);
+        _tile_loadd(3, bias + 16, 0);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
     for (int64_t k = 0; k < steps; ++k) {
         _tile_loadd(4, x + k * 512, 64);
         _tile_loadd(6, w + k * 1024, 64);
@@ -67,13 +75,16 @@ DEEPL0_AMX static void amx_block(const uint16_t* x, const uint16_t* w, int64_t s
 }
 
 /// The same in vector registers: 8 rows at a time, two vectors of units.
-DEEPL0_BF16 static void vector_block(const uint16_t* x, const uint16_t* w, int64_t steps, float* u,
-                                     int64_t ld) {
+DEEPL0_BF16 static void vector_block(const uint16_t* x, const uint16_t* w, const float* bias,
+                                     int64_t steps, float* u, int64_t ld) {
     constexpr int kRows = 8, kPairs = 16;
     for (int64_t r = 0; r < 32; r += kRows) {
         const uint16_t* const xr = x + r / 16 * steps * 512 + r % 16 * 32;
         F32 acc[kRows][2];
-        for (int a = 0; a < kRows; ++a) acc[a][0] = acc[a][1] = zero();
+        for (int a = 0; a < kRows; ++a) {
+            acc[a][0] = bias ? load(bias) : zero();
+            acc[a][1] = bias ? load(bias + 16) : zero();
+        }
         for (int64_t k = 0; k < steps; ++k) {
             for (int i = 0; i < kPairs; ++i) {
                 const auto w0 = (__m512bh)_mm512_load_si512(w + k * 1024 + i * 32);

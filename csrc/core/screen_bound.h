@@ -88,8 +88,10 @@ DEEPL0_INLINE void dots(const float* x, const float* const (&w)[N], int64_t n, f
 // less than c |x| |W| with c = (3 n + 128) 2^-24, whatever the order of summation. What underflows
 // or is flushed to zero adds less than (4 n + 64) 2^-126. So
 //   e = A |W| + C |W - Wb| + tiny,   A = |x - xb| + c |x|,   C = |xb|,
-// with norms rounded up. Nothing overflows while |x|, |W| <= 2^60; units beyond that have an
-// infinite norm here, hence an infinite bound, and rows beyond it are not screened.
+// with norms rounded up. The sums of the approximation start from b, and z is added to them: with
+// b or z not 0, e has c |b| and 2^-20 |z| more. Nothing overflows while |x|, |W| <= 2^60; units
+// beyond that have an infinite norm here, hence an infinite bound, as have those with |b| beyond
+// it; rows of x or z beyond it are not screened.
 
 constexpr float kLargest = 0x1p60f;
 

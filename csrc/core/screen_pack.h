@@ -39,16 +39,17 @@ DEEPL0_NOINLINE void pack_float32_rows(const float* x, int64_t ldx, int64_t rows
     interleave<kBlockRows>(x, ldx, rows, n, out, squares);
 }
 
-/// u[32, 32] (rows of stride ld) = 32 packed rows times a packed group.
-DEEPL0_NOINLINE void float32_block(const float* x, const float* w, int64_t n, float* u,
-                                   int64_t ld) {
+/// u[32, 32] (rows of stride ld) = 32 packed rows times a packed group, plus its bias [32], if any.
+DEEPL0_NOINLINE void float32_block(const float* x, const float* w, const float* bias, int64_t n,
+                                   float* u, int64_t ld) {
     constexpr int kR = DEEPL0_ISA_LEVEL == 2 ? 8 : 4, kV = 2;
     for (int64_t r = 0; r < 32; r += kR) {
         const float* xr = x + r / kBlockRows * kBlockRows * n + r % kBlockRows;
         for (int64_t i = 0; i < kScreenGroup; i += kV * kLanes) {
             F32 acc[kR][kV];
             for (int a = 0; a < kR; ++a)
-                for (int v = 0; v < kV; ++v) acc[a][v] = zero();
+                for (int v = 0; v < kV; ++v)
+                    acc[a][v] = bias ? load(bias + i + v * kLanes) : zero();
             for (int64_t k = 0; k < n; ++k) {
                 F32 wv[kV];
                 for (int v = 0; v < kV; ++v) wv[v] = load(w + k * kScreenGroup + i + v * kLanes);
@@ -63,10 +64,12 @@ DEEPL0_NOINLINE void float32_block(const float* x, const float* w, int64_t n, fl
     }
 }
 
-/// Packed W: norms and errors per unit and their maxima per group, then the groups.
+/// Packed W: norms and errors per unit and their maxima per group, the bias and what it adds to the
+/// bound, then the groups.
 struct Packed {
     float *norm = nullptr, *error = nullptr;              // of padding units -inf and 0
     float *group_norm = nullptr, *group_error = nullptr;  // of real units
+    float *bias = nullptr, *group_slack = nullptr;        // 0 without a bias
     char* data = nullptr;
     int64_t groups = 0, group_bytes = 0;
 
@@ -82,19 +85,21 @@ struct Packed {
         error = norm + groups * kScreenGroup;
         group_norm = error + groups * kScreenGroup;
         group_error = group_norm + round_up(groups, 16);
-        data = reinterpret_cast<char*>(group_error + round_up(groups, 16));
+        group_slack = group_error + round_up(groups, 16);
+        bias = group_slack + round_up(groups, 16);
+        data = reinterpret_cast<char*>(bias + groups * kScreenGroup);
     }
     static int64_t bytes(bool bf16, int64_t p, int64_t n) {
         const int64_t groups = (p + kScreenGroup - 1) / kScreenGroup;
-        return 8 * (groups * kScreenGroup + round_up(groups, 16)) +
+        return 12 * (groups * kScreenGroup + round_up(groups, 16)) +
                groups * bytes_of_group(bf16, n);
     }
     void* group(int64_t g) const { return data + g * group_bytes; }
 };
 
 /// ScreenKernels::pack.
-DEEPL0_NOINLINE void pack(ScreenKind kind, const float* w, int64_t ldw, int64_t p, int64_t n,
-                          int64_t begin, int64_t end, void* packed) {
+DEEPL0_NOINLINE void pack(ScreenKind kind, const float* w, int64_t ldw, const float* bias,
+                          int64_t p, int64_t n, int64_t begin, int64_t end, void* packed) {
     const bool bf16 = kind != ScreenKind::float32;
     const Packed out(packed, bf16, p, n);
     for (int64_t g = begin / kScreenGroup; g * kScreenGroup < end; ++g) {
@@ -116,7 +121,15 @@ DEEPL0_NOINLINE void pack(ScreenKind kind, const float* w, int64_t ldw, int64_t 
             norm[i] = norm_bound(squares[i], n);
             error[i] = bf16 ? norm_bound(lost[i], n) : 0.0f;
         }
-        float most_norm = 0.0f, most_error = 0.0f;
+        float most_norm = 0.0f, most_error = 0.0f, most_bias = 0.0f;
+        for (int64_t i = 0; i < kScreenGroup; ++i) {
+            const float b = bias && i < units ? bias[first_unit + i] : 0.0f;
+            const float size = __builtin_fabsf(b);
+            const bool bounded = size <= kLargest;
+            out.bias[first_unit + i] = bounded ? b : 0.0f;
+            most_bias = bounded && size > most_bias ? size : most_bias;
+            if (!bounded) norm[i] = __builtin_inff();
+        }
         for (int64_t i = 0; i < units; ++i) {
             if (!(norm[i] <= kLargest)) {
                 norm[i] = __builtin_inff();
@@ -127,6 +140,7 @@ DEEPL0_NOINLINE void pack(ScreenKind kind, const float* w, int64_t ldw, int64_t 
         }
         out.group_norm[g] = most_norm;
         out.group_error[g] = most_error;
+        out.group_slack[g] = summation_factor(n) * most_bias;
     }
 }
 

@@ -25,9 +25,10 @@ struct Layout {
     int64_t capacity;            // candidates of a row
     int64_t stride;              // between the rows of candidates
     int64_t scratch, row_bytes;  // of int32, of a packed row
+    int64_t added, blocks;       // entries of z, and their lists
     bool bf16, tiles;
 
-    Layout(ScreenKind kind, int64_t rows, int64_t p, int64_t n, int64_t m)
+    Layout(ScreenKind kind, int64_t rows, int64_t p, int64_t n, int64_t m, int64_t z_m)
         : bf16(kind != ScreenKind::float32), tiles(kind == ScreenKind::bfloat16_tiles) {
         panel = smaller(round_up(larger(rows, 1), 32), 512);
         const int64_t units = round_up(larger(p, 1), kScreenGroup);
@@ -35,12 +36,14 @@ struct Layout {
         capacity = smaller(round_up(4 * m + 256, 16), units + 64);
         stride = capacity + kBlock + 16;
         scratch = cut_scratch(larger(tile, stride)) + 64;
+        added = z_m > 0 ? panel * z_m : 0;
+        blocks = z_m > 0 ? panel / 32 * (units / kScreenGroup) + 1 : 0;
         row_bytes = bf16 ? (n + 31) / 32 * 64 : n * 4;
     }
     int64_t bytes() const {
         const int64_t selected = capacity + 64;
-        return 4 * (round_up(6 * panel, 16) + 3 * panel * stride + round_up(scratch, 16) +
-                    32 * tile + 3 * selected) +
+        return 4 * (round_up(7 * panel, 16) + round_up(2 * added + blocks, 16) +
+                    3 * panel * stride + round_up(scratch, 16) + 32 * tile + 3 * selected) +
                panel * row_bytes + 4096;
     }
 };
@@ -51,13 +54,24 @@ struct Candidates {
     int32_t *lo, *hi, *unit;
 };
 
+/// z of a panel, as what is added to the blocks of approximations: that of row block b and group g
+/// are the entries [start[b groups + g], start[b groups + g + 1]).
+struct Added {
+    int32_t* start;
+    int32_t* at;  // position in the block [32, 32]
+    float* value;
+};
+
 struct Panel {
     Layout layout;
     int64_t m;
-    float tiny;
+    bool positive;
+    const float* bias;  // of the packed units, or null
     Packed w;
     float *a, *c;  // coefficients of the bound
+    float* floor;  // of the bound: what is added for the row
     float* least;  // lower bound of the m-th largest |u|; inf: the row takes no more candidates
+    Added z;
     int32_t *count, *trigger;
     int32_t* full;  // rows to be computed throughout
     int64_t full_rows = 0;
@@ -69,8 +83,11 @@ struct Panel {
     ScreenCounts counts;
 
     Panel(const ScreenProblem& q, int64_t rows, void* workspace)
-        : layout(q.kind, rows, q.p, q.n, q.m), m(q.m), w(q.packed, layout.bf16, q.p, q.n) {
-        tiny = underflow_term(q.n);
+        : layout(q.kind, rows, q.p, q.n, q.m, q.z_m),
+          m(q.m),
+          positive(q.positive),
+          w(q.packed, layout.bf16, q.p, q.n) {
+        bias = q.bias ? w.bias : nullptr;
         char* at = static_cast<char*>(workspace);
         const auto take = [&](int64_t bytes) {
             void* block = at;
@@ -82,7 +99,11 @@ struct Panel {
         tile = static_cast<float*>(take(32 * layout.tile * 4));
         a = static_cast<float*>(take(b * 4));
         c = static_cast<float*>(take(b * 4));
+        floor = static_cast<float*>(take(b * 4));
         least = static_cast<float*>(take(b * 4));
+        z.start = static_cast<int32_t*>(take(layout.blocks * 4));
+        z.at = static_cast<int32_t*>(take(layout.added * 4));
+        z.value = static_cast<float*>(take(layout.added * 4));
         count = static_cast<int32_t*>(take(b * 4));
         trigger = static_cast<int32_t*>(take(b * 4));
         full = static_cast<int32_t*>(take(b * 4));
@@ -98,23 +119,39 @@ struct Panel {
 };
 
 DEEPL0_INLINE F32 bound_of(const Panel& s, int64_t r, int64_t unit) {
-    const F32 e = fma(broadcast(s.a[r]), load(s.w.norm + unit), broadcast(s.tiny));
+    const float floor = s.floor[r] + s.w.group_slack[unit / kScreenGroup];
+    const F32 e = fma(broadcast(s.a[r]), load(s.w.norm + unit), broadcast(floor));
     return fma(broadcast(s.c[r]), load(s.w.error + unit), e);
 }
 
-/// The smallest approximation of row r that may belong to an entry >= least, over units whose
-/// norm and error are at most these.
-DEEPL0_INLINE float least_approximation(const Panel& s, int64_t r, float norm, float error) {
-    return s.least[r] - (s.a[r] * norm + s.c[r] * error + s.tiny);
+/// Of several units: their largest norm, error and slack.
+struct Maxima {
+    float norm = 0.0f, error = 0.0f, slack = 0.0f;
+};
+
+/// A bound for all of them.
+DEEPL0_INLINE float bound_of(const Panel& s, int64_t r, const Maxima& units) {
+    return s.a[r] * units.norm + s.c[r] * units.error + (s.floor[r] + units.slack);
+}
+
+/// The least that the bound of a row may be. Where codes are nonnegative, what is not > 0 need not
+/// be a candidate (see write_with_zeros).
+DEEPL0_INLINE float least_of_all(const Panel& s) {
+    return s.positive ? bit_cast<float>(int32_t(1)) : 0.0f;
 }
 
 /// Appends what may belong to the m largest, among the units [unit, unit + kLanes).
+template <bool Positive>
 DEEPL0_INLINE void push(Panel& s, int64_t r, F32 u, int64_t unit) {
     const Candidates to = s.of(r);
     const int32_t n = s.count[r];
-    const F32 e = bound_of(s, r, unit), size = abs(u);
-    const I32 hi = as_bits(size + e);
-    const Mask known = gt(broadcast(int32_t(0x7f800000)), as_bits(e));
+    const F32 e = bound_of(s, r, unit), size = Positive ? u : abs(u);
+    const I32 inf = broadcast(int32_t(0x7f800000));
+    const Mask known = gt(inf, as_bits(e));
+    I32 hi = as_bits(size + e);
+    if (Positive)
+        hi =
+            add(as_bits(keep(known, size + e)), as_bits(keep(ge(as_bits(e), inf), as_floats(inf))));
     const I32 lo = max(as_bits(keep(known, size - e)), broadcast(int32_t(0)));
     const Mask in = ge(hi, broadcast(bits_of(s.least[r])));
     compress(to.lo + n, in, lo);
@@ -202,56 +239,64 @@ DEEPL0_NOINLINE void compact(Panel& s, int64_t r) {
 }
 
 /// False if this was too much for the row.
+template <bool Positive>
 DEEPL0_INLINE bool push_and_compact(Panel& s, int64_t r, F32 u, int64_t unit) {
-    push(s, r, u, unit);
+    push<Positive>(s, r, u, unit);
     if (__builtin_expect(s.count[r] <= s.trigger[r], 1)) return true;
     compact(s, r);
     return !is_shut(s, r);
 }
 
 /// One row of approximations of the units [unit, unit + width), unit a multiple of kLanes; u is
-/// readable up to a multiple of kLanes. norm and error bound those of all these units.
+/// readable up to a multiple of kLanes. most: of all these units.
+template <bool Positive>
 DEEPL0_INLINE void scan_row(Panel& s, int64_t r, const float* u, int64_t unit, int64_t width,
-                            float norm, float error) {
+                            const Maxima& most) {
     if (is_shut(s, r)) return;
-    const float t = least_approximation(s, r, norm, error);
+    // The smallest approximation that may belong to an entry >= least.
+    const float t = s.least[r] - bound_of(s, r, most);
     const I32 bound = broadcast(t > 0.0f ? bits_of(t) : 0);
+    const auto hit = [&](F32 x) {
+        return Positive ? not_less(x, broadcast(t)) : ge(key(x), bound);
+    };
     int64_t i = 0;
     for (; i + 4 * kLanes <= width; i += 4 * kLanes) {
-        const I32 k0 = key(load(u + i)), k1 = key(load(u + i + kLanes));
-        const I32 k2 = key(load(u + i + 2 * kLanes)), k3 = key(load(u + i + 3 * kLanes));
-        if (!any(ge(max(max(k0, k1), max(k2, k3)), bound))) continue;
+        const F32 x0 = load(u + i), x1 = load(u + i + kLanes);
+        const F32 x2 = load(u + i + 2 * kLanes), x3 = load(u + i + 3 * kLanes);
+        const Mask hits = Positive ? mask_or(mask_or(hit(x0), hit(x1)), mask_or(hit(x2), hit(x3)))
+                                   : ge(max(max(key(x0), key(x1)), max(key(x2), key(x3))), bound);
+        if (!any(hits)) continue;
         for (int v = 0; v < 4; ++v) {
             const F32 x = load(u + i + v * kLanes);
-            if (any(ge(key(x), bound)) && !push_and_compact(s, r, x, unit + i + v * kLanes)) return;
+            if (any(hit(x)) && !push_and_compact<Positive>(s, r, x, unit + i + v * kLanes)) return;
         }
     }
     for (; i < width; i += kLanes) {
         const F32 x = load_first(u + i, int(smaller(width - i, kLanes)));
-        if (any(ge(key(x), bound)) && !push_and_compact(s, r, x, unit + i)) return;
+        if (any(hit(x)) && !push_and_compact<Positive>(s, r, x, unit + i)) return;
     }
 }
 
 /// The first bound of a row, from the approximations of its first units.
-DEEPL0_INLINE void first_bound(Panel& s, int64_t r, const float* u, int64_t width, float norm,
-                               float error) {
+template <bool Positive>
+DEEPL0_INLINE void first_bound(Panel& s, int64_t r, const float* u, int64_t width,
+                               const Maxima& most) {
     if (is_shut(s, r) || s.m >= width) return;
-    const int32_t at_least = s.m <= kMaxGrouped ? candidate_bound(u, width, s.m, s.scratch).lo
-                                                : find_cut(u, width, s.m, s.scratch).key;
-    const float e = s.a[r] * norm + s.c[r] * error + s.tiny;
-    const float least = bit_cast<float>(at_least) - e;
-    s.least[r] = least > 0.0f ? least : 0.0f;  // NaN: 0
+    const int32_t at_least = s.m <= kMaxGrouped
+                                 ? candidate_bound<Positive>(u, width, s.m, s.scratch).lo
+                                 : find_cut<Positive>(u, width, s.m, s.scratch).key;
+    const float least = bit_cast<float>(at_least) - bound_of(s, r, most);
+    s.least[r] = least > least_of_all(s) ? least : least_of_all(s);  // NaN: the latter
 }
 
-DEEPL0_INLINE void group_maxima(const Packed& w, int64_t begin, int64_t end, float* norm,
-                                float* error) {
-    float a = 0.0f, b = 0.0f;
-    for (int64_t g = begin / kScreenGroup; g * kScreenGroup < end; ++g) {
-        a = w.group_norm[g] > a ? w.group_norm[g] : a;
-        b = w.group_error[g] > b ? w.group_error[g] : b;
+DEEPL0_INLINE Maxima maxima(const Packed& w, int64_t begin_group, int64_t end_group) {
+    Maxima most;
+    for (int64_t g = begin_group; g < end_group; ++g) {
+        most.norm = w.group_norm[g] > most.norm ? w.group_norm[g] : most.norm;
+        most.error = w.group_error[g] > most.error ? w.group_error[g] : most.error;
+        most.slack = w.group_slack[g] > most.slack ? w.group_slack[g] : most.slack;
     }
-    *norm = a;
-    *error = b;
+    return most;
 }
 
 }  // namespace deepl0::DEEPL0_ISA

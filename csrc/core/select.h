@@ -149,7 +149,7 @@ DEEPL0_INLINE Cut search(int32_t* keys, int64_t n, int64_t m, const Bracket& b) 
 }
 
 /// A lower bound of the m-th largest key, from G > m groups.
-template <int G>
+template <bool Positive, int G>
 DEEPL0_INLINE Bracket group_bound(const float* u, int64_t p, int64_t m, int32_t* scratch) {
     constexpr int kVectors = G / kLanes;
     I32 top[kVectors];
@@ -158,14 +158,15 @@ DEEPL0_INLINE Bracket group_bound(const float* u, int64_t p, int64_t m, int32_t*
     int64_t i = 0;
     for (; i + G <= p; i += G) {
 #pragma GCC unroll 32
-        for (int v = 0; v < kVectors; ++v) top[v] = max(top[v], key(load(u + i + v * kLanes)));
+        for (int v = 0; v < kVectors; ++v)
+            top[v] = max(top[v], key_of<Positive>(load(u + i + v * kLanes)));
     }
 #pragma GCC unroll 32  // top[] stays in registers
     for (int v = 0; v < kVectors; ++v) {
         const int64_t left = p - i - v * kLanes;
         if (left <= 0) break;
         const F32 x = load_first(u + i + v * kLanes, int(left < kLanes ? left : kLanes));
-        top[v] = max(top[v], key(x));
+        top[v] = max(top[v], key_of<Positive>(x));
     }
     I32 lo = broadcast(kNanKey), hi = broadcast(int32_t(0));
 #pragma GCC unroll 32
@@ -185,29 +186,31 @@ DEEPL0_INLINE Bracket group_bound(const float* u, int64_t p, int64_t m, int32_t*
 constexpr int64_t kMaxGrouped = 200;
 
 /// A bracket whose lo admits few candidates; 0 < m < p.
+template <bool Positive>
 DEEPL0_INLINE Bracket candidate_bound(const float* u, int64_t p, int64_t m, int32_t* scratch) {
-    if (m <= 20) return group_bound<32>(u, p, m, scratch);
-    if (m <= 40) return group_bound<64>(u, p, m, scratch);
-    if (m <= 100) return group_bound<128>(u, p, m, scratch);
-    if (m <= kMaxGrouped) return group_bound<256>(u, p, m, scratch);
+    if (m <= 20) return group_bound<Positive, 32>(u, p, m, scratch);
+    if (m <= 40) return group_bound<Positive, 64>(u, p, m, scratch);
+    if (m <= 100) return group_bound<Positive, 128>(u, p, m, scratch);
+    if (m <= kMaxGrouped) return group_bound<Positive, 256>(u, p, m, scratch);
     return {0, kNanKey + 1, 0, 0};
 }
 
 /// The cut that keeps exactly min(max(m, 0), p) of the p entries of u. scratch: cut_scratch(p).
+template <bool Positive>
 DEEPL0_NOINLINE Cut find_cut(const float* u, int64_t p, int64_t m, int32_t* scratch) {
     if (m <= 0) return {kNanKey, 0};
     if (m >= p) return {0, -1};
-    Bracket b = candidate_bound(u, p, m, scratch);
+    Bracket b = candidate_bound<Positive>(u, p, m, scratch);
     const I32 bound = broadcast(b.lo);
     int64_t n = 0, i = 0;
     for (; i + kLanes <= p; i += kLanes) {
-        const I32 k = key(load(u + i));
+        const I32 k = key_of<Positive>(load(u + i));
         const Mask above = ge(k, bound);
         compress(scratch + n, above, clamp_nan(k));
         n += count(above);
     }
     if (i < p) {
-        const I32 k = key(load_first(u + i, int(p - i)));
+        const I32 k = key_of<Positive>(load_first(u + i, int(p - i)));
         const Mask above = mask_and(ge(k, bound), first(int(p - i)));
         compress(scratch + n, above, clamp_nan(k));
         n += count(above);
@@ -243,14 +246,14 @@ struct Keeper {
 };
 
 /// idx[0..m) and val[0..m) from the whole row.
-template <bool Ties>
+template <bool Positive, bool Ties>
 DEEPL0_INLINE void write_from_row(const float* u, int64_t p, const Cut& cut, int32_t* idx,
                                   float* val) {
     Keeper<Ties> keeper(cut);
     I32 at = iota();
     int64_t n = 0, i = 0;
     for (; i + kLanes <= p; i += kLanes) {
-        const F32 v = load(u + i);
+        const F32 v = candidate<Positive>(load(u + i));
         const Mask kept = keeper(key(v));
         compress(idx + n, kept, at);
         compress(val + n, kept, v);
@@ -258,18 +261,19 @@ DEEPL0_INLINE void write_from_row(const float* u, int64_t p, const Cut& cut, int
         at = add(at, broadcast(int32_t(kLanes)));
     }
     if (i < p) {
-        const F32 v = load_first(u + i, int(p - i));
+        const F32 v = candidate<Positive>(load_first(u + i, int(p - i)));
         const Mask kept = mask_and(keeper(key(v)), first(int(p - i)));
         compress(idx + n, kept, at);
         compress(val + n, kept, v);
     }
 }
 
+template <bool Positive>
 DEEPL0_NOINLINE void write_row(const float* u, int64_t p, Cut cut, int32_t* idx, float* val) {
     if (cut.ties < 0)
-        write_from_row<false>(u, p, cut, idx, val);
+        write_from_row<Positive, false>(u, p, cut, idx, val);
     else
-        write_from_row<true>(u, p, cut, idx, val);
+        write_from_row<Positive, true>(u, p, cut, idx, val);
 }
 
 /// idx[0..m) out of n <= 4 kBlock candidates.
@@ -287,14 +291,14 @@ DEEPL0_INLINE void keep_candidates(const int32_t* keys, const int32_t* candidate
 
 /// Positions and keys of the entries with key >= lo; returns how many. Compressing the keys too
 /// costs more per vector of the row, gathering them more per candidate, and its latency.
-template <bool Gather>
+template <bool Positive, bool Gather>
 DEEPL0_INLINE int64_t collect(const float* u, int64_t p, int32_t lo, int32_t* keys,
                               int32_t* candidates) {
     const I32 bound = broadcast(lo);
     I32 at = iota();
     int64_t n = 0, i = 0;
     for (; i + kLanes <= p; i += kLanes) {
-        const I32 k = key(load(u + i));
+        const I32 k = key_of<Positive>(load(u + i));
         const Mask above = ge(k, bound);
         compress(candidates + n, above, at);
         if (!Gather) compress(keys + n, above, clamp_nan(k));
@@ -302,7 +306,7 @@ DEEPL0_INLINE int64_t collect(const float* u, int64_t p, int32_t lo, int32_t* ke
         at = add(at, broadcast(int32_t(kLanes)));
     }
     if (i < p) {
-        const I32 k = key(load_first(u + i, int(p - i)));
+        const I32 k = key_of<Positive>(load_first(u + i, int(p - i)));
         const Mask above = mask_and(ge(k, bound), first(int(p - i)));
         compress(candidates + n, above, at);
         if (!Gather) compress(keys + n, above, clamp_nan(k));
@@ -311,30 +315,31 @@ DEEPL0_INLINE int64_t collect(const float* u, int64_t p, int32_t lo, int32_t* ke
     if (Gather) {
         store(candidates + n, broadcast(int32_t(0)));  // what follows the last must be a position
         for (int64_t c = 0; c < n; c += kLanes) {
-            store(keys + c, clamp_nan(key(gather(u, load(candidates + c)))));
+            store(keys + c, clamp_nan(key_of<Positive>(gather(u, load(candidates + c)))));
         }
     }
     return n;
 }
 
-/// Writes the min(max(m, 0), p) entries of u of largest |u|, by the contract of top_m.h: indices
-/// ascending, values bit-equal. idx and val need room for m + kSelectSlack; scratch:
-/// cut_scratch(p); no two of them may overlap, nor u. p < 2^31.
+/// Writes the min(max(m, 0), p) entries of u of largest |u|, Positive: of max(u, 0), by the
+/// contract of top_m.h: indices ascending, values bit-equal. idx and val need room for m +
+/// kSelectSlack; scratch: cut_scratch(p); no two of them may overlap, nor u. p < 2^31.
+template <bool Positive>
 DEEPL0_NOINLINE void select_top_m(const float* u, int64_t p, int64_t m, int32_t* scratch,
                                   int32_t* idx, float* val) {
     if (m <= 0 || m >= p || m > kMaxGrouped) {
-        write_row(u, p, find_cut(u, p, m, scratch), idx, val);
+        write_row<Positive>(u, p, find_cut<Positive>(u, p, m, scratch), idx, val);
         return;
     }
     int32_t* keys = scratch;
     int32_t* candidates = scratch + cut_scratch(p) / 2;
-    Bracket b = candidate_bound(u, p, m, scratch);
-    const int64_t n = p > 512 ? collect<true>(u, p, b.lo, keys, candidates)
-                              : collect<false>(u, p, b.lo, keys, candidates);
+    Bracket b = candidate_bound<Positive>(u, p, m, scratch);
+    const int64_t n = p > 512 ? collect<Positive, true>(u, p, b.lo, keys, candidates)
+                              : collect<Positive, false>(u, p, b.lo, keys, candidates);
     b.at_lo = n;
     const Cut cut = search(keys, n, m, b);
     if (__builtin_expect(n > 4 * kBlock, 0)) {  // the search has consumed the keys
-        write_row(u, p, cut, idx, val);
+        write_row<Positive>(u, p, cut, idx, val);
         return;
     }
     if (__builtin_expect(cut.ties < 0, 1))
@@ -342,7 +347,8 @@ DEEPL0_NOINLINE void select_top_m(const float* u, int64_t p, int64_t m, int32_t*
     else
         keep_candidates<true>(keys, candidates, n, cut, idx);
     store(idx + m, broadcast(int32_t(0)));
-    for (int64_t c = 0; c < m; c += kLanes) store(val + c, gather(u, load(idx + c)));
+    for (int64_t c = 0; c < m; c += kLanes)
+        store(val + c, candidate<Positive>(gather(u, load(idx + c))));
 }
 
 }  // namespace DEEPL0_ISA

@@ -97,6 +97,8 @@ DEEPL0_INLINE F32 keep(Mask m, F32 v) { return _mm512_maskz_mov_ps(m, v); }
 DEEPL0_INLINE F32 positive_part(F32 v) {
     return keep(_mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NLE_UQ), v);
 }
+/// The same but for the sign of a zero, in one instruction: of two zeros, and of a NaN, the second.
+DEEPL0_INLINE F32 not_negative(F32 v) { return _mm512_max_ps(_mm512_setzero_ps(), v); }
 
 DEEPL0_INLINE I32 add(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
 DEEPL0_INLINE I32 max(I32 a, I32 b) { return _mm512_max_epi32(a, b); }
@@ -109,6 +111,8 @@ DEEPL0_INLINE I32 key(F32 v) {
 }
 DEEPL0_INLINE Mask ge(I32 a, I32 b) { return _mm512_cmpge_epi32_mask(a, b); }
 DEEPL0_INLINE Mask gt(I32 a, I32 b) { return _mm512_cmpgt_epi32_mask(a, b); }
+/// Not a < b: also where one is NaN.
+DEEPL0_INLINE Mask not_less(F32 a, F32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ); }
 DEEPL0_INLINE Mask eq(I32 a, I32 b) { return _mm512_cmpeq_epi32_mask(a, b); }
 
 /// Packs the chosen lanes to the front; writes kLanes entries, the rest of them unspecified.
@@ -205,6 +209,7 @@ DEEPL0_INLINE F32 keep(Mask m, F32 v) { return _mm256_and_ps(_mm256_castsi256_ps
 DEEPL0_INLINE F32 positive_part(F32 v) {
     return _mm256_and_ps(_mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_NLE_UQ), v);
 }
+DEEPL0_INLINE F32 not_negative(F32 v) { return _mm256_max_ps(_mm256_setzero_ps(), v); }
 
 DEEPL0_INLINE I32 add(I32 a, I32 b) { return _mm256_add_epi32(a, b); }
 DEEPL0_INLINE I32 max(I32 a, I32 b) { return _mm256_max_epi32(a, b); }
@@ -223,6 +228,9 @@ DEEPL0_INLINE I32 key(F32 v) {
     return _mm256_and_si256(_mm256_castps_si256(v), broadcast(0x7fffffff));
 }
 DEEPL0_INLINE Mask gt(I32 a, I32 b) { return _mm256_cmpgt_epi32(a, b); }
+DEEPL0_INLINE Mask not_less(F32 a, F32 b) {
+    return _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_NLT_UQ));
+}
 DEEPL0_INLINE Mask eq(I32 a, I32 b) { return _mm256_cmpeq_epi32(a, b); }
 DEEPL0_INLINE Mask ge(I32 a, I32 b) { return eq(max(a, b), a); }
 
@@ -314,10 +322,12 @@ DEEPL0_INLINE F32 abs(F32 v) { return F32(I32(v) & broadcast(int32_t(0x7fffffff)
 DEEPL0_INLINE float reduce_add(F32 v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 DEEPL0_INLINE F32 keep(Mask m, F32 v) { return F32(I32(v) & m); }
 DEEPL0_INLINE F32 positive_part(F32 v) { return keep(~(v <= broadcast(0.0f)), v); }
+DEEPL0_INLINE F32 not_negative(F32 v) { return positive_part(v); }
 
 DEEPL0_INLINE I32 add(I32 a, I32 b) { return a + b; }
 DEEPL0_INLINE Mask ge(I32 a, I32 b) { return a >= b; }
 DEEPL0_INLINE Mask gt(I32 a, I32 b) { return a > b; }
+DEEPL0_INLINE Mask not_less(F32 a, F32 b) { return ~(a < b); }
 DEEPL0_INLINE Mask eq(I32 a, I32 b) { return a == b; }
 DEEPL0_INLINE I32 max(I32 a, I32 b) {
     const I32 m = a > b;
@@ -363,6 +373,12 @@ DEEPL0_INLINE bool any(Mask m) { return bits(m) != 0; }
 template <bool Positive>
 DEEPL0_INLINE F32 candidate(F32 v) {
     return Positive ? positive_part(v) : v;
+}
+
+/// Its key (see clamp_nan).
+template <bool Positive>
+DEEPL0_INLINE I32 key_of(F32 v) {
+    return key(Positive ? not_negative(v) : v);
 }
 
 /// All NaN keys become one, directly above the key of inf.

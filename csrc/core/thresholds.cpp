@@ -25,6 +25,12 @@ DEEPL0_INLINE double with_sign(double x, double sign) { return __builtin_copysig
 
 enum class Form { hard, soft, helu };
 
+/// u, or max(u, 0), of which a NaN stays.
+template <bool Positive, typename T>
+DEEPL0_INLINE T part(T u) {
+    return Positive && u <= T(0) ? T(0) : u;
+}
+
 /// theta-dependent constants of a call.
 template <typename T>
 struct Ramp {
@@ -33,17 +39,18 @@ struct Ramp {
         : one_minus_sigma(T(1.0 - sigma)), inv_sigma(sigma > 0 ? T(1.0 / sigma) : T(0)) {}
 };
 
-template <Form F, typename T>
-DEEPL0_INLINE T shrink(T u, T theta, const Ramp<T>& ramp) {
-    const T a = magnitude(u);
+template <Form F, bool Positive, typename T>
+DEEPL0_INLINE T shrink(T v, T theta, const Ramp<T>& ramp) {
+    const T u = part<Positive>(v), a = Positive ? u : magnitude(u);
+    const auto signed_as_u = [&](T x) { return Positive ? x : with_sign(x, u); };
     if (F == Form::soft) {
-        const T shrunk = with_sign(a - theta, u);
+        const T shrunk = signed_as_u(a - theta);
         return a <= theta ? T(0) : shrunk;
     }
     T below = T(0);
     if (F == Form::helu) {
         const T lo = ramp.one_minus_sigma * theta;
-        const T slope = with_sign((a - lo) * ramp.inv_sigma, u);
+        const T slope = signed_as_u((a - lo) * ramp.inv_sigma);
         below = a <= lo ? T(0) : slope;
     }
     const T kept = a < theta ? below : u;
@@ -51,19 +58,20 @@ DEEPL0_INLINE T shrink(T u, T theta, const Ramp<T>& ramp) {
 }
 
 /// c of the forward form C, e of the form E (hard: none).
-template <Form C, Form E, typename T>
-DEEPL0_INLINE void coefficients(T u, T theta, const Ramp<T>& ramp, T& c, T& e) {
-    const T a = magnitude(u);
+template <Form C, Form E, bool Positive, typename T>
+DEEPL0_INLINE void coefficients(T v, T theta, const Ramp<T>& ramp, T& c, T& e) {
+    const T u = part<Positive>(v), a = Positive ? u : magnitude(u);
+    const auto against_u = [&](T x) { return Positive ? -x : with_sign(x, -u); };
     e = T(0);
     if (C == Form::soft) {
         c = a > theta ? T(1) : T(0);
-        e = a > theta ? with_sign(T(1), -u) : T(0);
+        e = a > theta ? against_u(T(1)) : T(0);
         return;
     }
-    c = a >= theta ? T(1) : T(0);
+    c = (a >= theta) & (!Positive | (v > T(0))) ? T(1) : T(0);
     if (E == Form::helu) {
         const T lo = ramp.one_minus_sigma * theta;
-        const T slope = with_sign(ramp.one_minus_sigma * ramp.inv_sigma, -u);
+        const T slope = against_u(ramp.one_minus_sigma * ramp.inv_sigma);
         const bool on_ramp = (a > lo) & (a < theta);
         e = on_ramp ? slope : T(0);
         if (C == Form::helu) c = on_ramp ? ramp.inv_sigma : c;
@@ -122,7 +130,7 @@ struct ComputeType<double> {
     using type = double;
 };
 
-template <Form F, bool PerEntry, typename S>
+template <Form F, bool Positive, bool PerEntry, typename S>
 void forward_rows(const S* u, int64_t u_stride, const void* theta_data, double sigma, S* out,
                   int64_t out_stride, int64_t p, int64_t row_begin, int64_t row_end) {
     using T = typename ComputeType<S>::type;
@@ -139,13 +147,14 @@ void forward_rows(const S* u, int64_t u_stride, const void* theta_data, double s
             const T t0 = t[0];
             // x and y are one array in place, otherwise apart: no element depends on another.
 #pragma GCC ivdep
-            for (int64_t i = 0; i < n; ++i) y[i] = shrink<F>(x[i], PerEntry ? t[i] : t0, ramp);
+            for (int64_t i = 0; i < n; ++i)
+                y[i] = shrink<F, Positive>(x[i], PerEntry ? t[i] : t0, ramp);
             result.close(out + r * out_stride + j, n);
         }
     }
 }
 
-template <Form C, Form E, bool PerEntry, typename S>
+template <Form C, Form E, bool Positive, bool PerEntry, typename S>
 void backward_blocks(const S* grad_out, int64_t grad_out_stride, const S* u, int64_t u_stride,
                      const void* theta_data, double sigma, S* grad_u, int64_t rows, int64_t p,
                      int64_t block_begin, int64_t block_end, double* partial) {
@@ -171,7 +180,7 @@ void backward_blocks(const S* grad_out, int64_t grad_out_stride, const S* u, int
 #pragma GCC ivdep
                 for (int64_t i = 0; i < n; ++i) {
                     T c, e;
-                    coefficients<C, E>(x[i], PerEntry ? t[i] : t0, ramp, c, e);
+                    coefficients<C, E, Positive>(x[i], PerEntry ? t[i] : t0, ramp, c, e);
                     const T gi = g[i];
                     y[i] = c * gi;
                     sum[i] += e * gi;
@@ -189,48 +198,54 @@ void backward_blocks(const S* grad_out, int64_t grad_out_stride, const S* u, int
     }
 }
 
-template <typename S>
-void forward_any(ThresholdKind kind, const void* u, int64_t u_stride, const void* theta,
-                 bool per_entry, double sigma, void* out, int64_t out_stride, int64_t p,
-                 int64_t row_begin, int64_t row_end) {
-    const Form form = kind == ThresholdKind::soft                ? Form::soft
-                      : kind == ThresholdKind::helu && sigma > 0 ? Form::helu
-                                                                 : Form::hard;
-    using Rows = decltype(&forward_rows<Form::hard, true, S>);
-    static constexpr Rows table[3][2] = {
-        {forward_rows<Form::hard, false, S>, forward_rows<Form::hard, true, S>},
-        {forward_rows<Form::soft, false, S>, forward_rows<Form::soft, true, S>},
-        {forward_rows<Form::helu, false, S>, forward_rows<Form::helu, true, S>}};
-    table[int(form)][per_entry](static_cast<const S*>(u), u_stride, theta, sigma,
-                                static_cast<S*>(out), out_stride, p, row_begin, row_end);
+/// By positive, then whether theta is per entry.
+template <Form F, typename S>
+constexpr auto forward_rows_of(bool positive, bool per_entry) {
+    constexpr decltype(&forward_rows<F, true, true, S>) table[2][2] = {
+        {forward_rows<F, false, false, S>, forward_rows<F, false, true, S>},
+        {forward_rows<F, true, false, S>, forward_rows<F, true, true, S>}};
+    return table[positive][per_entry];
 }
 
 template <typename S>
-void backward_any(ThresholdKind kind, const void* grad_out, int64_t grad_out_stride, const void* u,
+void forward_any(Threshold h, const void* u, int64_t u_stride, const void* theta, bool per_entry,
+                 double sigma, void* out, int64_t out_stride, int64_t p, int64_t row_begin,
+                 int64_t row_end) {
+    const auto of = h.kind == ThresholdKind::soft                ? forward_rows_of<Form::soft, S>
+                    : h.kind == ThresholdKind::helu && sigma > 0 ? forward_rows_of<Form::helu, S>
+                                                                 : forward_rows_of<Form::hard, S>;
+    of(h.positive, per_entry)(static_cast<const S*>(u), u_stride, theta, sigma,
+                              static_cast<S*>(out), out_stride, p, row_begin, row_end);
+}
+
+template <Form C, Form E, typename S>
+constexpr auto backward_blocks_of(bool positive, bool per_entry) {
+    constexpr decltype(&backward_blocks<C, E, true, true, S>) table[2][2] = {
+        {backward_blocks<C, E, false, false, S>, backward_blocks<C, E, false, true, S>},
+        {backward_blocks<C, E, true, false, S>, backward_blocks<C, E, true, true, S>}};
+    return table[positive][per_entry];
+}
+
+template <typename S>
+void backward_any(Threshold h, const void* grad_out, int64_t grad_out_stride, const void* u,
                   int64_t u_stride, const void* theta, bool per_entry, double sigma, void* grad_u,
                   int64_t rows, int64_t p, int64_t block_begin, int64_t block_end,
                   void* workspace) {
     constexpr Form hard = Form::hard, soft = Form::soft, helu = Form::helu;
-    int form = 0;
-    if (kind == ThresholdKind::soft)
-        form = 1;
-    else if (sigma > 0 && (kind == ThresholdKind::helu || kind == ThresholdKind::ste))
-        form = 2;
-    else if (sigma > 0 && kind == ThresholdKind::ste_theta)
-        form = 3;
-    using Blocks = decltype(&backward_blocks<hard, hard, true, S>);
-    static constexpr Blocks table[4][2] = {
-        {backward_blocks<hard, hard, false, S>, backward_blocks<hard, hard, true, S>},
-        {backward_blocks<soft, soft, false, S>, backward_blocks<soft, soft, true, S>},
-        {backward_blocks<helu, helu, false, S>, backward_blocks<helu, helu, true, S>},
-        {backward_blocks<hard, helu, false, S>, backward_blocks<hard, helu, true, S>}};
-    table[form][per_entry](static_cast<const S*>(grad_out), grad_out_stride,
-                           static_cast<const S*>(u), u_stride, theta, sigma,
-                           static_cast<S*>(grad_u), rows, p, block_begin, block_end,
-                           static_cast<double*>(workspace));
+    auto of = backward_blocks_of<hard, hard, S>;
+    if (h.kind == ThresholdKind::soft)
+        of = backward_blocks_of<soft, soft, S>;
+    else if (sigma > 0 && (h.kind == ThresholdKind::helu || h.kind == ThresholdKind::ste))
+        of = backward_blocks_of<helu, helu, S>;
+    else if (sigma > 0 && h.kind == ThresholdKind::ste_theta)
+        of = backward_blocks_of<hard, helu, S>;
+    of(h.positive, per_entry)(static_cast<const S*>(grad_out), grad_out_stride,
+                              static_cast<const S*>(u), u_stride, theta, sigma,
+                              static_cast<S*>(grad_u), rows, p, block_begin, block_end,
+                              static_cast<double*>(workspace));
 }
 
-void threshold(DType dtype, ThresholdKind kind, const void* u, int64_t u_stride, const void* theta,
+void threshold(DType dtype, Threshold kind, const void* u, int64_t u_stride, const void* theta,
                bool theta_per_entry, double sigma, void* out, int64_t out_stride, int64_t p,
                int64_t row_begin, int64_t row_end) {
     const auto run = dtype == DType::f32   ? forward_any<float>
@@ -240,10 +255,10 @@ void threshold(DType dtype, ThresholdKind kind, const void* u, int64_t u_stride,
     run(kind, u, u_stride, theta, theta_per_entry, sigma, out, out_stride, p, row_begin, row_end);
 }
 
-void threshold_backward(DType dtype, ThresholdKind kind, const void* grad_out,
-                        int64_t grad_out_stride, const void* u, int64_t u_stride, const void* theta,
-                        bool theta_per_entry, double sigma, void* grad_u, int64_t rows, int64_t p,
-                        int64_t block_begin, int64_t block_end, void* workspace) {
+void threshold_backward(DType dtype, Threshold kind, const void* grad_out, int64_t grad_out_stride,
+                        const void* u, int64_t u_stride, const void* theta, bool theta_per_entry,
+                        double sigma, void* grad_u, int64_t rows, int64_t p, int64_t block_begin,
+                        int64_t block_end, void* workspace) {
     const auto run = dtype == DType::f32   ? backward_any<float>
                      : dtype == DType::f64 ? backward_any<double>
                      : dtype == DType::f16 ? backward_any<half>
@@ -288,8 +303,8 @@ void reduce_partials(const double* partial, int64_t blocks, int64_t stride, T* o
 
 }  // namespace
 
-int64_t first_bad_theta(DType dtype, ThresholdKind kind, const void* theta, int64_t n) {
-    const bool zero_allowed = kind == ThresholdKind::hard || kind == ThresholdKind::soft;
+int64_t first_bad_theta(DType dtype, Threshold kind, const void* theta, int64_t n) {
+    const bool zero_allowed = kind.may_be_zero();
     return dtype == DType::f64 ? first_bad(static_cast<const double*>(theta), n, zero_allowed)
                                : first_bad(static_cast<const float*>(theta), n, zero_allowed);
 }

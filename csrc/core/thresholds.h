@@ -11,6 +11,7 @@
 //   helu, ste  ramp lo < a < theta: c = 1/sigma,    e = -sign(u) (1 - sigma) / sigma
 //              a >= theta: c = 1, e = 0;  otherwise both 0;  sigma = 0 as hard
 //   ste_theta  c of hard                            e of helu
+// The one-sided kinds are those of max(u, 0); with u <= 0 c = e = 0.
 // A NaN in u or theta gives NaN out; in the backward, as every comparison with it fails, 0.
 //
 // u is [rows, p] with row stride u_stride; theta is one value (theta_per_entry = false) or [p],
@@ -27,9 +28,17 @@ namespace deepl0 {
 
 enum class ThresholdKind : int { hard, soft, helu, ste, ste_theta };
 
+/// A kind, two-sided or one-sided.
+struct Threshold {
+    ThresholdKind kind;
+    bool positive = false;
+
+    bool may_be_zero() const { return kind == ThresholdKind::hard || kind == ThresholdKind::soft; }
+};
+
 /// Index of the first of n thetas that is not allowed (hard and soft need >= 0, the others > 0; NaN
 /// never is), or -1. dtype f64 or f32: the type of theta.
-int64_t first_bad_theta(DType dtype, ThresholdKind kind, const void* theta, int64_t n);
+int64_t first_bad_theta(DType dtype, Threshold kind, const void* theta, int64_t n);
 
 /// Rows are grouped in blocks of this many for the reduction of grad_theta, whatever the threads.
 constexpr int64_t kThresholdBlockRows = 32;
@@ -50,7 +59,7 @@ void reduce_grad_theta(DType dtype, const void* workspace, int64_t rows, int64_t
 struct ThresholdKernels {
     /// out[r, j] = h(u[r, j]; theta[j]) for the rows of the range. out may be u with the same
     /// stride. Reads p, writes p elements a row; at most 4 flops an element, so bound by memory.
-    void (*threshold)(DType dtype, ThresholdKind kind, const void* u, int64_t u_stride,
+    void (*threshold)(DType dtype, Threshold kind, const void* u, int64_t u_stride,
                       const void* theta, bool theta_per_entry, double sigma, void* out,
                       int64_t out_stride, int64_t p, int64_t row_begin, int64_t row_end);
 
@@ -58,7 +67,7 @@ struct ThresholdKernels {
     /// block of rows in [block_begin, block_end); either may be null, then it is not wanted.
     /// grad_out and u may have row strides; grad_u is contiguous. Reads 2 p, writes p elements a
     /// row.
-    void (*backward)(DType dtype, ThresholdKind kind, const void* grad_out, int64_t grad_out_stride,
+    void (*backward)(DType dtype, Threshold kind, const void* grad_out, int64_t grad_out_stride,
                      const void* u, int64_t u_stride, const void* theta, bool theta_per_entry,
                      double sigma, void* grad_u, int64_t rows, int64_t p, int64_t block_begin,
                      int64_t block_end, void* workspace);

@@ -52,7 +52,13 @@ struct Workspace {
 
 // ---- the chosen entries of a row as bits, and for float rows as a dense row
 
-template <bool Ties, bool Dense>
+/// The bits of the kept lanes that pass a gradient: of nonnegative codes those that are not 0.
+template <bool Positive>
+DEEPL0_INLINE uint32_t passing(Mask kept, I32 k) {
+    return bits(Positive ? mask_and(kept, gt(k, broadcast(int32_t(0)))) : kept);
+}
+
+template <bool Positive, bool Ties, bool Dense>
 DEEPL0_INLINE void write_bits(const float* u, int64_t p, const Cut& cut, float* out,
                               uint8_t* mask) {
     Keeper<Ties> keeper(cut);
@@ -60,10 +66,11 @@ DEEPL0_INLINE void write_bits(const float* u, int64_t p, const Cut& cut, float* 
     for (; i + 16 <= p; i += 16) {
         uint32_t word = 0;
         for (int v = 0; v < 16; v += kLanes) {
-            const F32 x = load(u + i + v);
-            const Mask kept = keeper(key(x));
+            const F32 x = candidate<Positive>(load(u + i + v));
+            const I32 k = key(x);
+            const Mask kept = keeper(k);
             if (Dense) store(out + i + v, keep(kept, x));
-            word |= bits(kept) << v;
+            word |= passing < Positive && Dense > (kept, k) << v;
         }
         const uint16_t low = uint16_t(word);
         memcpy(mask + i / 8, &low, 2);
@@ -72,40 +79,41 @@ DEEPL0_INLINE void write_bits(const float* u, int64_t p, const Cut& cut, float* 
     const int64_t start = i;
     for (; i < p; i += kLanes) {
         const int n = int(p - i < kLanes ? p - i : kLanes);
-        const F32 x = load_first(u + i, n);
-        const Mask kept = mask_and(keeper(key(x)), first(n));
+        const F32 x = candidate<Positive>(load_first(u + i, n));
+        const I32 k = key(x);
+        const Mask kept = mask_and(keeper(k), first(n));
         if (Dense) store_first(out + i, keep(kept, x), n);
-        word |= bits(kept) << (i - start);
+        word |= passing < Positive && Dense > (kept, k) << (i - start);
     }
     for (int64_t byte = start / 8; byte < (p + 7) / 8; ++byte, word >>= 8) {
         mask[byte] = uint8_t(word);
     }
 }
 
-template <bool Dense>
+template <bool Positive, bool Dense>
 DEEPL0_NOINLINE void write_bits_ties(const float* u, int64_t p, Cut cut, float* out,
                                      uint8_t* mask) {
-    write_bits<true, Dense>(u, p, cut, out, mask);
+    write_bits<Positive, true, Dense>(u, p, cut, out, mask);
 }
 
-template <bool Dense>
+template <bool Positive, bool Dense>
 DEEPL0_INLINE void choose(const float* u, int64_t p, int64_t m, float* out, uint8_t* mask,
                           const Workspace& ws) {
-    const Cut cut = find_cut(u, p, m, ws.scratch);
+    const Cut cut = find_cut<Positive>(u, p, m, ws.scratch);
     if (__builtin_expect(cut.ties < 0, 1))
-        write_bits<false, Dense>(u, p, cut, out, mask);
+        write_bits<Positive, false, Dense>(u, p, cut, out, mask);
     else
-        write_bits_ties<Dense>(u, p, cut, out, mask);
+        write_bits_ties<Positive, Dense>(u, p, cut, out, mask);
 }
 
 // 16-bit types: widening keeps the order and the ties.
-template <typename S>
+template <bool Positive, typename S>
 DEEPL0_INLINE void choose_bits(const S* u, int64_t p, int64_t m, uint8_t* mask,
                                const Workspace& ws) {
     int64_t i = 0;
     for (; i + kLanes <= p; i += kLanes) store(ws.row + i, load(u + i));
     if (i < p) store_first(ws.row + i, load_first(u + i, int(p - i)), int(p - i));
-    choose<false>(ws.row, p, m, nullptr, mask, ws);
+    choose<Positive, false>(ws.row, p, m, nullptr, mask, ws);
 }
 
 // float64: a float search on the upper 30 bits of the 63-bit key (NaNs made one, above inf), then a
@@ -113,11 +121,14 @@ DEEPL0_INLINE void choose_bits(const S* u, int64_t p, int64_t m, uint8_t* mask,
 constexpr int kLowBits = 33;
 constexpr int64_t kWideNan = int64_t(0x3ff80001) << kLowBits;
 
+template <bool Positive>
 DEEPL0_INLINE int64_t wide_key(double x) {
+    if (Positive && x <= 0) return 0;
     const int64_t k = bit_cast<int64_t>(x) & INT64_MAX;
     return k < kWideNan ? k : kWideNan;
 }
 
+template <bool Positive>
 DEEPL0_INLINE void choose_bits(const double* u, int64_t p, int64_t m, uint8_t* mask,
                                const Workspace& ws) {
     if (m <= 0) {  // find_cut's key for "none" is no key of ours
@@ -125,14 +136,14 @@ DEEPL0_INLINE void choose_bits(const double* u, int64_t p, int64_t m, uint8_t* m
         return;
     }
     int32_t* upper = reinterpret_cast<int32_t*>(ws.row);
-    for (int64_t i = 0; i < p; ++i) upper[i] = int32_t(wide_key(u[i]) >> kLowBits);
-    const Cut cut = find_cut(ws.row, p, m, ws.scratch);
+    for (int64_t i = 0; i < p; ++i) upper[i] = int32_t(wide_key<Positive>(u[i]) >> kLowBits);
+    const Cut cut = find_cut<false>(ws.row, p, m, ws.scratch);
     // As in Cut: keep keys > lo and the first `ties` of those == lo, or if ties < 0 all >= lo.
     int64_t lo = int64_t(cut.key) << kLowBits, ties = cut.ties;
     if (ties > 0) {
         int64_t n = 0;
         for (int64_t i = 0; i < p; ++i) {
-            if (upper[i] == cut.key) ws.wide[n++] = wide_key(u[i]);
+            if (upper[i] == cut.key) ws.wide[n++] = wide_key<Positive>(u[i]);
         }
         int64_t hi = lo + (int64_t(1) << kLowBits), at_lo = n, at_hi = 0;
         while (at_lo != cut.ties && hi - lo > 1) {
@@ -151,9 +162,9 @@ DEEPL0_INLINE void choose_bits(const double* u, int64_t p, int64_t m, uint8_t* m
     for (int64_t i = 0; i < p; i += 8) {
         const int n = int(p - i < 8 ? p - i : 8);
         uint32_t byte = 0;
-        for (int b = 0; b < n; ++b) byte |= uint32_t(wide_key(u[i + b]) >= all) << b;
+        for (int b = 0; b < n; ++b) byte |= uint32_t(wide_key<Positive>(u[i + b]) >= all) << b;
         for (int b = 0; b < n && ties > 0; ++b) {
-            if (wide_key(u[i + b]) != lo) continue;
+            if (wide_key<Positive>(u[i + b]) != lo) continue;
             byte |= 1u << b;
             --ties;
         }
@@ -162,6 +173,12 @@ DEEPL0_INLINE void choose_bits(const double* u, int64_t p, int64_t m, uint8_t* m
 }
 
 // ---- rows out of bits
+
+DEEPL0_INLINE bool is_positive(double x) { return !(x <= 0); }
+template <typename S>
+DEEPL0_INLINE bool is_positive(S x) {
+    return !(to_float(x) <= 0);
+}
 
 template <typename T>
 DEEPL0_INLINE void apply_bits(const T* u, const uint8_t* mask, int64_t p, T* out) {
@@ -183,8 +200,18 @@ DEEPL0_INLINE void apply_bits(const float* u, const uint8_t* mask, int64_t p, fl
     for (; i < p; ++i) out[i] = (mask[i / 8] >> (i % 8) & 1) ? u[i] : 0.0f;
 }
 
-template <typename T>
-DEEPL0_INLINE void gather_bits(const T* u, const uint8_t* mask, int64_t p, T* values,
+/// Clears the bits of entries that are not positive.
+template <typename S>
+DEEPL0_INLINE void keep_positive_bits(const S* u, int64_t p, uint8_t* mask) {
+    for (int64_t i = 0; i < p; i += 8) {
+        if (!mask[i / 8]) continue;
+        const int n = int(p - i < 8 ? p - i : 8);
+        for (int b = 0; b < n; ++b) mask[i / 8] &= uint8_t(~(!is_positive(u[i + b]) << b));
+    }
+}
+
+template <bool Positive, typename S, typename T>
+DEEPL0_INLINE void gather_bits(const S* u, const uint8_t* mask, int64_t p, T* values,
                                int64_t* indices) {
     int64_t n = 0;
     for (int64_t i = 0; i < p; i += 64) {
@@ -193,8 +220,9 @@ DEEPL0_INLINE void gather_bits(const T* u, const uint8_t* mask, int64_t p, T* va
             word |= uint64_t(mask[byte]) << (byte * 8 - i);
         }
         for (; word; word &= word - 1, ++n) {
-            indices[n] = i + __builtin_ctzll(word);
-            values[n] = u[indices[n]];
+            const int64_t j = i + __builtin_ctzll(word);
+            indices[n] = j;
+            values[n] = Positive && !is_positive(u[j]) ? T(0) : reinterpret_cast<const T*>(u)[j];
         }
     }
 }
@@ -208,27 +236,26 @@ DEEPL0_INLINE void prefetch_next(const float* row, int64_t stride, int64_t p, bo
     for (int64_t i = 0; i < p; i += 16) __builtin_prefetch(row + stride + i);
 }
 
-template <typename S, typename Bits>
+template <bool Positive, typename S, typename Bits>
 void top_m_rows(DType dtype, const void* u, int64_t u_stride, int64_t p, int64_t m, void* values,
                 int64_t* indices, int64_t row_begin, int64_t row_end, void* workspace) {
     const Workspace ws(dtype, p, m, workspace);
     for (int64_t r = row_begin; r < row_end; ++r) {
         const S* row = static_cast<const S*>(u) + r * u_stride;
-        choose_bits(row, p, m, ws.mask, ws);
-        gather_bits(reinterpret_cast<const Bits*>(row), ws.mask, p,
-                    static_cast<Bits*>(values) + r * m, indices + r * m);
+        choose_bits<Positive>(row, p, m, ws.mask, ws);
+        gather_bits<Positive>(row, ws.mask, p, static_cast<Bits*>(values) + r * m, indices + r * m);
     }
 }
 
-template <>
-void top_m_rows<float, float>(DType dtype, const void* u, int64_t u_stride, int64_t p, int64_t m,
-                              void* values, int64_t* indices, int64_t row_begin, int64_t row_end,
-                              void* workspace) {
+template <bool Positive>
+void top_m_float_rows(DType dtype, const void* u, int64_t u_stride, int64_t p, int64_t m,
+                      void* values, int64_t* indices, int64_t row_begin, int64_t row_end,
+                      void* workspace) {
     const Workspace ws(dtype, p, m, workspace);
     for (int64_t r = row_begin; r < row_end; ++r) {
         const float* row = static_cast<const float*>(u) + r * u_stride;
         prefetch_next(row, u_stride, p, r + 1 == row_end);
-        select_top_m(row, p, m, ws.scratch, ws.idx, ws.val);
+        select_top_m<Positive>(row, p, m, ws.scratch, ws.idx, ws.val);
         float* value = static_cast<float*>(values) + r * m;
         int64_t* index = indices + r * m;
         for (int64_t i = 0; i < m; ++i) {
@@ -238,7 +265,7 @@ void top_m_rows<float, float>(DType dtype, const void* u, int64_t u_stride, int6
     }
 }
 
-template <typename S, typename Bits>
+template <bool Positive, typename S, typename Bits>
 void keep_top_m_rows(DType dtype, const void* u, int64_t u_stride, int64_t p, int64_t m, void* out,
                      int64_t out_stride, uint8_t* mask, int64_t row_begin, int64_t row_end,
                      void* workspace) {
@@ -246,22 +273,23 @@ void keep_top_m_rows(DType dtype, const void* u, int64_t u_stride, int64_t p, in
     for (int64_t r = row_begin; r < row_end; ++r) {
         const S* row = static_cast<const S*>(u) + r * u_stride;
         uint8_t* row_mask = mask + r * ((p + 7) / 8);
-        choose_bits(row, p, m, row_mask, ws);
+        choose_bits<Positive>(row, p, m, row_mask, ws);
+        if (Positive) keep_positive_bits(row, p, row_mask);
         apply_bits(reinterpret_cast<const Bits*>(row), row_mask, p,
                    static_cast<Bits*>(out) + r * out_stride);
     }
 }
 
-template <>
-void keep_top_m_rows<float, float>(DType dtype, const void* u, int64_t u_stride, int64_t p,
-                                   int64_t m, void* out, int64_t out_stride, uint8_t* mask,
-                                   int64_t row_begin, int64_t row_end, void* workspace) {
+template <bool Positive>
+void keep_top_m_float_rows(DType dtype, const void* u, int64_t u_stride, int64_t p, int64_t m,
+                           void* out, int64_t out_stride, uint8_t* mask, int64_t row_begin,
+                           int64_t row_end, void* workspace) {
     const Workspace ws(dtype, p, m, workspace);
     for (int64_t r = row_begin; r < row_end; ++r) {
         const float* row = static_cast<const float*>(u) + r * u_stride;
         prefetch_next(row, u_stride, p, r + 1 == row_end);
-        choose<true>(row, p, m, static_cast<float*>(out) + r * out_stride, mask + r * ((p + 7) / 8),
-                     ws);
+        choose<Positive, true>(row, p, m, static_cast<float*>(out) + r * out_stride,
+                               mask + r * ((p + 7) / 8), ws);
     }
 }
 
@@ -274,22 +302,32 @@ void apply_mask_rows(const void* u, int64_t u_stride, const uint8_t* mask, int64
     }
 }
 
-void top_m(DType dtype, const void* u, int64_t u_stride, int64_t p, int64_t m, void* values,
-           int64_t* indices, int64_t row_begin, int64_t row_end, void* workspace) {
-    const auto rows = dtype == DType::f32   ? top_m_rows<float, float>
-                      : dtype == DType::f64 ? top_m_rows<double, double>
-                      : dtype == DType::f16 ? top_m_rows<half, uint16_t>
-                                            : top_m_rows<bfloat16, uint16_t>;
+template <bool Positive>
+constexpr auto top_m_rows_of(DType dtype) {
+    return dtype == DType::f32   ? top_m_float_rows<Positive>
+           : dtype == DType::f64 ? top_m_rows<Positive, double, double>
+           : dtype == DType::f16 ? top_m_rows<Positive, half, uint16_t>
+                                 : top_m_rows<Positive, bfloat16, uint16_t>;
+}
+
+void top_m(DType dtype, const void* u, int64_t u_stride, int64_t p, int64_t m, bool positive,
+           void* values, int64_t* indices, int64_t row_begin, int64_t row_end, void* workspace) {
+    const auto rows = positive ? top_m_rows_of<true>(dtype) : top_m_rows_of<false>(dtype);
     rows(dtype, u, u_stride, p, m, values, indices, row_begin, row_end, workspace);
 }
 
-void keep_top_m(DType dtype, const void* u, int64_t u_stride, int64_t p, int64_t m, void* out,
-                int64_t out_stride, uint8_t* mask, int64_t row_begin, int64_t row_end,
+template <bool Positive>
+constexpr auto keep_top_m_rows_of(DType dtype) {
+    return dtype == DType::f32   ? keep_top_m_float_rows<Positive>
+           : dtype == DType::f64 ? keep_top_m_rows<Positive, double, double>
+           : dtype == DType::f16 ? keep_top_m_rows<Positive, half, uint16_t>
+                                 : keep_top_m_rows<Positive, bfloat16, uint16_t>;
+}
+
+void keep_top_m(DType dtype, const void* u, int64_t u_stride, int64_t p, int64_t m, bool positive,
+                void* out, int64_t out_stride, uint8_t* mask, int64_t row_begin, int64_t row_end,
                 void* workspace) {
-    const auto rows = dtype == DType::f32   ? keep_top_m_rows<float, float>
-                      : dtype == DType::f64 ? keep_top_m_rows<double, double>
-                      : dtype == DType::f16 ? keep_top_m_rows<half, uint16_t>
-                                            : keep_top_m_rows<bfloat16, uint16_t>;
+    const auto rows = positive ? keep_top_m_rows_of<true>(dtype) : keep_top_m_rows_of<false>(dtype);
     rows(dtype, u, u_stride, p, m, out, out_stride, mask, row_begin, row_end, workspace);
 }
 

@@ -2,7 +2,8 @@
 //
 // Contract: the key of an entry is |u|; every NaN has the same key, above inf. Exactly m entries
 // are chosen; among equal keys the lowest index wins (so -0.0 and 0.0 tie). Values are bit-equal to
-// the input, indices ascend. The result depends on the row alone, not on ISA level, thread or
+// the input, indices ascend. `positive` selects from max(u, 0) instead: entries of it that are not
+// > 0 have the value +0. The result depends on the row alone, not on ISA level, thread or
 // alignment.
 //
 // All functions work on the rows [row_begin, row_end) of the caller's tensors, so that the caller
@@ -35,15 +36,17 @@ int64_t unpool(DType dtype, const void* values, const int64_t* indices, int64_t 
 struct TopMKernels {
     /// values[r, 0..m), indices[r, 0..m): the m entries of largest |u[r, :]|. 0 <= m <= p < 2^31.
     /// Reads p, writes m (value + 8) bytes a row; about 3 passes over a row in L1, no flops.
-    void (*top_m)(DType dtype, const void* u, int64_t u_stride, int64_t p, int64_t m, void* values,
-                  int64_t* indices, int64_t row_begin, int64_t row_end, void* workspace);
+    void (*top_m)(DType dtype, const void* u, int64_t u_stride, int64_t p, int64_t m, bool positive,
+                  void* values, int64_t* indices, int64_t row_begin, int64_t row_end,
+                  void* workspace);
 
     /// out[r, j] = u[r, j] where j is among the m entries of largest |u[r, :]|, else +0. out may be
     /// u (with the same stride). mask [rows, ceil(p/8)] has bit j%8 of byte j/8 set for the kept
-    /// entries, its padding bits are 0. Reads p, writes p elements and p / 8 bytes a row.
+    /// entries (positive: that are not 0), its padding bits are 0. Reads p, writes p elements and p
+    /// / 8 bytes a row.
     void (*keep_top_m)(DType dtype, const void* u, int64_t u_stride, int64_t p, int64_t m,
-                       void* out, int64_t out_stride, uint8_t* mask, int64_t row_begin,
-                       int64_t row_end, void* workspace);
+                       bool positive, void* out, int64_t out_stride, uint8_t* mask,
+                       int64_t row_begin, int64_t row_end, void* workspace);
 
     /// out[r, j] = u[r, j] where the bit of mask [rows, ceil(p/8)] is set, else +0. out may be u
     /// (with the same stride). Reads p, writes p elements a row.

@@ -25,15 +25,15 @@ int run(const std::string& kernel, int64_t rows) {
     const Aligned workspace(std::max(int64_t(top_m_workspace_bytes(DType::f32, kP, kM)),
                                      encode_workspace<float>(kP, kM)));
     const TopMCodes<float> codes{
-        values.data(), indices.data(), values.data(), indices.data(), kM, 2, 0};
+        values.data(), indices.data(), values.data(), indices.data(), kM, 2, 0, false};
     if (kernel == "top_m")
-        top_m_kernels().top_m(DType::f32, u.data(), kP, kP, kM, values.data(), indices.data(), 0,
-                              rows, workspace.get());
+        top_m_kernels().top_m(DType::f32, u.data(), kP, kP, kM, false, values.data(),
+                              indices.data(), 0, rows, workspace.get());
     else if (kernel == "keep_top_m")
-        top_m_kernels().keep_top_m(DType::f32, u.data(), kP, kP, kM, out.data(), kP, mask.data(), 0,
-                                   rows, workspace.get());
+        top_m_kernels().keep_top_m(DType::f32, u.data(), kP, kP, kM, false, out.data(), kP,
+                                   mask.data(), 0, rows, workspace.get());
     else if (kernel == "helu")
-        threshold_kernels().threshold(DType::f32, ThresholdKind::helu, u.data(), kP, theta.data(),
+        threshold_kernels().threshold(DType::f32, {ThresholdKind::helu}, u.data(), kP, theta.data(),
                                       true, 0.2, out.data(), kP, kP, 0, rows);
     else if (kernel == "encode_two_stages")
         encode_kernels<float>().rows(u.data(), rows, kP, {s.data(), 0, true}, codes,

@@ -15,6 +15,7 @@ struct Case {
     bool per_step, save;
     int flavour;
     uint64_t seed;
+    bool positive = false;
 };
 
 template <class T>
@@ -66,7 +67,8 @@ struct Codes {
                saved ? saved_indices.get() : indices.get(),
                c.m,
                c.stages,
-               saved ? c.rows * c.m : 0};
+               saved ? c.rows * c.m : 0,
+               c.positive};
     }
     bool operator==(const Codes& o) const {
         return same(values.get(), o.values.get(), values.n) &&
@@ -139,7 +141,7 @@ void check_stages(const char* isa, const Problem<T>& q, const Codes<T>& codes) {
                     sum += term;
                     magnitude += std::fabs(term);
                 }
-                u[size_t(i)] = sum;
+                u[size_t(i)] = c.positive && sum <= 0 ? 0 : sum;
                 // A term below the normal numbers loses up to half of the least of them.
                 const double least = double(std::numeric_limits<T>::denorm_min());
                 bound[size_t(i)] =
@@ -174,7 +176,8 @@ void check_stages(const char* isa, const Problem<T>& q, const Codes<T>& codes) {
                 good = good && i >= 0 && i < c.p && (j == 0 || got[j - 1] < i) &&
                        near(double(value[j]), u[size_t(i)], bound[size_t(i)]);
                 // The first stage moves values, whatever they are.
-                if (k == 0) good = good && !memcmp(value + j, &q.wx[r * c.p + i], sizeof(T));
+                const T wx = q.wx[r * c.p + i], moved = c.positive && wx <= 0 ? T(0) : wx;
+                if (k == 0) good = good && !memcmp(value + j, &moved, sizeof(T));
             }
             CHECK(good, "%s f%d p=%ld m=%ld flavour=%d seed=%lu stage=%ld row=%ld: values", isa,
                   int(8 * sizeof(T)), long(c.p), long(c.m), c.flavour, (unsigned long)c.seed,
@@ -216,9 +219,12 @@ void test_case(const char* isa, const Case& c) {
     }
 }
 
-void test_both(const char* isa, const Case& c) {
-    test_case<float>(isa, c);
-    test_case<double>(isa, c);
+void test_both(const char* isa, Case c) {
+    for (bool positive : {false, true}) {
+        c.positive = positive;
+        test_case<float>(isa, c);
+        test_case<double>(isa, c);
+    }
 }
 
 void test_paths(const char* isa) {
@@ -305,7 +311,7 @@ void test_product(const char* isa) {
             for (int pad = 0; pad < 3; ++pad) {
                 for (bool whole : {true, false}) {
                     const int64_t rows = 1 + int64_t(rng() % 4), ldx = n + pad, ldw = n + 2 * pad;
-                    const int64_t ldo = units + pad;
+                    const int64_t ldo = units + pad, ldb = pad == 2 ? 0 : ldo;
                     // The last row ends with its last entry: nothing beyond may be read.
                     Exact<T> x((rows - 1) * ldx + n), w((units - 1) * ldw + n);
                     Exact<T> base((rows - 1) * ldo + units), out((rows - 1) * ldo + units);
@@ -316,11 +322,11 @@ void test_product(const char* isa) {
                     for (auto* t : {&x, &w, &base}) fill(*t);
                     const bool based = rng() % 2;
                     encode_kernels<T>().product(x.get(), ldx, rows, w.get(), ldw, units, n,
-                                                based ? base.get() : nullptr, out.get(), ldo);
+                                                based ? base.get() : nullptr, ldb, out.get(), ldo);
                     bool good = true;
                     for (int64_t r = 0; r < rows; ++r) {
                         for (int64_t i = 0; i < units; ++i) {
-                            double sum = based ? double(base[r * ldo + i]) : 0;
+                            double sum = based ? double(base[r * ldb + i]) : 0;
                             double magnitude = std::fabs(sum);
                             for (int64_t k = 0; k < n; ++k) {
                                 const double t = double(x[r * ldx + k]) * double(w[i * ldw + k]);

@@ -8,8 +8,7 @@ using namespace deepl0;
 
 namespace {
 
-float chain(const float* x, const float* w, int64_t n, bool fused) {
-    float sum = 0;
+float chain(const float* x, const float* w, int64_t n, float sum, bool fused) {
     for (int64_t k = 0; k < n; ++k) {
         if (fused) {
             sum = std::fma(x[k], w[k], sum);
@@ -25,19 +24,22 @@ void test_rows(const char* isa, int64_t rows, int64_t p, int64_t n, int pad, int
     std::mt19937_64 rng(uint64_t(rows * 7 + p * 5 + n * 3 + flavour));
     const int64_t ldx = n + pad, ldw = n + 2 * pad, ldo = p + pad;
     // The last row ends with its last entry: nothing beyond may be touched.
-    Exact<float> x((rows - 1) * ldx + n), w((p - 1) * ldw + n), out((rows - 1) * ldo + p);
-    for (auto* t : {&x, &w})
+    Exact<float> x((rows - 1) * ldx + n), w((p - 1) * ldw + n), out((rows - 1) * ldo + p), bias(p);
+    const bool biased = rng() % 2;
+    for (auto* t : {&x, &w, &bias})
         for (int64_t i = 0; i < t->n; ++i) (*t)[i] = float(draw(rng, flavour, i % 50, 50));
     Exact<float> packed(product_packed_size(p, n));
     const int64_t groups = (p + kProductGroup - 1) / kProductGroup;
     product_kernels().pack(w.get(), ldw, p, n, groups / 2, groups, packed.get());
     product_kernels().pack(w.get(), ldw, p, n, 0, groups / 2, packed.get());
-    product_kernels().rows(x.get(), ldx, rows, packed.get(), p, n, out.get(), ldo);
+    product_kernels().rows(x.get(), ldx, rows, packed.get(), p, n, biased ? bias.get() : nullptr,
+                           out.get(), ldo);
     const bool fused = std::string(isa) != "scalar";
     bool good = true, untouched = true;
     for (int64_t r = 0; r < rows; ++r) {
         for (int64_t i = 0; i < p; ++i) {
-            const float want = chain(&x.get()[r * ldx], &w.get()[i * ldw], n, fused);
+            const float want =
+                chain(&x.get()[r * ldx], &w.get()[i * ldw], n, biased ? bias[i] : 0, fused);
             good = good && near(double(out[r * ldo + i]), double(want), 0);
         }
         for (int64_t i = p; i < ldo && r + 1 < rows; ++i)

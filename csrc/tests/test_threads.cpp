@@ -82,9 +82,9 @@ Results run(const std::vector<float>& u, const std::vector<float>& theta,
     split(threads, kRows, [&](int64_t b, int64_t e) {
         std::vector<char> ws(top_m_workspace_bytes(DType::f32, kP, kM));
         std::vector<char> seen(unpool_workspace_bytes(kP));
-        top_m_kernels().top_m(DType::f32, u.data(), kP, kP, kM, x.values.data(), x.indices.data(),
-                              b, e, ws.data());
-        top_m_kernels().keep_top_m(DType::f32, u.data(), kP, kP, kM, x.kept.data(), kP,
+        top_m_kernels().top_m(DType::f32, u.data(), kP, kP, kM, false, x.values.data(),
+                              x.indices.data(), b, e, ws.data());
+        top_m_kernels().keep_top_m(DType::f32, u.data(), kP, kP, kM, false, x.kept.data(), kP,
                                    x.mask.data(), b, e, ws.data());
         top_m_kernels().apply_mask(DType::f32, u.data(), kP, x.mask.data(), kP, x.masked.data(), kP,
                                    b, e);
@@ -94,13 +94,14 @@ Results run(const std::vector<float>& u, const std::vector<float>& theta,
         float* codes = x.codes.data() + b * kM;
         int64_t* supports = x.supports.data() + b * kM;
         encode_kernels<float>().rows(u.data() + b * kP, e - b, kP, {steps.data(), 0, true},
-                                     {codes, supports, codes, supports, kM, 3, 0}, workspace.get());
-        threshold_kernels().threshold(DType::f32, ThresholdKind::helu, u.data(), kP, theta.data(),
+                                     {codes, supports, codes, supports, kM, 3, 0, false},
+                                     workspace.get());
+        threshold_kernels().threshold(DType::f32, {ThresholdKind::helu}, u.data(), kP, theta.data(),
                                       true, kSigma, x.shrunk.data(), kP, kP, b, e);
         fista(u.data(), steps.data(), b, e, x.solved.data(), x.solved_before.data());
     });
     split(threads, threshold_blocks(kRows), [&](int64_t b, int64_t e) {
-        threshold_kernels().backward(DType::f32, ThresholdKind::helu, u.data(), kP, u.data(), kP,
+        threshold_kernels().backward(DType::f32, {ThresholdKind::helu}, u.data(), kP, u.data(), kP,
                                      theta.data(), true, kSigma, x.grad_u.data(), kRows, kP, b, e,
                                      x.partial.data());
     });

@@ -10,6 +10,8 @@ namespace {
 constexpr ThresholdKind kKinds[] = {ThresholdKind::hard, ThresholdKind::soft, ThresholdKind::helu,
                                     ThresholdKind::ste, ThresholdKind::ste_theta};
 
+double part(double u, bool positive) { return positive && u <= 0 ? 0 : u; }
+
 double sign(double u) { return u > 0 ? 1 : u < 0 ? -1 : 0; }
 
 /// The definitions of thresholds.h, in double. lo comes in the compute type: it is a decision.
@@ -49,8 +51,9 @@ bool close(double got, double want, double tolerance) {
 }
 
 template <typename S>
-void test_case(const char* isa, DType dtype, ThresholdKind kind, bool per_entry, double sigma,
+void test_case(const char* isa, DType dtype, Threshold h, bool per_entry, double sigma,
                int64_t rows, int64_t p, int flavour, uint64_t seed) {
+    const ThresholdKind kind = h.kind;
     using T = typename Compute<S>::type;
     std::mt19937_64 rng(seed);
     const int64_t stride = p + int64_t(rng() % 3);
@@ -60,6 +63,7 @@ void test_case(const char* isa, DType dtype, ThresholdKind kind, bool per_entry,
                                              : 8e-3;
     std::vector<T> theta(size_t(per_entry ? p : 1));
     for (T& t : theta) t = T(0.25 + double(rng() % 64) / 32);
+    if (h.may_be_zero() && seed % 3 == 0) theta[0] = T(0);
     if (flavour == 4) theta[0] = std::numeric_limits<T>::quiet_NaN();
     std::vector<S> u(size_t(rows * stride + 1)), g(u), out(u), grad_u(size_t(rows * p));
     for (size_t i = 0; i < u.size(); ++i) {
@@ -68,15 +72,15 @@ void test_case(const char* isa, DType dtype, ThresholdKind kind, bool per_entry,
     }
     const S* u1 = u.data() + 1;  // off the allocator's alignment
     const S* g1 = g.data() + 1;
-    threshold_kernels().threshold(dtype, kind, u1, stride, theta.data(), per_entry, sigma,
-                                  out.data(), stride, p, 0, rows / 3);
-    threshold_kernels().threshold(dtype, kind, u1, stride, theta.data(), per_entry, sigma,
-                                  out.data(), stride, p, rows / 3, rows);
+    threshold_kernels().threshold(dtype, h, u1, stride, theta.data(), per_entry, sigma, out.data(),
+                                  stride, p, 0, rows / 3);
+    threshold_kernels().threshold(dtype, h, u1, stride, theta.data(), per_entry, sigma, out.data(),
+                                  stride, p, rows / 3, rows);
 
     std::vector<double> ws(threshold_backward_workspace_bytes(rows, p, per_entry) / 8);
     const int64_t blocks = threshold_blocks(rows);
     const auto run_blocks = [&](int64_t b, int64_t e) {
-        threshold_kernels().backward(dtype, kind, g1, stride, u1, stride, theta.data(), per_entry,
+        threshold_kernels().backward(dtype, h, g1, stride, u1, stride, theta.data(), per_entry,
                                      sigma, grad_u.data(), rows, p, b, e, ws.data());
     };
     std::vector<T> whole(theta.size()), parts(theta.size());
@@ -95,8 +99,10 @@ void test_case(const char* isa, DType dtype, ThresholdKind kind, bool per_entry,
             const T t = theta[which], lo = T(1.0 - sigma) * t;
             const double x = as_double(u1[at]), gi = as_double(g1[at]);
             double c, e;
-            backward(kind, x, double(t), sigma, double(lo), c, e);
-            const double want = forward(kind, x, double(t), sigma, double(lo));
+            const double v = part(x, h.positive);
+            backward(kind, v, double(t), sigma, double(lo), c, e);
+            if (h.positive && x <= 0) c = 0;
+            const double want = forward(kind, v, double(t), sigma, double(lo));
             const double tolerance = eps / (sigma > 0 ? std::min(1.0, sigma) : 1);
             CHECK(close(as_double(out[at]), as_double(from_double<S>(want)), tolerance),
                   "%s %s kind=%d sigma=%g u=%.9g theta=%.9g: %.9g, not %.9g", isa, name_of(dtype),
@@ -115,7 +121,7 @@ void test_case(const char* isa, DType dtype, ThresholdKind kind, bool per_entry,
               want_theta[j]);
     }
     std::vector<S> in_place(u);
-    threshold_kernels().threshold(dtype, kind, in_place.data() + 1, stride, theta.data(), per_entry,
+    threshold_kernels().threshold(dtype, h, in_place.data() + 1, stride, theta.data(), per_entry,
                                   sigma, in_place.data() + 1, stride, p, 0, rows);
     for (int64_t r = 0; r < rows; ++r) {
         CHECK(!memcmp(in_place.data() + 1 + r * stride, out.data() + r * stride,
@@ -130,12 +136,12 @@ void test_random(const char* isa) {
         for (DType t : kDTypes) {
             for (ThresholdKind kind : kKinds) {
                 for (double sigma : {0.0, 0.2, 1e-3, 1.0}) {
-                    const bool per_entry = rng() % 2;
+                    const bool per_entry = rng() % 2, positive = rng() % 2;
                     const int flavour = int(rng() % 7);
                     const int64_t rows = int64_t(rng() % 70);
                     with_type(t, [&](auto x) {
-                        test_case<decltype(x)>(isa, t, kind, per_entry, sigma, rows, p, flavour,
-                                               rng());
+                        test_case<decltype(x)>(isa, t, {kind, positive}, per_entry, sigma, rows, p,
+                                               flavour, rng());
                     });
                 }
             }
@@ -147,7 +153,8 @@ void test_equality(const char* isa) {
     const float theta = 0.7f, u[4] = {0.7f, -0.7f, std::nextafter(0.7f, 0.0f), 1.0f};
     float out[4];
     for (ThresholdKind kind : kKinds) {
-        threshold_kernels().threshold(DType::f32, kind, u, 4, &theta, false, 0.0, out, 4, 4, 0, 1);
+        threshold_kernels().threshold(DType::f32, {kind}, u, 4, &theta, false, 0.0, out, 4, 4, 0,
+                                      1);
         if (kind == ThresholdKind::soft)
             CHECK(out[0] == 0 && out[1] == 0, "%s", isa);
         else
@@ -158,12 +165,12 @@ void test_equality(const char* isa) {
 void test_bad_theta() {
     const float f[4] = {1, 0, -1, NAN};
     const double d[2] = {1, -1e-300};
-    CHECK(first_bad_theta(DType::f32, ThresholdKind::hard, f, 4) == 2, "negative");
-    CHECK(first_bad_theta(DType::f32, ThresholdKind::soft, f, 2) == -1, "zero is fine");
-    CHECK(first_bad_theta(DType::f32, ThresholdKind::helu, f, 4) == 1, "zero is not");
-    CHECK(first_bad_theta(DType::f32, ThresholdKind::hard, f + 3, 1) == 0, "NaN");
-    CHECK(first_bad_theta(DType::f64, ThresholdKind::soft, d, 2) == 1, "tiny");
-    CHECK(first_bad_theta(DType::f64, ThresholdKind::ste, d, 0) == -1, "none");
+    CHECK(first_bad_theta(DType::f32, {ThresholdKind::hard}, f, 4) == 2, "negative");
+    CHECK(first_bad_theta(DType::f32, {ThresholdKind::soft}, f, 2) == -1, "zero is fine");
+    CHECK(first_bad_theta(DType::f32, {ThresholdKind::helu}, f, 4) == 1, "zero is not");
+    CHECK(first_bad_theta(DType::f32, {ThresholdKind::hard}, f + 3, 1) == 0, "NaN");
+    CHECK(first_bad_theta(DType::f64, {ThresholdKind::soft}, d, 2) == 1, "tiny");
+    CHECK(first_bad_theta(DType::f64, {ThresholdKind::ste}, d, 0) == -1, "none");
 }
 
 }  // namespace

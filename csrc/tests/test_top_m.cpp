@@ -20,6 +20,8 @@ struct Array {
     }
 };
 
+double part(double u, bool positive) { return positive && u <= 0 ? 0 : u; }
+
 std::vector<int64_t> oracle(const std::vector<double>& row, int64_t m) {
     std::vector<int64_t> order(row.size());
     std::iota(order.begin(), order.end(), 0);
@@ -41,6 +43,7 @@ struct Case {
     int64_t rows, p, m, pad;
     int shift, flavour;
     uint64_t seed;
+    bool positive;
 };
 
 template <typename T>
@@ -61,9 +64,10 @@ void test_case(const char* isa, const Case& c) {
     const int64_t half_way = c.rows / 2;
     for (int64_t part = 0; part < 2; ++part) {
         const int64_t b = part ? half_way : 0, e = part ? c.rows : half_way;
-        top_m_kernels().top_m(c.dtype, u.at, stride, p, m, values.at, indices.at, b, e, ws.at);
-        top_m_kernels().keep_top_m(c.dtype, u.at, stride, p, m, out.at, stride, mask.at, b, e,
-                                   ws.at);
+        top_m_kernels().top_m(c.dtype, u.at, stride, p, m, c.positive, values.at, indices.at, b, e,
+                              ws.at);
+        top_m_kernels().keep_top_m(c.dtype, u.at, stride, p, m, c.positive, out.at, stride, mask.at,
+                                   b, e, ws.at);
         top_m_kernels().apply_mask(c.dtype, u.at, stride, mask.at, p, again.at, p, b, e);
         CHECK(unpool(c.dtype, values.at, indices.at, m, p, dense.at, b, e, seen.at) == -1,
               "unpool");
@@ -71,15 +75,18 @@ void test_case(const char* isa, const Case& c) {
     const T nothing = from_double<T>(0.0);
     for (int64_t r = 0; r < c.rows; ++r) {
         std::vector<double> row(size_t(p), 0.0);
-        for (int64_t j = 0; j < p; ++j) row[size_t(j)] = as_double(u.at[r * stride + j]);
+        for (int64_t j = 0; j < p; ++j)
+            row[size_t(j)] = part(as_double(u.at[r * stride + j]), c.positive);
         const auto want = oracle(row, m);
         bool chosen = true, same = true;
         std::vector<char> kept(size_t(bytes * 8), 0);
         for (int64_t i = 0; i < m; ++i) {
             const int64_t j = want[size_t(i)];
-            kept[size_t(j)] = 1;
+            // Of nonnegative codes a zero is chosen, but not kept.
+            kept[size_t(j)] = !(c.positive && row[size_t(j)] == 0);
+            const T* entry = kept[size_t(j)] ? u.at + r * stride + j : &nothing;
             chosen = chosen && indices.at[r * m + i] == j &&
-                     !memcmp(values.at + r * m + i, u.at + r * stride + j, sizeof(T));
+                     !memcmp(values.at + r * m + i, entry, sizeof(T));
         }
         for (int64_t j = 0; j < bytes * 8; ++j) {
             same = same && (mask.at[r * bytes + j / 8] >> (j % 8) & 1) == kept[size_t(j)];
@@ -89,17 +96,17 @@ void test_case(const char* isa, const Case& c) {
                    !memcmp(again.at + r * p + j, entry, sizeof(T)) &&
                    !memcmp(dense.at + r * p + j, entry, sizeof(T));
         }
-        CHECK(chosen && same, "%s %s p=%ld m=%ld pad=%ld shift=%d flavour=%d seed=%lu row=%ld", isa,
-              name_of(c.dtype), long(p), long(m), long(c.pad), c.shift, c.flavour,
-              (unsigned long)c.seed, long(r));
+        CHECK(chosen && same, "%s %s %s p=%ld m=%ld pad=%ld shift=%d flavour=%d seed=%lu row=%ld",
+              isa, c.positive ? "positive" : "signed", name_of(c.dtype), long(p), long(m),
+              long(c.pad), c.shift, c.flavour, (unsigned long)c.seed, long(r));
         for (int64_t j = p; j < stride; ++j) {
             uint8_t rubbish[sizeof(T)];
             memset(rubbish, 0xa5, sizeof(T));
             CHECK(!memcmp(out.at + r * stride + j, rubbish, sizeof(T)), "wrote between the rows");
         }
     }
-    top_m_kernels().keep_top_m(c.dtype, u.at, stride, p, m, u.at, stride, mask.at, 0, c.rows,
-                               ws.at);
+    top_m_kernels().keep_top_m(c.dtype, u.at, stride, p, m, c.positive, u.at, stride, mask.at, 0,
+                               c.rows, ws.at);
     for (int64_t r = 0; r < c.rows; ++r) {
         CHECK(!memcmp(u.at + r * stride, out.at + r * stride, size_t(p) * sizeof(T)), "in place");
         memcpy(u.at + r * stride, &before[size_t(r * stride)], size_t(p) * sizeof(T));
@@ -128,7 +135,8 @@ void test_random(const char* isa) {
                        int64_t(rng() % 3),
                        int(rng() % 4),
                        flavour,
-                       rng()};
+                       rng(),
+                       rng() % 3 == 0};
                 if (rng() % 8 == 0) c.m = rng() % 2 ? 0 : p;
                 with_type(t, [&](auto x) { test_case<decltype(x)>(isa, c); });
             }
@@ -136,12 +144,15 @@ void test_random(const char* isa) {
     }
     for (int64_t m : {1, 32, 3000}) {
         with_type(DType::f32, [&](auto x) {
-            test_case<decltype(x)>(isa, {DType::f32, 1, 40001, m, 0, 1, 0, 3});
-            test_case<decltype(x)>(isa, {DType::f32, 1, 40001, m, 0, 1, 7, 3});
+            for (bool positive : {false, true}) {
+                test_case<decltype(x)>(isa, {DType::f32, 1, 40001, m, 0, 1, 0, 3, positive});
+                test_case<decltype(x)>(isa, {DType::f32, 1, 40001, m, 0, 1, 7, 3, positive});
+            }
         });
     }
-    with_type(DType::f32,
-              [&](auto x) { test_case<decltype(x)>(isa, {DType::f32, 0, 16, 4, 0, 0, 0, 3}); });
+    with_type(DType::f32, [&](auto x) {
+        test_case<decltype(x)>(isa, {DType::f32, 0, 16, 4, 0, 0, 0, 3, false});
+    });
 }
 
 void test_unpool_errors() {

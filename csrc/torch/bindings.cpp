@@ -40,29 +40,32 @@ Rows::Rows(const Tensor& t, const char* name) : tensor(t) {
     data = tensor.const_data_ptr();
 }
 
-ThresholdKind threshold_kind(const std::string& name) {
-    if (name == "hard") return ThresholdKind::hard;
-    if (name == "soft") return ThresholdKind::soft;
-    if (name == "helu") return ThresholdKind::helu;
-    if (name == "ste") return ThresholdKind::ste;
-    if (name == "ste_theta") return ThresholdKind::ste_theta;
-    STD_TORCH_CHECK(false, "kind must be hard, soft, helu, ste or ste_theta, got ", name);
+Threshold threshold_kind(const std::string& name) {
+    const std::string prefix = "positive_";
+    const bool positive = name.compare(0, prefix.size(), prefix) == 0;
+    const std::string kind = positive ? name.substr(prefix.size()) : name;
+    if (kind == "hard") return {ThresholdKind::hard, positive};
+    if (kind == "soft") return {ThresholdKind::soft, positive};
+    if (kind == "helu") return {ThresholdKind::helu, positive};
+    if (kind == "ste") return {ThresholdKind::ste, positive};
+    if (kind == "ste_theta") return {ThresholdKind::ste_theta, positive};
+    STD_TORCH_CHECK(false, "kind must be hard, soft, helu, ste or ste_theta, or one of them after ",
+                    prefix, ", got ", name);
 }
 
 void check_sigma(const char* op, double sigma) {
     STD_TORCH_CHECK(sigma >= 0 && sigma <= 1, op, ": sigma must be in [0, 1], got ", sigma);
 }
 
-void check_theta(const char* op, ThresholdKind kind, const Tensor& theta) {
+void check_theta(const char* op, Threshold h, const Tensor& theta) {
     const int64_t bad =
-        first_bad_theta(dtype_of(theta, "theta"), kind, theta.const_data_ptr(), theta.numel());
+        first_bad_theta(dtype_of(theta, "theta"), h, theta.const_data_ptr(), theta.numel());
     if (bad < 0) return;
     const double value = theta.scalar_type() == ScalarType::Double
                              ? static_cast<const double*>(theta.const_data_ptr())[bad]
                              : static_cast<const float*>(theta.const_data_ptr())[bad];
-    const bool zero = kind == ThresholdKind::hard || kind == ThresholdKind::soft;
-    STD_TORCH_CHECK(false, op, ": theta must be ", zero ? ">= 0" : "> 0", ", got ", value,
-                    " at position ", bad);
+    STD_TORCH_CHECK(false, op, ": theta must be ", h.may_be_zero() ? ">= 0" : "> 0", ", got ",
+                    value, " at position ", bad);
 }
 
 void check_encoder(const Tensor& x, const Tensor& w, const std::optional<Tensor>& s, int64_t stages,

@@ -86,9 +86,9 @@ struct Rows {
 };
 
 // Kind of threshold by name; sigma, and theta's values for a kind, checked.
-ThresholdKind threshold_kind(const std::string& name);
+Threshold threshold_kind(const std::string& name);
 void check_sigma(const char* op, double sigma);
-void check_theta(const char* op, ThresholdKind kind, const Tensor& theta);
+void check_theta(const char* op, Threshold h, const Tensor& theta);
 
 /// Throws unless every index is in [0, p).
 void check_indices(const Tensor& indices, int64_t p, const char* op);
@@ -96,6 +96,26 @@ void check_indices(const Tensor& indices, int64_t p, const char* op);
 /// Throws unless x [B, n], W [p, n] and S ([p, p], [stages - 1, p, p], or none for one stage) fit.
 void check_encoder(const Tensor& x, const Tensor& w, const std::optional<Tensor>& s, int64_t stages,
                    const char* op);
+
+/// The bias of u = x W' + b, or none: checked, in the accumulation dtype.
+class Bias {
+  public:
+    Bias(const char* op, const std::optional<Tensor>& given, const Tensor& x, int64_t p) {
+        if (!given) return;
+        STD_TORCH_CHECK(given->dim() == 1 && given->size(0) == p, op, ": bias must be [p]");
+        STD_TORCH_CHECK(given->scalar_type() == x.scalar_type(), op,
+                        ": bias has not the dtype of x");
+        tensor_ = torch::stable::contiguous(cast(*given, accumulation_type(x)));
+    }
+
+    template <class T>
+    const T* data() const {
+        return tensor_ ? static_cast<const T*>(tensor_->const_data_ptr()) : nullptr;
+    }
+
+  private:
+    std::optional<Tensor> tensor_;
+};
 
 /// Throws unless 0 <= m <= p.
 inline void check_m(int64_t m, int64_t p) {
@@ -118,26 +138,46 @@ inline int64_t grain_rows(int64_t cols) {
 Tensor threshold(Tensor u, Tensor theta, double sigma, std::string kind);
 std::tuple<Tensor, Tensor> threshold_backward(Tensor grad, Tensor u, Tensor theta, double sigma,
                                               std::string kind, int64_t mask);
-std::tuple<Tensor, Tensor> top_m(Tensor u, int64_t m);
+std::tuple<Tensor, Tensor> top_m(Tensor u, int64_t m, bool positive);
 Tensor unpool(Tensor values, Tensor indices, int64_t size);
-std::tuple<Tensor, Tensor> keep_top_m(Tensor u, int64_t m);
+std::tuple<Tensor, Tensor> keep_top_m(Tensor u, int64_t m, bool positive);
 Tensor apply_mask(Tensor u, Tensor mask);
 std::tuple<Tensor, Tensor, Tensor> batch_top_m(Tensor u, int64_t m, bool positive);
-std::tuple<Tensor, Tensor> threshold_stage(Tensor x, Tensor W, Tensor z, Tensor S, Tensor theta,
-                                           double sigma, bool save);
-std::tuple<Tensor, Tensor> top_m_stage(Tensor x, Tensor W, Tensor z, Tensor S, int64_t m);
-std::tuple<Tensor, Tensor> encode_l0(Tensor x, Tensor W, std::optional<Tensor> S, Tensor theta,
-                                     int64_t num_stages, double sigma, std::string kind, bool save);
-std::tuple<Tensor, Tensor, Tensor, Tensor> encode_l0_backward(Tensor grad_z, Tensor saved, Tensor x,
-                                                              Tensor W, std::optional<Tensor> S,
-                                                              Tensor theta, double sigma,
-                                                              std::string kind, int64_t mask);
+std::tuple<Tensor, Tensor> threshold_stage(Tensor x, Tensor W, Tensor z, Tensor S,
+                                           std::optional<Tensor> bias, Tensor theta, double sigma,
+                                           std::string kind, bool save);
+std::tuple<Tensor, Tensor> top_m_stage(Tensor x, Tensor W, Tensor z, Tensor S,
+                                       std::optional<Tensor> bias, int64_t m, bool positive);
+std::tuple<Tensor, Tensor> encode_l0(Tensor x, Tensor W, std::optional<Tensor> S,
+                                     std::optional<Tensor> bias, Tensor theta, int64_t num_stages,
+                                     double sigma, std::string kind, bool save);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> encode_l0_backward(
+    Tensor grad_z, Tensor saved, Tensor x, Tensor W, std::optional<Tensor> S, Tensor theta,
+    double sigma, std::string kind, int64_t mask);
 std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m(Tensor x, Tensor W, std::optional<Tensor> S,
-                                                        int64_t m, int64_t num_stages, bool save);
-std::tuple<Tensor, Tensor, Tensor> encode_top_m_backward(Tensor grad_values, Tensor indices,
-                                                         Tensor saved_values, Tensor saved_indices,
-                                                         Tensor x, Tensor W,
-                                                         std::optional<Tensor> S, int64_t mask);
+                                                        std::optional<Tensor> bias, int64_t m,
+                                                        int64_t num_stages, bool positive,
+                                                        bool save);
+std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_backward(
+    Tensor grad_values, std::optional<Tensor> values, Tensor indices, Tensor saved_values,
+    Tensor saved_indices, Tensor x, Tensor W, std::optional<Tensor> S, int64_t mask);
+std::tuple<Tensor, Tensor> encode_l0_factored(Tensor x, Tensor W, Tensor D,
+                                              std::optional<Tensor> bias,
+                                              std::optional<Tensor> step, Tensor theta,
+                                              int64_t num_stages, double sigma, std::string kind,
+                                              bool save);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> encode_l0_factored_backward(
+    Tensor grad_z, Tensor saved, Tensor x, Tensor W, Tensor D, std::optional<Tensor> step,
+    Tensor theta, double sigma, std::string kind, int64_t mask);
+std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_factored(Tensor x, Tensor W, Tensor D,
+                                                                 std::optional<Tensor> bias,
+                                                                 std::optional<Tensor> step,
+                                                                 std::vector<int64_t> m,
+                                                                 bool positive, bool save);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> encode_top_m_factored_backward(
+    Tensor grad_values, std::optional<Tensor> values, Tensor indices, Tensor saved_values,
+    Tensor saved_indices, Tensor x, Tensor W, Tensor D, std::optional<Tensor> step,
+    std::vector<int64_t> m, int64_t mask);
 Tensor decode(Tensor values, Tensor indices, Tensor D);
 std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor D,
                                            int64_t mask);

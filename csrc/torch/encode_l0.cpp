@@ -1,4 +1,4 @@
-// Forward of encode_l0: u_1 = x W', z_k = h(u_k), u_{k+1} = x W' + z_k S'.
+// Forward of encode_l0: u_1 = x W' + b, z_k = h(u_k), u_{k+1} = u_1 + z_k S'.
 //
 // How many entries of z_k are not 0 is known only row by row. A row with few takes the gather-sum
 // of rows of S', one with many joins the others of its panel in a dense product. Bytes and flops of
@@ -65,7 +65,7 @@ void add_dense(Panel<T>& panel, const T* wx, int64_t rows, int64_t p, Matrix<con
     T* product = n == rows ? u : panel.product.get();
     T* const z = panel.z.get();
     if (rows <= kFew && s.col_stride == 1) {
-        few_product<T>(z, p, n, s, nullptr, product);
+        few_product<T>(z, p, n, s, nullptr, 0, product);
     } else {
         // Rows of zeros make up the least number, so that the others of a panel, which depend on
         // the number of threads, change no bit of a row.
@@ -129,7 +129,7 @@ void step(const Plan& plan, const StageThresholds& h, int64_t k, Panel<T>& panel
 }
 
 template <class T>
-std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, std::optional<Tensor> s,
+std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, std::optional<Tensor> s, const Bias& bias,
                                   const StageThresholds& h, int64_t stages, bool save) {
     const Matrix<const T> xm = matrix<T>(x), wm = matrix<T>(w);
     const int64_t batch = xm.rows, p = wm.rows;
@@ -142,7 +142,7 @@ std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, std::optional<Tensor> s,
     if (s) steps.emplace(*s, p, plan.by_rows);
     T* out = static_cast<T*>(z.mutable_data_ptr());
     T* kept = save ? static_cast<T*>(saved.mutable_data_ptr()) : nullptr;
-    const RowProduct<T> product(xm, wm);
+    const RowProduct<T> product(xm, wm, bias.data<T>());
 
     each_range(batch, [&](int64_t begin, int64_t end) {
         const int64_t most = std::min(plan.rows, end - begin);
@@ -164,9 +164,9 @@ std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, std::optional<Tensor> s,
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> encode_l0(Tensor x, Tensor W, std::optional<Tensor> S, Tensor theta,
-                                     int64_t num_stages, double sigma, std::string kind,
-                                     bool save) {
+std::tuple<Tensor, Tensor> encode_l0(Tensor x, Tensor W, std::optional<Tensor> S,
+                                     std::optional<Tensor> bias, Tensor theta, int64_t num_stages,
+                                     double sigma, std::string kind, bool save) {
     check_encoder(x, W, S, num_stages, "encode_l0");
     const ScalarType given = x.scalar_type(), type = accumulation_type(x);
     const StageThresholds h("encode_l0", theta, num_stages, W.size(0), type, sigma, kind);
@@ -174,8 +174,9 @@ std::tuple<Tensor, Tensor> encode_l0(Tensor x, Tensor W, std::optional<Tensor> S
         S.reset();
     else
         S = cast_matrix(*S, type);
+    const Bias b("encode_l0", bias, x, W.size(0));
     const auto run = type == ScalarType::Double ? encode<double> : encode<float>;
-    auto [z, saved] = run(cast(x, type), cast(W, type), S, h, num_stages, save);
+    auto [z, saved] = run(cast(x, type), cast(W, type), S, b, h, num_stages, save);
     return {cast(z, given), saved};
 }
 

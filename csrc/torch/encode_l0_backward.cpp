@@ -1,6 +1,6 @@
 // Backward of encode_l0. Down the stages, from g = grad_z: du_k = c(u_k) g, dtheta += sum e(u_k) g,
-// dS += du_k' z_{k-1}, g = du_k S; with du the sum over the stages dW = du' x and dx = du W. z is
-// recomputed from the saved pre-activations.
+// dS += du_k' z_{k-1}, g = du_k S; with du the sum over the stages dW = du' x, dx = du W, and db is
+// its sum over the rows. z is recomputed from the saved pre-activations.
 //
 // A block of rows whose du and z are sparse goes entry by entry: with d and z nonzeros a row, d z
 // multiply-adds for dS, d times the support of c and e for g, both instead of p^2. The other blocks
@@ -15,45 +15,6 @@
 namespace deepl0::torch_ops {
 namespace {
 
-/// Partial sums of the gradient of theta: one row of `width` per stage and block of rows.
-class ThetaPartials {
-  public:
-    /// Where they are not wanted there are none, and at() is null.
-    ThetaPartials(bool wanted, int64_t stages, int64_t batch, int64_t p, bool per_entry)
-        : wanted_(wanted),
-          batch_(batch),
-          p_(p),
-          per_entry_(per_entry),
-          width_(per_entry ? p : 1),
-          stage_(threshold_blocks(batch) * width_),
-          data_(wanted ? stages * stage_ : 0) {}
-
-    bool wanted() const { return wanted_; }
-
-    double* at(int64_t stage, int64_t row) const {
-        if (!wanted_) return nullptr;
-        return data_.get() + stage * stage_ + row / kThresholdBlockRows * width_;
-    }
-
-    /// out[i] = the sum over the blocks, and over the stages [k0, k1).
-    template <class T>
-    void reduce(DType dtype, int64_t k0, int64_t k1, T* out) const {
-        const Buffer<T> one(width_);
-        std::fill_n(out, width_, T(0));
-        for (int64_t k = k0; k < k1; ++k) {
-            reduce_grad_theta(dtype, at(k, 0), batch_, p_, per_entry_, one.get(), 0, width_);
-            for (int64_t i = 0; i < width_; ++i) out[i] += one.get()[i];
-        }
-    }
-
-  private:
-    bool wanted_;
-    int64_t batch_, p_;
-    bool per_entry_;
-    int64_t width_, stage_;
-    Buffer<double> data_;
-};
-
 template <class T>
 struct Problem {
     const T* grad_z;
@@ -62,10 +23,11 @@ struct Problem {
     const T* s;            // row-major [p, p] per step
     int64_t s_stride, stages, batch, n, p;
     T *gx, *gw, *gs;  // null where not wanted; gs row-major
+    double* gb;       // likewise
     int64_t gs_stride;
-    bool needs_first;  // whether du of the first stage is for something: x, W or theta
+    bool needs_first;  // whether du of the first stage is for something: all but S
 
-    bool needs_total() const { return gx || gw; }
+    bool needs_total() const { return gx || gw || gb; }
     /// The last stage whose du is needed.
     int64_t lowest() const { return needs_first ? 0 : 1; }
 
@@ -191,7 +153,7 @@ SparseBlock<T> sparse_block(const Problem<T>& a, const StageThresholds& h, int64
     }
     Totals<T> totals(rows, p, entries);
     const SparseRows<T> total = totals.sum(all, rows);
-    if (a.gw) {
+    if (a.gw || a.gb) {
         block.total.emplace(p, entries);
         kernels.group(total, rows, p, block.total->lists());
     }
@@ -201,10 +163,10 @@ SparseBlock<T> sparse_block(const Problem<T>& a, const StageThresholds& h, int64
     return block;
 }
 
-/// gS and gW of the sparse blocks: each thread owns rows of both.
+/// gS, gW and gb of the sparse blocks: each thread owns rows of them.
 template <class T>
 void add_sparse(const Problem<T>& a, const std::vector<SparseBlock<T>>& blocks, int64_t size) {
-    if (!a.gw && !a.gs) return;
+    if (!a.gw && !a.gs && !a.gb) return;
     torch::stable::parallel_for(0, a.p, 16, [&](int64_t i0, int64_t i1) {
         for (int64_t k = 0; a.gs && k + 1 < a.stages; ++k) {
             for (int64_t i = i0; i < i1; ++i) {
@@ -215,8 +177,10 @@ void add_sparse(const Problem<T>& a, const std::vector<SparseBlock<T>>& blocks, 
                 }
             }
         }
-        for (size_t b = 0; a.gw && b < blocks.size(); ++b) {
+        for (size_t b = 0; (a.gw || a.gb) && b < blocks.size(); ++b) {
             if (blocks[b].dense) continue;
+            if (a.gb) add_coefficients(blocks[b].total->lists(), i0, i1, a.gb);
+            if (!a.gw) continue;
             unit_kernels<T>().combine(blocks[b].total->lists(), i0, i1,
                                       a.x.data + int64_t(b) * size * a.x.row_stride, a.x.row_stride,
                                       a.x.cols, a.gw);
@@ -249,6 +213,7 @@ class DenseBlocks {
         if (a_.gw)
             add_mm<T>(row_major(a_.gw, p, n), total.transposed(), a_.x.range(first, first + rows));
         if (a_.gx) mm<T>(row_major(a_.gx + first * n, rows, n), total, a_.w);
+        for (int64_t e = 0; a_.gb && e < rows * p; ++e) a_.gb[e % p] += double(total.data[e]);
     }
 
   private:
@@ -277,7 +242,7 @@ class DenseBlocks {
     Buffer<T> du_, total_, z_, g_;
 };
 
-/// The work on row-major S and gS; gs and gw come zeroed.
+/// The work on row-major S and gS; gs, gw and gb come zeroed.
 template <class T>
 void run_blocks(const Problem<T>& a, const StageThresholds& h, const ThetaPartials& partials) {
     constexpr int64_t block = 512;  // whatever the threads; a multiple of the tiles of theta
@@ -300,10 +265,11 @@ void run_blocks(const Problem<T>& a, const StageThresholds& h, const ThetaPartia
     }
 }
 
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
 template <class T>
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad, Tensor saved, Tensor x, Tensor w,
-                                                    std::optional<Tensor> s, const Tensor& theta,
-                                                    const StageThresholds& h, int64_t mask) {
+Gradients backward(Tensor grad, Tensor saved, Tensor x, Tensor w, std::optional<Tensor> s,
+                   const Tensor& theta, const StageThresholds& h, int64_t mask) {
     Problem<T> a{};
     a.stages = saved.size(0);
     a.batch = x.size(0);
@@ -315,10 +281,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad, Tensor saved, T
     Tensor gw = empty_if(wants(mask, 1), grad, {p, a.n});
     Tensor gs = empty_if(need_s, grad, need_s ? shape_of(*s) : std::vector<int64_t>{});
     Tensor gtheta = empty_if(need_theta, theta, shape_of(theta));
-    for (Tensor* t : {&gw, &gs}) torch::stable::zero_(*t);
+    Tensor gb = empty_if(wants(mask, 4), grad, {p});
+    for (Tensor* t : {&gw, &gs, &gb}) torch::stable::zero_(*t);
     if (a.batch == 0) {
         torch::stable::zero_(gtheta);
-        return {gx, gw, gs, gtheta};
+        return {gx, gw, gs, gtheta, gb};
     }
     const auto data_if = [](bool wanted, const Tensor& t) {
         return wanted ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
@@ -326,8 +293,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad, Tensor saved, T
     a.gx = data_if(wants(mask, 0), gx);
     a.gw = data_if(wants(mask, 1), gw);
     a.gs = data_if(need_s && a.stages > 1, gs);
-    a.needs_first = a.gx || a.gw || need_theta;
-    if (!a.needs_first && !a.gs) return {gx, gw, gs, gtheta};
+    std::vector<double> bias(wants(mask, 4) ? p : 0);
+    a.gb = wants(mask, 4) ? bias.data() : nullptr;
+    a.needs_first = a.gx || a.gw || a.gb || need_theta;
+    if (!a.needs_first && !a.gs) return {gx, gw, gs, gtheta, gb};
     if (a.gw) a.x = row_major_matrix<T>(x);
     if (a.gx) a.w = row_major_matrix<T>(w);
     if (a.stages - 1 > a.lowest()) {
@@ -341,21 +310,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad, Tensor saved, T
     a.u = static_cast<const T*>(saved.const_data_ptr());
     const ThetaPartials partials(need_theta, a.stages, a.batch, p, h.per_entry());
     run_blocks(a, h, partials);
-    if (!need_theta) return {gx, gw, gs, gtheta};
-    T* gt = static_cast<T*>(gtheta.mutable_data_ptr());
-    if (h.per_stage())
-        for (int64_t k = 0; k < a.stages; ++k) partials.reduce(h.dtype(), k, k + 1, gt + k * p);
-    else
-        partials.reduce(h.dtype(), 0, a.stages, gt);
-    return {gx, gw, gs, gtheta};
+    if (a.gb) std::copy(bias.begin(), bias.end(), static_cast<T*>(gb.mutable_data_ptr()));
+    if (!need_theta) return {gx, gw, gs, gtheta, gb};
+    partials.reduce_into(h, a.stages, static_cast<T*>(gtheta.mutable_data_ptr()));
+    return {gx, gw, gs, gtheta, gb};
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> encode_l0_backward(Tensor grad_z, Tensor saved, Tensor x,
-                                                              Tensor W, std::optional<Tensor> S,
-                                                              Tensor theta, double sigma,
-                                                              std::string kind, int64_t mask) {
+Gradients encode_l0_backward(Tensor grad_z, Tensor saved, Tensor x, Tensor W,
+                             std::optional<Tensor> S, Tensor theta, double sigma, std::string kind,
+                             int64_t mask) {
     const char* op = "encode_l0_backward";
     STD_TORCH_CHECK(saved.dim() == 3, op, ": saved must be [K, B, p]");
     check_encoder(x, W, S, saved.size(0), op);
@@ -367,13 +332,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> encode_l0_backward(Tensor grad_z, Ten
                     ": saved must have the accumulation dtype, grad_z that of x");
     const StageThresholds h(op, theta, saved.size(0), W.size(0), type, sigma, kind);
     // S is read where some du is formed from the one above, x for dW, W for dx.
-    const bool first = wants(mask, 0) || wants(mask, 1) || wants(mask, 3);
+    const bool first = wants(mask, 0) || wants(mask, 1) || wants(mask, 3) || wants(mask, 4);
     if (S && saved.size(0) > (first ? 1 : 2)) S = cast(*S, type);
     if (wants(mask, 0)) W = cast(W, type);
     if (wants(mask, 1)) x = cast(x, type);
     const auto run = type == ScalarType::Double ? backward<double> : backward<float>;
-    auto [gx, gw, gs, gtheta] = run(cast(grad_z, type), saved, x, W, S, theta, h, mask);
-    return {cast(gx, given), cast(gw, given), cast(gs, given), gtheta};
+    auto [gx, gw, gs, gtheta, gb] = run(cast(grad_z, type), saved, x, W, S, theta, h, mask);
+    return {cast(gx, given), cast(gw, given), cast(gs, given), gtheta, cast(gb, given)};
 }
 
 }  // namespace deepl0::torch_ops

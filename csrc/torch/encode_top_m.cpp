@@ -65,7 +65,7 @@ void encode_dense(const T* wx, int64_t rows, int64_t p, const Steps<T>& s, TopMC
             for (int64_t j = r * out.m; j < (r + 1) * out.m; ++j) z[r * p + idx[j]] = v[j];
         const Matrix<const T> sk = s[k - 1];
         if (rows <= kFew && sk.col_stride == 1)
-            few_product<T>(z, p, rows, sk, wx, u);
+            few_product<T>(z, p, rows, sk, wx, p, u);
         else
             addmm<T>(row_major(u, rows, p), row_major(wx, rows, p), row_major<const T>(z, rows, p),
                      sk.transposed());
@@ -76,7 +76,8 @@ void encode_dense(const T* wx, int64_t rows, int64_t p, const Steps<T>& s, TopMC
 }
 
 template <class T>
-Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, int64_t m, int64_t stages, bool save) {
+Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, const Bias& bias, int64_t m,
+             int64_t stages, bool positive, bool save) {
     const Matrix<const T> xm = matrix<T>(x), wm = matrix<T>(w);
     const int64_t batch = xm.rows, p = wm.rows, kept = save ? stages - 1 : 0;
     const ScalarType type = x.scalar_type();
@@ -90,21 +91,22 @@ Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, int64_t m, int64_t sta
     const Plan plan = make_plan<T>(batch, p, m, stages - 1, packings, by_columns);
     std::optional<Steps<T>> steps;
     if (s) steps.emplace(*s, p, plan.path == Path::rows);
-    const auto codes_of = [m, stages](const Tensor& v, const Tensor& i, const Tensor& sv,
-                                      const Tensor& si, int64_t saved_stride) {
+    const auto codes_of = [m, stages, positive](const Tensor& v, const Tensor& i, const Tensor& sv,
+                                                const Tensor& si, int64_t saved_stride) {
         return TopMCodes<T>{static_cast<T*>(v.mutable_data_ptr()),
                             static_cast<int64_t*>(i.mutable_data_ptr()),
                             static_cast<T*>(sv.mutable_data_ptr()),
                             static_cast<int64_t*>(si.mutable_data_ptr()),
                             m,
                             stages,
-                            saved_stride};
+                            saved_stride,
+                            positive};
     };
     const TopMCodes<T> codes =
         kept > 0 ? codes_of(values, indices, saved_values, saved_indices, batch * m)
                  : codes_of(values, indices, values, indices, 0);
     const auto& kernels = encode_kernels<T>();
-    const RowProduct<T> product(xm, wm);
+    const RowProduct<T> product(xm, wm, bias.data<T>());
 
     each_range(batch, [&](int64_t begin, int64_t end) {
         const int64_t most = std::min(plan.rows, end - begin);
@@ -145,11 +147,12 @@ Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, int64_t m, int64_t sta
 
 }  // namespace
 
-Codes encode_top_m(Tensor x, Tensor W, std::optional<Tensor> S, int64_t m, int64_t num_stages,
-                   bool save) {
+Codes encode_top_m(Tensor x, Tensor W, std::optional<Tensor> S, std::optional<Tensor> bias,
+                   int64_t m, int64_t num_stages, bool positive, bool save) {
     check_encoder(x, W, S, num_stages, "encode_top_m");
     check_m(m, W.size(0));
     const ScalarType given = x.scalar_type(), type = accumulation_type(x);
+    const Bias b("encode_top_m", bias, x, W.size(0));
     x = cast(x, type);
     W = cast(W, type);
     if (num_stages == 1)
@@ -158,13 +161,13 @@ Codes encode_top_m(Tensor x, Tensor W, std::optional<Tensor> S, int64_t m, int64
         S = cast_matrix(*S, type);
     Codes codes;
     if (type == ScalarType::Double) {
-        codes = encode<double>(x, W, S, m, num_stages, save);
+        codes = encode<double>(x, W, S, b, m, num_stages, positive, save);
     } else if (num_stages == 1 && screens(x.size(0), W.size(0), m)) {
-        auto [values, indices] = screen_top_m(x, W, m);
+        auto [values, indices] = screen_top_m(x, W, b.data<float>(), m, positive);
         codes = {values, indices, fresh({0, x.size(0), m}, type),
                  fresh({0, x.size(0), m}, ScalarType::Long)};
     } else {
-        codes = encode<float>(x, W, S, m, num_stages, save);
+        codes = encode<float>(x, W, S, b, m, num_stages, positive, save);
     }
     std::get<0>(codes) = cast(std::get<0>(codes), given);
     return codes;

@@ -20,7 +20,7 @@ namespace {
 
 template <class T>
 struct Arguments {
-    const T* grad;           // [batch, m], of the last stage
+    T* grad;                 // [batch, m], of the last stage
     const int64_t* indices;  // [batch, m], likewise
     const T* saved_values;   // [stages - 1, batch, m]
     const int64_t* saved_indices;
@@ -30,10 +30,12 @@ struct Arguments {
     bool transposed;
     int64_t batch, stages, m, n, p;
     T *gx, *gw, *gs;  // null where not wanted; gs in the layout of s
+    double* gb;       // likewise, zeroed
     int64_t gs_step_stride;
+    bool positive;  // an entry that is 0 passes no gradient
 
-    /// du summed over the stages, and du of the first stage, are for x and W.
-    bool needs_total() const { return gx || gw; }
+    /// du summed over the stages, and du of the first stage, are for x, W and the bias.
+    bool needs_total() const { return gx || gw || gb; }
 
     const T* step(int64_t k) const { return s + k * s_step_stride; }
     int64_t steps() const { return stages - 1; }
@@ -52,12 +54,12 @@ void sparse_backward(const Arguments<T>& a, int64_t block) {
     const Buffer<T> lower(a.steps() * row_entries);  // du of all stages but the last
     const auto index_of = [&](int64_t k) { return index.get() + k * row_entries; };
     const auto du_of = [&](int64_t k) {
-        return k == a.steps() ? const_cast<T*>(a.grad) : lower.get() + k * row_entries;
+        return k == a.steps() ? a.grad : lower.get() + k * row_entries;
     };
     std::vector<BlockLists<T>> step_lists;
     for (int64_t k = 0; a.gs && k < a.steps(); ++k)
         step_lists.emplace_back(blocks, a.p, block * a.m);
-    const BlockLists<T> total_lists(a.gw ? blocks : 0, a.p, block * width);
+    const BlockLists<T> total_lists(a.gw || a.gb ? blocks : 0, a.p, block * width);
 
     // Down the stages, block by block: du, and who uses which unit.
     torch::stable::parallel_for(0, blocks, 1, [&](int64_t b0, int64_t b1) {
@@ -89,18 +91,19 @@ void sparse_backward(const Arguments<T>& a, int64_t block) {
                     std::fill_n(out, entries, T(0));
                     kernels.product_on_support(lists, a.p, a.step(k - 1), a.p, below, out);
                 }
+                if (descend && a.positive) drop_zeros(below.value, entries, out);
             }
             if (!a.needs_total()) continue;
             const SparseRows<T> total = totals ? totals->sum(du, rows) : du[0];
-            if (a.gw) kernels.group(total, rows, a.p, total_lists[b]);
+            if (a.gw || a.gb) kernels.group(total, rows, a.p, total_lists[b]);
             if (a.gx)
                 kernels.gather(total, rows, a.w.data, a.w.row_stride, n, nullptr, a.gx + first * n,
                                n);
         }
     });
 
-    if (!a.gw && !a.gs) return;
-    // The gradients of W and S, unit by unit: each thread owns rows of both.
+    if (!a.gw && !a.gs && !a.gb) return;
+    // The gradients of W, S and the bias, unit by unit: each thread owns rows of both.
     torch::stable::parallel_for(0, a.p, 16, [&](int64_t i0, int64_t i1) {
         for (int64_t k = 0; a.gs && k < a.steps(); ++k) {
             T* gs = a.gs + k * a.gs_step_stride;
@@ -116,6 +119,7 @@ void sparse_backward(const Arguments<T>& a, int64_t block) {
                 }
             }
         }
+        for (int64_t b = 0; a.gb && b < blocks; ++b) add_coefficients(total_lists[b], i0, i1, a.gb);
         if (!a.gw) return;
         std::fill_n(a.gw + i0 * n, (i1 - i0) * n, T(0));
         for (int64_t b = 0; b < blocks; ++b)
@@ -147,6 +151,8 @@ void dense_backward(const Arguments<T>& a, int64_t block) {
                     if (top) std::fill_n(t, p, T(0));
                     for (int64_t j = r * a.m; j < (r + 1) * a.m; ++j) {
                         d[at[j]] = top ? a.grad[offset + j] : product.get()[r * p + at[j]];
+                        if (a.positive && !top && a.values_of(k)[offset + j] == T(0))
+                            d[at[j]] = T(0);
                         t[at[j]] += d[at[j]];
                     }
                     if (k == 0 || !a.gs) continue;
@@ -172,14 +178,18 @@ void dense_backward(const Arguments<T>& a, int64_t block) {
             add_mm<T>(row_major(a.gw, p, n), read(total).transposed(),
                       a.x.range(first, first + rows));
         if (a.gx) mm<T>(row_major(a.gx + first * n, rows, n), read(total), a.w);
+        for (int64_t e = 0; a.gb && e < rows * p; ++e) a.gb[e % p] += double(total.get()[e]);
     }
 }
 
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
 template <class T>
-std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad, Tensor indices, Tensor saved_values,
-                                            Tensor saved_indices, Tensor x, Tensor w,
-                                            std::optional<Tensor> s, int64_t mask) {
+Gradients backward(Tensor grad, std::optional<Tensor> values, Tensor indices, Tensor saved_values,
+                   Tensor saved_indices, Tensor x, Tensor w, std::optional<Tensor> s,
+                   int64_t mask) {
     Arguments<T> a{};
+    a.positive = values.has_value();
     a.stages = saved_values.size(0) + 1;
     a.batch = grad.size(0);
     a.m = grad.size(1);
@@ -189,11 +199,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad, Tensor indices, Tensor 
     Tensor gw = empty_if(wants(mask, 1), grad, {a.p, a.n});
     Tensor gs = s && wants(mask, 2) ? gradient_of_matrix(*s, grad.scalar_type())
                                     : empty_if(false, grad, {});
+    Tensor gb = empty_if(wants(mask, 3), grad, {a.p});
     const bool nothing = a.batch == 0 || a.m == 0 || a.p == 0;
     if (nothing || a.steps() == 0) torch::stable::zero_(gs);
     if (nothing) {
-        for (Tensor* t : {&gx, &gw}) torch::stable::zero_(*t);
-        return {gx, gw, gs};
+        for (Tensor* t : {&gx, &gw, &gb}) torch::stable::zero_(*t);
+        return {gx, gw, gs, gb};
     }
     const auto data_if = [&](int operand, const Tensor& t) {
         return wants(mask, operand) ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
@@ -201,10 +212,18 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad, Tensor indices, Tensor 
     a.gx = data_if(0, gx);
     a.gw = data_if(1, gw);
     a.gs = s && a.steps() > 0 ? data_if(2, gs) : nullptr;
-    if (!a.gx && !a.gw && !a.gs) return {gx, gw, gs};
+    std::vector<double> bias(wants(mask, 3) ? a.p : 0);
+    a.gb = wants(mask, 3) ? bias.data() : nullptr;
+    if (!a.gx && !a.gw && !a.gs && !a.gb) return {gx, gw, gs, gb};
     for (Tensor* t : {&grad, &indices, &saved_values, &saved_indices})
         *t = torch::stable::contiguous(*t);
-    a.grad = static_cast<const T*>(grad.const_data_ptr());
+    if (values) {
+        grad = torch::stable::clone(grad);
+        const Tensor v = torch::stable::contiguous(*values);
+        drop_zeros(static_cast<const T*>(v.const_data_ptr()), a.batch * a.m,
+                   static_cast<T*>(grad.mutable_data_ptr()));
+    }
+    a.grad = static_cast<T*>(grad.mutable_data_ptr());
     a.indices = static_cast<const int64_t*>(indices.const_data_ptr());
     a.saved_values = static_cast<const T*>(saved_values.const_data_ptr());
     a.saved_indices = static_cast<const int64_t*>(saved_indices.const_data_ptr());
@@ -217,10 +236,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad, Tensor indices, Tensor 
         a.s_step_stride = d == 3 ? s->stride(0) : 0;
         a.gs_step_stride = d == 3 ? a.p * a.p : 0;
     }
-    if (a.steps() == 0 && !a.gw && by_columns(w) && few_entries(a.batch, a.m, a.p)) {
+    if (a.steps() == 0 && !a.gw && !a.gb && by_columns(w) && few_entries(a.batch, a.m, a.p)) {
         decode_kernels<T>().columns(a.grad, a.indices, a.batch, a.m,
                                     static_cast<const T*>(w.const_data_ptr()), a.n, a.p, a.gx);
-        return {gx, gw, gs};
+        return {gx, gw, gs, gb};
     }
     if (a.gw) a.x = row_major_matrix<T>(x);
     if (a.gx) a.w = row_major_matrix<T>(w);
@@ -231,15 +250,15 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad, Tensor indices, Tensor 
     } else {
         sparse_backward(a, block_rows(a.batch, a.n * int64_t(sizeof(T))));
     }
-    return {gx, gw, gs};
+    if (a.gb) std::copy(bias.begin(), bias.end(), static_cast<T*>(gb.mutable_data_ptr()));
+    return {gx, gw, gs, gb};
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> encode_top_m_backward(Tensor grad_values, Tensor indices,
-                                                         Tensor saved_values, Tensor saved_indices,
-                                                         Tensor x, Tensor W,
-                                                         std::optional<Tensor> S, int64_t mask) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_backward(
+    Tensor grad_values, std::optional<Tensor> values, Tensor indices, Tensor saved_values,
+    Tensor saved_indices, Tensor x, Tensor W, std::optional<Tensor> S, int64_t mask) {
     const char* op = "encode_top_m_backward";
     STD_TORCH_CHECK(grad_values.dim() == 2 && saved_values.dim() == 3 && x.dim() == 2 &&
                         x.size(0) == grad_values.size(0),
@@ -250,6 +269,9 @@ std::tuple<Tensor, Tensor, Tensor> encode_top_m_backward(Tensor grad_values, Ten
     STD_TORCH_CHECK(shape_of(indices) == shape_of(grad_values) && shape_of(saved_values) == saved &&
                         shape_of(saved_indices) == saved,
                     op, ": the codes do not fit grad_values");
+    STD_TORCH_CHECK(!values || (shape_of(*values) == shape_of(grad_values) &&
+                                values->scalar_type() == grad_values.scalar_type()),
+                    op, ": values must have the shape and dtype of grad_values");
     check_indices(indices, W.size(0), op);
     check_indices(saved_indices, W.size(0), op);
     const ScalarType given = x.scalar_type(), type = accumulation_type(x);
@@ -259,9 +281,10 @@ std::tuple<Tensor, Tensor, Tensor> encode_top_m_backward(Tensor grad_values, Ten
     if (wants(mask, 0)) W = cast_matrix(W, type);
     if (wants(mask, 1)) x = cast(x, type);
     const auto run = type == ScalarType::Double ? backward<double> : backward<float>;
-    auto [gx, gw, gs] = run(cast(grad_values, type), indices, cast(saved_values, type),
-                            saved_indices, x, W, S, mask);
-    return {cast(gx, given), cast(gw, given), cast(gs, given)};
+    if (values) values = cast(*values, type);
+    auto [gx, gw, gs, gb] = run(cast(grad_values, type), values, indices, cast(saved_values, type),
+                                saved_indices, x, W, S, mask);
+    return {cast(gx, given), cast(gw, given), cast(gs, given), cast(gb, given)};
 }
 
 }  // namespace deepl0::torch_ops

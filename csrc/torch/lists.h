@@ -37,6 +37,20 @@ struct BlockLists {
     }
 };
 
+/// Nonnegative codes: no gradient where the value is 0.
+template <class T>
+void drop_zeros(const T* value, int64_t entries, T* du) {
+    for (int64_t e = 0; e < entries; ++e) du[e] = value[e] == T(0) ? T(0) : du[e];
+}
+
+/// sum[i] += the coefficients of unit i, for i in [begin, end).
+template <class T>
+void add_coefficients(UnitLists<T> lists, int64_t begin, int64_t end, double* sum) {
+    for (int64_t i = begin; i < end; ++i)
+        for (int32_t e = lists.start[i]; e < lists.start[i + 1]; ++e)
+            sum[i] += double(lists.coefficient[e]);
+}
+
 /// The sums of sparse rows over the stages, again as sparse rows.
 template <class T>
 class Totals {

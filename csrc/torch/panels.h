@@ -8,16 +8,17 @@
 
 namespace deepl0::torch_ops {
 
-/// out = base + x w' for few rows of x (and of base, which may be null), w row-major, out [rows,
+/// out = base + x w' for few rows of x and of base (stride ldb; null: 0), w row-major, out [rows,
 /// units]; by several threads where w is worth it. An entry does not depend on their number.
 template <class T>
-void few_product(const T* x, int64_t ldx, int64_t rows, Matrix<const T> w, const T* base, T* out) {
+void few_product(const T* x, int64_t ldx, int64_t rows, Matrix<const T> w, const T* base,
+                 int64_t ldb, T* out) {
     constexpr int64_t kTask = int64_t(1) << 20;  // bytes
     const int64_t grain = std::max<int64_t>(16, kTask / (int64_t(sizeof(T)) * (w.cols + 1)));
     torch::stable::parallel_for(0, w.rows, grain, [&](int64_t begin, int64_t end) {
         encode_kernels<T>().product(x, ldx, rows, w.data + begin * w.row_stride, w.row_stride,
-                                    end - begin, w.cols, base ? base + begin : nullptr, out + begin,
-                                    w.rows);
+                                    end - begin, w.cols, base ? base + begin : nullptr, ldb,
+                                    out + begin, w.rows);
     });
 }
 

@@ -1,4 +1,4 @@
-// x W' of an encoder, a panel of rows at a time.
+// x W' + bias of an encoder, a panel of rows at a time.
 #pragma once
 
 #include <optional>
@@ -29,16 +29,20 @@ class Product {
 
     bool own() const { return packed_.has_value(); }
 
-    /// out [rows, units], contiguous.
-    void operator()(Matrix<const T> x, T* out) const {
+    /// out [rows, units], contiguous; bias [units] or null.
+    void operator()(Matrix<const T> x, T* out, const T* bias = nullptr) const {
         if constexpr (std::is_same_v<T, float>) {
             if (packed_ && x.col_stride == 1) {
                 product_kernels().rows(x.data, x.row_stride, x.rows, packed_->get(), w_.rows,
-                                       w_.cols, out, w_.rows);
+                                       w_.cols, bias, out, w_.rows);
                 return;
             }
         }
-        mm<T>(row_major(out, x.rows, w_.rows), x, w_.transposed());
+        const Matrix<T> to = row_major(out, x.rows, w_.rows);
+        if (bias)
+            addmm<T>(to, {bias, x.rows, w_.rows, 0, 1}, x, w_.transposed());
+        else
+            mm<T>(to, x, w_.transposed());
     }
 
   private:
@@ -46,26 +50,46 @@ class Product {
     std::optional<Buffer<T>> packed_;
 };
 
-/// The same of one x, by one pass over W for few rows.
+/// x W' + bias, a panel of rows at a time; by one pass over W for few rows.
 template <class T>
-class RowProduct {
+class StageProduct {
   public:
-    RowProduct(Matrix<const T> x, Matrix<const T> w)
-        : x_(x), w_(w), plain_(x.col_stride == 1), product_(w, plain_ ? x.rows : 0) {}
+    /// batch: rows of all panels together; plain: whether they come with unit column stride.
+    StageProduct(Matrix<const T> w, const T* bias, int64_t batch, bool plain = true)
+        : w_(w), bias_(bias), product_(w, plain ? batch : 0) {
+        few_ = plain && w.col_stride == 1 && batch <= kFew && !product_.own();
+    }
 
-    /// out [end - begin, units], contiguous; out = x W' for rows [begin, end) of x.
-    void operator()(int64_t begin, int64_t end, T* out) const {
-        if (plain_ && w_.col_stride == 1 && x_.rows <= kFew && !product_.own())
-            few_product<T>(x_.data + begin * x_.row_stride, x_.row_stride, end - begin, w_, nullptr,
-                           out);
+    /// out [rows, units], contiguous.
+    void operator()(Matrix<const T> x, T* out) const {
+        if (few_)
+            few_product<T>(x.data, x.row_stride, x.rows, w_, bias_, 0, out);
         else
-            product_(x_.range(begin, end), out);
+            product_(x, out, bias_);
     }
 
   private:
-    Matrix<const T> x_, w_;
-    bool plain_;
+    Matrix<const T> w_;
+    const T* bias_;
     Product<T> product_;
+    bool few_;
+};
+
+/// The same of the rows of one x.
+template <class T>
+class RowProduct {
+  public:
+    RowProduct(Matrix<const T> x, Matrix<const T> w, const T* bias)
+        : x_(x), product_(w, bias, x.rows, x.col_stride == 1) {}
+
+    /// Of rows [begin, end).
+    void operator()(int64_t begin, int64_t end, T* out) const {
+        product_(x_.range(begin, end), out);
+    }
+
+  private:
+    Matrix<const T> x_;
+    StageProduct<T> product_;
 };
 
 }  // namespace deepl0::torch_ops

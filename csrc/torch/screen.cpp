@@ -43,38 +43,44 @@ bool screens(int64_t batch, int64_t p, int64_t m) {
     return kind_for(batch, p, m) != ScreenKind::float32 || (p >= kLarge && few_enough(p, m));
 }
 
-std::tuple<Tensor, Tensor> screen_top_m(Tensor x, Tensor W, int64_t m) {
-    const int64_t p = W.size(0);
+Screen::Screen(Matrix<const float> w, const float* bias, int64_t batch, int64_t m)
+    : w_(w), bias_(bias), kind_(kind_for(batch, w.rows, m)) {
+    // For a few rows the dot products are as fast as any tile, and nothing is packed.
+    if (kind_ == ScreenKind::float32 && batch <= 64) return;
+    packed_.emplace(screen_packed_bytes(kind_, w.rows, w.cols));
+    constexpr int64_t kGroups = 16;  // of units per task
+    const int64_t groups = (w.rows + kScreenGroup - 1) / kScreenGroup;
+    torch::stable::parallel_for(0, groups, kGroups, [&](int64_t begin, int64_t end) {
+        screen_kernels().pack(kind_, w.data, w.row_stride, bias, w.rows, w.cols,
+                              begin * kScreenGroup, std::min(w.rows, end * kScreenGroup),
+                              packed_->get());
+    });
+}
+
+void Screen::rows(Matrix<const float> x, Code z, bool positive, Code out) const {
+    const ScreenProblem q{kind_,      x.data,        x.row_stride,
+                          w_.data,    w_.row_stride, w_.cols,
+                          w_.rows,    out.m,         packed_ ? packed_->get() : nullptr,
+                          out.values, out.indices,   positive,
+                          bias_,      z.values,      z.indices,
+                          z.m};
+    const Buffer<char> workspace(
+        screen_workspace_bytes(kind_, x.rows, w_.rows, w_.cols, out.m, z.m));
+    screen_kernels().top_m(q, 0, x.rows, workspace.get(), nullptr);
+}
+
+std::tuple<Tensor, Tensor> screen_top_m(Tensor x, Tensor W, const float* bias, int64_t m,
+                                        bool positive) {
     const Matrix<const float> xm = row_major_matrix<float>(x), wm = row_major_matrix<float>(W);
-    const int64_t batch = xm.rows, n = xm.cols;
+    const int64_t batch = xm.rows;
     Tensor values = fresh({batch, m}, ScalarType::Float);
     Tensor indices = fresh({batch, m}, ScalarType::Long);
     if (batch == 0 || m == 0) return {values, indices};
-
-    const ScreenKind kind = kind_for(batch, p, m);
-    // For a few rows the dot products are as fast as any tile, and nothing is packed.
-    const bool pack = kind != ScreenKind::float32 || batch > 64;
-    const Buffer<char> packed(pack ? screen_packed_bytes(kind, p, n) : 0);
-    constexpr int64_t kGroups = 16;  // of units per task
-    const int64_t groups = pack ? (p + kScreenGroup - 1) / kScreenGroup : 0;
-    torch::stable::parallel_for(0, groups, kGroups, [&](int64_t begin, int64_t end) {
-        screen_kernels().pack(kind, wm.data, wm.row_stride, p, n, begin * kScreenGroup,
-                              std::min(p, end * kScreenGroup), packed.get());
-    });
-    ScreenProblem q{kind,
-                    xm.data,
-                    xm.row_stride,
-                    wm.data,
-                    wm.row_stride,
-                    n,
-                    p,
-                    m,
-                    pack ? packed.get() : nullptr,
-                    static_cast<float*>(values.mutable_data_ptr()),
-                    static_cast<int64_t*>(indices.mutable_data_ptr())};
+    auto* v = static_cast<float*>(values.mutable_data_ptr());
+    auto* at = static_cast<int64_t*>(indices.mutable_data_ptr());
+    const Screen screen(wm, bias, batch, m);
     torch::stable::parallel_for(0, batch, 32, [&](int64_t begin, int64_t end) {
-        const Buffer<char> workspace(screen_workspace_bytes(kind, end - begin, p, n, m));
-        screen_kernels().top_m(q, begin, end, workspace.get(), nullptr);
+        screen.rows(xm.range(begin, end), {}, positive, {v + begin * m, at + begin * m, m});
     });
     return {values, indices};
 }

@@ -1,8 +1,10 @@
 // What the other bindings need of screening.
 #pragma once
 
+#include <optional>
 #include <tuple>
 
+#include "core/screen.h"
 #include "torch/panels.h"
 
 namespace deepl0::torch_ops {
@@ -13,9 +15,34 @@ namespace deepl0::torch_ops {
 /// (0) or asks for it wherever the CPU can (1). Throws at another word.
 bool screens(int64_t batch, int64_t p, int64_t m);
 
-/// The m entries of largest |u|, u = x W': x [B, n], W [p, n] float32, checked, -> values [B, m]
-/// float32, indices [B, m] int64, ascending. [B, p] is never formed. The same bits for every batch,
-/// number of threads and DEEPL0_SCREEN.
-std::tuple<Tensor, Tensor> screen_top_m(Tensor x, Tensor W, int64_t m);
+/// W [p, n] and bias [p] (may be null) prepared for screening `batch` rows at a time, at most m of
+/// p entries kept of each. Refers to the memory of both.
+class Screen {
+  public:
+    Screen(Matrix<const float> w, const float* bias, int64_t batch, int64_t m);
+
+    /// A code in memory: values and indices [rows, m].
+    struct Code {
+        float* values;
+        int64_t* indices;
+        int64_t m;
+    };
+
+    /// Rows of x to the m entries of largest |u|, u = x W' + bias + z, or of max(u, 0), ascending.
+    /// z: a code of ascending indices, or m = 0 for none. Single-threaded.
+    void rows(Matrix<const float> x, Code z, bool positive, Code out) const;
+
+  private:
+    Matrix<const float> w_;
+    const float* bias_;
+    ScreenKind kind_;
+    std::optional<Buffer<char>> packed_;
+};
+
+/// One stage, u = x W' + bias: x [B, n], W [p, n] float32, checked, -> values [B, m] float32,
+/// indices [B, m] int64. [B, p] is never formed. The same bits for every batch, number of threads
+/// and DEEPL0_SCREEN.
+std::tuple<Tensor, Tensor> screen_top_m(Tensor x, Tensor W, const float* bias, int64_t m,
+                                        bool positive);
 
 }  // namespace deepl0::torch_ops

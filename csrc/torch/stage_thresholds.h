@@ -6,6 +6,7 @@
 
 #include "core/thresholds.h"
 #include "torch/bindings.h"
+#include "torch/buffer.h"
 
 namespace deepl0::torch_ops {
 
@@ -15,7 +16,7 @@ class StageThresholds {
     StageThresholds(const char* op, const Tensor& given, int64_t stages, int64_t p, ScalarType type,
                     double sigma, const std::string& kind)
         : theta_(torch::stable::contiguous(given)),
-          kind_(threshold_kind(kind)),
+          h_(threshold_kind(kind)),
           dtype_(type == ScalarType::Double ? DType::f64 : DType::f32),
           sigma_(sigma) {
         const int64_t d = theta_.dim();
@@ -24,7 +25,7 @@ class StageThresholds {
                             (d == 0 || (d == 1 && theta_.size(0) == p) ||
                              (d == 2 && theta_.size(0) == stages && theta_.size(1) == p)),
                         op, ": theta must be [], [p] or [K, p], in the accumulation dtype");
-        check_theta(op, kind_, theta_);
+        check_theta(op, h_, theta_);
         per_entry_ = d > 0;
         stage_bytes_ = d == 2 ? p * int64_t(theta_.element_size()) : 0;
         data_ = static_cast<const char*>(theta_.const_data_ptr());
@@ -37,22 +38,21 @@ class StageThresholds {
     /// out = h(u) of stage k for contiguous rows.
     template <class T>
     void apply(int64_t k, const T* u, int64_t rows, int64_t p, T* out) const {
-        threshold_kernels().threshold(dtype_, kind_, u, p, data_ + k * stage_bytes_, per_entry_,
+        threshold_kernels().threshold(dtype_, h_, u, p, data_ + k * stage_bytes_, per_entry_,
                                       sigma_, out, p, p, 0, rows);
     }
 
     /// out is not 0 wherever the derivative in u or theta may be, given that no theta is 0.
     template <class T>
     void support(int64_t k, const T* u, int64_t rows, int64_t p, T* out) const {
-        const bool ramp = kind_ != ThresholdKind::hard && kind_ != ThresholdKind::soft;
-        threshold_kernels().threshold(dtype_, ramp ? ThresholdKind::helu : kind_, u, p,
-                                      data_ + k * stage_bytes_, per_entry_, sigma_, out, p, p, 0,
-                                      rows);
+        Threshold h = h_;
+        if (!h.may_be_zero()) h.kind = ThresholdKind::helu;
+        threshold_kernels().threshold(dtype_, h, u, p, data_ + k * stage_bytes_, per_entry_, sigma_,
+                                      out, p, p, 0, rows);
     }
     /// Whether the support of the derivative is that of the threshold itself.
     bool same_support() const {
-        return kind_ == ThresholdKind::hard || kind_ == ThresholdKind::soft ||
-               kind_ == ThresholdKind::helu || sigma_ == 0;
+        return h_.may_be_zero() || h_.kind == ThresholdKind::helu || sigma_ == 0;
     }
     /// Whether some theta is 0: then an entry that is 0 may carry a gradient.
     bool has_zero() const {
@@ -69,19 +69,65 @@ class StageThresholds {
     template <class T>
     void backward(int64_t k, const T* grad, const T* u, T* grad_u, int64_t rows, int64_t p,
                   int64_t block_begin, int64_t block_end, double* partials) const {
-        threshold_kernels().backward(dtype_, kind_, grad, p, u, p, data_ + k * stage_bytes_,
+        threshold_kernels().backward(dtype_, h_, grad, p, u, p, data_ + k * stage_bytes_,
                                      per_entry_, sigma_, grad_u, rows, p, block_begin, block_end,
                                      partials);
     }
 
   private:
     Tensor theta_;
-    ThresholdKind kind_;
+    Threshold h_;
     DType dtype_;
     double sigma_;
     bool per_entry_ = false;
     int64_t stage_bytes_ = 0;
     const char* data_;
+};
+
+/// Partial sums of the gradient of theta: one row of `width` per stage and block of rows.
+class ThetaPartials {
+  public:
+    /// Where they are not wanted there are none, and at() is null.
+    ThetaPartials(bool wanted, int64_t stages, int64_t batch, int64_t p, bool per_entry)
+        : wanted_(wanted),
+          batch_(batch),
+          p_(p),
+          per_entry_(per_entry),
+          width_(per_entry ? p : 1),
+          stage_(threshold_blocks(batch) * width_),
+          data_(wanted ? stages * stage_ : 0) {}
+
+    bool wanted() const { return wanted_; }
+
+    double* at(int64_t stage, int64_t row) const {
+        if (!wanted_) return nullptr;
+        return data_.get() + stage * stage_ + row / kThresholdBlockRows * width_;
+    }
+
+    /// out[i] = the sum over the blocks, and over the stages [k0, k1).
+    template <class T>
+    void reduce(DType dtype, int64_t k0, int64_t k1, T* out) const {
+        const Buffer<T> one(width_);
+        std::fill_n(out, width_, T(0));
+        for (int64_t k = k0; k < k1; ++k) {
+            reduce_grad_theta(dtype, at(k, 0), batch_, p_, per_entry_, one.get(), 0, width_);
+            for (int64_t i = 0; i < width_; ++i) out[i] += one.get()[i];
+        }
+    }
+
+    /// The gradient of theta, in its shape.
+    template <class T>
+    void reduce_into(const StageThresholds& h, int64_t stages, T* out) const {
+        if (!h.per_stage()) return reduce(h.dtype(), 0, stages, out);
+        for (int64_t k = 0; k < stages; ++k) reduce(h.dtype(), k, k + 1, out + k * p_);
+    }
+
+  private:
+    bool wanted_;
+    int64_t batch_, p_;
+    bool per_entry_;
+    int64_t width_, stage_;
+    Buffer<double> data_;
 };
 
 }  // namespace deepl0::torch_ops

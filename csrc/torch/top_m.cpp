@@ -7,7 +7,7 @@
 
 namespace deepl0::torch_ops {
 
-std::tuple<Tensor, Tensor> top_m(Tensor u, int64_t m) {
+std::tuple<Tensor, Tensor> top_m(Tensor u, int64_t m, bool positive) {
     const Rows rows(u, "u");
     check_m(m, rows.cols);
     const DType dtype = dtype_of(u, "u");
@@ -17,13 +17,13 @@ std::tuple<Tensor, Tensor> top_m(Tensor u, int64_t m) {
     auto* indices_data = static_cast<int64_t*>(indices.mutable_data_ptr());
     torch::stable::parallel_for(0, rows.rows, grain_rows(rows.cols), [&](int64_t lo, int64_t hi) {
         const Buffer<char> workspace(int64_t(top_m_workspace_bytes(dtype, rows.cols, m)));
-        top_m_kernels().top_m(dtype, rows.data, rows.stride, rows.cols, m, values_data,
+        top_m_kernels().top_m(dtype, rows.data, rows.stride, rows.cols, m, positive, values_data,
                               indices_data, lo, hi, workspace.get());
     });
     return {values, indices};
 }
 
-std::tuple<Tensor, Tensor> keep_top_m(Tensor u, int64_t m) {
+std::tuple<Tensor, Tensor> keep_top_m(Tensor u, int64_t m, bool positive) {
     const Rows rows(u, "u");
     check_m(m, rows.cols);
     const DType dtype = dtype_of(u, "u");
@@ -33,8 +33,8 @@ std::tuple<Tensor, Tensor> keep_top_m(Tensor u, int64_t m) {
     auto* mask_data = static_cast<uint8_t*>(mask.mutable_data_ptr());
     torch::stable::parallel_for(0, rows.rows, grain_rows(rows.cols), [&](int64_t lo, int64_t hi) {
         const Buffer<char> workspace(int64_t(top_m_workspace_bytes(dtype, rows.cols, m)));
-        top_m_kernels().keep_top_m(dtype, rows.data, rows.stride, rows.cols, m, out_data, rows.cols,
-                                   mask_data, lo, hi, workspace.get());
+        top_m_kernels().keep_top_m(dtype, rows.data, rows.stride, rows.cols, m, positive, out_data,
+                                   rows.cols, mask_data, lo, hi, workspace.get());
     });
     return {out, mask};
 }

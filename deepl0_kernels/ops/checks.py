@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._isolation import AUTOCAST_DEVICES
 from ..reference.precision import accumulation_dtype
+from ..reference.thresholds import readable
 
 _INT64_MAX = 2**63 - 1
 # dtype -> the largest number that it rounds to 0, and its largest.
@@ -169,6 +170,32 @@ def theta(
     if value.dim() > 0 and value.shape != (p,) and not (stages and value.shape == (stages, p)):
         per_stage = f" or [num_stages, p] = {(stages, p)}" if stages else ""
         raise ValueError(f"theta must have shape [] or [p] = {(p,)}{per_stage}, got {shape(value)}")
+    return value.to(dtype)
+
+
+def steps(value: float | Sequence[float] | Tensor | None, x: Tensor, stages: int) -> Tensor | None:
+    """The step of every stage as a tensor [stages] in x's accumulation dtype, each > 0, or None.
+
+    The values of a tensor on a GPU, or in a graph, are not looked at.
+    """
+    if value is None:
+        return None
+    dtype = accumulation_dtype(x.dtype)
+    if not isinstance(value, Tensor):
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            numbers = [positive("step", v) for v in value]
+        else:
+            numbers = [positive("step", value)] * stages
+        value = torch.tensor(numbers, dtype=dtype, device=x.device)
+    floating("step", value, 0)
+    if value.device != x.device:
+        raise ValueError(f"step must be on {x.device}, got {value.device}")
+    if value.dtype not in (dtype, x.dtype) and not autocast_is_on(x.device.type):
+        raise ValueError(f"step must be {dtype}, got {value.dtype}")
+    has_shape("step", value, (stages,), "[num_stages]")
+    if readable(value) and not (good := value > 0).all():
+        at = int(good.logical_not().nonzero()[0, 0])
+        raise ValueError(f"step must be > 0, got {value[at].item()} in stage {at}")
     return value.to(dtype)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from .. import reference
 from .._matrices import gradient_of_matrix
 from ..reference.precision import accumulation_dtype
 from . import checks, registration
+from .encode_factored import encode_l0_factored, encode_top_m_factored, entries_of_stages
 from .sparse_code import SparseCode
 from .thresholds import GRADS, kind_of
 
@@ -165,9 +168,11 @@ def encode_l0(
     grad: str = "helu",
     bias: Tensor | None = None,
     positive: bool = False,
+    D: Tensor | None = None,
+    step: float | Sequence[float] | Tensor | None = None,
 ) -> Tensor:
     """Deep l0-regularized encoder: K stages of ``z <- helu(x W' + bias + z S', theta, sigma)``
-    from z_0 = 0.
+    from z_0 = 0, or, with D, of ``z <- helu(z + step (x - z D') W' + bias, theta, sigma)``.
 
     Args:
         x: signals [..., n], float32, float64, float16 or bfloat16 (half types accumulate and
@@ -180,20 +185,29 @@ def encode_l0(
         grad: derivative mode, as in :func:`helu`.
         bias: [p] in the dtype of x, or None.
         positive: nonnegative codes: one-sided thresholds, as in :func:`helu`.
+        D: [n, p] in the place of S: the factored stage, where S is ``I - W D``, never formed.
+        step: with D, a factor > 0 of W: a number, or one for each stage, as numbers or as a
+            tensor [num_stages].
 
     Returns:
-        z_K [..., p], differentiable in x, W, S, bias and theta. Deterministic.
+        z_K [..., p], differentiable in every tensor argument. Deterministic.
 
     Raises:
-        ValueError: wrong shape, dtype, device, num_stages, sigma or grad.
+        ValueError: wrong shape, dtype, device, num_stages, sigma, grad or step; both S and D, or
+            step without D.
         RuntimeError: on CPU, a theta with a value that is not > 0.
 
-    At most 2 B p (n + (K - 1) p) flops; for training, the K pre-activations [B, p] are saved.
-    Source: Wang, Ling, Huang 2016, eq. 6 and 9.
+    At most 2 B p (n + (K - 1) p) flops, with D 2 B p n (2 K - 1); for training, the K
+    pre-activations [B, p] are saved. Source: Wang, Ling, Huang 2016, eq. 6 and 9.
     """
     checks.one_of("grad", grad, tuple(GRADS))
     kind = kind_of(GRADS[grad], positive)
-    z = _encode_l0(x, W, S, bias, theta, num_stages, sigma, kind)
+    if D is None:
+        _no_factors(step)
+        z = _encode_l0(x, W, S, bias, theta, num_stages, sigma, kind)
+    else:
+        _no_matrix(S)
+        z = encode_l0_factored(x, W, D, bias, step, theta, num_stages, sigma, kind)
     return z if x.dim() == 2 else z.reshape(*x.shape[:-1], W.shape[0])
 
 
@@ -201,37 +215,66 @@ def encode_top_m(
     x: Tensor,
     W: Tensor,
     S: Tensor | None,
-    m: int,
+    m: int | Sequence[int],
     *,
     num_stages: int = 2,
     bias: Tensor | None = None,
     positive: bool = False,
+    D: Tensor | None = None,
+    step: float | Sequence[float] | Tensor | None = None,
 ) -> SparseCode:
-    """Deep M-sparse encoder: K stages of ``z <- keep_top_m(x W' + bias + z S', m)``, z_0 = 0.
+    """Deep M-sparse encoder: K stages of ``z <- keep_top_m(x W' + bias + z S', m)``, z_0 = 0, or,
+    with D, of ``z <- keep_top_m(z + step (x - z D') W' + bias, m)``.
 
     Args:
         x: signals [..., n], float32, float64, float16 or bfloat16 (half types accumulate and
             select in float32, in every stage).
         W: [p, n]. S: [p, p] shared by the stages, or [num_stages - 1, p, p], one for each; None
             when num_stages is 1, which does not use it. Dtype and device of x.
-        m: entries of the code, 0 <= m <= p, zeros among them where fewer are nonzero.
+        m: entries of the code, 0 <= m <= p, zeros among them where fewer are nonzero; with D also
+            a sequence of num_stages such numbers, one for each stage.
         num_stages: K >= 1.
         bias: [p] in the dtype of x, or None.
         positive: nonnegative codes, as in :func:`top_m`: with one stage the encoder of a TopK
             sparse autoencoder.
+        D: [n, p] in the place of S: the factored stage, where S is ``I - W D``, never formed.
+        step: with D, a factor > 0 of W: a number, or one for each stage, as numbers or as a
+            tensor [num_stages].
 
     Returns:
         :class:`SparseCode` with values and indices [..., m]: exactly m entries, chosen as in
-        :func:`top_m`. Differentiable in x, W, S and bias through the values. Deterministic.
+        :func:`top_m`. Differentiable in every tensor argument, through the values. Deterministic.
 
     Raises:
-        ValueError: wrong shape, dtype, device, m or num_stages.
+        ValueError: wrong shape, dtype, device, m, num_stages or step; both S and D, or a step or
+            several m without D.
 
     2 B p (n + (K - 1) m) flops where the sparse product pays; for training, only the values and
-    indices of the K stages are saved, O(K B m). For a few signals S stored by columns
-    (``S.t().contiguous().t()``) is several times faster. Source: Wang, Ling, Huang 2016, eq. 10.
+    indices of the K stages are saved, O(K B m). With D 2 K B (n p + m n) flops, and no memory of
+    B p or p^2 entries; a D stored by columns (``D.t().contiguous().t()``) spares a copy of it, and
+    for a few signals an S stored so is several times faster. Source: Wang, Ling, Huang 2016,
+    eq. 10.
     """
-    values, indices = _encode_top_m(x, W, S, bias, m, num_stages, positive)
+    if D is None:
+        _no_factors(step)
+        if isinstance(m, Sequence):
+            raise ValueError(f"m must be one number without D, got {m!r}")
+        values, indices = _encode_top_m(x, W, S, bias, m, num_stages, positive)
+    else:
+        _no_matrix(S)
+        entries = entries_of_stages(m, num_stages)
+        values, indices = encode_top_m_factored(x, W, D, bias, step, entries, positive)
     if x.dim() != 2:
-        values, indices = (t.reshape(*x.shape[:-1], m) for t in (values, indices))
+        values, indices = (t.reshape(*x.shape[:-1], t.shape[-1]) for t in (values, indices))
     return SparseCode(values, indices, W.shape[0])
+
+
+def _no_factors(step: object) -> None:
+    if step is not None:
+        raise ValueError(f"step must be None without D, got {step!r}")
+
+
+def _no_matrix(S: object) -> None:
+    if S is not None:
+        what = checks.shape(S) if isinstance(S, Tensor) else repr(S)
+        raise ValueError(f"S must be None where D is given, got {what}")

@@ -46,6 +46,39 @@ def _encode_top_m_backward(
     return 2 * batch * (down + sums)
 
 
+def _encode_l0_factored(x, W, D, bias, step, theta, num_stages, *rest, **_) -> int:
+    (batch, n), p = x.shape, W.shape[0]
+    return 2 * batch * p * n * (2 * num_stages - 1)
+
+
+def _encode_l0_factored_backward(
+    grad_z, saved, x, W, D, step, theta, sigma, kind, mask, **_
+) -> int:
+    stages, n, steps = saved.shape[0], x.shape[1], saved.shape[0] - 1
+    # Down each stage: through W, then D; the residuals again; gradients of W and D.
+    down = (stages if mask & 33 else steps) + steps * bool(mask & 59)
+    again = steps * bool(mask & 34)
+    sums = stages * bool(mask & 2) + steps * bool(mask & 4)
+    return 2 * grad_z.numel() * n * (down + again + sums) * bool(mask)
+
+
+def _encode_top_m_factored(x, W, D, bias, step, m, *rest, **_) -> int:
+    (batch, n), p = x.shape, W.shape[0]
+    return 2 * batch * n * (p * len(m) + sum(m[:-1]))
+
+
+def _encode_top_m_factored_backward(
+    grad, values, indices, saved_values, saved_indices, x, W, D, step, m, mask, **_
+) -> int:
+    batch, n = x.shape
+    below, first = sum(m[:-1]), m[0]
+    down = sum(m) if mask & 17 else sum(m) - first
+    down += below * bool(mask & 27)
+    again = below * bool(mask & 18)
+    sums = sum(m) * bool(mask & 2) + below * bool(mask & 4)
+    return 2 * batch * n * (down + again + sums) * bool(mask)
+
+
 def _stage(x, W, *rest, **_) -> int:
     (batch, n), p = x.shape, W.shape[0]
     return 2 * batch * p * (n + p)
@@ -97,6 +130,12 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "encode_l0_backward": _encode_l0_backward,
     **dict.fromkeys(("encode_top_m", "encode_top_m_saving"), _encode_top_m),
     "encode_top_m_backward": _encode_top_m_backward,
+    **dict.fromkeys(("encode_l0_factored", "encode_l0_factored_saving"), _encode_l0_factored),
+    "encode_l0_factored_backward": _encode_l0_factored_backward,
+    **dict.fromkeys(
+        ("encode_top_m_factored", "encode_top_m_factored_saving"), _encode_top_m_factored
+    ),
+    "encode_top_m_factored_backward": _encode_top_m_factored_backward,
     "decode": _decode,
     "decode_backward": _decode_backward,
     "iht_top_m": _iht_top_m,

@@ -137,6 +137,54 @@ def encode_top_m_backward(grad_values, values, indices, saved_values, saved_indi
     _saved("saved_indices", saved_indices, saved, torch.int64)
 
 
+def _factored(x: Tensor, W: Tensor, D: Tensor, bias: Tensor | None, step: Tensor | None) -> int:
+    _rows("x", x, 2)
+    checks.first_operands(x, W, bias)
+    checks.like("D", D, "x", x)
+    checks.has_shape("D", D, (W.shape[1], W.shape[0]), "[n, p]")
+    if step is not None and step.dtype != accumulation_dtype(x.dtype):
+        raise ValueError(f"step must be {accumulation_dtype(x.dtype)}, got {step.dtype}")
+    return W.shape[0]
+
+
+def encode_l0_factored(x, W, D, bias, step, theta, num_stages, sigma, kind, save):
+    checks.integer("num_stages", num_stages, 1)
+    _theta(theta, x, _factored(x, W, D, bias, step), sigma, kind, num_stages)
+    checks.steps(step, x, num_stages)
+
+
+def encode_l0_factored_backward(grad_z, saved, x, W, D, step, theta, sigma, kind, mask):
+    if saved.dim() != 3:
+        raise ValueError(f"saved must have shape [K, B, p], got {checks.shape(saved)}")
+    encode_l0_factored(x, W, D, None, step, theta, saved.shape[0], sigma, kind, True)
+    batch_and_p = (x.shape[0], W.shape[0])
+    checks.like("grad_z", grad_z, "x", x)
+    checks.has_shape("grad_z", grad_z, batch_and_p, "[B, p]")
+    _saved("saved", saved, (saved.shape[0], *batch_and_p), accumulation_dtype(x.dtype))
+
+
+def encode_top_m_factored(x, W, D, bias, step, m, positive, save):
+    p = _factored(x, W, D, bias, step)
+    checks.integer("num_stages", len(m), 1)
+    checks.steps(step, x, len(m))
+    for entries in m:
+        checks.integer("m", entries, 0, p, "p")
+
+
+def encode_top_m_factored_backward(
+    grad_values, values, indices, saved_values, saved_indices, x, W, D, step, m, mask
+):
+    _code(grad_values, indices)
+    if values is not None:
+        _same("values", values, "grad_values", grad_values)
+    encode_top_m_factored(x, W, D, None, step, m, False, True)
+    checks.like("grad_values", grad_values, "x", x)
+    checks.has_shape("grad_values", grad_values, (x.shape[0], m[-1]), "[B, m]")
+    saved = (x.shape[0] * sum(m[:-1]),)
+    _saved("saved_values", saved_values, saved, accumulation_dtype(x.dtype))
+    _saved("saved_indices", saved_indices, saved, torch.int64)
+
+
 def decode(values, indices, D):
     _code(values, indices)
     _rows("values", values, 2)
@@ -158,7 +206,8 @@ CHECKS: dict[str, Callable[..., None]] = {
     check.__name__: check
     for check in (
         threshold, threshold_backward, top_m, unpool, apply_mask, threshold_stage, top_m_stage,
-        encode_l0, encode_l0_backward, encode_top_m, encode_top_m_backward, decode,
-        decode_backward,
+        encode_l0, encode_l0_backward, encode_l0_factored, encode_l0_factored_backward,
+        encode_top_m, encode_top_m_backward, encode_top_m_factored, encode_top_m_factored_backward,
+        decode, decode_backward,
     )
 } | {"keep_top_m": top_m, "batch_top_m": top_m}  # fmt: skip

@@ -165,6 +165,8 @@ def serve(
 def _types(argument) -> frozenset:
     """The types of Python that the operator takes as they are."""
     kind = str(argument.type)
+    if kind == "List[int]":
+        return frozenset((list,))
     if "Tensor" in kind:
         return _TENSORS | {type(None)} if "Optional" in kind or "?" in kind else _TENSORS
     return frozenset(({"int": int, "SymInt": int, "float": float, "str": str, "bool": bool}[kind],))

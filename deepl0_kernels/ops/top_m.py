@@ -160,7 +160,8 @@ def unpool(values: Tensor, indices: Tensor, size: int) -> Tensor:
 def keep_top_m(u: Tensor, m: int, *, positive: bool = False) -> Tensor:
     """``u`` with all but its m entries of largest magnitude set to zero, in one pass.
 
-    Equals ``unpool(*top_m(u, m), p)``, and where ``positive`` the m largest entries behind a ReLU; arguments, contract and errors are those of :func:`top_m`.
+    Equals ``unpool(*top_m(u, m), p)``, and where ``positive`` the m largest entries behind a ReLU;
+    arguments, contract and errors are those of :func:`top_m`.
     Bytes moved: one read and one write of u, and p / 8 of mask for the backward. Source: Wang,
     Ling, Huang 2016, eq. 10 (h_M).
     """

@@ -9,6 +9,7 @@ and the ``"reference"`` backend.
 from .batch_top_m import batch_top_m
 from .decode import decode
 from .encode import encode_l0, encode_top_m
+from .encode_factored import encode_l0_factored, encode_top_m_factored
 from .fista import fista
 from .iht import iht_l0, iht_top_m
 from .omp import omp
@@ -21,7 +22,9 @@ __all__ = [
     "batch_top_m",
     "decode",
     "encode_l0",
+    "encode_l0_factored",
     "encode_top_m",
+    "encode_top_m_factored",
     "fista",
     "iht_l0",
     "iht_top_m",

@@ -91,14 +91,7 @@ def apply(u: Tensor, theta: Tensor, sigma: float | Tensor, kind: str) -> Tensor:
 def check_theta(theta: Tensor, kind: str) -> None:
     """A theta that is not > 0 (>= 0 for hard and soft) is an error wherever its values can be read:
     eagerly, on the CPU. A GPU is not waited for, and a graph has none."""
-    if (
-        type(theta) not in (Tensor, torch.nn.Parameter)
-        or theta.device.type != "cpu"
-        or torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-    ):
+    if not readable(theta):
         return
     zero = may_be_zero(kind)
     good = theta >= 0 if zero else theta > 0
@@ -108,6 +101,18 @@ def check_theta(theta: Tensor, kind: str) -> None:
             f"theta must be {'>= 0' if zero else '> 0'}, got {theta.flatten()[at].item()} "
             f"at position {at}"
         )
+
+
+def readable(t: Tensor) -> bool:
+    """Whether the values of ``t`` can be read at once: there are some, on the CPU."""
+    return (
+        type(t) in (Tensor, torch.nn.Parameter)
+        and t.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
+    )
 
 
 def coefficients(

@@ -77,11 +77,12 @@ def batch_digit_kernel(
 
 @triton.jit
 def batch_count_kernel(
-    u_ptr, histograms_ptr, cut_ptr, above_ptr, ties_ptr, n, p, m, u_stride, segments, tiles, programs,
+    u_ptr, histograms_ptr, cut_ptr, above_ptr, ties_ptr,
+    n, p, m, u_stride, segments, tiles, programs,
     POSITIVE: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """above, ties [n, segments]: keys of a segment of a row above the cut, and equal to it. cut [2]:
-    its key, and how many of the entries equal to it are kept."""
+    """above, ties [n, segments]: keys of a segment of a row above the cut, and equal to it.
+    cut [2]: its key, and how many of the entries equal to it are kept."""
     cut, left = _agreed(histograms_ptr, m, LAST + 1, LAST)
     first = tl.program_id(0).to(tl.int64)
     if first == 0:

@@ -84,7 +84,7 @@ def decode_backward(grad, values, indices, D, mask):
 
 
 def _gradients(du_of_stage, stages, x, W, S, z_of_stage):
-    """dW, dx and dS from du of every stage; du_of_stage(k, product of the stage above)."""
+    """dx, dW, dS and db from du of every stage; du_of_stage(k, product of the stage above)."""
     p, dtype = W.shape[0], accumulation_dtype(x.dtype)
     xs, Ws, Ss = (None if t is None else t.to(dtype) for t in (x, W, S))
     gS = torch.zeros(0) if S is None else torch.zeros_like(Ss)
@@ -96,17 +96,23 @@ def _gradients(du_of_stage, stages, x, W, S, z_of_stage):
             above = du @ stage_matrix(Ss, k)  # noqa: F821
         du = du_of_stage(k, above)
         total = total + du
-    return (total @ Ws).to(x.dtype), (total.t() @ xs).to(x.dtype), gS.to(x.dtype)
+    return tuple(g.to(x.dtype) for g in (total @ Ws, total.t() @ xs, gS, total.sum(0)))
 
 
-def encode_top_m_backward(grad, indices, saved_values, saved_indices, x, W, S, mask):
+def _positive(grad, values):
+    """Of nonnegative codes what is 0 passes nothing."""
+    return grad if values is None else grad.masked_fill(values == 0, 0)
+
+
+def encode_top_m_backward(grad, values, indices, saved_values, saved_indices, x, W, S, mask):
     dtype, p, steps = accumulation_dtype(x.dtype), W.shape[0], saved_values.shape[0]
 
     def du(k, above):
         if above is None:
-            return reference.unpool(grad.to(dtype), indices, p)
-        kept = reference.unpool(torch.ones_like(saved_values[k], dtype=dtype), saved_indices[k], p)
-        return above * kept
+            return reference.unpool(_positive(grad, values).to(dtype), indices, p)
+        ones = torch.ones_like(saved_values[k], dtype=dtype)
+        ones = ones if values is None else _positive(ones, saved_values[k])
+        return above * reference.unpool(ones, saved_indices[k], p)
 
     def z(k):
         return reference.unpool(saved_values[k].to(dtype), saved_indices[k], p)
@@ -130,7 +136,74 @@ def encode_l0_backward(grad, saved, x, W, S, theta, sigma, kind, mask):
     def z(k):
         return reference.threshold(saved[k], stage_theta(theta, k), sigma, kind)
 
-    return asked(mask, *_gradients(du, stages, x, W, S, z), gtheta)
+    *grads, gbias = _gradients(du, stages, x, W, S, z)
+    return asked(mask, *grads, gtheta, gbias)
+
+
+def _factored_gradients(du_of_stage, stages, x, W, D, step, z_of_stage):
+    """dx, dW, dD, db and dstep from du of every stage; du_of_stage(k, gradient in z of stage k)."""
+    dtype = accumulation_dtype(x.dtype)
+    xs, Ws, Ds = (t.to(dtype) for t in (x, W, D))
+    steps = torch.ones(stages, dtype=dtype) if step is None else step
+    gx, gW, gD = (torch.zeros_like(t) for t in (xs, Ws, Ds))
+    gbias, gstep = torch.zeros(W.shape[0], dtype=dtype), torch.zeros(stages, dtype=dtype)
+    above = None
+    for k in reversed(range(stages)):
+        du = du_of_stage(k, above)
+        z = z_of_stage(k - 1) if k else torch.zeros(x.shape[0], W.shape[0], dtype=dtype)
+        r, q = xs - z @ Ds.t(), du @ Ws
+        gstep[k] = (q * r).sum()
+        gx += steps[k] * q
+        gW += steps[k] * du.t() @ r
+        gD -= steps[k] * q.t() @ z
+        gbias += du.sum(0)
+        above = du - steps[k] * q @ Ds
+    return *(g.to(x.dtype) for g in (gx, gW, gD, gbias)), gstep
+
+
+def encode_top_m_factored_backward(
+    grad, values, indices, saved_values, saved_indices, x, W, D, step, m, mask
+):
+    dtype, p, batch = accumulation_dtype(x.dtype), W.shape[0], x.shape[0]
+    sizes = [batch * entries for entries in m[:-1]]
+    saved = [
+        (v.reshape(batch, entries), i.reshape(batch, entries))
+        for v, i, entries in zip(
+            saved_values.split(sizes), saved_indices.split(sizes), m[:-1], strict=True
+        )
+    ]
+
+    def du(k, above):
+        if above is None:
+            return reference.unpool(_positive(grad, values).to(dtype), indices, p)
+        v, i = saved[k]
+        ones = torch.ones_like(v, dtype=dtype)
+        return above * reference.unpool(ones if values is None else _positive(ones, v), i, p)
+
+    def z(k):
+        return reference.unpool(saved[k][0].to(dtype), saved[k][1], p)
+
+    return asked(mask, *_factored_gradients(du, len(m), x, W, D, step, z))
+
+
+def encode_l0_factored_backward(grad, saved, x, W, D, step, theta, sigma, kind, mask):
+    dtype, gtheta = accumulation_dtype(x.dtype), torch.zeros_like(theta)
+    saved = saved.to(dtype)
+
+    def du(k, above):
+        g = grad.to(dtype) if above is None else above
+        gu, gt = reference.threshold_backward(g, saved[k], stage_theta(theta, k), sigma, kind)
+        if theta.dim() == 2:
+            gtheta[k] += gt
+        else:
+            gtheta.add_(gt)
+        return gu
+
+    def z(k):
+        return reference.threshold(saved[k], stage_theta(theta, k), sigma, kind)
+
+    gx, gW, gD, gbias, gstep = _factored_gradients(du, len(saved), x, W, D, step, z)
+    return asked(mask, gx, gW, gD, gtheta, gbias, gstep)
 
 
 def threshold_stage_saving(*args):
@@ -145,6 +218,14 @@ def encode_top_m_saving(*args):
     return reference.encode_top_m(*args, True)
 
 
+def encode_l0_factored_saving(*args):
+    return reference.encode_l0_factored(*args, True)
+
+
+def encode_top_m_factored_saving(*args):
+    return reference.encode_top_m_factored(*args, True)
+
+
 ORACLES = {
     name: getattr(reference, name, None) or globals()[name]
     for name in (
@@ -152,6 +233,8 @@ ORACLES = {
         "batch_top_m",
         "threshold_stage", "threshold_stage_saving", "top_m_stage", "encode_l0", "encode_l0_saving",
         "encode_l0_backward", "encode_top_m", "encode_top_m_saving", "encode_top_m_backward",
+        "encode_l0_factored", "encode_l0_factored_saving", "encode_l0_factored_backward",
+        "encode_top_m_factored", "encode_top_m_factored_saving", "encode_top_m_factored_backward",
         "decode", "decode_backward", "fista",
     )
 }  # fmt: skip

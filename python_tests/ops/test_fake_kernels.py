@@ -57,17 +57,16 @@ def elementwise(dtype, batch):
     for u in (randn(batch, P, dtype=dtype), randn(P, batch, dtype=dtype).t(),
               randn(2, batch, 3, P, dtype=dtype).transpose(0, 2)):  # fmt: skip
         for theta in thetas():
-            yield "threshold", u, theta, 0.3, "helu"
+            yield "threshold", u, theta, 0.3, "positive_helu"
             for mask in range(4):
                 yield "threshold_backward", u.clone(), u, theta, 0.3, "helu", mask
-        for m in MOST:
-            yield "top_m", u, m
-            yield "keep_top_m", u, m
-            values, indices = torch.ops.deepl0.top_m(u, m)
-            yield "unpool", values, indices, P
         for m, positive in itertools.product(MOST, (False, True)):
+            yield "top_m", u, m, positive
+            yield "keep_top_m", u, m, positive
             yield "batch_top_m", u, m, positive
-        yield "apply_mask", u, torch.ops.deepl0.keep_top_m(u, 3)[1]
+            values, indices = torch.ops.deepl0.top_m(u, m, positive)
+            yield "unpool", values, indices, P
+        yield "apply_mask", u, torch.ops.deepl0.keep_top_m(u, 3, False)[1]
 
 
 def steps(dtype, stages):
@@ -88,9 +87,10 @@ def encoders(dtype, batch):
         z, s = randn(batch, P, dtype=dtype), layout(randn(P, P, dtype=dtype))
         for theta in thetas():
             for name in ("threshold_stage", "threshold_stage_saving"):
-                yield name, x, W, z, s, theta, 0.3
+                for bias in (None, randn(P, dtype=dtype)):
+                    yield name, x, W, z, s, bias, theta, 0.3, "helu"
         for m in MOST:
-            yield "top_m_stage", x, W, z, s, m
+            yield "top_m_stage", x, W, z, s, randn(P, dtype=dtype), m, True
         values, indices = code(dtype, batch, 3)
         D = layout(randn(N, P, dtype=dtype))
         yield "decode", values, indices, D
@@ -102,15 +102,42 @@ def encoders(dtype, batch):
             grad, saved = randn(batch, P, dtype=dtype), torch.randn(stages, batch, P)
             *_, per_stage = thetas(stages)
             for name in ("encode_l0", "encode_l0_saving"):
-                yield name, x, W, S, per_stage, stages, 0.3, "helu"
-            for mask in (0, 1, 2, 4, 8, 15):
+                yield name, x, W, S, randn(P, dtype=dtype), per_stage, stages, 0.3, "helu"
+            for mask in (0, 1, 2, 4, 8, 16, 31):
                 yield "encode_l0_backward", grad, saved, x, W, S, per_stage, 0.3, "ste", mask
             for m in MOST:
                 for name in ("encode_top_m", "encode_top_m_saving"):
-                    yield name, x, W, S, m, stages
-                last, before = code(dtype, batch, m), code(torch.float32, stages - 1, batch, m)
-                for mask in (0, 1, 2, 4, 7):
-                    yield "encode_top_m_backward", *last, *before, x, W, S, mask
+                    yield name, x, W, S, randn(P, dtype=dtype), m, stages, True
+                (v, i), before = code(dtype, batch, m), code(torch.float32, stages - 1, batch, m)
+                for mask in (0, 1, 2, 4, 8, 15):
+                    yield "encode_top_m_backward", v, v.relu(), i, *before, x, W, S, mask
+
+
+def factored(dtype, batch):
+    x, W, bias = (randn(*s, dtype=dtype) for s in ((batch, N), (P, N), (P,)))
+    for stages, layout in itertools.product(STAGES, LAYOUTS):
+        D = layout(randn(N, P, dtype=dtype))
+        *_, theta = thetas(stages)
+        for b, step in ((None, None), (bias, torch.full((stages,), 0.5))):
+            for name in ("encode_l0_factored", "encode_l0_factored_saving"):
+                yield name, x, W, D, b, step, theta, stages, 0.3, "helu"
+            grad, saved = randn(batch, P, dtype=dtype), torch.randn(stages, batch, P)
+            for mask in (0, 1, 2, 4, 8, 16, 32, 63):
+                yield ("encode_l0_factored_backward", grad, saved, x, W, D, step, theta, 0.3,
+                       "positive_ste", mask)  # fmt: skip
+            for last in MOST:
+                m = [*range(2, stages + 1), last]
+                for name in ("encode_top_m_factored", "encode_top_m_factored_saving"):
+                    yield name, x, W, D, b, step, m, True
+                v, i = code(dtype, batch, last)
+                below = [code(torch.float32, batch, entries) for entries in m[:-1]]
+                empty = [torch.empty(0)], [torch.empty(0, dtype=torch.int64)]
+                saved = (torch.cat([t.flatten() for t in part])
+                         for part in (zip(*below, strict=True) if below else empty))  # fmt: skip
+                saved = tuple(saved)
+                for mask in (0, 1, 2, 4, 8, 16, 31):
+                    yield ("encode_top_m_factored_backward", v, v.relu(), i, *saved, x, W, D, step,
+                           m, mask)  # fmt: skip
 
 
 def solvers(dtype, batch):
@@ -139,7 +166,7 @@ def bytes_of(t: torch.Tensor) -> int:
     return t.untyped_storage().nbytes()
 
 
-CASES = {f.__name__: f for f in (elementwise, encoders, solvers)}
+CASES = {f.__name__: f for f in (elementwise, encoders, factored, solvers)}
 
 
 @pytest.mark.parametrize("batch", BATCHES)

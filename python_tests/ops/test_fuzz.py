@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deepl0_kernels import reference
 from python_tests.ops import fuzzing
 
 FLOATS = ("float32", "float32", "float64", "float16", "bfloat16")
@@ -22,7 +23,7 @@ LAYOUTS = ("contiguous", "transposed", "permuted", "step", "offset", "expanded",
 STYLES = ("special", "few_special", "denormal", "zero", "ties")
 # Sizes that no memory holds are fine, but not one that some machine does.
 BAD_INTEGERS = (-1, 0, 1, 7, 1000, 2**50, -(2**63), 2**63 - 1)
-KINDS = ("hard", "soft", "helu", "ste", "ste_theta", "", "HARD")
+KINDS = (*reference.thresholds.KINDS, "", "HARD", "positive_")
 
 
 class Caller:
@@ -106,11 +107,14 @@ def valid_calls(draw, op: str) -> dict:
 
     lead = draw(st.sampled_from(((), (batch,), (2, batch), (batch, 0), (3, 1, batch))))
     sigma = draw(st.sampled_from((0.0, 0.25, 0.5, 1.0)))
-    kind = draw(st.sampled_from(KINDS[:5]))
-    per_step = draw(st.booleans())
+    kind = draw(st.sampled_from(reference.thresholds.KINDS))
+    per_step, positive = draw(st.booleans()), draw(st.booleans())
 
     def mask(gradients):
         return draw(st.integers(0, 2**gradients - 1))
+
+    def maybe(*shape, **of):
+        return tensor(*shape, **of) if draw(st.booleans()) else None
 
     def weights():
         s = tensor(stages - 1, p, p) if per_step else tensor(p, p)
@@ -120,28 +124,49 @@ def valid_calls(draw, op: str) -> dict:
         args = [tensor(*lead, p), theta(), sigma, kind]
     elif op == "threshold_backward":
         args = [tensor(*lead, p), tensor(*lead, p), theta(), sigma, kind, mask(2)]
-    elif op in ("top_m", "keep_top_m"):
-        args = [tensor(*lead, p), m]
-    elif op == "batch_top_m":
-        args = [tensor(*lead, p), m, draw(st.booleans())]
+    elif op in ("top_m", "keep_top_m", "batch_top_m"):
+        args = [tensor(*lead, p), m, positive]
     elif op == "unpool":
         args = [tensor(batch, m), code(), p]
     elif op == "apply_mask":
         bits = tensor(*lead, (p + 7) // 8, dtype="uint8", style="ties")
         args = [tensor(*lead, p), bits | dict(style="theta")]
     elif op in ("threshold_stage", "threshold_stage_saving", "top_m_stage"):
-        last = [m] if op == "top_m_stage" else [theta(), sigma]
-        args = [tensor(batch, n), tensor(p, n), tensor(batch, p), tensor(p, p), *last]
+        last = [m, positive] if op == "top_m_stage" else [theta(), sigma, kind]
+        args = [tensor(batch, n), tensor(p, n), tensor(batch, p), tensor(p, p), maybe(p), *last]
     elif op in ("encode_l0", "encode_l0_saving"):
-        args = [*weights(), theta(True), stages, sigma, kind]
+        args = [*weights(), maybe(p), theta(True), stages, sigma, kind]
     elif op == "encode_l0_backward":
         saved = tensor(stages, batch, p, dtype=low)
-        args = [tensor(batch, p), saved, *weights(), theta(True), sigma, kind, mask(4)]
+        args = [tensor(batch, p), saved, *weights(), theta(True), sigma, kind, mask(5)]
     elif op in ("encode_top_m", "encode_top_m_saving"):
-        args = [*weights(), m, stages]
+        args = [*weights(), maybe(p), m, stages, positive]
     elif op == "encode_top_m_backward":
         saved = tensor(stages - 1, batch, m, dtype=low), code(stages - 1)
-        args = [tensor(batch, m), code(), *saved, *weights(), mask(3)]
+        args = [tensor(batch, m), maybe(batch, m), code(), *saved, *weights(), mask(4)]
+    elif "factored" in op:
+        x, W, D = tensor(batch, n), tensor(p, n), tensor(n, p)
+        step = maybe(stages, dtype=low, style="theta")
+        several = [draw(st.integers(0, min(p, 5))) for _ in range(stages - 1)] + [m]
+        if op == "encode_l0_factored_backward":
+            saved = tensor(stages, batch, p, dtype=low)
+            args = [tensor(batch, p), saved, x, W, D, step, theta(True), sigma, kind, mask(6)]
+        elif op == "encode_top_m_factored_backward":
+            # Of entries that are distinct in a row, rows one after the other: all of one row.
+            saved = [tensor(0, dtype=low), tensor(0, dtype="int64")]
+            if batch == 1 and len(several) == 2:
+                saved = [
+                    tensor(several[0], dtype=low),
+                    tensor(several[0], dtype="int64", style=fuzzing.DISTINCT, high=p),
+                ]
+            elif batch:
+                several = [0] * (stages - 1) + [m]
+            args = [tensor(batch, m), maybe(batch, m), code(), *saved, x, W, D, step, several]
+            args.append(mask(5))
+        elif op.startswith("encode_l0"):
+            args = [x, W, D, maybe(p), step, theta(True), stages, sigma, kind]
+        else:
+            args = [x, W, D, maybe(p), step, several, positive]
     elif op == "fista":
         x, D = (tensor(*shape, dtype=low) for shape in ((batch, n), (n, p)))
         # n p entries of at most 2: the step is below 1 / ||D||^2.
@@ -163,7 +188,8 @@ def careless_calls(draw, op: str) -> dict:
     for _ in range(draw(st.integers(1, 3))):
         i = draw(st.integers(0, len(args) - 1))
         args[i] = draw(spoilt(args[i]))
-        if op.startswith("encode") and "backward" not in op and i == 4 and args[i] > 1000:
+        stages_at = {"encode_l0": 5, "encode_top_m": 5, "encode_l0_factored": 6}
+        if i == stages_at.get(op.removesuffix("_saving")) and args[i] > 1000:
             args[i] = 4  # so many stages would only take long
         if op == "fista" and i == 6 and args[i] > 1000:
             args[i] = 4
@@ -174,6 +200,8 @@ def careless_calls(draw, op: str) -> dict:
 def spoilt(draw, arg):
     if isinstance(arg, bool) or arg is None:
         return arg
+    if isinstance(arg, list):
+        return [*arg[:-1], draw(st.sampled_from(BAD_INTEGERS))] if draw(st.booleans()) else arg[1:]
     if isinstance(arg, int):
         return draw(st.sampled_from(BAD_INTEGERS))
     if isinstance(arg, float):

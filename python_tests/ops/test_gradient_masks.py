@@ -46,17 +46,31 @@ def test_encoders(stages, size, dtype, layout):
     x, W, S = torch.randn(B, n), layout(torch.randn(p, n) / 4), torch.randn(2, p, p) / p
     S = layout(S[: stages - 1] if stages > 2 else S[0])
     x, W, S = (t.to(dtype) for t in (x, W, S))
-    _, *codes = torch.ops.deepl0.encode_top_m_saving(x, W, S, m, stages)
+    bias, D = torch.randn(p).to(dtype) / 4, layout(torch.randn(n, p) / 4).to(dtype)
     grad = torch.randn(B, m).to(dtype)
-    check(torch.ops.deepl0.encode_top_m_backward, (grad, *codes, x, W, S), 3)
+    for positive in (False, True):
+        v, *codes = torch.ops.deepl0.encode_top_m_saving(x, W, S, bias, m, stages, positive)
+        args = (grad, v if positive else None, *codes, x, W, S)
+        check(torch.ops.deepl0.encode_top_m_backward, args, 4)
+        entries = [2, m, 3][: stages - 1] + [m]
+        v, *codes = torch.ops.deepl0.encode_top_m_factored_saving(
+            x, W, D, bias, None, entries, positive
+        )
+        args = (grad, v if positive else None, *codes, x, W, D, None, entries)
+        check(torch.ops.deepl0.encode_top_m_factored_backward, args, 5)
     low = torch.float64 if dtype == torch.float64 else torch.float32
     for scale in (0.05, 1.5):  # dense and sparse blocks
         theta = torch.full((stages, p), scale, dtype=low)
         for kind in ("helu", "ste_theta"):
-            _, saved = torch.ops.deepl0.encode_l0_saving(x, W, S, theta, stages, 0.3, kind)
+            _, saved = torch.ops.deepl0.encode_l0_saving(x, W, S, bias, theta, stages, 0.3, kind)
             grad = torch.randn(B, p).to(dtype)
             args = (grad, saved, x, W, S, theta, 0.3, kind)
-            check(torch.ops.deepl0.encode_l0_backward, args, 4)
+            check(torch.ops.deepl0.encode_l0_backward, args, 5)
+        step = torch.full((stages,), 0.5, dtype=low)
+        args = (x, W, D, bias, step, theta, stages, 0.3, "positive_helu")
+        _, saved = torch.ops.deepl0.encode_l0_factored_saving(*args)
+        args = (grad, saved, x, W, D, step, theta, 0.3, "positive_helu")
+        check(torch.ops.deepl0.encode_l0_factored_backward, args, 6)
 
 
 @pytest.mark.parametrize("layout", [torch.Tensor.contiguous, by_columns])
@@ -65,13 +79,13 @@ def test_encoders(stages, size, dtype, layout):
 def test_decode_and_thresholds(size, dtype, layout):
     torch.manual_seed(0)
     B, n, p, m = size
-    values, indices = torch.ops.deepl0.top_m(torch.randn(B, p).to(dtype), m)
+    values, indices = torch.ops.deepl0.top_m(torch.randn(B, p).to(dtype), m, False)
     args = (torch.randn(B, n).to(dtype), values, indices, layout(torch.randn(n, p)).to(dtype))
     check(torch.ops.deepl0.decode_backward, args, 2)
     u, grad = (torch.randn(B, p).to(dtype) for _ in range(2))
     low = torch.float64 if dtype == torch.float64 else torch.float32
     for theta in (torch.tensor(0.7, dtype=low), torch.full((p,), 0.7, dtype=low)):
-        for kind in ("soft", "helu", "ste_theta"):
+        for kind in ("soft", "helu", "ste_theta", "positive_hard", "positive_helu"):
             check(torch.ops.deepl0.threshold_backward, (grad, u, theta, 0.4, kind), 2)
 
 

@@ -75,7 +75,7 @@ def test_what_passes_can_be_computed(op):
 def test_float64_is_refused_by_name():
     u = torch.zeros(3, 4, dtype=torch.float64)
     with pytest.raises(ValueError, match="u must be float32, float16 or bfloat16 on a GPU"):
-        CHECKS["top_m"](u, 2)
+        CHECKS["top_m"](u, 2, False)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

@@ -27,7 +27,8 @@ def samples(dtype: torch.dtype, grad: bool, batch: int = B):
         t = theta.expand(*shape, P).clone() if shape else theta.clone()
         return t.requires_grad_(grad)
 
-    x, W, S = randn(batch, N), randn(P, N), randn(P, P)
+    x, W, S, D, bias = randn(batch, N), randn(P, N), randn(P, P), randn(N, P), randn(P)
+    step = torch.tensor([1.0, 0.5, 0.75], dtype=low).requires_grad_(grad)
     z = randn(batch, P)
     indices = torch.rand(batch, P, generator=g).argsort(-1)[:, :M].sort(-1).values
     mask = dk.reference.keep_top_m(z.detach(), M)[1]
@@ -36,29 +37,39 @@ def samples(dtype: torch.dtype, grad: bool, batch: int = B):
     saved_indices = indices.expand(K - 1, batch, M).contiguous()
     no = dict(requires_grad=False)
     yield "threshold", (z, thetas(), 0.3, "helu")
-    for kind in ("hard", "soft", "helu", "ste", "ste_theta"):
+    for kind in dk.reference.thresholds.KINDS:
         yield "threshold", (z, thetas(), 0.3, kind)
     yield "threshold", (z, torch.tensor(0.5, dtype=low).requires_grad_(grad), 0.0, "helu")
-    for bits in (1, 2, 3):
-        yield "threshold_backward", (randn(batch, P), z, thetas(), 0.3, "helu", bits)
-    yield "top_m", (z, M)
-    yield "top_m", (randn(2, 3, P), M)
-    yield "keep_top_m", (z, M)
-    yield "batch_top_m", (z, M, False)
-    yield "batch_top_m", (randn(2, 3, P), M, True)
+    for kind, bits in (("helu", 1), ("helu", 2), ("helu", 3), ("positive_helu", 3)):
+        yield "threshold_backward", (randn(batch, P), z, thetas(), 0.3, kind, bits)
+    for positive in (False, True):
+        yield "top_m", (z, M, positive)
+        yield "top_m", (randn(2, 3, P), M, positive)
+        yield "keep_top_m", (z, M, positive)
+        yield "batch_top_m", (z, M, positive)
+        yield "batch_top_m", (randn(2, 3, P), M, positive)
     yield "unpool", (randn(batch, M), indices, P)
     yield "apply_mask", (z, mask)
     for name in ("threshold_stage", "threshold_stage_saving"):
-        yield name, (x, W, z, S, thetas(), 0.3)
-    yield "top_m_stage", (x, W, z, S, M)
+        yield name, (x, W, z, S, None, thetas(), 0.3, "helu")
+        yield name, (x, W, z, S, bias, thetas(), 0.3, "positive_helu")
+    yield "top_m_stage", (x, W, z, S, None, M, False)
+    yield "top_m_stage", (x, W, z, S, bias, M, True)
     for name in ("encode_l0", "encode_l0_saving"):
-        yield name, (x, W, S, thetas(), K, 0.3, "helu")
-        yield name, (x, W, randn(K - 1, P, P), thetas(K), K, 0.3, "ste")
-        yield name, (x, W, None, thetas(), 1, 0.0, "helu")
+        yield name, (x, W, S, None, thetas(), K, 0.3, "helu")
+        yield name, (x, W, randn(K - 1, P, P), bias, thetas(K), K, 0.3, "positive_ste")
+        yield name, (x, W, None, bias, thetas(), 1, 0.0, "helu")
+    for name in ("encode_l0_factored", "encode_l0_factored_saving"):
+        yield name, (x, W, D, None, None, thetas(), K, 0.3, "helu")
+        yield name, (x, W, D, bias, step, thetas(K), K, 0.3, "positive_helu")
     for name in ("encode_top_m", "encode_top_m_saving"):
-        yield name, (x, W, S, M, K)
-        yield name, (x, W, randn(K - 1, P, P), M, K)
-        yield name, (x, W, None, M, 1)
+        yield name, (x, W, S, None, M, K, False)
+        yield name, (x, W, randn(K - 1, P, P), bias, M, K, True)
+        yield name, (x, W, None, bias, M, 1, True)
+    for name in ("encode_top_m_factored", "encode_top_m_factored_saving"):
+        yield name, (x, W, D, None, None, [M, M, M], False)
+        yield name, (x, W, D, bias, step, [2, P, M], True)
+        yield name, (x, W, D, bias, step[:1], [M], False)
     yield "decode", (randn(batch, M), indices, randn(N, P))
     if dtype in (torch.float32, torch.float64):
         yield "omp", (x, torch.nn.functional.normalize(randn(N, P), dim=0), M, 1e-6)
@@ -72,11 +83,20 @@ def samples(dtype: torch.dtype, grad: bool, batch: int = B):
         yield "fista", (x, randn(N, P), None, 0.1, *fixed, False)
         yield "fista", (x, randn(N, P), z, 0.1, *fixed, True)
     if not grad:
-        for bits in range(1, 16):
+        for bits in (*range(1, 16), 16, 31):
             yield "encode_l0_backward", (z, saved_u, x, W, S, thetas(), 0.3, "helu", bits)
-        backward = (randn(batch, M, **no), indices, saved_values, saved_indices, x, W, S)
-        for bits in range(1, 8):
-            yield "encode_top_m_backward", (*backward, bits)
+        for bits in (1, 2, 4, 8, 16, 32, 63):
+            args = (z, saved_u, x, W, D, step, thetas(), 0.3, "positive_helu", bits)
+            yield "encode_l0_factored_backward", args
+        values = randn(batch, M).relu()
+        codes = (indices, saved_values, saved_indices)
+        for bits in range(1, 16):
+            yield "encode_top_m_backward", (randn(batch, M), None, *codes, x, W, S, bits)
+        yield "encode_top_m_backward", (randn(batch, M), values, *codes, x, W, S, 15)
+        codes = (indices, saved_values.flatten(), saved_indices.flatten())
+        for bits in (1, 2, 4, 8, 16, 31):
+            args = (randn(batch, M), values, *codes, x, W, D, step, [M, M, M], bits)
+            yield "encode_top_m_factored_backward", args
         for bits in (1, 2, 3):
             yield "decode_backward", (x, randn(batch, M, **no), indices, randn(N, P, **no), bits)
 

@@ -1,0 +1,73 @@
+// Forward of encode_l0 with D: u_1 = step_1 W x + b, z_k = h(u_k),
+// u_{k+1} = z_k + step_{k+1} W (x - D z_k) + b, a panel of rows through all stages.
+//
+// How many entries of z_k are not 0 is known only then: a panel with few has its residual as a
+// gather-sum of atoms, another as a dense product. At most 2 B p n (2 K - 1) flops; workspace
+// O(threads * panel), and a copy of D' where D is not a transposed view.
+#include <tuple>
+
+#include "torch/factored.h"
+#include "torch/product.h"
+#include "torch/stage_thresholds.h"
+
+namespace deepl0::torch_ops {
+namespace {
+
+template <class T>
+std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, Tensor d, const Bias& bias,
+                                  const std::vector<T>& steps, const StageThresholds& h,
+                                  bool save) {
+    const Matrix<const T> xm = row_major_matrix<T>(x), wm = matrix<T>(w);
+    const int64_t batch = xm.rows, n = xm.cols, p = wm.rows, stages = int64_t(steps.size());
+    Tensor z = torch::stable::new_empty(x, {batch, p});
+    Tensor saved = torch::stable::new_empty(x, {save ? stages : 0, batch, p});
+    if (batch == 0) return {z, saved};
+    T* const out = static_cast<T*>(z.mutable_data_ptr());
+    T* const kept = save ? static_cast<T*>(saved.mutable_data_ptr()) : nullptr;
+    const StageProduct<T> product(wm, bias.data<T>(), batch);
+    const Residuals<T> residuals(xm, d, stages > 1 ? batch * p : 0);
+
+    each_range(batch, [&](int64_t begin, int64_t end) {
+        const int64_t most = std::min(panel_rows(p, sizeof(T), 256), end - begin);
+        const Buffer<T> r(most * n), u(kept ? 0 : most * p);
+        const CodeRoom<T> room(stages > 1 ? most : 0, p);
+        each_panel(begin, end, most, [&](int64_t b, int64_t rows) {
+            T* const code = out + b * p;
+            for (int64_t k = 0; k < stages; ++k) {
+                T* const uk = kept ? kept + (k * batch + b) * p : u.get();
+                if (k == 0)
+                    residuals(b, rows, Codes<T>{}, steps[0], r.get());
+                else
+                    residuals(b, rows, code, steps[size_t(k)], r.get(), room);
+                product(row_major<const T>(r.get(), rows, n), uk);
+                for (int64_t e = 0; k > 0 && e < rows * p; ++e) uk[e] += code[e];
+                h.apply(k, uk, rows, p, code);
+            }
+        });
+    });
+    return {z, saved};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> encode_l0_factored(Tensor x, Tensor W, Tensor D,
+                                              std::optional<Tensor> bias,
+                                              std::optional<Tensor> step, Tensor theta,
+                                              int64_t num_stages, double sigma, std::string kind,
+                                              bool save) {
+    const char* op = "encode_l0_factored";
+    check_factored(x, W, D, op);
+    STD_TORCH_CHECK(num_stages >= 1, op, ": num_stages must be at least 1, got ", num_stages);
+    const ScalarType given = x.scalar_type(), type = accumulation_type(x);
+    const StageThresholds h(op, theta, num_stages, W.size(0), type, sigma, kind);
+    const Bias b(op, bias, x, W.size(0));
+    const auto run = [&](auto zero) {
+        using T = decltype(zero);
+        return encode<T>(cast(x, type), cast(W, type), cast_matrix(D, type), b,
+                         steps_of<T>(op, step, num_stages), h, save);
+    };
+    auto [z, saved] = type == ScalarType::Double ? run(double()) : run(float());
+    return {cast(z, given), saved};
+}
+
+}  // namespace deepl0::torch_ops

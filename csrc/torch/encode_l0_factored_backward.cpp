@@ -1,0 +1,190 @@
+// Backward of encode_l0 with D. Down the stages, from g = grad_z and with r_k = x - D z_{k-1}
+// (r_1 = x): du_k = c(u_k) g, dtheta += sum e(u_k) g, q = W' du_k, dr = step_k q, dx += dr,
+// dW += step_k du_k' r_k, db += du_k, dstep_k = <q, r_k>, dD -= dr' z_{k-1}, g = du_k - D' dr.
+// z and r are computed again from the saved pre-activations.
+//
+// By dense products, a block of rows at a time: 2 B p n flops for each of q, r, g, dW and dD of a
+// stage. Workspace: O(block (n + p)).
+#include <tuple>
+
+#include "torch/factored.h"
+#include "torch/stage_thresholds.h"
+
+namespace deepl0::torch_ops {
+namespace {
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+constexpr int64_t kBlock = 512;  // whatever the threads; a multiple of the blocks of theta
+
+template <class T>
+struct Problem {
+    const T* grad_z;
+    const T* u;               // [stages, batch, p]
+    Matrix<const T> x, w, d;  // x row-major
+    std::vector<T> steps;
+    int64_t batch, n, p;
+    T *gx, *gw;          // null where not wanted
+    Matrix<T> gd;        // likewise
+    double *gb, *gstep;  // likewise; both zeroed, as are gw and gd
+    int64_t lowest;      // the last stage whose du is needed
+
+    int64_t stages() const { return int64_t(steps.size()); }
+    const T* u_of(int64_t k, int64_t row) const { return u + (k * batch + row) * p; }
+};
+
+template <class T>
+class DenseBlocks {
+  public:
+    explicit DenseBlocks(const Problem<T>& a, const Residuals<T>& residuals)
+        : a_(a),
+          residuals_(residuals),
+          rows_(std::min(kBlock, a.batch)),
+          du_(rows_ * a.p),
+          z_(rows_ * a.p),
+          g_(rows_ * a.p),
+          q_(rows_ * a.n),
+          r_(rows_ * a.n),
+          room_(rows_, a.p) {}
+
+    void add(const StageThresholds& h, int64_t first, int64_t rows, const ThetaPartials& partials) {
+        const int64_t n = a_.n, p = a_.p;
+        const Matrix<const T> du = row_major<const T>(du_.get(), rows, p);
+        const Matrix<const T> q = row_major<const T>(q_.get(), rows, n);
+        const Matrix<const T> r = row_major<const T>(r_.get(), rows, n);
+        for (int64_t k = a_.stages() - 1; k >= a_.lowest; --k) {
+            const T step = a_.steps[size_t(k)];
+            const bool passes = k > a_.lowest, for_d = a_.gd.data && k > 0;
+            elementwise(h, k, first, rows, partials);
+            for (int64_t e = 0; a_.gb && e < rows * p; ++e) a_.gb[e % p] += double(du.data[e]);
+            if (a_.gw || a_.gstep) find_residual(k, first, rows);
+            if (a_.gw) add_mm<T>(row_major(a_.gw, p, n), du.transposed(), r);
+            if (!a_.gx && !a_.gstep && !passes && !for_d) continue;
+            mm<T>(row_major(q_.get(), rows, n), du, a_.w);
+            if (a_.gstep) {
+                double sum = 0;
+                for (int64_t e = 0; e < rows * n; ++e) sum += double(q.data[e]) * double(r.data[e]);
+                a_.gstep[k] += sum / double(step);
+            }
+            for (int64_t e = 0; e < rows * n; ++e) q_.get()[e] *= -step;
+            for (int64_t e = 0; a_.gx && e < rows * n; ++e) {
+                T& gx = a_.gx[first * n + e];
+                gx = k + 1 == a_.stages() ? -q.data[e] : gx - q.data[e];
+            }
+            if (for_d) add_mm<T>(a_.gd, q.transposed(), row_major<const T>(z_.get(), rows, p));
+            if (passes) addmm<T>(row_major(g_.get(), rows, p), du, q, a_.d);
+        }
+    }
+
+  private:
+    /// du of stage k and z of the stage below.
+    void elementwise(const StageThresholds& h, int64_t k, int64_t first, int64_t rows,
+                     const ThetaPartials& partials) const {
+        const int64_t p = a_.p;
+        const T* above = k + 1 == a_.stages() ? a_.grad_z + first * p : g_.get();
+        torch::stable::parallel_for(0, threshold_blocks(rows), 1, [&](int64_t b0, int64_t b1) {
+            h.backward(k, above, a_.u_of(k, first), du_.get(), rows, p, b0, b1,
+                       partials.at(k, first));
+            const int64_t r0 = b0 * kThresholdBlockRows;
+            const int64_t r1 = std::min(rows, b1 * kThresholdBlockRows);
+            if (k > 0) h.apply(k - 1, a_.u_of(k - 1, first + r0), r1 - r0, p, z_.get() + r0 * p);
+        });
+    }
+
+    /// step r of stage k.
+    void find_residual(int64_t k, int64_t first, int64_t rows) const {
+        const T step = a_.steps[size_t(k)];
+        if (k == 0)
+            residuals_(first, rows, Codes<T>{}, step, r_.get());
+        else
+            residuals_(first, rows, z_.get(), step, r_.get(), room_);
+    }
+
+    const Problem<T>& a_;
+    const Residuals<T>& residuals_;
+    int64_t rows_;
+    Buffer<T> du_, z_, g_, q_, r_;
+    CodeRoom<T> room_;
+};
+
+template <class T>
+Gradients backward(Tensor grad, Tensor saved, Tensor x, Tensor w, Tensor d,
+                   const std::vector<T>& steps, const Tensor& theta, const StageThresholds& h,
+                   int64_t mask) {
+    Problem<T> a{};
+    a.steps = steps;
+    a.batch = x.size(0);
+    a.n = x.size(1);
+    a.p = w.size(0);
+    const int64_t stages = a.stages();
+    const bool need_theta = wants(mask, 3);
+    Tensor gx = empty_if(wants(mask, 0), grad, {a.batch, a.n});
+    Tensor gw = empty_if(wants(mask, 1), grad, {a.p, a.n});
+    Tensor gd =
+        wants(mask, 2) ? gradient_of_matrix(d, grad.scalar_type()) : empty_if(false, grad, {});
+    Tensor gtheta = empty_if(need_theta, theta, shape_of(theta));
+    Tensor gb = empty_if(wants(mask, 4), grad, {a.p});
+    Tensor gstep = empty_if(wants(mask, 5), grad, {stages});
+    for (Tensor t : {gw, gd, gb, gstep}) torch::stable::zero_(t);
+    const Gradients result{gx, gw, gd, gtheta, gb, gstep};
+    if (a.batch == 0) {
+        torch::stable::zero_(gtheta);
+        return result;
+    }
+    const auto data_if = [](bool wanted, const Tensor& t) {
+        return wanted ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
+    };
+    std::vector<double> bias(wants(mask, 4) ? a.p : 0), dsteps(wants(mask, 5) ? stages : 0);
+    a.gb = bias.empty() ? nullptr : bias.data();
+    a.gstep = dsteps.empty() ? nullptr : dsteps.data();
+    a.gx = data_if(wants(mask, 0), gx);
+    a.gw = data_if(wants(mask, 1), gw);
+    if (wants(mask, 2) && stages > 1)
+        a.gd = {data_if(true, gd), a.n, a.p, gd.stride(0), gd.stride(1)};
+    a.lowest = mask & ~int64_t(4) ? 0 : 1;
+    if (mask == 0 || stages <= a.lowest) return result;
+    a.x = row_major_matrix<T>(x);
+    a.w = matrix<T>(w);
+    a.d = matrix<T>(d);
+    grad = torch::stable::contiguous(grad);
+    saved = torch::stable::contiguous(saved);
+    a.grad_z = static_cast<const T*>(grad.const_data_ptr());
+    a.u = static_cast<const T*>(saved.const_data_ptr());
+    const ThetaPartials partials(need_theta, stages, a.batch, a.p, h.per_entry());
+    const Residuals<T> residuals(a.x, d, 0);
+    DenseBlocks<T> blocks(a, residuals);
+    for (int64_t first = 0; first < a.batch; first += kBlock)
+        blocks.add(h, first, std::min(kBlock, a.batch - first), partials);
+    if (a.gb) std::copy(bias.begin(), bias.end(), static_cast<T*>(gb.mutable_data_ptr()));
+    if (a.gstep) std::copy(dsteps.begin(), dsteps.end(), static_cast<T*>(gstep.mutable_data_ptr()));
+    if (need_theta) partials.reduce_into(h, stages, static_cast<T*>(gtheta.mutable_data_ptr()));
+    return result;
+}
+
+}  // namespace
+
+Gradients encode_l0_factored_backward(Tensor grad_z, Tensor saved, Tensor x, Tensor W, Tensor D,
+                                      std::optional<Tensor> step, Tensor theta, double sigma,
+                                      std::string kind, int64_t mask) {
+    const char* op = "encode_l0_factored_backward";
+    check_factored(x, W, D, op);
+    STD_TORCH_CHECK(saved.dim() == 3 && saved.size(0) > 0 && saved.size(1) == x.size(0) &&
+                        saved.size(2) == W.size(0) &&
+                        shape_of(grad_z) == (std::vector<int64_t>{x.size(0), W.size(0)}),
+                    op, ": saved [K, B, p] and grad_z [B, p] do not fit x and W");
+    const ScalarType given = x.scalar_type(), type = accumulation_type(x);
+    STD_TORCH_CHECK(saved.scalar_type() == type && grad_z.scalar_type() == given, op,
+                    ": saved must have the accumulation dtype, grad_z that of x");
+    const StageThresholds h(op, theta, saved.size(0), W.size(0), type, sigma, kind);
+    const auto run = [&](auto zero) {
+        using T = decltype(zero);
+        return backward<T>(cast(grad_z, type), saved, cast(x, type), cast(W, type),
+                           cast_matrix(D, type), steps_of<T>(op, step, saved.size(0)), theta, h,
+                           mask);
+    };
+    auto [gx, gw, gd, gtheta, gb, gstep] =
+        type == ScalarType::Double ? run(double()) : run(float());
+    return {cast(gx, given), cast(gw, given), cast(gd, given), gtheta, cast(gb, given), gstep};
+}
+
+}  // namespace deepl0::torch_ops

@@ -1,0 +1,134 @@
+// Forward of encode_top_m with D: z_{k+1} = top_m(z_k + step_k W (x - D z_k) + b).
+//
+// The residual is a gather-sum of m atoms, so a stage is one stage over x - D z_k, to which z_k
+// adds m entries before the selection: over a large dictionary it is screened as any first stage
+// is, and neither [B, p] nor S = I - W D is formed. 2 K B (n p + m n) flops; memory O(B (n + K m)),
+// W packed once for all stages, and a copy of D' where D is not a transposed view.
+#include <numeric>
+#include <tuple>
+#include <vector>
+
+#include "torch/factored.h"
+#include "torch/product.h"
+#include "torch/screen.h"
+
+namespace deepl0::torch_ops {
+namespace {
+
+using Encoded = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+/// Rows that go through all stages together: their residuals stay in L2.
+constexpr int64_t kRows = 512;
+
+/// A stage of small p: u in full, a panel of rows at a time.
+template <class T>
+class DenseStage {
+  public:
+    DenseStage(Matrix<const T> w, const T* bias, int64_t batch, bool positive)
+        : n_(w.cols), p_(w.rows), product_(w, bias, batch), positive_(positive) {}
+
+    void operator()(const T* r, int64_t rows, Codes<T> z, Codes<T> out) const {
+        const int64_t n = n_, p = p_;
+        Blocks blocks;
+        const int64_t most = std::min(rows, panel_rows(p, sizeof(T), 256));
+        T* const u = blocks.take<T>(most * p);
+        void* const workspace = blocks.take<char>(encode_workspace<T>(p, out.m));
+        each_panel(0, rows, most, [&](int64_t first, int64_t some) {
+            product_(row_major(r + first * n, some, n), u);
+            const Codes<T> add = z.from(first), to = out.from(first);
+            for (int64_t i = 0; i < some * z.m; ++i)
+                u[i / z.m * p + add.indices[i]] += add.values[i];
+            encode_kernels<T>().select(
+                u, some, p, {to.values, to.indices, to.values, to.indices, to.m, 1, 0, positive_},
+                0, workspace);
+        });
+    }
+
+  private:
+    int64_t n_, p_;
+    StageProduct<T> product_;
+    bool positive_;
+};
+
+template <class T>
+Encoded encode(Tensor x, Tensor w, Tensor d, const Bias& bias, const std::vector<T>& steps,
+               const std::vector<int64_t>& m, bool positive, bool save) {
+    const Matrix<const T> xm = row_major_matrix<T>(x), wm = row_major_matrix<T>(w);
+    const int64_t batch = xm.rows, n = xm.cols, p = wm.rows, stages = int64_t(m.size());
+    const int64_t most = *std::max_element(m.begin(), m.end());
+    const int64_t before = std::accumulate(m.begin(), m.end() - 1, int64_t(0));
+    const ScalarType type = x.scalar_type();
+    Tensor values = fresh({batch, m.back()}, type);
+    Tensor indices = fresh({batch, m.back()}, ScalarType::Long);
+    Tensor lower_values = fresh({batch * before}, type);
+    Tensor lower_indices = fresh({batch * before}, ScalarType::Long);
+    const Encoded result{values, indices, save ? lower_values : fresh({0}, type),
+                         save ? lower_indices : fresh({0}, ScalarType::Long)};
+    if (batch == 0) return result;
+
+    std::vector<Codes<T>> codes;
+    for (int64_t k = 0, at = 0; k < stages; at += batch * m[size_t(k++)]) {
+        const bool last = k + 1 == stages;
+        codes.push_back(
+            {static_cast<T*>((last ? values : lower_values).mutable_data_ptr()) + (last ? 0 : at),
+             static_cast<int64_t*>((last ? indices : lower_indices).mutable_data_ptr()) +
+                 (last ? 0 : at),
+             m[size_t(k)]});
+    }
+    std::optional<Residuals<T>> residuals;
+    if (stages > 1) residuals.emplace(xm, d, batch * most);
+    const auto run = [&](const auto& stage) {
+        each_range(batch, [&](int64_t begin, int64_t end) {
+            const Buffer<T> buffer(std::min(kRows, end - begin) * n);
+            each_panel(begin, end, kRows, [&](int64_t first, int64_t rows) {
+                for (int64_t k = 0; k < stages; ++k) {
+                    const Codes<T> z = k > 0 ? codes[size_t(k - 1)] : Codes<T>{};
+                    if (residuals)
+                        (*residuals)(first, rows, z, steps[size_t(k)], buffer.get());
+                    else
+                        for (int64_t e = 0; e < rows * n; ++e)
+                            buffer.get()[e] =
+                                steps[0] * xm.data[(first + e / n) * xm.row_stride + e % n];
+                    stage(buffer.get(), rows, z.from(first), codes[size_t(k)].from(first));
+                }
+            });
+        });
+    };
+    if constexpr (std::is_same_v<T, float>) {
+        if (screens(batch, p, most)) {
+            const Screen screen(wm, bias.data<T>(), batch, most);
+            run([&](const T* r, int64_t rows, Codes<T> z, Codes<T> out) {
+                screen.rows(row_major(r, rows, n), {z.values, z.indices, z.m}, positive,
+                            {out.values, out.indices, out.m});
+            });
+            return result;
+        }
+    }
+    run(DenseStage<T>(wm, bias.data<T>(), batch, positive));
+    return result;
+}
+
+}  // namespace
+
+Encoded encode_top_m_factored(Tensor x, Tensor W, Tensor D, std::optional<Tensor> bias,
+                              std::optional<Tensor> step, std::vector<int64_t> m, bool positive,
+                              bool save) {
+    const char* op = "encode_top_m_factored";
+    check_factored(x, W, D, op);
+    STD_TORCH_CHECK(!m.empty(), op, ": m must have an entry for every stage, got none");
+    for (const int64_t entries : m) check_m(entries, W.size(0));
+    const ScalarType given = x.scalar_type(), type = accumulation_type(x);
+    const Bias b(op, bias, x, W.size(0));
+    x = cast(x, type);
+    W = cast(W, type);
+    D = cast_matrix(D, type);
+    const int64_t stages = int64_t(m.size());
+    Encoded codes =
+        type == ScalarType::Double
+            ? encode<double>(x, W, D, b, steps_of<double>(op, step, stages), m, positive, save)
+            : encode<float>(x, W, D, b, steps_of<float>(op, step, stages), m, positive, save);
+    std::get<0>(codes) = cast(std::get<0>(codes), given);
+    return codes;
+}
+
+}  // namespace deepl0::torch_ops
