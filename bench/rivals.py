@@ -24,6 +24,13 @@ def eager_keep_top_m(u: Tensor, m: int) -> Tensor:
     return torch.zeros_like(u).scatter(-1, indices, values)
 
 
+def eager_batch_top_m(u: Tensor, m: int) -> Tensor:
+    """BatchTopK of ReLU codes, dense, as Bussmann, Leask and Nanda have published it."""
+    flat = u.relu().flatten()
+    best = flat.topk(m * u.shape[0], dim=-1)
+    return torch.zeros_like(flat).scatter(-1, best.indices, best.values).reshape(u.shape)
+
+
 def eager_encode_top_m(x: Tensor, W: Tensor, S: Tensor | None, m: int, stages: int):
     wx = x @ W.t()
     values, indices = eager_top_m(wx, m)

@@ -85,6 +85,7 @@ STABLE_TORCH_LIBRARY_IMPL(deepl0, CPU, m) {
     m.impl("unpool", TORCH_BOX(&ops::unpool));
     m.impl("keep_top_m", TORCH_BOX(&ops::keep_top_m));
     m.impl("apply_mask", TORCH_BOX(&ops::apply_mask));
+    m.impl("batch_top_m", TORCH_BOX(&ops::batch_top_m));
     m.impl("threshold_stage", TORCH_BOX(&threshold_stage));
     m.impl("threshold_stage_saving", TORCH_BOX(&threshold_stage_saving));
     m.impl("top_m_stage", TORCH_BOX(&ops::top_m_stage));

@@ -18,6 +18,7 @@ from .backends import backends, last_call, use_backend
 from .cuda.library import allow_atomics
 from .ops import (
     SparseCode,
+    batch_top_m,
     decode,
     encode_l0,
     encode_top_m,
@@ -40,6 +41,7 @@ __all__ = [
     "__version__",
     "allow_atomics",
     "backends",
+    "batch_top_m",
     "build_info",
     "datasets",
     "decode",

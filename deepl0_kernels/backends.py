@@ -63,6 +63,7 @@ GPU = {
             "cuda",
             {
                 "top_m": _SELECTION,
+                "batch_top_m": ("batch_top_m",),
                 "encode": ("encode_top_m", "encode_top_m_backward"),
                 "encode_factored": ("encode_top_m_factored", "encode_top_m_factored_backward"),
                 "decode": ("decode", "decode_backward"),
@@ -78,6 +79,7 @@ GPU = {
                 "thresholds": ("threshold", "threshold_backward"),
                 "decode": ("decode", "decode_backward"),
                 "top_m": _SELECTION,
+                "batch_top_m": ("batch_top_m",),
                 "stage": ("threshold_stage", "top_m_stage"),
                 "encode": (
                     "encode_l0",

@@ -106,6 +106,7 @@ WORKLOADS: dict[str, tuple[Callable[..., Callable[[], object]], tuple[int, ...]]
     "threshold_backward": (_helu, ()),
     "top_m": (_select(dk.top_m), ()),
     "keep_top_m": (_select(dk.keep_top_m), ()),
+    "batch_top_m": (_select(dk.batch_top_m), ()),
     "threshold_stage": (_stage(dk.threshold_stage), ()),
     "whole_rows": (_encode(dk.encode_top_m, 2), ()),
     "encode_sparse": (_sparse, (_N,)),

@@ -37,6 +37,7 @@ def test_default_and_report():
         "keep_top_m",
         "unpool",
         "apply_mask",
+        "batch_top_m",
         "threshold_stage",
         "top_m_stage",
     }

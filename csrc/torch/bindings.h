@@ -142,6 +142,7 @@ std::tuple<Tensor, Tensor> top_m(Tensor u, int64_t m, bool positive);
 Tensor unpool(Tensor values, Tensor indices, int64_t size);
 std::tuple<Tensor, Tensor> keep_top_m(Tensor u, int64_t m, bool positive);
 Tensor apply_mask(Tensor u, Tensor mask);
+std::tuple<Tensor, Tensor, Tensor> batch_top_m(Tensor u, int64_t m, bool positive);
 std::tuple<Tensor, Tensor> threshold_stage(Tensor x, Tensor W, Tensor z, Tensor S,
                                            std::optional<Tensor> bias, Tensor theta, double sigma,
                                            std::string kind, bool save);

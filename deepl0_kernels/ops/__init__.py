@@ -5,6 +5,7 @@ from . import fista as fista
 from . import flops, registration
 from . import iht as iht
 from . import omp as omp
+from .batch_top_m import batch_top_m
 from .decode import decode
 from .encode import encode_l0, encode_top_m
 from .sparse_code import SparseCode
@@ -19,6 +20,7 @@ if floors := registration.installed_floors():
 
 __all__ = [
     "SparseCode",
+    "batch_top_m",
     "decode",
     "encode_l0",
     "encode_top_m",

@@ -210,4 +210,4 @@ CHECKS: dict[str, Callable[..., None]] = {
         encode_top_m, encode_top_m_backward, encode_top_m_factored, encode_top_m_factored_backward,
         decode, decode_backward,
     )
-} | {"keep_top_m": top_m}  # fmt: skip
+} | {"keep_top_m": top_m, "batch_top_m": top_m}  # fmt: skip

@@ -384,7 +384,7 @@ def _rows_rule(
             if isinstance(dim, int) and position not in rows:  # of a list of numbers it is one
                 raise NotImplementedError(
                     f"deepl0::{name} does not map over argument {position}; "
-                    "dk.use_backend('reference') maps over weights and thresholds too"
+                    "dk.use_backend('reference') maps over every tensor"
                 )
         size = info.batch_size
         mapped = list(args)

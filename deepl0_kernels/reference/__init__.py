@@ -6,6 +6,7 @@ autograd (but for iht_* and fista, whose result is a constant). They are the ora
 and the ``"reference"`` backend.
 """
 
+from .batch_top_m import batch_top_m
 from .decode import decode
 from .encode import encode_l0, encode_top_m
 from .encode_factored import encode_l0_factored, encode_top_m_factored
@@ -18,6 +19,7 @@ from .top_m import apply_mask, keep_top_m, top_m, unpool
 
 __all__ = [
     "apply_mask",
+    "batch_top_m",
     "decode",
     "encode_l0",
     "encode_l0_factored",

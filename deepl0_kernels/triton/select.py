@@ -31,8 +31,8 @@ def magnitude_key(u):
 
 @triton.jit
 def positive_part(u):
-    """max(u, 0), a NaN as it is: -0.0 becomes +0, and no subnormal number is lost. As integers, -0.0
-    is the least, and numbers ascend from there to -inf, before all NaNs."""
+    """max(u, 0), a NaN as it is: -0.0 becomes +0, and no subnormal number is lost. As integers,
+    -0.0 is the least, and numbers ascend from there to -inf, before all NaNs."""
     if u.dtype == tl.float32:
         below = u.to(tl.int32, bitcast=True) <= -0x800000
     else:

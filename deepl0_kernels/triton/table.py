@@ -63,6 +63,7 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     # depth: indices read per step.
     "unpool": ((64, Config(32, 64, 32)), (512, Config(4, 512, 32)), (_ANY, Config(1, 4096, 512))),
     "apply_mask": ((64, Config(32, 64)), (512, Config(4, 512)), (_ANY, Config(1, 2048))),
+    "batch_top_m": ((64, Config(32, 64)), (512, Config(4, 512)), (_ANY, Config(1, 2048))),
     "radix_count": ((_ANY, Config(1, 4096, warps=8)),),
     "radix_emit": ((_ANY, Config(1, 2048, warps=8)),),
     "threshold_stage": ((_ANY, Config(64, 64, 32, 4, 2)),),

@@ -22,7 +22,10 @@ from .recording import recording
 from .test_sparse import code
 
 backends = importlib.import_module("deepl0_kernels.backends")
-SERVED = ("top_m", "encode", "encode, long codes", "decode", "nonnegative codes", "factored")
+SERVED = (
+    "top_m", "batch_top_m", "encode", "encode, long codes", "decode", "nonnegative codes",
+    "factored",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -236,6 +236,7 @@ ORACLES = {
     name: getattr(reference, name, None) or globals()[name]
     for name in (
         "threshold", "threshold_backward", "top_m", "unpool", "keep_top_m", "apply_mask",
+        "batch_top_m",
         "threshold_stage", "threshold_stage_saving", "top_m_stage", "encode_l0", "encode_l0_saving",
         "encode_l0_backward", "encode_top_m", "encode_top_m_saving", "encode_top_m_backward",
         "encode_l0_factored", "encode_l0_factored_saving", "encode_l0_factored_backward",
@@ -244,7 +245,7 @@ ORACLES = {
     )
 }  # fmt: skip
 # The others form products, in which the reference's 0 * inf is NaN (docs/numerics.md).
-MOVE_VALUES = ("threshold", "top_m", "unpool", "keep_top_m", "apply_mask")
+MOVE_VALUES = ("threshold", "top_m", "unpool", "keep_top_m", "apply_mask", "batch_top_m")
 # A step, a penalty or atoms that are spoilt make these diverge or decide by rounding, which no two
 # implementations do alike. Where the objective is among their results.
 ITERATE = {"fista": 3, "iht_l0": 3, "iht_top_m": 4, "omp": 3}

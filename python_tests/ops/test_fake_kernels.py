@@ -63,6 +63,7 @@ def elementwise(dtype, batch):
         for m, positive in itertools.product(MOST, (False, True)):
             yield "top_m", u, m, positive
             yield "keep_top_m", u, m, positive
+            yield "batch_top_m", u, m, positive
             values, indices = torch.ops.deepl0.top_m(u, m, positive)
             yield "unpool", values, indices, P
         yield "apply_mask", u, torch.ops.deepl0.keep_top_m(u, 3, False)[1]

@@ -124,7 +124,7 @@ def valid_calls(draw, op: str) -> dict:
         args = [tensor(*lead, p), theta(), sigma, kind]
     elif op == "threshold_backward":
         args = [tensor(*lead, p), tensor(*lead, p), theta(), sigma, kind, mask(2)]
-    elif op in ("top_m", "keep_top_m"):
+    elif op in ("top_m", "keep_top_m", "batch_top_m"):
         args = [tensor(*lead, p), m, positive]
     elif op == "unpool":
         args = [tensor(batch, m), code(), p]

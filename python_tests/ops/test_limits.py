@@ -21,6 +21,7 @@ CALLS = {
     "helu": lambda x, z: dk.helu(z, theta, 0.2),
     "top_m": lambda x, z: dk.top_m(z, M),
     "keep_top_m": lambda x, z: dk.keep_top_m(z, M),
+    "batch_top_m": lambda x, z: dk.batch_top_m(z, M),
     "unpool": lambda x, z: dk.unpool(z[:, :M], INDICES, P),
     "threshold_stage": lambda x, z: dk.threshold_stage(x, W, z, S, theta),
     "top_m_stage": lambda x, z: dk.top_m_stage(x, W, z, S, M),

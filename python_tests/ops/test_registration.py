@@ -46,6 +46,8 @@ def samples(dtype: torch.dtype, grad: bool, batch: int = B):
         yield "top_m", (z, M, positive)
         yield "top_m", (randn(2, 3, P), M, positive)
         yield "keep_top_m", (z, M, positive)
+        yield "batch_top_m", (z, M, positive)
+        yield "batch_top_m", (randn(2, 3, P), M, positive)
     yield "unpool", (randn(batch, M), indices, P)
     yield "apply_mask", (z, mask)
     for name in ("threshold_stage", "threshold_stage_saving"):
@@ -184,6 +186,7 @@ FUNCTIONS = {
     "helu": lambda x, W, S, D, t: dk.helu(x, t[:N], 0.2),
     "top_m": lambda x, W, S, D, t: dk.top_m(x, 3)[0],
     "keep_top_m": lambda x, W, S, D, t: dk.keep_top_m(x, 3),
+    "batch_top_m": lambda x, W, S, D, t: dk.batch_top_m(x, 3)[1],
     "stages": lambda x, W, S, D, t: dk.top_m_stage(
         x, W, dk.threshold_stage(x, W, x @ W.t(), S, t, 0.1), S, M
     ),
@@ -240,7 +243,7 @@ def test_autocast_selects_and_thresholds_in_float32(name, backend):
                 out = dk.top_m_stage(x, W, dk.threshold_stage(x, W, z, S, t), S, M)
             else:
                 out = FUNCTIONS[name](*args)
-        elementwise = name in ("helu", "top_m", "keep_top_m")
+        elementwise = name in ("helu", "top_m", "keep_top_m", "batch_top_m")
         assert out.dtype == (torch.float32 if elementwise else torch.bfloat16)
         out.float().sum().backward()
     if elementwise:

@@ -62,6 +62,7 @@ FUNCTIONS = {
     "theta": (lambda t: dk.helu(O["z"], t, 0.3), O["theta"]),
     "top_m": (lambda u: dk.top_m(u, M)[0], O["z"]),
     "keep_top_m": (lambda u: dk.keep_top_m(u, M), O["z"]),
+    "batch_top_m": (lambda u: dk.batch_top_m(u, M)[1], O["z"]),
     "unpool": (lambda v: dk.unpool(v, CODE, P), O["z"][:, :M]),
     "threshold_stage": (
         lambda W: dk.threshold_stage(O["x"], W, O["z"], O["S"], O["theta"], 0.3), O["W"],

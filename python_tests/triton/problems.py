@@ -72,6 +72,16 @@ def top_m(
     return Problem(name + side(positive), call, quick)
 
 
+def batch_top_m(batch: int, p: int, m: int, quick: bool = False):
+    def call(dtype):
+        u = leaf(batch, p, dtype=dtype)
+        backward(dk.batch_top_m(u, m, positive=True)[1], u)
+        with torch.no_grad():
+            dk.batch_top_m(u, m)
+
+    return Problem(f"batch_top_m [{batch}, {p}] m={m}", call, quick)
+
+
 def stage(
     batch: int, n: int, p: int, m: int, quick: bool = False, strided: bool = False,
     positive: bool = False,
@@ -167,6 +177,10 @@ PROBLEMS: dict[str, tuple[Problem, ...]] = {
         *(top_m(4096, p, 10, train=False) for p in (16, 32, 64, 128, 256, 1024, 2048, 4096, 8192)),
         top_m(4096, 16384, 32, quick=True), top_m(8, 131072, 64), top_m(3, 100003, 64),
         top_m(4096, 1 << 20, 64), top_m(4096, 16384, 4096), top_m(1, 131072, 4096),
+    ),
+    "batch_top_m": (
+        batch_top_m(4096, 16384, 32, quick=True), batch_top_m(4096, 512, 32), batch_top_m(7, 33, 5),
+        batch_top_m(1, 100, 1), batch_top_m(1 << 20, 1 << 16, 64),
     ),
     "stage": (
         stage(4096, 256, 512, 32, quick=True), stage(4096, 256, 128, 32), stage(4096, 256, 256, 32),

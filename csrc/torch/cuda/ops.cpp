@@ -11,6 +11,7 @@ STABLE_TORCH_LIBRARY(deepl0_cuda, m) {
     m.def("keep_top_m(Tensor u, int m, bool positive) -> (Tensor, Tensor)");
     m.def("unpool(Tensor values, Tensor indices, int size) -> Tensor");
     m.def("apply_mask(Tensor u, Tensor mask) -> Tensor");
+    m.def("batch_top_m(Tensor u, int m, bool positive) -> (Tensor, Tensor, Tensor)");
     m.def(
         "gather_top_m(Tensor wx, Tensor values, Tensor indices, Tensor St, bool positive)"
         " -> (Tensor, Tensor)");
@@ -37,6 +38,7 @@ void implement(Library& m) {
     m.impl("keep_top_m", TORCH_BOX(&ops::keep_top_m));
     m.impl("unpool", TORCH_BOX(&ops::unpool));
     m.impl("apply_mask", TORCH_BOX(&ops::apply_mask));
+    m.impl("batch_top_m", TORCH_BOX(&ops::batch_top_m));
     m.impl("gather_top_m", TORCH_BOX(&ops::gather_top_m));
     m.impl("transpose", TORCH_BOX(&ops::transpose));
     m.impl("gather_rows", TORCH_BOX(&ops::gather_rows));

@@ -10,6 +10,7 @@ std::tuple<Tensor, Tensor> top_m(Tensor u, int64_t m, bool positive);
 std::tuple<Tensor, Tensor> keep_top_m(Tensor u, int64_t m, bool positive);
 Tensor unpool(Tensor values, Tensor indices, int64_t size);
 Tensor apply_mask(Tensor u, Tensor mask);
+std::tuple<Tensor, Tensor, Tensor> batch_top_m(Tensor u, int64_t m, bool positive);
 
 /// top_m of wx + z S' for the sparse z = (values, indices); St is S'.
 std::tuple<Tensor, Tensor> gather_top_m(Tensor wx, Tensor values, Tensor indices, Tensor St,
