@@ -49,18 +49,24 @@ struct Sums {
     typename Units<T, BYTES>::count zeros{};
 };
 
-template <class T, int BYTES>
+template <bool Positive, class T, int BYTES>
 DEEPL0_INLINE void step_units(T* before, const T* code, const T* q, T* slope, T momentum,
                               T threshold, Sums<T, BYTES>& sums) {
     using V = typename Units<T, BYTES>::type;
     const V a = *reinterpret_cast<const V*>(code), old = *reinterpret_cast<const V*>(before);
     const V now = *reinterpret_cast<const V*>(q), last = *reinterpret_cast<const V*>(slope);
-    const V w = momentum - V{}, high = threshold - V{}, low = V{} - high;
+    const V w = momentum - V{}, high = threshold - V{};
     const V y = fused(w, V(a - old), a);
     const V u = y + fused(w, V(now - last), now);
-    // u - clamp(u): exact 0 inside, and NaN stays NaN.
-    const V clipped = u > high ? high : u;
-    const V next = u - (clipped < low ? low : clipped);
+    // NaN stays NaN.
+    V next;
+    if constexpr (Positive) {
+        const V above = u - high;
+        next = above < V{} ? V{} : above;
+    } else {  // u - clamp(u): exact 0 inside
+        const V low = V{} - high, clipped = u > high ? high : u;
+        next = u - (clipped < low ? low : clipped);
+    }
     const V change = next - a;
     *reinterpret_cast<V*>(slope) = now;
     *reinterpret_cast<V*>(before) = next;
@@ -71,8 +77,9 @@ DEEPL0_INLINE void step_units(T* before, const T* code, const T* q, T* slope, T 
 }
 
 /// The next code of row r from its q, in the place of the code before.
-template <class T>
-DEEPL0_INLINE void step(const FistaProblem<T>& f, const FistaRows<T>& s, int64_t r, const T* q) {
+template <bool Positive, class T>
+DEEPL0_INLINE void step_row(const FistaProblem<T>& f, const FistaRows<T>& s, int64_t r,
+                            const T* q) {
     constexpr int64_t W = kVectorBytes / int64_t(sizeof(T));
     const int64_t p = f.p, k = s.iterations[r]++;
     const T* code = s.codes[k % 2] + r * p;
@@ -84,10 +91,11 @@ DEEPL0_INLINE void step(const FistaProblem<T>& f, const FistaRows<T>& s, int64_t
     Sums<T, 0> tail;
     int64_t i = 0;
     for (; i + W <= p; i += W)
-        step_units<T, kVectorBytes>(before + i, code + i, q + i, slope + i, momentum, threshold,
-                                    lanes);
+        step_units<Positive, T, kVectorBytes>(before + i, code + i, q + i, slope + i, momentum,
+                                              threshold, lanes);
     for (; i < p; ++i)
-        step_units<T, 0>(before + i, code + i, q + i, slope + i, momentum, threshold, tail);
+        step_units<Positive, T, 0>(before + i, code + i, q + i, slope + i, momentum, threshold,
+                                   tail);
     int64_t zeros = int64_t(tail.zeros);
     for (int64_t l = 0; l < W; ++l) zeros -= int64_t(lanes.zeros[l]);  // a comparison gives -1
     s.count[r] = int32_t(p - zeros);
@@ -104,6 +112,11 @@ DEEPL0_INLINE void step(const FistaProblem<T>& f, const FistaRows<T>& s, int64_t
     s.converged[r] =
         threshold == f.threshold && std::sqrt(double(moved)) <= f.tol * std::sqrt(double(size));
     if (s.converged[r] || last) s.status[r] = IhtStatus::last;
+}
+
+template <class T>
+DEEPL0_INLINE void step(const FistaProblem<T>& f, const FistaRows<T>& s, int64_t r, const T* q) {
+    f.positive ? step_row<true>(f, s, r, q) : step_row<false>(f, s, r, q);
 }
 
 template <class T, int BYTES>

@@ -1,6 +1,7 @@
 // The l1 problem 1/2 ||x - D a||^2 + lam ||a||_1 by the proximal gradient with momentum (FISTA),
 // step mu:
-//   y = a + w (a - a'),  a' the code before;  next a = soft(y + mu D'(x - D y), mu lam_k).
+//   y = a + w (a - a'),  a' the code before;  next a = soft(y + mu D'(x - D y), mu lam_k),
+// soft(u, t) = sign(u) max(|u| - t, 0), or max(u - t, 0) where codes are nonnegative.
 // lam_k falls from the largest correlation to lam by a fixed factor: so codes stay sparse on the
 // way from 0, where the first ones of a fixed lam are nearly dense.
 //
@@ -29,10 +30,12 @@ struct FistaProblem {
     T step, lam, threshold;  // threshold = step lam, where it stops to fall
     double tol;
     int64_t max_iter;
+    bool positive = false;  // codes >= 0
 };
 
 /// The state of some rows, k = iterations[r]. All start with t = 1 and momentum 0; at the code 0
-/// with threshold max |b|, or at a given code with the last threshold.
+/// with threshold max |b| (max b where codes are nonnegative), or at a given code with the last
+/// threshold.
 template <class T>
 struct FistaRows {
     T* codes[2];  // [*, p]: a_k of row r in codes[k % 2], a_(k-1) in the other; both a_0 at k = 0

@@ -119,6 +119,12 @@ DEEPL0_INLINE bool settle(const IhtProblem<T>& f, const IhtRows<T>& s, int64_t r
     return s.status[r] == IhtStatus::running && k < s.limit;
 }
 
+/// max(q, 0) in place, -0 made +0; NaN stays.
+template <class T>
+DEEPL0_INLINE void take_positive(T* q, int64_t p) {
+    for (int64_t i = 0; i < p; ++i) q[i] = q[i] <= 0 ? T(0) : q[i];
+}
+
 /// The code of row r from q = mu D'(x - D a), which becomes q + a.
 template <class T>
 DEEPL0_INLINE void step(const IhtProblem<T>& f, const IhtRows<T>& s, int64_t r, T* q,
@@ -128,6 +134,7 @@ DEEPL0_INLINE void step(const IhtProblem<T>& f, const IhtRows<T>& s, int64_t r, 
     const int64_t n = s.count[r], k = ++s.iterations[r];
     const bool last = k == f.max_iter, check = last || k % kIhtCheckEvery == 0;
     for (int64_t j = 0; j < n; ++j) q[idx[j]] += v[j];
+    if (f.positive) take_positive(q, f.p);
     if (check) {
         for (int64_t j = 0; j < n; ++j) w.before[idx[j]] = v[j];
         memcpy(w.old, idx, size_t(n) * sizeof(int32_t));

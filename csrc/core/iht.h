@@ -1,5 +1,5 @@
 // Iterative hard thresholding with a fixed step mu: a <- h(a + mu D'(x - D a)), h the m largest
-// entries or the hard threshold.
+// entries or the hard threshold, for nonnegative codes of max(u, 0) in the place of u.
 //
 // a has few nonzeros, so q = mu D'(x - D a) is a gather-sum: of rows of -mu D'D on top of mu D'x,
 // or of atoms, for the residual x - D a, which a product with mu D' follows. q and not q + a is
@@ -22,6 +22,7 @@ struct IhtProblem {
     T step;
     double tol;
     int64_t max_iter;
+    bool positive = false;  // codes >= 0
 };
 
 enum class IhtStatus : uint8_t { running, last, done, rose };

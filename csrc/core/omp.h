@@ -7,6 +7,9 @@
 // residual: the directions themselves, the correlations by a matrix product per step; for a G that
 // is too large or too expensive for the rows there are.
 //
+// Nonnegative codes (omp_positive.cpp) have kernels of the same form: the correlations compete as
+// they are, and where least squares would make a coefficient negative, atoms leave the factor.
+//
 // The kernels work on rows that the caller chose, allocate nothing and may run concurrently on
 // distinct rows.
 #pragma once
@@ -48,6 +51,10 @@ struct OmpPanel {
     T* lower;          // [rows, m, m], the Cholesky factors
     T *y, *squared;    // [rows, m], [rows]
     int32_t* support;  // [rows, m]
+    // Of nonnegative codes alone: how many of the chosen atoms are in the factor, and how many out
+    // of it may come back, [rows] each; and omp_scratch(m) elements of the calling thread.
+    int32_t *inside = nullptr, *waiting = nullptr;
+    T* scratch = nullptr;
 };
 
 /// The kernels of one ISA level for T = float or double.
@@ -73,9 +80,14 @@ struct OmpKernels {
 /// The kernels of the ISA level in force (see active_isa).
 template <class T>
 const OmpKernels<T>& omp_kernels();
+template <class T>
+const OmpKernels<T>& omp_positive_kernels();
 
 /// Rows of correlations are padded to a multiple of this, the lanes of the widest vector.
 constexpr int64_t kOmpPad = 16;
+
+/// Elements of OmpPanel::scratch.
+constexpr int64_t omp_scratch(int64_t m) { return 4 * m; }
 
 /// Bytes of workspace of one thread for the gram form.
 template <class T>

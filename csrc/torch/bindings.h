@@ -180,17 +180,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> encode_top_m_factored_backwar
 Tensor decode(Tensor values, Tensor indices, Tensor D);
 std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor D,
                                            int64_t mask);
-std::tuple<Tensor, Tensor, Tensor, Tensor> omp(Tensor x, Tensor D, int64_t m, double tol);
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> iht_top_m(Tensor x, Tensor D,
-                                                             std::optional<Tensor> values,
-                                                             std::optional<Tensor> indices,
-                                                             int64_t m, double step, double tol,
-                                                             int64_t max_iter, bool history);
+std::tuple<Tensor, Tensor, Tensor, Tensor> omp(Tensor x, Tensor D, int64_t m, double tol,
+                                               bool positive);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> iht_top_m(
+    Tensor x, Tensor D, std::optional<Tensor> values, std::optional<Tensor> indices, int64_t m,
+    double step, double tol, int64_t max_iter, bool history, bool positive);
 std::tuple<Tensor, Tensor, Tensor, Tensor> iht_l0(Tensor x, Tensor D, std::optional<Tensor> start,
                                                   double lam, double step, double tol,
-                                                  int64_t max_iter, bool history);
+                                                  int64_t max_iter, bool history, bool positive);
 std::tuple<Tensor, Tensor, Tensor, Tensor> fista(Tensor x, Tensor D, std::optional<Tensor> start,
                                                  double lam, double step, double tol,
-                                                 int64_t max_iter, bool history);
+                                                 int64_t max_iter, bool history, bool positive);
 
 }  // namespace deepl0::torch_ops

@@ -44,10 +44,11 @@ Plan make_plan(int64_t batch, int64_t n, int64_t p, int64_t max_iter) {
     return {gram, residual || !gram, most, panel_rows(p, size, rows)};
 }
 
+/// The largest b, or |b| where codes may be negative; at least 0.
 template <class T>
-T largest(const T* b, int64_t p) {
+T largest(const T* b, int64_t p, bool positive) {
     T most = 0;
-    for (int64_t i = 0; i < p; ++i) most = std::max(most, std::fabs(b[i]));
+    for (int64_t i = 0; i < p; ++i) most = std::max(most, positive ? b[i] : std::fabs(b[i]));
     return most;
 }
 
@@ -109,7 +110,7 @@ class Panel {
             first[r] = half_xx_.get()[r] = half_square(x.data + r * x.row_stride, x.cols);
         d_.correlations(x, b_.get());
         for (int64_t r = 0; r < rows; ++r)
-            threshold_.get()[r] = start ? f_.threshold : largest(b_.get() + r * p, p);
+            threshold_.get()[r] = start ? f_.threshold : largest(b_.get() + r * p, p, f_.positive);
 
         FistaRows<T> s{{even_.get(), odd_.get()},
                        slopes_.get(),
@@ -225,13 +226,13 @@ using Result = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 template <class T>
 Result run(Tensor x, Tensor d, const T* start, double lam, double step, double tol,
-           int64_t max_iter, bool with_history) {
+           int64_t max_iter, bool with_history, bool positive) {
     const Matrix<const T> xm = row_major_matrix<T>(x), dm = plain_matrix<T>(d);
     const int64_t batch = xm.rows, p = dm.cols;
     Tensor code = fresh({batch, p}, x.scalar_type());
     Course out(x, batch, with_history);
     if (batch == 0) return {code, out.iterations, out.converged, out.objective};
-    const FistaProblem<T> f{p, T(step), T(lam), T(step * lam), tol, max_iter};
+    const FistaProblem<T> f{p, T(step), T(lam), T(step * lam), tol, max_iter, positive};
     const Plan plan = make_plan<T>(batch, xm.cols, p, max_iter);
     const DenseDictionary<T> dictionary(dm, f.step, plan, batch);
     T* codes = static_cast<T*>(code.mutable_data_ptr());
@@ -265,13 +266,15 @@ Result run(Tensor x, Tensor d, const T* start, double lam, double step, double t
 }  // namespace
 
 Result fista(Tensor x, Tensor D, std::optional<Tensor> start, double lam, double step, double tol,
-             int64_t max_iter, bool history) {
+             int64_t max_iter, bool history, bool positive) {
     check_solver("fista", x, D, step, max_iter);
     STD_TORCH_CHECK(lam > 0, "fista: lam must be > 0, got ", lam);
     const void* a = dense_start("fista", x, D, start);
     if (x.scalar_type() == ScalarType::Double)
-        return run<double>(x, D, static_cast<const double*>(a), lam, step, tol, max_iter, history);
-    return run<float>(x, D, static_cast<const float*>(a), lam, step, tol, max_iter, history);
+        return run<double>(x, D, static_cast<const double*>(a), lam, step, tol, max_iter, history,
+                           positive);
+    return run<float>(x, D, static_cast<const float*>(a), lam, step, tol, max_iter, history,
+                      positive);
 }
 
 }  // namespace deepl0::torch_ops

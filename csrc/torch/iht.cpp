@@ -249,9 +249,10 @@ using TopMResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class T>
 TopMResult run_top_m(Tensor x, Tensor d, const T* start_values, const int64_t* start_indices,
-                     int64_t m, double step, double tol, int64_t max_iter, bool history) {
+                     int64_t m, double step, double tol, int64_t max_iter, bool history,
+                     bool positive) {
     const int64_t batch = x.size(0);
-    const IhtProblem<T> f{d.size(1), m, T(0), T(0), T(step), tol, max_iter};
+    const IhtProblem<T> f{d.size(1), m, T(0), T(0), T(step), tol, max_iter, positive};
     Tensor values = fresh({batch, m}, x.scalar_type()),
            indices = fresh({batch, m}, ScalarType::Long);
     T* v = static_cast<T*>(values.mutable_data_ptr());
@@ -278,9 +279,10 @@ using L0Result = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 template <class T>
 L0Result run_l0(Tensor x, Tensor d, const T* start, double lam, double step, double tol,
-                int64_t max_iter, bool history) {
+                int64_t max_iter, bool history, bool positive) {
     const int64_t batch = x.size(0), p = d.size(1);
-    const IhtProblem<T> f{p, -1, T(std::sqrt(2 * lam * step)), T(lam), T(step), tol, max_iter};
+    const IhtProblem<T> f{p,        -1,      T(std::sqrt(2 * lam * step)), T(lam), T(step), tol,
+                          max_iter, positive};
     Tensor code = torch::stable::new_zeros(x, {batch, p});
     T* z = static_cast<T*>(code.mutable_data_ptr());
     const auto load = [&](Panel<T>& panel, int64_t b, int64_t rows) {
@@ -302,7 +304,7 @@ L0Result run_l0(Tensor x, Tensor d, const T* start, double lam, double step, dou
 
 TopMResult iht_top_m(Tensor x, Tensor D, std::optional<Tensor> values,
                      std::optional<Tensor> indices, int64_t m, double step, double tol,
-                     int64_t max_iter, bool history) {
+                     int64_t max_iter, bool history, bool positive) {
     check_solver("iht_top_m", x, D, step, max_iter);
     const int64_t batch = x.size(0), p = D.size(1);
     STD_TORCH_CHECK(m >= 0 && m <= p, "iht_top_m: m must be in [0, ", p, "], got ", m);
@@ -323,20 +325,21 @@ TopMResult iht_top_m(Tensor x, Tensor D, std::optional<Tensor> values,
     const int64_t* idx = indices ? static_cast<const int64_t*>(indices->const_data_ptr()) : nullptr;
     if (x.scalar_type() == ScalarType::Double)
         return run_top_m<double>(x, D, static_cast<const double*>(v), idx, m, step, tol, max_iter,
-                                 history);
+                                 history, positive);
     return run_top_m<float>(x, D, static_cast<const float*>(v), idx, m, step, tol, max_iter,
-                            history);
+                            history, positive);
 }
 
 L0Result iht_l0(Tensor x, Tensor D, std::optional<Tensor> start, double lam, double step,
-                double tol, int64_t max_iter, bool history) {
+                double tol, int64_t max_iter, bool history, bool positive) {
     check_solver("iht_l0", x, D, step, max_iter);
     STD_TORCH_CHECK(lam > 0, "iht_l0: lam must be > 0, got ", lam);
     const void* a = dense_start("iht_l0", x, D, start);
     if (x.scalar_type() == ScalarType::Double)
         return run_l0<double>(x, D, static_cast<const double*>(a), lam, step, tol, max_iter,
-                              history);
-    return run_l0<float>(x, D, static_cast<const float*>(a), lam, step, tol, max_iter, history);
+                              history, positive);
+    return run_l0<float>(x, D, static_cast<const float*>(a), lam, step, tol, max_iter, history,
+                         positive);
 }
 
 }  // namespace deepl0::torch_ops

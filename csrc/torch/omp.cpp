@@ -27,8 +27,8 @@ void correlate(T* out, int64_t ld, Matrix<const T> a, Matrix<const T> d) {
 }
 
 template <class T>
-void pursue_gram(const OmpProblem<T>& problem, Matrix<const T> x, Matrix<const T> d, int64_t ld,
-                 OmpCodes<T> out) {
+void pursue_gram(const OmpProblem<T>& problem, const OmpKernels<T>& kernels, Matrix<const T> x,
+                 Matrix<const T> d, int64_t ld, OmpCodes<T> out) {
     const int64_t p = problem.p, block = 128, panel = omp_panel(x.rows, ld * int64_t(sizeof(T)));
     const Buffer<T> gram(p * ld);
     const auto in_panels = [](int64_t rows, int64_t panel, auto&& f) {
@@ -47,26 +47,32 @@ void pursue_gram(const OmpProblem<T>& problem, Matrix<const T> x, Matrix<const T
         for (int64_t r = begin; r < end; r += panel) {
             const Matrix<const T> rows = x.range(r, std::min(end, r + panel));
             correlate(alpha.get(), ld, rows, d);
-            omp_kernels<T>().gram(problem, rows.data, rows.row_stride, rows.rows, alpha.get(),
-                                  gram.get(), ld, out.from(r, problem.m), workspace.get());
+            kernels.gram(problem, rows.data, rows.row_stride, rows.rows, alpha.get(), gram.get(),
+                         ld, out.from(r, problem.m), workspace.get());
         }
     });
 }
 
 template <class T>
-void pursue_residual(const OmpProblem<T>& problem, Matrix<const T> x, Matrix<const T> d, int64_t ld,
-                     OmpCodes<T> out) {
+void pursue_residual(const OmpProblem<T>& problem, const OmpKernels<T>& kernels, bool positive,
+                     Matrix<const T> x, Matrix<const T> d, int64_t ld, OmpCodes<T> out) {
     const int64_t n = problem.n, m = problem.m;
     const int64_t panel = omp_panel(x.rows, (ld + (m + 1) * (n + m)) * int64_t(sizeof(T)));
-    const auto& kernels = omp_kernels<T>();
     const int64_t panels = (x.rows + panel - 1) / panel;
     torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
         const Buffer<T> alpha(panel * ld), residual(panel * n), directions(panel * m * n);
         const Buffer<T> lower(panel * m * m), y(panel * m), squared(panel);
         const Buffer<int64_t> live(panel);
         const Buffer<int32_t> support(panel * m);
-        const OmpPanel<T> state{residual.get(), live.get(),    directions.get(), lower.get(),
-                                y.get(),        squared.get(), support.get()};
+        const Buffer<int32_t> factor(positive ? 2 * panel : 0);
+        const Buffer<T> scratch(positive ? omp_scratch(m) : 0);
+        OmpPanel<T> state{residual.get(), live.get(),    directions.get(), lower.get(),
+                          y.get(),        squared.get(), support.get()};
+        if (positive) {
+            state.inside = factor.get();
+            state.waiting = state.inside + panel;
+            state.scratch = scratch.get();
+        }
         for (int64_t b = begin; b < end; ++b) {
             const Matrix<const T> rows = x.range(b * panel, std::min(x.rows, (b + 1) * panel));
             const OmpCodes<T> codes = out.from(b * panel, m);
@@ -83,7 +89,7 @@ void pursue_residual(const OmpProblem<T>& problem, Matrix<const T> x, Matrix<con
 }
 
 template <class T>
-Result pursue(Tensor x, Tensor d, int64_t m, double tol) {
+Result pursue(Tensor x, Tensor d, int64_t m, double tol, bool positive) {
     const Matrix<const T> xm = row_major_matrix<T>(x), dm = matrix<T>(d);
     const OmpProblem<T> problem{dm.rows, dm.cols, m, T(tol)};
     const ScalarType type = x.scalar_type();
@@ -95,19 +101,20 @@ Result pursue(Tensor x, Tensor d, int64_t m, double tol) {
                               static_cast<int64_t*>(count.mutable_data_ptr()),
                               static_cast<T*>(objective.mutable_data_ptr()), xm.rows};
         const int64_t p = dm.cols, ld = (p + kOmpPad - 1) / kOmpPad * kOmpPad;
+        const auto& kernels = positive ? omp_positive_kernels<T>() : omp_kernels<T>();
         const bool fits = p * ld * int64_t(sizeof(T)) <= kGramBytes;
         // The Gram matrix costs p products with D, the residual form m for each row.
         if (fits && xm.rows * m > p)
-            pursue_gram(problem, xm, dm, ld, out);
+            pursue_gram(problem, kernels, xm, dm, ld, out);
         else
-            pursue_residual(problem, xm, dm, ld, out);
+            pursue_residual(problem, kernels, positive, xm, dm, ld, out);
     }
     return {values, indices, count, objective};
 }
 
 }  // namespace
 
-Result omp(Tensor x, Tensor D, int64_t m, double tol) {
+Result omp(Tensor x, Tensor D, int64_t m, double tol, bool positive) {
     STD_TORCH_CHECK(x.dim() == 2 && D.dim() == 2 && x.size(1) == D.size(0),
                     "omp: x [B, n] and D [n, p] do not fit");
     STD_TORCH_CHECK(m >= 1 && m <= std::min(D.size(0), D.size(1)), "omp: m must be in [1, ",
@@ -116,7 +123,8 @@ Result omp(Tensor x, Tensor D, int64_t m, double tol) {
     STD_TORCH_CHECK(
         type == D.scalar_type() && (type == ScalarType::Float || type == ScalarType::Double),
         "omp: x and D must both be float32 or float64");
-    return type == ScalarType::Double ? pursue<double>(x, D, m, tol) : pursue<float>(x, D, m, tol);
+    return type == ScalarType::Double ? pursue<double>(x, D, m, tol, positive)
+                                      : pursue<float>(x, D, m, tol, positive);
 }
 
 }  // namespace deepl0::torch_ops

@@ -10,7 +10,7 @@ from . import registration
 from .iht import fake_course
 
 
-def _fake(x, D, start, lam, step, tol, max_iter, history):
+def _fake(x, D, start, lam, step, tol, max_iter, history, positive=False):
     return x.new_empty((x.shape[0], D.shape[1])), *fake_course(x, history)
 
 
@@ -18,7 +18,7 @@ def _fake(x, D, start, lam, step, tol, max_iter, history):
 registration.define(
     "fista",
     "(Tensor x, Tensor D, Tensor? start, float lam, float step, float tol, int max_iter,"
-    " bool history) -> (Tensor, Tensor, Tensor, Tensor)",
+    " bool history, bool positive=False) -> (Tensor, Tensor, Tensor, Tensor)",
     _fake,
 )
 registration.differentiate("fista")

@@ -100,17 +100,21 @@ def _iterations(out_val: Sequence[torch.Tensor], at: int, most: int) -> int:
     return made.shape[0] * most
 
 
-def _iht_top_m(x, D, values, indices, m, step, tol, max_iter, history, *, out_val, **_) -> int:
+def _iht_top_m(
+    x, D, values, indices, m, step, tol, max_iter, history, positive=False, *, out_val, **_
+) -> int:
     (n, p), rows = D.shape, _iterations(out_val, 2, max_iter)
     return 2 * rows * n * (p + m)
 
 
-def _dense_solver(x, D, start, lam, step, tol, max_iter, history, *, out_val, **_) -> int:
+def _dense_solver(
+    x, D, start, lam, step, tol, max_iter, history, positive=False, *, out_val, **_
+) -> int:
     (n, p), rows = D.shape, _iterations(out_val, 1, max_iter)
     return 2 * rows * min(p * p, 2 * n * p)
 
 
-def _omp(x, D, m, tol, *, out_val, **_) -> int:
+def _omp(x, D, m, tol, positive=False, *, out_val, **_) -> int:
     # D'x once, then the correlations of each new atom with the others.
     (n, p), chosen = D.shape, _iterations(out_val, 2, m)
     return 2 * x.shape[0] * n * p + 2 * chosen * n * p

@@ -22,12 +22,12 @@ def fake_course(x, history):
     )
 
 
-def _fake_top_m(x, D, values, indices, m, step, tol, max_iter, history):
+def _fake_top_m(x, D, values, indices, m, step, tol, max_iter, history, positive=False):
     code = (x.shape[0], m)
     return x.new_empty(code), x.new_empty(code, dtype=torch.int64), *fake_course(x, history)
 
 
-def _fake_l0(x, D, start, lam, step, tol, max_iter, history):
+def _fake_l0(x, D, start, lam, step, tol, max_iter, history, positive=False):
     return x.new_empty((x.shape[0], D.shape[1])), *fake_course(x, history)
 
 
@@ -35,13 +35,13 @@ def _fake_l0(x, D, start, lam, step, tol, max_iter, history):
 registration.define(
     "iht_top_m",
     "(Tensor x, Tensor D, Tensor? values, Tensor? indices, SymInt m, float step, float tol,"
-    " int max_iter, bool history) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " int max_iter, bool history, bool positive=False) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _fake_top_m,
 )
 registration.define(
     "iht_l0",
     "(Tensor x, Tensor D, Tensor? start, float lam, float step, float tol, int max_iter,"
-    " bool history) -> (Tensor, Tensor, Tensor, Tensor)",
+    " bool history, bool positive=False) -> (Tensor, Tensor, Tensor, Tensor)",
     _fake_l0,
 )
 registration.differentiate("iht_top_m")

@@ -11,8 +11,9 @@ from . import registration
 
 registration.define(
     "omp",
-    "(Tensor x, Tensor D, SymInt m, float tol) -> (Tensor, Tensor, Tensor, Tensor)",
-    lambda x, D, m, tol: (
+    "(Tensor x, Tensor D, SymInt m, float tol, bool positive=False)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    lambda x, D, m, tol, positive=False: (
         x.new_empty((x.shape[0], m)),
         x.new_empty((x.shape[0], m), dtype=torch.int64),
         x.new_empty((x.shape[0],), dtype=torch.int64),
@@ -24,6 +25,8 @@ registration.serve("omp", reference.omp)
 registration.vmap_rows("omp", rows=(0,), batch_dims=(0, 0, 0, 1))
 
 
-def omp(x: Tensor, D: Tensor, m: int, tol: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def omp(
+    x: Tensor, D: Tensor, m: int, tol: float, positive: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Codes of rows x in unit atoms D; see the reference. Not differentiable, not checked."""
-    return implementation("omp", x)(x, D, m, tol)
+    return implementation("omp", x)(x, D, m, tol, positive)

@@ -17,6 +17,11 @@ def half_squares(rows: Tensor) -> Tensor:
     return 0.5 * rows.square().sum(1)
 
 
+def positive_part(u: Tensor) -> Tensor:
+    """max(u, 0): NaN stays, and -0.0 becomes 0.0."""
+    return torch.where(u <= 0, 0.0, u)
+
+
 def check_step(step: float, x: Tensor) -> None:
     """A step that x's dtype cannot hold makes NaN of every zero."""
     if not 0 < step <= torch.finfo(x.dtype).max:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import thresholds
-from .descent import Loop, Quadratic, check_step
+from .descent import Loop, Quadratic, check_step, positive_part
 
 # The penalty falls by this factor from the largest correlation to lam: codes are sparse on the way.
 _FALL = 0.8
@@ -21,9 +21,10 @@ def fista(
     tol: float,
     max_iter: int,
     history: bool,
+    positive: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """From ``start`` [B, p], or from 0: codes [B, p], iterations and converged [B], objective
-    [T + 1, B] with lam ||a||_1."""
+    [T + 1, B] with lam ||a||_1. ``positive``: over codes >= 0, from a start that is, too."""
     check_step(step, x)
     lowest = x.new_tensor(step * lam)
 
@@ -34,7 +35,11 @@ def fista(
         slope = descent + w * (descent - state["descent"])
         fallen = _FALL * state["theta"]
         theta = torch.where(fallen > lowest, fallen, lowest)  # NaN, of operands or overflow: lowest
-        new = thresholds.apply(y + step * slope, theta[:, None], 0.0, "soft")
+        u = y + step * slope
+        if positive:
+            new = positive_part(u - theta[:, None])
+        else:
+            new = thresholds.apply(u, theta[:, None], 0.0, "soft")
         uphill = ((y - new) * (new - a)).sum(1) > 0
         t = torch.where(uphill, 1.0, state["t"])
         t_next = (1 + (1 + 4 * t * t).sqrt()) / 2
@@ -52,7 +57,8 @@ def fista(
         theta = lowest * one
         if start is None:
             # descent is D'x at 0, of which NaN does not count. The padding serves p = 0.
-            most = torch.nn.functional.pad(descent.abs(), (0, 1)).nan_to_num(0.0, torch.inf).amax(1)
+            size = descent if positive else descent.abs()
+            most = torch.nn.functional.pad(size, (0, 1)).nan_to_num(0.0, torch.inf).amax(1)
             theta = step * most
         return {"a": a, "descent": torch.zeros_like(a), "t": one, "beta": 0 * one, "theta": theta}
 

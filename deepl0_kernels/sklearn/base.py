@@ -6,7 +6,7 @@ import json
 import math
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -48,6 +48,8 @@ class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     sparse_output: bool
     random_state: Any
     components_: np.ndarray
+    # Parameters that files of earlier versions lack, and what they were then.
+    _later: ClassVar[dict[str, Any]] = {}
     # The parameters that shaped what is fitted, as they were then: a later ``set_params`` does not
     # reach it.
     _fitted: dict[str, Any]
@@ -117,7 +119,9 @@ class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         starts = np.arange(rows + 1) * m
         shape = (rows, code.size)
         parts = (code.values.numpy().ravel(), code.indices.numpy().ravel(), starts)
-        return sparse.csr_matrix(parts, shape=shape)
+        codes = sparse.csr_matrix(parts, shape=shape)
+        codes.eliminate_zeros()  # m entries are never more than m nonzeros
+        return codes
 
     def _seed(self) -> int:
         return int(check_random_state(self.random_state).randint(2**31))
@@ -154,17 +158,16 @@ class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             )
         return given
 
-    def _learn(self, x: Tensor, p: int, seed: int) -> Tensor:
-        """D [n, p]: the one given, or one learned from x."""
+    def _learn(self, x: Tensor, p: int, seed: int, positive: bool = False) -> Tensor:
+        """D [n, p]: the one given, or one learned from x, for nonnegative codes if ``positive``."""
         if self.dictionary is not None:
             return torch.from_numpy(np.array(self._given(x))).T
         # Atoms start as signals plus noise: where there are too few, one starts several.
         x = x.repeat(math.ceil(p / len(x)), 1)
         epochs, batch = self._course(len(x), self.dictionary_epochs, "dictionary_epochs")
         lam = self.lam if self.m is None else None
-        return learn_dictionary(
-            x, p, m=self.m, lam=lam, epochs=epochs, batch_size=batch, seed=seed
-        ).D
+        options = dict(epochs=epochs, batch_size=batch, seed=seed, positive=positive)
+        return learn_dictionary(x, p, m=self.m, lam=lam, **options).D  # type: ignore[arg-type]
 
     def _shape(self) -> dict[str, Any]:
         """The parameters that shape what is fitted, as numbers and words."""
@@ -258,8 +261,12 @@ def load(path: str | PathLike[str]) -> Any:
                 setattr(self, key, value["json"])
         for key in [key for key in tensors if "." not in key]:
             setattr(self, key, tensors.pop(key).numpy())
+        for name, value in cls._later.items():
+            if not hasattr(self, name):
+                setattr(self, name, value)
         if not hasattr(self, "_fitted"):
             self._fitted = self._shape()  # files of before it was kept
+        self._fitted = cls._later | self._fitted
         for key, module in self._fresh_modules().items():
             prefix = f"{key}."
             state = {k[len(prefix) :]: t for k, t in tensors.items() if k.startswith(prefix)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from .._isolation import isolated
 from ..ops import SparseCode, checks
 from ..solvers import iht, iht_m
+from ..solvers.step import flag
 from .base import SparseEstimator, plain
 
 
@@ -27,18 +28,21 @@ class IHTSparseCoder(SparseEstimator):
         min_steps: little data are passed over until so many steps are made.
         sparse_output: SciPy CSR in place of dense arrays.
         random_state: of the dictionary's training.
+        positive_code: codes >= 0, and a dictionary that is learned for such.
 
     Attributes:
         components_: [p, n], the dictionary.
         n_features_in_, feature_names_in_: of the training data.
 
     Raises:
-        ValueError: from ``fit``, an argument out of range, named with its value.
+        TypeError, ValueError: from ``fit``, an argument out of range, named with its value.
 
     There is no ``partial_fit``: a dictionary that moves changes what all codes before it meant.
     Costs are those of :func:`deepl0_kernels.solvers.iht` and ``learn_dictionary``.
     Source: Blumensath and Davies 2008.
     """
+
+    _later: ClassVar = {"positive_code": False}
 
     def __init__(
         self,
@@ -56,6 +60,7 @@ class IHTSparseCoder(SparseEstimator):
         min_steps: int = 300,
         sparse_output: bool = False,
         random_state: Any = None,
+        positive_code: bool = False,
     ) -> None:
         self.dictionary = dictionary
         self.code_size = code_size
@@ -70,19 +75,21 @@ class IHTSparseCoder(SparseEstimator):
         self.min_steps = min_steps
         self.sparse_output = sparse_output
         self.random_state = random_state
+        self.positive_code = positive_code
 
     @isolated(grad=False)
     def fit(self, X, y: Any = None) -> IHTSparseCoder:
         """Learn the dictionary from X [N, n], or check that the given one fits; y is ignored."""
         x, seed = self._signals(X, reset=True), self._seed()
         p = self._check(x)
+        positive = flag("positive_code", plain(self.positive_code))
         checks.integer("transform_max_iter", self.transform_max_iter, 1)
         _solve(x[:0], torch.eye(x.shape[1], p, dtype=x.dtype), self._shape())  # checks the rest
-        self._keep(self._learn(x, p, seed))
+        self._keep(self._learn(x, p, seed, positive))
         return self
 
     def _shape(self) -> dict[str, Any]:
-        names = ("m", "lam", "step", "init", "tol", "transform_max_iter")
+        names = ("m", "lam", "step", "init", "tol", "transform_max_iter", "positive_code")
         return {name: plain(getattr(self, name)) for name in names}
 
     def _encode(self, x: Tensor) -> Tensor | SparseCode:
@@ -93,6 +100,7 @@ def _solve(x: Tensor, D: Tensor, options: dict[str, Any]) -> Tensor | SparseCode
     """Codes of x [N, n] with the parameters that ``_shape`` gives."""
     more: dict[str, Any] = {name: options[name] for name in ("step", "init", "tol")}
     more |= dict(max_iter=options["transform_max_iter"], history=False)
+    more["positive"] = options["positive_code"]
     if options["m"] is None:
         return iht(x, D, options["lam"], **more).code
     return iht_m(x, D, options["m"], **more).code

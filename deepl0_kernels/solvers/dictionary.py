@@ -91,6 +91,7 @@ class DictionaryLearner:
         patience: in signals; None for 50 p.
         tol, max_iter: of the l1 codes.
         seed: of the initial dictionary, which is signals of the first batch plus noise.
+        positive: nonnegative codes; the atoms keep their signs.
 
     Raises:
         TypeError, ValueError: an argument out of range, named with the value seen.
@@ -111,6 +112,7 @@ class DictionaryLearner:
         tol: float = 1e-4,
         max_iter: int = 1000,
         seed: int = 0,
+        positive: bool = False,
     ) -> None:
         checks.one_of("method", method, METHODS)
         p = checks.integer("p", p, 1)
@@ -137,6 +139,7 @@ class DictionaryLearner:
             "tol": checks.positive("tol", tol),
             "max_iter": checks.integer("max_iter", max_iter, 1),
             "seed": checks.integer("seed", seed, -(2**63), 2**63 - 1, "2**63 - 1"),
+            "positive": steps.flag("positive", positive),
         }
         self.generator = torch.Generator().manual_seed(self.options["seed"])
         self._update: Update | None = None
@@ -284,10 +287,10 @@ class DictionaryLearner:
     def _updating(self, D: Tensor) -> Update:
         o = self.options
         if o["method"] == "l1":
-            return OnlineL1(D, o["forgetting"], o["lam"], o["tol"], o["max_iter"])
+            return OnlineL1(D, o["forgetting"], o["lam"], o["tol"], o["max_iter"], o["positive"])
         if o["method"] == "mod":
-            return MOD(D, o["forgetting"], o["m"])
-        names = ("m", "lam", "num_stages", "lr", "total_steps")
+            return MOD(D, o["forgetting"], o["m"], o["positive"])
+        names = ("m", "lam", "num_stages", "lr", "total_steps", "positive")
         return Unrolled(D, **{name: o[name] for name in names})
 
     def _keep_count(self, x: Tensor, outcome: Outcome) -> None:
@@ -328,6 +331,7 @@ def learn_dictionary(
     tol: float = 1e-4,
     max_iter: int = 1000,
     seed: int = 0,
+    positive: bool = False,
     checkpoint: str | os.PathLike | None = None,
     progress: bool = False,
 ) -> DictionaryResult:
@@ -335,7 +339,7 @@ def learn_dictionary(
 
     Args:
         x: [N, n] float32 or float64, N >= p and >= batch_size.
-        p, method, m, lam, num_stages, lr, forgetting, tol, max_iter: as in
+        p, method, m, lam, num_stages, lr, forgetting, tol, max_iter, positive: as in
             :class:`DictionaryLearner`; the rate of "unrolled" goes through one cycle.
         epochs, batch_size: every epoch goes through the signals in another order; what does not
             fill a batch is left out of it.
@@ -370,6 +374,7 @@ def learn_dictionary(
         tol=tol,
         max_iter=max_iter,
         seed=seed,
+        positive=positive,
     )
     path = None if checkpoint is None else _path(checkpoint)
     arguments = {"epochs": epochs, "batch_size": batch_size, **learner.options}
@@ -430,6 +435,7 @@ def refuse_differences(name: str, saved: dict[str, Any], given: dict[str, Any]) 
     """The same keys with the same values, or an error that names the first that differ."""
     if not isinstance(saved, dict):
         raise ValueError(f"{name} must say of which options it is, got {saved!r}")
+    saved = {"positive": False} | saved  # what was saved before there was a choice
     for key in given:
         if key not in saved or saved[key] != given[key]:
             raise ValueError(f"{name} is of {key} = {saved.get(key)}, got {key} = {given[key]}")

@@ -23,6 +23,7 @@ def fista(
     tol: float = 1e-5,
     max_iter: int = 1000,
     history: bool = True,
+    positive: bool = False,
 ) -> SolverResult:
     """Minimise ``1/2 ||x - D a||^2 + lam ||a||_1`` for every signal.
 
@@ -33,29 +34,33 @@ def fista(
         tol: a sample has converged when its last step is at most ``tol ||a||``.
         max_iter: iterations at most.
         history: keep the objective of every iteration.
+        positive: minimise over a >= 0; of ``init`` the positive part is taken.
 
     Returns:
         :class:`SolverResult` with a dense code. The objective need not fall in every iteration.
 
     Raises:
         ValueError: non-finite or mismatched x, D or init, lam or tol not > 0.
+        TypeError: positive is not True or False.
 
-    From zero, with a penalty that falls from the largest correlation to ``lam`` in the first
-    iterations, so that codes are sparse all the way; a sample cannot converge before. From codes,
-    which are sparse already, the penalty is ``lam`` at once. With k
-    nonzeros min(2 k p, 2 (n k + n p)) flops a sample and iteration, in one operator. Sources: Beck
-    and Teboulle 2009; the momentum restarts where it points uphill (O'Donoghue and Candes 2015);
-    the falling penalty is Hale, Yin and Zhang 2008.
+    From zero, with a penalty that falls from the largest correlation (with ``positive`` the largest
+    above 0) to ``lam`` in the first iterations, so that codes are sparse all the way; a sample
+    cannot converge before. From codes, which are sparse already, the penalty is ``lam`` at once.
+    With k nonzeros min(2 k p, 2 (n k + n p)) flops a sample and iteration, in one operator.
+    Sources: Beck and Teboulle 2009; the momentum restarts where it points uphill (O'Donoghue and
+    Candes 2015); the falling penalty is Hale, Yin and Zhang 2008.
     """
     steps.signals(x, D)
+    positive = steps.flag("positive", positive)
     lam, tol = steps.weight("lam", lam), checks.positive("tol", tol)
     max_iter = checks.integer("max_iter", max_iter, 1)
     start = None
     if isinstance(init, str):
         checks.one_of("init", init, ("zero",))
     else:
-        start = steps.codes("init", init, x, D)
-    return descend(x, D.detach(), start, lam, 1 / steps.squared_norm(D), tol, max_iter, history)
+        start = steps.codes("init", init, x, D, positive)
+    step = 1 / steps.squared_norm(D)
+    return descend(x, D.detach(), start, lam, step, tol, max_iter, history, positive)
 
 
 def descend(
@@ -67,11 +72,14 @@ def descend(
     tol: float,
     max_iter: int,
     history: bool,
+    positive: bool,
 ) -> SolverResult:
     """:func:`fista` with a step of at most ``1 / ||D||_2^2``; nothing is checked."""
     rows = x.detach().reshape(-1, x.shape[-1])
     solve = implementation("fista", rows)
-    a, iterations, converged, objective = solve(rows, D, start, lam, step, tol, max_iter, history)
+    a, iterations, converged, objective = solve(
+        rows, D, start, lam, step, tol, max_iter, history, positive
+    )
     lead = x.shape[:-1]
     return SolverResult(
         a.reshape(*lead, D.shape[1]),

@@ -10,7 +10,7 @@ from torch import Tensor
 from .._isolation import isolated
 from ..backends import implementation
 from ..ops import SparseCode, checks, keep_top_m, top_m
-from ..reference.descent import Loop, Quadratic, half_squares
+from ..reference.descent import Loop, Quadratic, half_squares, positive_part
 from ..reference.iht import ROSE
 from . import step as steps
 from .fista import fista
@@ -33,11 +33,13 @@ def iht(
     tol: float = 1e-5,
     max_iter: int = 1000,
     history: bool = True,
+    positive: bool = False,
 ) -> SolverResult:
     """Descend ``1/2 ||x - D a||^2 + lam ||a||_0`` by ``a <- h(a + mu D'(x - D a))``.
 
-    h keeps ``|u| >= sqrt(2 lam mu)``. The objective never rises; the limit is a local minimum that
-    depends on ``init``.
+    h keeps ``|u| >= sqrt(2 lam mu)``; with ``positive``, which is the problem over a >= 0, it keeps
+    ``u >= sqrt(2 lam mu)``. The objective never rises; the limit is a local minimum that depends on
+    ``init``.
 
     Args:
         x: [..., n], float32 or float64. D: [n, p], same dtype; any norm.
@@ -51,12 +53,14 @@ def iht(
             alone.
         max_iter: iterations at most.
         history: keep the objective of every iteration.
+        positive: nonnegative codes; of ``init`` the positive part is taken.
 
     Returns:
         :class:`SolverResult` with a dense code.
 
     Raises:
         ValueError: non-finite or mismatched arguments, lam or tol not > 0, an unknown step or init.
+        TypeError: positive is not True or False.
         RuntimeError: the objective rose, which a step above 1 / ||D||_2^2 can cause.
 
     With a fixed step ("lipschitz" or a number) and k nonzeros min(2 k p, 2 (n k + n p)) flops a
@@ -68,14 +72,17 @@ def iht(
     rows, D = steps.signals(x, D), D.detach()
     lam, tol = steps.weight("lam", lam), checks.positive("tol", tol)
     max_iter = checks.integer("max_iter", max_iter, 1)
+    positive = steps.flag("positive", positive)
     rule = _rule(step, D)
-    start = _start(init, x, D, lam, tol, max_iter)
+    start = _start(init, x, D, lam, tol, max_iter, positive)
     if isinstance(rule, float):
         solve = implementation("iht_l0", rows)
-        return _result(x, *solve(rows, D, start, lam, rule, tol, max_iter, history))
+        found = solve(rows, D, start, lam, rule, tol, max_iter, history, positive)
+        return _result(x, *found)
 
     def select(u: Tensor, mu: Tensor) -> Tensor:
-        return torch.where(u.abs() >= (2 * lam * mu).sqrt(), u, 0.0)
+        size = u if positive else u.abs()
+        return torch.where(size >= (2 * lam * mu).sqrt(), u, 0.0)
 
     def penalty(a: Tensor) -> Tensor:
         return lam * (a != 0).sum(1, dtype=a.dtype)
@@ -97,15 +104,18 @@ def iht_m(
     tol: float = 1e-5,
     max_iter: int = 1000,
     history: bool = True,
+    positive: bool = False,
 ) -> SolverResult:
     """Descend ``1/2 ||x - D a||^2`` s.t. ``||a||_0 <= m`` by ``a <- h_m(a + mu D'(x - D a))``.
 
     Args:
         m: 1 <= m <= p, nonzeros at most.
         init: "zero"; "l1": the m largest entries of the l1 solution for ``l1_lam``; or codes, of
-            which the m largest entries are kept.
+            which the m largest entries are kept (of their positive part with ``positive``).
         l1_lam: penalty of the l1 start. Small enough that its solution has m nonzeros: otherwise
             the first step, not l1, chooses the rest. 0.1 suits signals of unit variance.
+        positive: over a >= 0: h_m keeps the m largest of max(u, 0). Where fewer are above 0, the
+            code has m entries all the same, the others 0.
         The other arguments, errors and costs are those of :func:`iht`.
 
     Returns:
@@ -116,20 +126,23 @@ def iht_m(
     rows, D = steps.signals(x, D), D.detach()
     m = checks.integer("m", m, 1, D.shape[1], "p")
     tol, max_iter = checks.positive("tol", tol), checks.integer("max_iter", max_iter, 1)
+    positive = steps.flag("positive", positive)
     rule = _rule(step, D)
     if isinstance(init, SparseCode):
         init = init.to_dense()
-    start = _start(init, x, D, steps.weight("l1_lam", l1_lam), tol, max_iter)
+    start = _start(init, x, D, steps.weight("l1_lam", l1_lam), tol, max_iter, positive)
     if isinstance(rule, float):
         values, indices = (None, None) if start is None else top_m(start, m)
         solve = implementation("iht_top_m", rows)
-        values, indices, *course = solve(rows, D, values, indices, m, rule, tol, max_iter, history)
+        values, indices, *course = solve(
+            rows, D, values, indices, m, rule, tol, max_iter, history, positive
+        )
     else:
         a, *course = rule(
             Loop(Quadratic(D), tol, max_iter, history),
             rows,
             None if start is None else keep_top_m(start, m),
-            lambda u, mu: keep_top_m(u, m),
+            lambda u, mu: keep_top_m(positive_part(u) if positive else u, m),
             lambda a: a.new_zeros(len(a)),
         )
         values, indices = top_m(a, m)
@@ -146,16 +159,18 @@ def _rule(step: str | float, D: Tensor) -> float | Callable[..., tuple]:
     return steps.weight("step", step)
 
 
-def _start(init, x: Tensor, D: Tensor, lam: float, tol: float, max_iter: int) -> Tensor | None:
+def _start(
+    init, x: Tensor, D: Tensor, lam: float, tol: float, max_iter: int, positive: bool
+) -> Tensor | None:
     """The codes to start from as rows [B, p]; None for zero."""
     p = D.shape[1]
     if isinstance(init, str):
         checks.one_of("init", init, ("zero", "l1"))
         if init == "zero":
             return None
-        l1 = fista(x, D, lam, tol=tol, max_iter=max_iter, history=False)
+        l1 = fista(x, D, lam, tol=tol, max_iter=max_iter, history=False, positive=positive)
         return l1.dense.reshape(-1, p)
-    return steps.codes("init", init, x, D)
+    return steps.codes("init", init, x, D, positive)
 
 
 def _normalized(

@@ -19,7 +19,7 @@ _ROUNDING = 64
 
 @isolated(False)
 @in_range()
-def omp(x: Tensor, D: Tensor, m: int, *, tol: float = 1e-6) -> SolverResult:
+def omp(x: Tensor, D: Tensor, m: int, *, tol: float = 1e-6, positive: bool = False) -> SolverResult:
     """Greedy m-sparse codes: add the atom that correlates most with the residual, refit, repeat.
 
     Atoms compete at unit norm, whatever their norm in D; the values belong to D as given.
@@ -29,6 +29,8 @@ def omp(x: Tensor, D: Tensor, m: int, *, tol: float = 1e-6) -> SolverResult:
         m: 1 <= m <= min(n, p), atoms at most.
         tol: a sample stops early when no atom's correlation exceeds ``tol ||x||``, or the next one
             depends linearly on those it has; its entries left over are zeros.
+        positive: nonnegative codes: the atom of largest correlation above 0 is added, and the code
+            is nonnegative least squares on all atoms chosen so far.
 
     Returns:
         :class:`SolverResult` with a :class:`SparseCode` of m entries, ascending; ``iterations``
@@ -38,6 +40,15 @@ def omp(x: Tensor, D: Tensor, m: int, *, tol: float = 1e-6) -> SolverResult:
 
     Raises:
         ValueError: non-finite or mismatched x or D, m or tol out of range.
+        TypeError: positive is not True or False.
+
+    With ``positive`` a chosen atom may have the value 0: it counts, is not chosen again, and comes
+    back once a later code wants it (its correlation exceeds ``tol ||x||``). This is the pursuit of
+    Bruckstein, Elad and Zibulevsky 2008, not an approximation such as that of Yaghoobi, Wu and
+    Davies 2015, who pass over atoms that would make a coefficient negative. The least squares are
+    solved by an active set (Lawson and Hanson 1974) that goes on from the atom before: one that
+    makes no coefficient negative costs what it does without ``positive``, every atom that leaves
+    O(m p) or O(m n) more (Nguyen, Soussen, Idier, Djermoune 2019).
 
     O(m p) a sample and atom after p^2 n once: a Cholesky factorisation of the Gram matrix, whose
     pivots the pursuit chooses. Few samples, or a Gram matrix above 1 GiB: O(n p) a sample and atom
@@ -48,25 +59,26 @@ def omp(x: Tensor, D: Tensor, m: int, *, tol: float = 1e-6) -> SolverResult:
     D = D.detach()
     n, p = D.shape
     m = checks.integer("m", m, 1, min(n, p), "min(n, p)")
-    tol = checks.positive("tol", tol)
+    tol, positive = checks.positive("tol", tol), steps.flag("positive", positive)
     wide = D.double()
     norms = wide.norm(dim=0)
     norms = torch.where(norms > 0, norms, 1.0)
     unit = (wide / norms).to(D.dtype)
-    values, indices, count, objective = pursue(rows, unit, m, tol)
+    values, indices, count, objective = pursue(rows, unit, m, tol, positive)
     # What the code leaves: the pursuit's own figures are differences, which cancel.
     residual = rows - decode(SparseCode(values, indices, p), unit)
     fit = half_squares(residual)
     k = torch.arange(m + 1, device=D.device)[:, None]
     objective = torch.where(k < count, torch.maximum(objective, fit), fit)
     objective[0] = half_squares(rows)
-    correlation = (residual @ unit).abs().amax(1)
+    correlation = residual @ unit
+    most = (correlation if positive else correlation.abs()).amax(1)
     floor = (tol + _ROUNDING * torch.finfo(D.dtype).eps) * (2 * objective[0]).sqrt()
     values = (values.double() / norms[indices]).to(D.dtype)
     lead = x.shape[:-1]
     return SolverResult(
         SparseCode(values.reshape(*lead, m), indices.reshape(*lead, m), p),
         count.reshape(lead),
-        ((count == m) | (correlation <= floor)).reshape(lead),
+        ((count == m) | (most <= floor)).reshape(lead),
         objective.reshape(m + 1, *lead),
     )

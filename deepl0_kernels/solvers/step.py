@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .._isolation import isolated
 from ..ops import checks
+from ..reference.descent import positive_part
 
 # Up to this size the norm is an exact eigenvalue, beyond it a bounded power iteration.
 _EXACT = 1024
@@ -109,8 +110,18 @@ def signals(x: Tensor, D: Tensor) -> Tensor:
     return rows
 
 
-def codes(name: str, init: Tensor, x: Tensor, D: Tensor) -> Tensor:
-    """Codes [..., p] that fit x [..., n] and D [n, p] and are finite; as rows [B, p], detached."""
+def flag(name: str, value: bool) -> bool:
+    """``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def codes(name: str, init: Tensor, x: Tensor, D: Tensor, positive: bool = False) -> Tensor:
+    """Codes [..., p] that fit x [..., n] and D [n, p] and are finite; as rows [B, p], detached.
+
+    ``positive``: their positive part.
+    """
     checks.like(name, init, "x", x)
     checks.has_shape(name, init, (*x.shape[:-1], D.shape[1]), "[..., p]")
     if not torch.isfinite(init).all():
@@ -118,4 +129,5 @@ def codes(name: str, init: Tensor, x: Tensor, D: Tensor) -> Tensor:
         raise ValueError(f"{name} must be finite, got {bad} entries that are nan or inf")
     if init.numel() and (largest := init.detach().abs().max().item()) > _SIGNAL:
         raise ValueError(f"{name} must be at most {_SIGNAL:.2g}, got {largest:.3g}")
-    return init.detach().reshape(-1, D.shape[1])
+    rows = init.detach().reshape(-1, D.shape[1])
+    return positive_part(rows) if positive else rows

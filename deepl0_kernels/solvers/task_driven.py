@@ -28,6 +28,7 @@ def elastic_net(
     *,
     tol: float = 1e-5,
     max_iter: int = 1000,
+    positive: bool = False,
 ) -> SolverResult:
     """Minimise ``1/2 ||x - D a||^2 + lam ||a||_1 + lam2/2 ||a||^2`` for every signal.
 
@@ -36,12 +37,13 @@ def elastic_net(
             solves it as an l1 problem over ``[D; sqrt(lam2) I]`` and ``[x; 0]``.
 
     Raises:
-        ValueError: those of :func:`fista`, or lam2 not > 0.
+        ValueError, TypeError: those of :func:`fista`, or lam2 not > 0.
 
     O(p^2) a sample and iteration. Source: Zou and Hastie 2005.
     """
     steps.signals(x, D)
     x, D = x.detach(), D.detach()
+    positive = steps.flag("positive", positive)
     p = D.shape[1]
     lam2 = steps.weight("lam2", lam2)
     root = math.sqrt(lam2)
@@ -50,15 +52,19 @@ def elastic_net(
     longer = torch.cat((D, root * torch.eye(p, dtype=D.dtype, device=D.device)))
     signals = torch.cat((x, x.new_zeros(*x.shape[:-1], p)), -1)
     step = 1 / (steps.squared_norm(D) + lam2)
-    return descend(signals, longer, None, lam, step, tol, max_iter, history=False)
+    return descend(signals, longer, None, lam, step, tol, max_iter, False, positive)
 
 
 class _ElasticNet(torch.autograd.Function):
-    """Codes, with the derivative of the minimiser in x and D."""
+    """Codes, with the derivative of the minimiser in x and D.
+
+    Nonnegative codes have the same derivative on their active set, whose signs are all +1.
+    """
 
     @staticmethod
-    def forward(ctx, x, D, lam, lam2, tol, max_iter):
-        a = elastic_net(x, D, lam, lam2, tol=tol, max_iter=max_iter).dense
+    def forward(ctx, x, D, lam, lam2, tol, max_iter, positive):
+        options = dict(tol=tol, max_iter=max_iter, positive=positive)
+        a = elastic_net(x, D, lam, lam2, **options).dense
         ctx.save_for_backward(x, D, a)
         ctx.lam2 = lam2
         return a
@@ -76,7 +82,7 @@ class _ElasticNet(torch.autograd.Function):
         grad_D = None
         if ctx.needs_input_grad[1]:
             grad_D = ((x - a @ D.T).T @ beta - fit.T @ a).to(grad.dtype)
-        return grad_x, grad_D, None, None, None, None
+        return grad_x, grad_D, None, None, None, None, None
 
 
 def _adjoint(D: Tensor, a: Tensor, grad: Tensor, lam2: float) -> Tensor:
@@ -124,6 +130,7 @@ class TaskDrivenDictionary(nn.Module):
             signals of norm 1.
         nu: >= 0.
         tol, max_iter: of the codes. A gradient is as right as the active set is.
+        positive: nonnegative codes.
 
     Attributes:
         D: parameter [n, p], atoms of norm <= 1 after :meth:`project` and :meth:`fit`.
@@ -133,7 +140,7 @@ class TaskDrivenDictionary(nn.Module):
     autocast does not reach it.
 
     Raises:
-        ValueError: an argument out of range, named with its value.
+        TypeError, ValueError: an argument out of range, named with its value.
 
     A training step costs the codes, O(p^2) a sample and iteration, and k^3 / 3 flops a sample with
     k active atoms. Source: Mairal, Bach, Ponce 2012.
@@ -150,6 +157,7 @@ class TaskDrivenDictionary(nn.Module):
         *,
         tol: float = 1e-5,
         max_iter: int = 1000,
+        positive: bool = False,
     ) -> None:
         super().__init__()
         steps.dictionary("D", D)
@@ -162,6 +170,7 @@ class TaskDrivenDictionary(nn.Module):
             raise ValueError(f"nu must be a finite number >= 0, got {nu}")
         self.tol = checks.positive("tol", tol)
         self.max_iter = checks.integer("max_iter", max_iter, 1)
+        self.positive = steps.flag("positive", positive)
         self.D = nn.Parameter(D.detach().clone())
         self.head = nn.Linear(D.shape[1], self.classes, dtype=D.dtype, device=D.device)
         nn.init.zeros_(self.head.weight)
@@ -173,7 +182,8 @@ class TaskDrivenDictionary(nn.Module):
         """Elastic-net codes [..., p] of x [..., n], differentiable in x and D."""
         steps.signals(x, self.D)
         rows = x.reshape(-1, x.shape[-1])
-        a = _ElasticNet.apply(rows, self.D, self.lam, self.lam2, self.tol, self.max_iter)
+        options = self.lam, self.lam2, self.tol, self.max_iter, self.positive
+        a = _ElasticNet.apply(rows, self.D, *options)
         return a.reshape(*x.shape[:-1], a.shape[1])
 
     @isolated()
@@ -311,4 +321,5 @@ class TaskDrivenDictionary(nn.Module):
 
     def extra_repr(self) -> str:
         n, p = self.D.shape
-        return f"n={n}, p={p}, lam={self.lam}, lam2={self.lam2}, nu={self.nu}"
+        text = f"n={n}, p={p}, lam={self.lam}, lam2={self.lam2}, nu={self.nu}"
+        return text + ", positive=True" * self.positive

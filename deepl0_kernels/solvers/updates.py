@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops import checks, decode, encode_l0, encode_top_m
+from ..ops import checks, decode, encode_l0, encode_top_m, hard_threshold, keep_top_m
 from . import step as steps
 from .fista import fista
 from .omp import omp
@@ -86,13 +86,14 @@ class Unrolled(Update):
         num_stages: int,
         lr: float,
         total_steps: int | None,
+        positive: bool,
     ) -> None:
         # The nearest tight frame: all singular values are 1, and every atom is in use from the
         # start. Signals as they are share one direction, whose bound would shrink all the others.
         wide = D.double()
         U, _, Vh = torch.linalg.svd(wide, full_matrices=False)
         self.D = (U @ Vh).to(D.dtype).contiguous().requires_grad_()
-        self.m, self.lam, self.num_stages = m, lam, num_stages
+        self.m, self.lam, self.num_stages, self.positive = m, lam, num_stages, positive
         p = D.shape[1]
         self.eye = torch.eye(p, dtype=D.dtype, device=D.device)
         # Gradients grow as the signals squared, and D is drawn from them: Adam's eps stays below.
@@ -108,7 +109,11 @@ class Unrolled(Update):
         D = self.D
         S = self.eye - D.T @ D
         penalty = 0.0
-        if self.m is not None:
+        if self.positive:
+            a = self._nonnegative(x, S)
+            used = (a.detach() != 0).sum(0)
+            residual = x - a @ D.T
+        elif self.m is not None:
             code = encode_top_m(x, D.T, S, self.m, num_stages=self.num_stages)
             used = torch.bincount(code.indices.flatten(), minlength=D.shape[1])
             residual = x - decode(code, D)
@@ -118,6 +123,7 @@ class Unrolled(Update):
             a = encode_l0(x, D.T, S, theta, num_stages=self.num_stages)
             used = (a.detach() != 0).sum(0)
             residual = x - a @ D.T
+        if self.lam is not None:
             penalty = self.lam * used.sum().item() / len(x)
         loss = 0.5 * residual.square().sum() / len(x)
         self.optimizer.zero_grad()
@@ -127,6 +133,21 @@ class Unrolled(Update):
             self.schedule.step()
         self._project()
         return Outcome(used, loss.item() + penalty, residual.detach())
+
+    def _nonnegative(self, x: Tensor, S: Tensor) -> Tensor:
+        """The codes of the encoders with max(u, 0) in the place of u."""
+
+        def select(u: Tensor) -> Tensor:
+            if self.m is not None:
+                return keep_top_m(u.relu(), self.m)
+            assert self.lam is not None
+            return hard_threshold(u.relu(), math.sqrt(2 * self.lam))
+
+        wx = x @ self.D
+        a = select(wx)
+        for _ in range(self.num_stages - 1):
+            a = select(torch.addmm(wx, a, S))  # S is symmetric
+        return a
 
     @torch.no_grad()
     def _project(self) -> None:
@@ -234,13 +255,21 @@ class _Statistics(Update):
 class OnlineL1(_Statistics):
     """l1 codes; each atom in turn to its best place within the unit ball."""
 
-    def __init__(self, D: Tensor, forgetting: float, lam: float, tol: float, max_iter: int) -> None:
+    def __init__(
+        self,
+        D: Tensor,
+        forgetting: float,
+        lam: float,
+        tol: float,
+        max_iter: int,
+        positive: bool,
+    ) -> None:
         super().__init__(D, forgetting)
-        self.lam, self.tol, self.max_iter = lam, tol, max_iter
+        self.lam = lam
+        self.options: dict[str, Any] = dict(tol=tol, max_iter=max_iter, positive=positive)
 
     def code(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        options: dict[str, Any] = dict(tol=self.tol, max_iter=self.max_iter, history=False)
-        found = fista(x, self.D, self.lam, **options)
+        found = fista(x, self.D, self.lam, history=False, **self.options)
         return found.dense, found.objective[-1]
 
     def solve(self, D: Tensor) -> Tensor:
@@ -255,12 +284,12 @@ class OnlineL1(_Statistics):
 class MOD(_Statistics):
     """m-sparse codes by OMP; least squares for all atoms at once, then unit norm."""
 
-    def __init__(self, D: Tensor, forgetting: float, m: int) -> None:
+    def __init__(self, D: Tensor, forgetting: float, m: int, positive: bool) -> None:
         super().__init__(D, forgetting)
-        self.m = m
+        self.m, self.positive = m, positive
 
     def code(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        found = omp(x, self.D, self.m)
+        found = omp(x, self.D, self.m, positive=self.positive)
         return found.dense, found.objective[-1]
 
     def solve(self, D: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ OTHER = dict(
     code_size=7, m=5, lam=0.7, num_stages=3, tied=False, grad="ste", dictionary=ATOMS[:7] + 1,
     dictionary_epochs=2, epochs=2, batch_size=7, lr=0.05, min_steps=9, sparse_output=True,
     random_state=5, n_clusters=4, balance=0.3, init="l1", step="normalized", tol=1e-2,
-    transform_max_iter=3,
+    transform_max_iter=3, positive_code=True,
 )  # fmt: skip
 # What a partial_fit takes up at once; what is no part of a model; the rest is refused there.
 AT_ONCE = {"lr", "batch_size", "random_state", "sparse_output"}

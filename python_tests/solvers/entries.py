@@ -51,11 +51,20 @@ CODES: dict[str, tuple[Callable[..., Any], float, int]] = {
         1e-2,
         1,
     ),
+    "omp positive": (lambda x, D, w: omp(x, D, 4, positive=True), 0, 0),
+    "iht_m positive": (lambda x, D, w: iht_m(x, D, 4, max_iter=100, positive=True), 0, 0),
+    "iht positive": (lambda x, D, w: iht(x, D, w, max_iter=100, positive=True), 0.1, 2),
+    "fista positive": (lambda x, D, w: fista(x, D, w, max_iter=100, positive=True), 1e-2, 1),
+    "elastic_net positive": (
+        lambda x, D, w: elastic_net(x, D, w, 1e-4, max_iter=100, positive=True),
+        1e-2,
+        1,
+    ),
 }
 
 
-def _trained(x: Tensor, D: Tensor):
-    net = TaskDrivenDictionary(D, 2, lam=0.1, lam2=0.01, max_iter=50)
+def _trained(x: Tensor, D: Tensor, positive: bool):
+    net = TaskDrivenDictionary(D, 2, lam=0.1, lam2=0.01, max_iter=50, positive=positive)
     y = torch.arange(len(x)) % 2
     first = net.fit_head(x, y, max_iter=5)
     losses = net.fit(x, y, epochs=2, batch_size=10)
@@ -78,7 +87,8 @@ def _gradient(x: Tensor, D: Tensor):
 
 def _streamed(x: Tensor, D: Tensor):
     found = []
-    for kind in (dict(m=2), dict(method="l1", lam=0.1), dict(method="mod", m=2)):
+    kinds = (dict(m=2), dict(method="l1", lam=0.1), dict(method="mod", m=2))
+    for kind in (*kinds, *(kind | dict(positive=True) for kind in kinds)):
         learner = DictionaryLearner(12, **kind)
         first = learner.partial_fit(x)
         again = DictionaryLearner(12, **kind)
@@ -92,22 +102,32 @@ def _learned(x: Tensor, D: Tensor):
     return result.D, result.loss, result.coherence, result.squared_norm
 
 
+SIGNS = (False, True)  # positive
+
 # (x [N, n], D) -> tensors and numbers, for N >= 20.
 ENTRIES: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "DictionaryLearner": _streamed,
-    "TaskDrivenDictionary": lambda x, D: (_trained(x, D), _gradient(x, D)),
+    "TaskDrivenDictionary": lambda x, D: (
+        _trained(x, D, False),
+        _trained(x, D, True),
+        _gradient(x, D),
+    ),
     "cosamp": lambda x, D: cosamp(x, D, 3),
     "eigengap": lambda x, D: solvers.eigengap(laplacian(x), 2),
-    "elastic_net": lambda x, D: elastic_net(x, D, 0.1, 0.01),
-    "fista": lambda x, D: fista(x, D, 0.1),
+    "elastic_net": lambda x, D: [elastic_net(x, D, 0.1, 0.01, positive=s) for s in SIGNS],
+    "fista": lambda x, D: [fista(x, D, 0.1, positive=s) for s in SIGNS],
     "graph_laplacian": lambda x, D: laplacian(x),
     "graph_sparse_code": lambda x, D: graph_sparse_code(x, D, laplacian(x), 0.1, 0.5),
     "htp": lambda x, D: htp(x, D, 3),
-    "iht": lambda x, D: [iht(x, D, 0.1, step=s) for s in ("lipschitz", "normalized")],
-    "iht_m": lambda x, D: [iht_m(x, D, 3, init=i) for i in ("zero", "l1")],
+    "iht": lambda x, D: [
+        iht(x, D, 0.1, step=step, positive=s) for step in ("lipschitz", "normalized") for s in SIGNS
+    ],
+    "iht_m": lambda x, D: [
+        iht_m(x, D, 3, init=init, positive=s) for init in ("zero", "l1") for s in SIGNS
+    ],
     "knn_affinity": lambda x, D: knn_affinity(x, 3),
     "learn_dictionary": _learned,
-    "omp": lambda x, D: omp(x, D, 3),
+    "omp": lambda x, D: [omp(x, D, 3, positive=s) for s in SIGNS],
     "squared_norm": lambda x, D: solvers.squared_norm(D),
     "support_margin": lambda x, D: support_margin(x, D, omp(x, D, 3).code, m=3),
 }

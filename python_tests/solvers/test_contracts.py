@@ -92,6 +92,8 @@ def test_objectives_with_atoms_that_nearly_coincide(name, gap, dtype, backend):
     assert (found.objective >= 0).all()
     assert (found.objective[-1] <= found.objective[0]).all()
     assert found.dense.isfinite().all()
+    if name.endswith("positive"):
+        assert (found.dense >= 0).all()
     if name in ("omp", "htp", "cosamp"):
         # No coefficients that cancel: an atom counts only beyond 10 sqrt(eps) of the others' span.
         limit = x.norm(dim=1).max() / (10 * torch.finfo(dtype).eps ** 0.5) / 2
@@ -187,7 +189,7 @@ def problem(dtype=torch.float32, rows=30):
 def test_codes_and_objectives_scale(name, signal, atom):
     x, D = problem()
     solve, weight, degree = CODES[name]
-    if name in ("elastic_net", "graph_sparse_code") and atom != 1:
+    if name.split()[0] in ("elastic_net", "graph_sparse_code") and atom != 1:
         return  # their second weight goes with ||D||^2
     want = solve(x.double(), D.double(), weight)
     # ||a||_1 grows as x / D, ||a||_0 not at all.
@@ -365,16 +367,25 @@ def test_the_callers_modes_change_nothing(name, mode):
 X, ATOMS = problem()
 GRAPH = laplacian(X)
 CALLS = {
-    "omp": (omp, dict(x=X, D=ATOMS, m=2, tol=1e-6)),
+    "omp": (omp, dict(x=X, D=ATOMS, m=2, tol=1e-6, positive=True)),
     "htp": (htp, dict(x=X, D=ATOMS, m=2, tol=1e-6, step=0.1, max_iter=3)),
     "cosamp": (cosamp, dict(x=X, D=ATOMS, m=2, tol=1e-6, max_iter=3)),
-    "iht": (iht, dict(x=X, D=ATOMS, lam=0.1, step=0.1, init="zero", tol=1e-6, max_iter=3)),
+    "iht": (
+        iht,
+        dict(x=X, D=ATOMS, lam=0.1, step=0.1, init="zero", tol=1e-6, max_iter=3, positive=True),
+    ),
     "iht_m": (
         iht_m,
-        dict(x=X, D=ATOMS, m=2, step=0.1, init="zero", l1_lam=0.1, tol=0.1, max_iter=3),
+        dict(x=X, D=ATOMS, m=2, step=0.1, init="zero", l1_lam=0.1, tol=0.1, max_iter=3,
+             positive=True),
     ),
-    "fista": (fista, dict(x=X, D=ATOMS, lam=0.1, init="zero", tol=1e-6, max_iter=3)),
-    "elastic_net": (elastic_net, dict(x=X, D=ATOMS, lam=0.1, lam2=0.1, tol=1e-6, max_iter=3)),
+    "fista": (
+        fista, dict(x=X, D=ATOMS, lam=0.1, init="zero", tol=1e-6, max_iter=3, positive=True)
+    ),
+    "elastic_net": (
+        elastic_net,
+        dict(x=X, D=ATOMS, lam=0.1, lam2=0.1, tol=1e-6, max_iter=3, positive=True),
+    ),
     "graph_sparse_code": (
         graph_sparse_code,
         dict(x=X, D=ATOMS, laplacian=GRAPH, lam=0.1, alpha=0.1, lam2=0.1, tol=0.1, max_iter=3),
@@ -388,7 +399,8 @@ CALLS = {
     "learn_dictionary": (
         learn_dictionary,
         dict(x=X, p=4, m=2, num_stages=2, epochs=1, batch_size=10, lr=0.1, forgetting=1.0,
-             patience=5, tol=0.1, max_iter=3, seed=0, method="unrolled", checkpoint=None),
+             patience=5, tol=0.1, max_iter=3, seed=0, method="unrolled", checkpoint=None,
+             positive=True),
     ),
     "learn_dictionary by mod": (
         learn_dictionary,
@@ -397,7 +409,7 @@ CALLS = {
     "DictionaryLearner": (
         DictionaryLearner,
         dict(p=4, m=2, num_stages=2, lr=0.1, total_steps=4, forgetting=1.0, patience=5, tol=0.1,
-             max_iter=3, seed=0, method="unrolled"),
+             max_iter=3, seed=0, method="unrolled", positive=True),
     ),
     "DictionaryLearner.partial_fit": (
         lambda x: DictionaryLearner(4, m=2).partial_fit(x), dict(x=X)
@@ -405,7 +417,7 @@ CALLS = {
     "DictionaryLearner.begin": (lambda x: DictionaryLearner(4, m=2).begin(x), dict(x=X)),
     "TaskDrivenDictionary": (
         TaskDrivenDictionary,
-        dict(D=ATOMS, classes=2, lam=0.1, lam2=0.1, nu=0.1, tol=0.1, max_iter=3),
+        dict(D=ATOMS, classes=2, lam=0.1, lam2=0.1, nu=0.1, tol=0.1, max_iter=3, positive=True),
     ),
     "TaskDrivenDictionary.fit": (
         lambda **k: TaskDrivenDictionary(ATOMS, 2, 0.1, max_iter=3).fit(**k),
