@@ -1,4 +1,4 @@
-"""Bias, nonnegative codes, factored stages: against the reference, equation 10, autoencoders written
+"""Bias, nonnegative codes, factored stages: against the reference, eq. 10 and autoencoders written
 out, and through everything that traces a layer."""
 
 from __future__ import annotations
@@ -331,7 +331,7 @@ def test_one_stage_is_the_encoder_of_a_jumprelu_autoencoder():
         return z, z @ W_dec + b_dec
 
     parameters, x = autoencoder(), signals(2000)
-    parameters["log_theta"] = torch.linspace(-2, 1, P, dtype=torch.float64)
+    parameters["log_theta"] = torch.linspace(-0.5, 1, P, dtype=torch.float64)
     want = trained(written_out, parameters, x)
     assert (want[1]["log_theta"] != 0).all()
     for ours in (operators, in_one, layer):
