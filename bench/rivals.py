@@ -40,6 +40,23 @@ def eager_encode_top_m(x: Tensor, W: Tensor, S: Tensor | None, m: int, stages: i
     return values, indices
 
 
+def eager_sparse_autoencoder(x: Tensor, W: Tensor, bias: Tensor, m: int):
+    """The encoder of a TopK sparse autoencoder: one stage, nonnegative codes."""
+    values, indices = torch.addmm(bias, x, W.t()).topk(m, dim=-1)
+    return values.relu_(), indices
+
+
+def eager_encode_factored(x: Tensor, W: Tensor, D: Tensor, bias: Tensor, m: int, stages: int):
+    """Stages z + W (x - D z) + b of nonnegative codes, with z as a dense tensor between them."""
+    values, indices = eager_sparse_autoencoder(x, W, bias, m)
+    for _ in range(stages - 1):
+        z = x.new_zeros(len(x), len(W)).scatter_(-1, indices, values)
+        residual = torch.addmm(x, z, D.t(), alpha=-1)
+        values, indices = z.add_(torch.addmm(bias, residual, W.t())).topk(m, dim=-1)
+        values.relu_()
+    return values, indices
+
+
 def eager_encode_l0(x: Tensor, W: Tensor, S: Tensor, theta: Tensor, stages: int) -> Tensor:
     wx = x @ W.t()
     z = torch.where(wx.abs() >= theta, wx, 0.0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops import soft_threshold
 from ..solvers import step as steps
 from ..solvers.graph import check_laplacian, laplacian_like, largest_row
 from .encoders import LISTA
@@ -40,8 +39,10 @@ class TAGNet(LISTA):
         tied: bool = True,
         *,
         gamma: float = 0.0,
+        bias: bool = False,
+        positive: bool = False,
     ) -> None:
-        super().__init__(in_features, code_size, num_stages, tied)
+        super().__init__(in_features, code_size, num_stages, tied, bias=bias, positive=positive)
         self.gamma = steps.weight_or_zero("gamma", gamma)
 
     @classmethod
@@ -53,13 +54,16 @@ class TAGNet(LISTA):
         alpha: float,
         num_stages: int = 2,
         tied: bool = True,
+        *,
+        bias: bool = False,
+        positive: bool = False,
     ) -> TAGNet:
         """The encoder that is K plain steps of :func:`deepl0_kernels.solvers.graph_sparse_code`.
 
         Args:
             D: [n, p], finite. laplacian: as in the call; only its size of entries is used here.
             lam: > 0. alpha: >= 0.
-            num_stages, tied: as in the class.
+            num_stages, tied, bias, positive: as in the class.
 
         The step mu is ``0.99 / (||D||_2^2 + alpha max_i sum_j |L_ij|)``.
 
@@ -70,7 +74,7 @@ class TAGNet(LISTA):
         alpha = steps.weight_or_zero("alpha", alpha)
         L = laplacian_like("D", D, laplacian)
         mu = 0.99 / (steps.squared_norm(D) + alpha * largest_row(L))
-        self = cls.from_dictionary(D, lam, num_stages, tied, mu)
+        self = cls.from_dictionary(D, lam, num_stages, tied, mu, bias=bias, positive=positive)
         assert isinstance(self, TAGNet)
         self.gamma = mu * alpha
         return self
@@ -81,15 +85,7 @@ class TAGNet(LISTA):
         if x.dim() != 2:
             raise ValueError(f"x must be [N, n], got {tuple(x.shape)}")
         L = check_laplacian(laplacian, x)
-        theta = self.theta
-        c = x @ self.W.T
-        z = soft_threshold(c, theta if self.tied else theta[0])
-        for k in range(1, self.num_stages):
-            assert self.S is not None
-            S = self.S if self.tied else self.S[k - 1]
-            u = c + z @ S.T - self.gamma * torch.sparse.mm(L, z)
-            z = soft_threshold(u, theta if self.tied else theta[k])
-        return z
+        return self._stages(x, lambda z: -self.gamma * torch.sparse.mm(L, z))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, gamma={self.gamma:g}"

@@ -47,6 +47,7 @@ class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     min_steps: int
     sparse_output: bool
     random_state: Any
+    positive_code: bool
     components_: np.ndarray
     # Parameters that files of earlier versions lack, and what they were then.
     _later: ClassVar[dict[str, Any]] = {}
@@ -127,9 +128,10 @@ class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         return int(check_random_state(self.random_state).randint(2**31))
 
     def _problem(self) -> Problem:
+        positive = bool(self.positive_code)
         if self.m is None:
-            return L0Regularized(lam=self.lam)
-        return MSparse(m=self.m)
+            return L0Regularized(lam=self.lam, positive=positive)
+        return MSparse(m=self.m, positive=positive)
 
     def _check(self, x: Tensor) -> int:
         """Refuse parameters out of range for x, before any work; the code size p."""

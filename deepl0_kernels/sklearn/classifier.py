@@ -32,7 +32,7 @@ class DeepL0Classifier(ClassifierMixin, DeepEstimator):
     ``transform`` gives the codes.
 
     Raises:
-        ValueError: from ``fit``, an argument out of range, named with its value.
+        TypeError, ValueError: from ``fit``, an argument out of range, named with its value.
 
     Source: Wang, Ling, Huang 2016, section 5.
     """
@@ -72,7 +72,8 @@ class DeepL0Classifier(ClassifierMixin, DeepEstimator):
 
         The first call learns the dictionary from its X, and must know all ``classes``. A changed
         ``lr``, ``batch_size`` or ``random_state`` acts from the next call on; a change of what the
-        model is made of (code_size, dictionary, m, lam, num_stages, tied, grad) is a ValueError.
+        model is made of (code_size, dictionary, m, lam, num_stages, tied, grad, positive_code) is a
+        ValueError.
 
         Args:
             sample_weight: as in :meth:`fit`, but taken as they are: they multiply the loss of each

@@ -44,7 +44,7 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
     time forgets clusters that are not among them.
 
     Raises:
-        ValueError: from ``fit``, an argument out of range, named with its value.
+        TypeError, ValueError: from ``fit``, an argument out of range, named with its value.
 
     Source: Wang, Ling, Huang 2016, eq. 12.
     """
@@ -72,6 +72,7 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
         balance: float = 0.0,
         init: Any = "kmeans",
         random_state: Any = None,
+        positive_code: bool = False,
     ) -> None:
         super().__init__(
             code_size,
@@ -88,6 +89,7 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
             min_steps=min_steps,
             sparse_output=sparse_output,
             random_state=random_state,
+            positive_code=positive_code,
         )
         self.n_clusters = n_clusters
         self.balance = balance

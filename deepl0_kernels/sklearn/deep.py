@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ class DeepEstimator(SparseEstimator):
         min_steps: little data are passed over until so many steps are made.
         sparse_output: SciPy CSR in place of dense codes.
         random_state: of everything random.
+        positive_code: codes >= 0, and a dictionary that is learned for such.
     """
 
     def __init_subclass__(cls, **more: Any) -> None:
@@ -45,6 +46,7 @@ class DeepEstimator(SparseEstimator):
             cls.__doc__ = cls.__doc__.replace("{shared}", shared)
 
     encoder_: DeepL0Encoder | DeepMSparseEncoder
+    _later: ClassVar = {"positive_code": False}
 
     def __init__(
         self,
@@ -63,6 +65,7 @@ class DeepEstimator(SparseEstimator):
         min_steps: int = 300,
         sparse_output: bool = False,
         random_state: Any = None,
+        positive_code: bool = False,
     ) -> None:
         self.code_size = code_size
         self.m = m
@@ -78,6 +81,7 @@ class DeepEstimator(SparseEstimator):
         self.min_steps = min_steps
         self.sparse_output = sparse_output
         self.random_state = random_state
+        self.positive_code = positive_code
 
     def _encode(self, x: Tensor) -> Tensor | SparseCode:
         if isinstance(self.encoder_, DeepMSparseEncoder):
@@ -90,6 +94,7 @@ class DeepEstimator(SparseEstimator):
             "m",
             "num_stages",
             "tied",
+            "positive_code",
             *(["lam", "grad"] if self.m is None else []),
         ]
         given = None if self.dictionary is None else "given"
@@ -97,6 +102,7 @@ class DeepEstimator(SparseEstimator):
 
     def _check(self, x: Tensor) -> int:
         p = super()._check(x)
+        checks.boolean("positive_code", plain(self.positive_code))
         checks.one_of("grad", self.grad, tuple(GRADS))
         checks.positive("lr", self.lr)
         self._course(len(x), self.epochs, "epochs")
@@ -106,11 +112,14 @@ class DeepEstimator(SparseEstimator):
 
     def _start(self, x: Tensor, seed: int) -> tuple[Tensor, DeepL0Encoder | DeepMSparseEncoder]:
         """Dictionary [n, p] of x, and the encoder that starts from it."""
-        D = self._learn(x, self._check(x), seed)
+        p, positive = self._check(x), bool(self.positive_code)
+        D = self._learn(x, p, seed, positive)
         K, tied = self.num_stages, self.tied
         if self.m is None:
-            return D, DeepL0Encoder.from_dictionary(D, self.lam, K, tied, grad=self.grad)
-        return D, DeepMSparseEncoder.from_dictionary(D, self.m, K, tied)
+            return D, DeepL0Encoder.from_dictionary(
+                D, self.lam, K, tied, grad=self.grad, positive=positive
+            )
+        return D, DeepMSparseEncoder.from_dictionary(D, self.m, K, tied, positive=positive)
 
     def _options(self, count: int, seed: int) -> dict[str, Any]:
         """Of the training loop."""
@@ -186,9 +195,10 @@ class DeepEstimator(SparseEstimator):
 
 def _fresh_encoder(n: int, p: int, shape: dict[str, Any]) -> DeepL0Encoder | DeepMSparseEncoder:
     """The encoder of the parameters that ``_shape`` gives, its values open."""
+    K, tied, positive = shape["num_stages"], shape["tied"], shape["positive_code"]
     if shape["m"] is None:
-        return DeepL0Encoder(n, p, shape["num_stages"], shape["tied"], grad=shape["grad"])
-    return DeepMSparseEncoder(n, p, shape["m"], shape["num_stages"], shape["tied"])
+        return DeepL0Encoder(n, p, K, tied, grad=shape["grad"], positive=positive)
+    return DeepMSparseEncoder(n, p, shape["m"], K, tied, positive=positive)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ class DeepL0Transformer(DeepEstimator):
         n_features_in_, feature_names_in_: of the training data.
 
     Raises:
-        ValueError: from ``fit``, an argument out of range, named with its value.
+        TypeError, ValueError: from ``fit``, an argument out of range, named with its value.
 
     Source: Wang, Ling, Huang 2016.
     """

@@ -20,12 +20,14 @@ class Problem(ABC):
     """What a code minimises.
 
     Args:
+        positive: over a >= 0.
         tol, max_iter: of the iterations after which a code counts as optimal, as in
             :func:`deepl0_kernels.solvers.iht`.
 
     Signals x are [..., n], dictionaries D [n, p], codes [..., p].
     """
 
+    positive: bool = False
     tol: float = 1e-5
     max_iter: int = 5_000
 
@@ -36,6 +38,11 @@ class Problem(ABC):
     @abstractmethod
     def formula(self) -> str:
         """The problem in one line."""
+
+    @property
+    def _domain(self) -> str:
+        """The end of the formula."""
+        return ", a >= 0" if self.positive else ""
 
     @property
     @abstractmethod
@@ -80,11 +87,12 @@ class Problem(ABC):
     def l1(self, x: Tensor, D: Tensor) -> Tensor:
         """The l1 solution of x [..., n] over D [n, p] that optimal codes start from."""
         options: dict[str, Any] = dict(tol=self.tol, max_iter=self.max_iter, history=False)
+        options["positive"] = self.positive
         return fista(x, D, self.l1_penalty, **options).dense
 
     def lista(self, D: Tensor, num_stages: int = 2) -> nn.Module:
         """LISTA that is ``num_stages`` iterations towards :meth:`l1` over D [n, p]."""
-        return LISTA.from_dictionary(D, self.l1_penalty, num_stages)
+        return LISTA.from_dictionary(D, self.l1_penalty, num_stages, positive=self.positive)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +101,7 @@ class MSparse(Problem):
 
     Args:
         m: >= 1. l1_lam: > 0, penalty of the l1 solution.
-        tol, max_iter: as in :class:`Problem`.
+        positive, tol, max_iter: as in :class:`Problem`.
 
     The l1 penalty is so small that its solution has m nonzeros: at the other problem's lam many
     have fewer, and the first gradient step would choose the rest.
@@ -107,7 +115,7 @@ class MSparse(Problem):
 
     @property
     def formula(self) -> str:
-        return f"exactly {self.m} nonzeros"
+        return f"exactly {self.m} nonzeros{self._domain}"
 
     @property
     def l1_penalty(self) -> float:
@@ -118,10 +126,13 @@ class MSparse(Problem):
         return {"m": self.m}
 
     def encoder(self, D: Tensor, num_stages: int = 2, tied: bool = True) -> nn.Module:
-        return DeepMSparseEncoder.from_dictionary(D, self.m, num_stages, tied)
+        return DeepMSparseEncoder.from_dictionary(
+            D, self.m, num_stages, tied, positive=self.positive
+        )
 
     def _descend(self, x: Tensor, D: Tensor, **options: Any) -> SolverResult:
-        return iht_m(x, D, self.m, l1_lam=self.l1_lam, history=False, **options)
+        options |= dict(history=False, positive=self.positive)
+        return iht_m(x, D, self.m, l1_lam=self.l1_lam, **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +141,7 @@ class L0Regularized(Problem):
 
     Args:
         lam: > 0.
-        tol, max_iter: as in :class:`Problem`.
+        positive, tol, max_iter: as in :class:`Problem`.
     """
 
     lam: float = 0.5
@@ -140,7 +151,7 @@ class L0Regularized(Problem):
 
     @property
     def formula(self) -> str:
-        return f"1/2 ||x - D a||^2 + {self.lam} ||a||_0"
+        return f"1/2 ||x - D a||^2 + {self.lam} ||a||_0{self._domain}"
 
     @property
     def l1_penalty(self) -> float:
@@ -151,7 +162,7 @@ class L0Regularized(Problem):
         return {"lam": self.lam}
 
     def encoder(self, D: Tensor, num_stages: int = 2, tied: bool = True) -> nn.Module:
-        return DeepL0Encoder.from_dictionary(D, self.lam, num_stages, tied)
+        return DeepL0Encoder.from_dictionary(D, self.lam, num_stages, tied, positive=self.positive)
 
     def _descend(self, x: Tensor, D: Tensor, **options: Any) -> SolverResult:
-        return iht(x, D, self.lam, history=False, **options)
+        return iht(x, D, self.lam, history=False, positive=self.positive, **options)

@@ -12,10 +12,16 @@ N, P, M = 12, 21, 5
 LAYERS = {
     "l0": lambda: nn.DeepL0Encoder(N, P),
     "l0_untied": lambda: nn.DeepL0Encoder(N, P, 3, tied=False),
+    "l0_factored": lambda: nn.DeepL0Encoder(
+        N, P, 3, tied=False, bias=True, factored=True, steps=(1, 0.7, 0.5)
+    ),
     "m_sparse": lambda: nn.DeepMSparseEncoder(N, P, M),
+    "m_sparse_factored": lambda: nn.DeepMSparseEncoder(
+        N, P, (M, 3), bias=True, positive=True, factored=True, steps=0.8
+    ),
     "m_sparse_one_stage": lambda: nn.DeepMSparseEncoder(N, P, M, num_stages=1),
     "lista": lambda: nn.LISTA(N, P),
-    "tagnet": lambda: nn.TAGNet(N, P, gamma=0.1),
+    "tagnet": lambda: nn.TAGNet(N, P, gamma=0.1, bias=True, positive=True),
     "head": lambda: nn.ClusterHead(P, 4),
     "baseline": lambda: nn.BaselineEncoder(N, P, readout=True),
 }

@@ -29,26 +29,56 @@ def dictionary(dtype=torch.float32, scale=3.0):
     return scale * torch.randn(N, P, generator=g, dtype=dtype)
 
 
-MAKE = {
-    "l0": lambda **k: DeepL0Encoder.from_dictionary(dictionary(), 0.01, **k),
-    "m_sparse": lambda **k: DeepMSparseEncoder.from_dictionary(dictionary(), M, **k),
-    "lista": lambda **k: LISTA.from_dictionary(dictionary(), 0.05, **k),
+CLASSES = {"l0": (DeepL0Encoder, 0.01), "m_sparse": (DeepMSparseEncoder, M), "lista": (LISTA, 0.05)}
+OPTIONS = {
+    "l0": {},
+    "l0 nonnegative": dict(bias=True, positive=True),
+    "l0 factored": dict(bias=True, factored=True),
+    "m_sparse": {},
+    "m_sparse nonnegative": dict(bias=True, positive=True),
+    "m_sparse factored": dict(bias=True, positive=True, factored=True),
+    "lista": {},
+    "lista nonnegative": dict(bias=True, positive=True),
 }
+
+
+def maker(kind):
+    cls, last = CLASSES[kind.split()[0]]
+    return lambda **k: cls.from_dictionary(dictionary(), last, **(OPTIONS[kind] | k))
+
+
+def new(kind, **k):
+    """Without a dictionary."""
+    sizes = (N, P, M) if kind.startswith("m_sparse") else (N, P)
+    return CLASSES[kind.split()[0]][0](*sizes, **(OPTIONS[kind] | k))
+
+
+MAKE = {kind: maker(kind) for kind in OPTIONS}
 every = pytest.mark.parametrize("kind", MAKE)
-tying = pytest.mark.parametrize("tied", [True, False])
+# A factored M-sparse encoder has nothing to untie.
+every_tying = pytest.mark.parametrize(
+    ("kind", "tied"),
+    [(k, tied) for k in MAKE for tied in (True, False) if tied or k != "m_sparse factored"],
+)
 
 
-@every
-@tying
+@every_tying
 @pytest.mark.parametrize("num_stages", [1, 2, 4])
 def test_shapes_dtypes_and_leading_dimensions(kind, tied, num_stages):
     encoder = MAKE[kind](num_stages=num_stages, tied=tied)
     assert encoder.W.shape == (P, N)
-    if num_stages == 1:
+    factored = kind.endswith("factored")
+    if num_stages == 1 or factored:
         assert encoder.S is None
     else:
         assert encoder.S.shape == ((P, P) if tied else (num_stages - 1, P, P))
-    if kind != "m_sparse":
+    if num_stages > 1 and factored:
+        assert encoder.atoms.shape == (P, N)
+        assert torch.equal(encoder.D, encoder.atoms.T)
+    else:
+        assert encoder.atoms is None
+        assert encoder.D is None
+    if not kind.startswith("m_sparse"):
         assert encoder.theta.shape == ((P,) if tied else (num_stages, P))
     x = torch.randn(2, 3, N)
     z = encoder(x)
@@ -63,14 +93,32 @@ def test_shapes_dtypes_and_leading_dimensions(kind, tied, num_stages):
     assert wide(x.double()).dtype == torch.float64
 
 
-@tying
-def test_untied_starts_as_tied_does(tied):
+@every
+def test_untied_starts_as_tied_does(kind):
     x = torch.randn(30, N)
-    for kind in MAKE:
+    if kind != "m_sparse factored":
         torch.testing.assert_close(
             MAKE[kind](num_stages=3, tied=True).eval()(x),
             MAKE[kind](num_stages=3, tied=False).eval()(x),
         )
+
+
+@pytest.mark.parametrize("positive", [False, True])
+@pytest.mark.parametrize("num_stages", [1, 2, 5])
+def test_factored_starts_at_the_same_function(num_stages, positive):
+    x, D = torch.randn(200, N, dtype=torch.float64), dictionary(torch.float64)
+    options = dict(num_stages=num_stages, positive=positive)
+    for factored in (False, True):
+        again = [
+            DeepL0Encoder.from_dictionary(D, 0.01, factored=factored, **options).eval()(x),
+            DeepMSparseEncoder.from_dictionary(D, M, factored=factored, **options)(x),
+        ]
+        if not factored:
+            codes = again
+    assert all((code != 0).any() for code in codes)
+    torch.testing.assert_close(codes, again)
+    iterated = dk.solvers.iht_m(x, D, M, tol=1e-300, max_iter=num_stages, positive=positive).dense
+    torch.testing.assert_close(codes[1], iterated)
 
 
 def test_weights_from_a_dictionary():
@@ -200,8 +248,7 @@ def test_training_lowers_the_error_of_every_encoder():
         assert sum(losses[-10:]) < 0.9 * sum(losses[:10]), kind
 
 
-@every
-@tying
+@every_tying
 def test_state_dict_deepcopy_pickle_and_safetensors(kind, tied, tmp_path):
     encoder = MAKE[kind](num_stages=3, tied=tied).eval()
     x = torch.randn(9, N)
@@ -209,8 +256,7 @@ def test_state_dict_deepcopy_pickle_and_safetensors(kind, tied, tmp_path):
     buffer = io.BytesIO()
     torch.save(encoder.state_dict(), buffer)
     buffer.seek(0)
-    arguments = (N, P, M) if kind == "m_sparse" else (N, P)
-    fresh = type(encoder)(*arguments, num_stages=3, tied=tied).eval()
+    fresh = new(kind, num_stages=3, tied=tied).eval()
     assert not torch.equal(fresh(x), z)
     fresh.load_state_dict(torch.load(buffer, weights_only=True))
     assert torch.equal(fresh(x), z)
@@ -218,7 +264,7 @@ def test_state_dict_deepcopy_pickle_and_safetensors(kind, tied, tmp_path):
     assert torch.equal(pickle.loads(pickle.dumps(encoder))(x), z)
     safetensors = pytest.importorskip("safetensors.torch")
     safetensors.save_model(encoder, str(tmp_path / "e.safetensors"))
-    fresh = type(encoder)(*arguments, num_stages=3, tied=tied).eval()
+    fresh = new(kind, num_stages=3, tied=tied).eval()
     safetensors.load_model(fresh, str(tmp_path / "e.safetensors"))
     assert torch.equal(fresh(x), z)
     # The state dict alone will do: no two entries share memory, and all are contiguous.
@@ -270,7 +316,8 @@ def test_frozen_weights_and_inference(kind):
     x.requires_grad_()
     encoder(x).sum().backward()
     assert encoder.W.grad is None
-    assert encoder.S.grad is not None
+    between = encoder.atoms if kind.endswith("factored") else encoder.S
+    assert between.grad is not None
     encoder.requires_grad_(False)
     want, x.grad = x.grad, None
     encoder(x).sum().backward()
@@ -279,10 +326,8 @@ def test_frozen_weights_and_inference(kind):
 
 @every
 def test_meta_tensors(kind):
-    arguments = (N, P, M) if kind == "m_sparse" else (N, P)
-    cls = type(MAKE[kind]())
     with torch.device("meta"):
-        encoder = cls(*arguments)
+        encoder = new(kind)
     assert encoder(torch.randn(3, N, device="meta")).shape == (3, P)
     encoder.to_empty(device="cpu")
     encoder.reset_parameters()
@@ -321,7 +366,7 @@ def test_codes_of_the_m_sparse_encoder():
 def test_half_modules(kind, dtype):
     encoder = MAKE[kind]().to(dtype)
     x = torch.randn(5, N).to(dtype)
-    if kind == "lista":
+    if kind.startswith("lista"):
         assert encoder(x).shape == (5, P)
         return
     z = encoder(x)
@@ -334,9 +379,20 @@ def test_representation():
     assert repr(MAKE["m_sparse"]()) == (
         "DeepMSparseEncoder(in_features=12, code_size=20, num_stages=2, tied=True, m=5)"
     )
+    encoder = DeepMSparseEncoder(
+        N, P, (7, M), bias=True, positive=True, factored=True, steps=(1, 0.5)
+    )
+    assert repr(encoder) == (
+        "DeepMSparseEncoder(in_features=12, code_size=20, num_stages=2, tied=True, bias=True, "
+        "positive=True, factored=True, steps=(1.0, 0.5), m=(7, 5))"
+    )
 
 
 D = dictionary()
+
+
+def factored(m, **k):
+    return DeepMSparseEncoder(5, 5, m, factored=True, **k)
 
 
 @pytest.mark.parametrize(
@@ -346,6 +402,17 @@ D = dictionary()
         (lambda: DeepL0Encoder(5, 5, 0), "num_stages must be >= 1, got 0"),
         (lambda: DeepL0Encoder(5, 5, grad="fast"), "grad must be one of .* got 'fast'"),
         (lambda: DeepMSparseEncoder(5, 5, 6), "m must be >= 1 and <= code_size = 5, got 6"),
+        (lambda: DeepMSparseEncoder(5, 5, (2, 3)), r"m must be one number .*, got \(2, 3\)"),
+        (lambda: factored((2, 3, 4)), r"m must have num_stages = 2 entries, got 3: \(2, 3, 4\)"),
+        (lambda: factored((2, 6)), "m must be >= 1 and <= code_size = 5, got 6"),
+        (lambda: factored((0, 2)), "m must be >= 1 and <= code_size = 5, got 0"),
+        (lambda: factored(2, tied=False), "tied must be True where factored, .* got False"),
+        (lambda: factored(2, steps=(1, 2, 3)), "steps must have num_stages = 2 entries, got 3"),
+        (lambda: factored(2, steps=(1, 0)), "steps must be a finite number > 0, got 0"),
+        (lambda: factored(2, steps=-1), "steps must be a finite number > 0, got -1"),
+        (lambda: factored(2, num_stages=1, steps=1.0), "steps must be None but for .* got 1.0"),
+        (lambda: DeepL0Encoder(5, 5, steps=2.0), "steps must be None but for .*, got 2.0"),
+        (lambda: DeepL0Encoder.from_dictionary(D, 1, steps=2.0), "steps must be None but for"),
         (lambda: DeepMSparseEncoder.from_dictionary(D, 21), "m must be .* got 21"),
         (lambda: DeepL0Encoder.from_dictionary(D, 0.0), "lam must be .* got 0.0"),
         (lambda: DeepL0Encoder.from_dictionary(D, -1), "lam must be .* got -1.0"),

@@ -29,6 +29,7 @@ SHORT = dict(dictionary_epochs=1, epochs=1, min_steps=5)
     [
         IHTSparseCoder(dictionary_epochs=1, min_steps=5, transform_max_iter=100),
         DeepL0Transformer(m=1, **SHORT),
+        DeepL0Transformer(m=1, positive_code=True, **SHORT),
         # scikit-learn asks for an accuracy of 0.83, which takes some steps.
         DeepL0Classifier(m=2, lr=0.1, dictionary_epochs=1, epochs=1, min_steps=20),
         DeepL0Clusterer(m=2, **SHORT),

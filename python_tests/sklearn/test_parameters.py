@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 
@@ -10,6 +11,9 @@ import pytest
 import torch
 
 pytest.importorskip("sklearn")
+pytest.importorskip("safetensors")
+from safetensors import safe_open
+from safetensors.torch import save_file
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -112,6 +116,22 @@ def test_no_parameter_reaches_what_is_fitted(name, tmp_path):
 
 
 @every
+def test_a_file_of_before_there_were_nonnegative_codes(name, tmp_path):
+    model, path = fitted(name), tmp_path / "model.safetensors"
+    model.save(path)
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    values = json.loads(metadata["values"])
+    del values["positive_code"], values["_fitted"]["json"]["positive_code"]
+    save_file(tensors, path, metadata | {"values": json.dumps(values)})
+    old = load(path)
+    assert_same(answers(old), answers(model))
+    assert old.get_params()["positive_code"] is False
+    if hasattr(old, "partial_fit"):
+        assert_same(answers(old.partial_fit(X, Y)), answers(model.partial_fit(X, Y)))
+
+
+@every
 def test_a_changed_parameter_acts_at_the_next_fit(name):
     model = fitted(name)
     for parameter in model.get_params():
@@ -179,6 +199,7 @@ def test_partial_fit_after_a_file_goes_on_with_the_same_model(tmp_path):
         (dict(step="long"), "step must be"),
         (dict(transform_max_iter=0), "^transform_max_iter must be"),
         (dict(dictionary=ATOMS[:, :-1]), "dictionary must be"),
+        (dict(positive_code=1), "positive_code must be True or False, got 1"),
     ],
 )
 def test_a_refused_fit_leaves_the_model_as_it_was(name, bad, words, monkeypatch):
@@ -189,12 +210,13 @@ def test_a_refused_fit_leaves_the_model_as_it_was(name, bad, words, monkeypatch)
     model.set_params(**bad)
     # Refused before any work.
     monkeypatch.setattr("deepl0_kernels.sklearn.base.learn_dictionary", None)
-    with pytest.raises(ValueError, match=words):
+    error = TypeError if "positive_code" in bad else ValueError
+    with pytest.raises(error, match=words):
         model.fit(X, Y)
     assert_same(answers(model), want)
     fresh = clone(model)
     if hasattr(fresh, "partial_fit"):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(error, match=words):
             fresh.partial_fit(X, Y, **(dict(classes=[0, 1]) if "Classifier" in name else {}))
         with pytest.raises(NotFittedError):
             fresh.transform(X)

@@ -130,6 +130,23 @@ def test_files_of_before_there_were_positive_codes(digits, tmp_path):
         values.pop("_fitted", None)
 
 
+@pytest.mark.parametrize("kind", [DeepL0Transformer, DeepL0Classifier, DeepL0Clusterer])
+@pytest.mark.parametrize("options", [dict(m=8), dict(lam=0.3)])
+def test_nonnegative_codes(digits, kind, options):
+    x, y = digits
+    model = kind(code_size=40, positive_code=True, **options, **SHORT).fit(x, y)
+    codes = model.transform(x)
+    assert (codes >= 0).all()
+    assert (codes > 0).sum(1).mean() > 2
+    assert model.encoder_.positive
+    if kind is DeepL0Transformer:  # atoms keep their signs, which signals of both need
+        assert np.square(x - model.inverse_transform(codes)).mean() < 0.8 * np.square(x).mean()
+    signed = clone(model).set_params(positive_code=False).fit(x, y)
+    assert (signed.transform(x) < 0).any()
+    if hasattr(model, "partial_fit"):
+        assert (model.partial_fit(x, y).transform(x) >= 0).all()
+
+
 def test_the_encoder_learns_the_optimal_codes(digits):
     x, _ = digits
     model = DeepL0Transformer(80, m=8, epochs=10, min_steps=200, random_state=0).fit(x)
