@@ -21,6 +21,7 @@ from pathlib import Path
 
 RECORD = Path(__file__).with_name("instructions.csv")
 KERNELS = ("top_m", "keep_top_m", "helu", "encode_two_stages")
+KERNELS += tuple(f"positive_{kernel}" for kernel in KERNELS)
 LEVELS = ("scalar", "avx2")
 ROWS = 64
 ALLOWED = 1.05
@@ -82,7 +83,7 @@ def main() -> int:
         judged = before["compiler"] == f"g++ {compiler}"
         rose = judged and instructions > ALLOWED * int(before["instructions_per_row"])
         worse += rose
-        print(f"{key[0]:18} {key[1]:8} {instructions:8} per row, recorded "
+        print(f"{key[0]:26} {key[1]:8} {instructions:8} per row, recorded "
               f"{before['instructions_per_row']}{'' if judged else ' (another compiler)'}"
               f"{'  ROSE' if rose else ''}")  # fmt: skip
     return int(worse > 0)
