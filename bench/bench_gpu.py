@@ -141,7 +141,7 @@ def encode_top_m(
     x = torch.randn(batch, N, device=device).to(dtype)
     _, W, S, _ = _weights(p, dtype, device, dense=stages > 1)
     m = min(M, p)
-    want = dk.reference.encode_top_m(x, W, S, m, stages)[1]
+    want = dk.reference.encode_top_m(x, W, S, None, m, stages)[1]
     compiled = torch.compile(eager_encode_top_m)
     calls = {
         EAGER: lambda: eager_encode_top_m(x, W, S, m, stages),
@@ -172,7 +172,7 @@ def encode_l0(batch: int, p: int, stages: int, dtype: torch.dtype, device: str) 
     _, W, S, _ = _weights(p, dtype, device)
     levels = (x[:1000].float() @ W.float().t()).abs().flatten()
     theta = torch.full((p,), float(levels.kthvalue(int(0.95 * len(levels))).values), device=device)
-    want = dk.reference.encode_l0(x, W, S, theta, stages, 0.0, "helu")[0]
+    want = dk.reference.encode_l0(x, W, S, None, theta, stages, 0.0, "helu")[0]
     compiled = torch.compile(eager_encode_l0)
     low = theta.to(dtype)
     providers = {
@@ -194,7 +194,7 @@ def iht_m(batch: int, p: int, iterations: int, dtype: torch.dtype, device: str) 
     x = torch.randn(batch, N, device=device).to(dtype)
     D, W, S, step = _weights(p, dtype, device)
     m = min(M, p)
-    want = dk.reference.encode_top_m(x, W, S, m, iterations)[1]
+    want = dk.reference.encode_top_m(x, W, S, None, m, iterations)[1]
     providers = {
         EAGER: lambda: eager_encode_top_m(x, W, S, m, iterations),
         "dense IHT": lambda: eager_iht_m(x, D, step, m, iterations),
