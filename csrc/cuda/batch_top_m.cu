@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(256)
         if (own[b] != 0) atomicAdd(&bins[b], (unsigned long long)(own[b]));
 }
 
-/// The sum of n over the threads up to this one, of a block of kScan; ends with a barrier.
+/// The sum of n over the threads up to this one, of a block of kScan; a barrier before the next.
 __device__ inline unsigned long long scanned(unsigned long long n) {
     __shared__ unsigned long long totals[kScan / 32];
 #pragma unroll
@@ -85,7 +85,6 @@ __device__ inline unsigned long long scanned(unsigned long long n) {
     if (lane_id() == 31) totals[warp_id()] = n;
     __syncthreads();
     for (int w = 0; w < warp_id(); ++w) n += totals[w];
-    __syncthreads();
     return n;
 }
 
@@ -106,7 +105,7 @@ __global__ void __launch_bounds__(kScan)
         second = bins[high - 1];
         bins[high] = bins[high - 1] = 0;
     }
-    // Ends with a barrier: all have read the state before one writes it.
+    // Its barrier: all have read the state before one writes it.
     const unsigned long long reached = scanned(first + second);
     unsigned long long above = reached - first - second;
     if (!(above < before.need && before.need <= reached)) return;
@@ -158,6 +157,7 @@ __global__ void __launch_bounds__(kScan)
         ties += unsigned(counts[i].y);
     }
     above = scanned(above) - above;
+    __syncthreads();
     ties = scanned(ties) - ties;
     const unsigned long long wanted = state->need;
     for (int64_t i = begin; i < end; ++i) {

@@ -48,6 +48,20 @@ def select(p: int, dtype=torch.float32, positive: bool = False):
     return problem
 
 
+def batch(ops) -> bool:
+    """Rows of one piece and of two; the last piece cut off."""
+    image = 0x3F800000 + torch.arange(210, dtype=torch.int32).view(3, 70) * 7 % 31
+    for u, m in (
+        (hostile((5, 70), torch.float32, 7, "few_special"), 9),
+        (hostile((2, 2061), torch.float32, 7, "ties"), 700),
+        (image.view(torch.float32), 35),
+    ):
+        want = reference.batch_top_m(u, m, True)
+        if not all(map(torch.equal, ops.batch_top_m(u, m, True)[1:], want[1:])):
+            return False
+    return True
+
+
 def traps(call, indices: torch.Tensor, size: int) -> bool:
     """Whether an index just outside of [0, size) stops the kernel, by its own check."""
     for bad in (-1, size):
@@ -144,6 +158,11 @@ PROBLEMS = {
     "top_m_warp_kernel, positive": select(253, positive=True),
     "top_m_block_kernel, positive": select(1101, torch.bfloat16, positive=True),
     "top_m_block_kernel": select(1101, torch.bfloat16),
+    "batch_histogram_kernel": batch,
+    "batch_digit_kernel": batch,
+    "batch_count_kernel": batch,
+    "batch_place_kernel": batch,
+    "batch_write_kernel": batch,
     "gather_top_m_warp_kernel": gather(120, 35),
     "gather_top_m_block_kernel": gather(1030, 300),
     "transpose_kernel": transposed,

@@ -333,6 +333,6 @@ def test_one_stage_is_the_encoder_of_a_jumprelu_autoencoder():
     parameters, x = autoencoder(), signals(2000)
     parameters["log_theta"] = torch.linspace(-0.5, 1, P, dtype=torch.float64)
     want = trained(written_out, parameters, x)
-    assert (want[1]["log_theta"] != 0).all()
+    assert (want[1]["log_theta"] != 0).sum() > P // 2
     for ours in (operators, in_one, layer):
         torch.testing.assert_close(trained(ours, parameters, x), want)
