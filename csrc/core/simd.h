@@ -93,12 +93,13 @@ DEEPL0_INLINE F32 abs(F32 v) { return _mm512_abs_ps(v); }
 DEEPL0_INLINE float reduce_add(F32 v) { return _mm512_reduce_add_ps(v); }
 /// Lanes of v where the mask is set, +0 elsewhere.
 DEEPL0_INLINE F32 keep(Mask m, F32 v) { return _mm512_maskz_mov_ps(m, v); }
-/// max(v, 0): a NaN stays, -0.0 becomes +0.
-DEEPL0_INLINE F32 positive_part(F32 v) {
-    return keep(_mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NLE_UQ), v);
+/// Lanes that max(v, 0) leaves as they are. As integers, -0.0 is the least of all, and numbers
+/// ascend from there to -inf, before all NaNs: so subnormals count whatever the mode.
+DEEPL0_INLINE Mask not_negative(F32 v) {
+    return _mm512_cmpgt_epi32_mask(_mm512_castps_si512(v), broadcast(-0x800000));
 }
-/// The same but for the sign of a zero, in one instruction: of two zeros, and of a NaN, the second.
-DEEPL0_INLINE F32 not_negative(F32 v) { return _mm512_max_ps(_mm512_setzero_ps(), v); }
+/// max(v, 0): a NaN stays, -0.0 becomes +0.
+DEEPL0_INLINE F32 positive_part(F32 v) { return keep(not_negative(v), v); }
 
 DEEPL0_INLINE I32 add(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
 DEEPL0_INLINE I32 max(I32 a, I32 b) { return _mm512_max_epi32(a, b); }
@@ -206,10 +207,10 @@ DEEPL0_INLINE float reduce_add(F32 v) {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
 DEEPL0_INLINE F32 keep(Mask m, F32 v) { return _mm256_and_ps(_mm256_castsi256_ps(m), v); }
-DEEPL0_INLINE F32 positive_part(F32 v) {
-    return _mm256_and_ps(_mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_NLE_UQ), v);
+DEEPL0_INLINE Mask not_negative(F32 v) {
+    return _mm256_cmpgt_epi32(_mm256_castps_si256(v), broadcast(-0x800000));
 }
-DEEPL0_INLINE F32 not_negative(F32 v) { return _mm256_max_ps(_mm256_setzero_ps(), v); }
+DEEPL0_INLINE F32 positive_part(F32 v) { return keep(not_negative(v), v); }
 
 DEEPL0_INLINE I32 add(I32 a, I32 b) { return _mm256_add_epi32(a, b); }
 DEEPL0_INLINE I32 max(I32 a, I32 b) { return _mm256_max_epi32(a, b); }
@@ -321,8 +322,8 @@ DEEPL0_INLINE F32 fma(F32 a, F32 b, F32 c) { return a * b + c; }
 DEEPL0_INLINE F32 abs(F32 v) { return F32(I32(v) & broadcast(int32_t(0x7fffffff))); }
 DEEPL0_INLINE float reduce_add(F32 v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 DEEPL0_INLINE F32 keep(Mask m, F32 v) { return F32(I32(v) & m); }
-DEEPL0_INLINE F32 positive_part(F32 v) { return keep(~(v <= broadcast(0.0f)), v); }
-DEEPL0_INLINE F32 not_negative(F32 v) { return positive_part(v); }
+DEEPL0_INLINE Mask not_negative(F32 v) { return I32(v) > broadcast(-0x800000); }
+DEEPL0_INLINE F32 positive_part(F32 v) { return keep(not_negative(v), v); }
 
 DEEPL0_INLINE I32 add(I32 a, I32 b) { return a + b; }
 DEEPL0_INLINE Mask ge(I32 a, I32 b) { return a >= b; }
@@ -378,7 +379,12 @@ DEEPL0_INLINE F32 candidate(F32 v) {
 /// Its key (see clamp_nan).
 template <bool Positive>
 DEEPL0_INLINE I32 key_of(F32 v) {
-    return key(Positive ? not_negative(v) : v);
+#if DEEPL0_ISA_LEVEL == 2
+    if (Positive)  // one instruction less than the key of the part
+        return _mm512_maskz_and_epi32(not_negative(v), _mm512_castps_si512(v),
+                                      broadcast(0x7fffffff));
+#endif
+    return key(candidate<Positive>(v));
 }
 
 /// All NaN keys become one, directly above the key of inf.

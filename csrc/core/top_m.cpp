@@ -1,5 +1,7 @@
 #include "top_m.h"
 
+#include <type_traits>
+
 #include "kernel_table.h"
 #include "select.h"
 
@@ -49,6 +51,17 @@ struct Workspace {
         val = reinterpret_cast<float*>(base + at.val);
     }
 };
+
+/// Whether x is > 0 or a NaN, by its bits (see not_negative in simd.h).
+template <typename S>
+DEEPL0_INLINE bool is_positive(S x) {
+    using Bits = std::conditional_t<sizeof(S) == 8, int64_t, int16_t>;
+    const Bits minus_inf = sizeof(S) == 8                     ? Bits(uint64_t(0xfff) << 52)
+                           : std::is_same<S, bfloat16>::value ? Bits(0xff80)
+                                                              : Bits(0xfc00);
+    const Bits bits = bit_cast<Bits>(x);
+    return bits != 0 && bits > minus_inf;
+}
 
 // ---- the chosen entries of a row as bits, and for float rows as a dense row
 
@@ -123,7 +136,7 @@ constexpr int64_t kWideNan = int64_t(0x3ff80001) << kLowBits;
 
 template <bool Positive>
 DEEPL0_INLINE int64_t wide_key(double x) {
-    if (Positive && x <= 0) return 0;
+    if (Positive && !is_positive(x)) return 0;
     const int64_t k = bit_cast<int64_t>(x) & INT64_MAX;
     return k < kWideNan ? k : kWideNan;
 }
@@ -173,12 +186,6 @@ DEEPL0_INLINE void choose_bits(const double* u, int64_t p, int64_t m, uint8_t* m
 }
 
 // ---- rows out of bits
-
-DEEPL0_INLINE bool is_positive(double x) { return !(x <= 0); }
-template <typename S>
-DEEPL0_INLINE bool is_positive(S x) {
-    return !(to_float(x) <= 0);
-}
 
 template <typename T>
 DEEPL0_INLINE void apply_bits(const T* u, const uint8_t* mask, int64_t p, T* out) {

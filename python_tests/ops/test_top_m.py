@@ -187,3 +187,22 @@ def test_numpy_integers_are_integers():
     numpy = pytest.importorskip("numpy")
     u = torch.randn(2, 7)
     assert torch.equal(dk.top_m(u, numpy.int32(3))[1], dk.top_m(u, 3)[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("positive", [False, True])
+def test_subnormal_numbers_count_whatever_the_mode(positive, dtype):
+    """Selection compares bits: flushing to zero, which a training loop may ask for, changes none."""
+    tiny = torch.finfo(dtype).smallest_normal
+    u = torch.tensor([[0.0, tiny / 2, -tiny / 4, tiny / 4, -0.0, -tiny / 2] * 5], dtype=dtype)
+    want = dk.reference.top_m(u, 9, positive), dk.reference.keep_top_m(u, 9, positive)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush")
+    try:
+        values, indices = dk.top_m(u, 9, positive=positive)
+        kept = dk.keep_top_m(u, 9, positive=positive)
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(indices, want[0][1])
+    assert torch.equal(values, want[0][0])
+    assert torch.equal(kept, want[1][0])
