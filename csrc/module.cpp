@@ -37,11 +37,12 @@ PyObject* build_info(PyObject*, PyObject*) {
     }
     const auto flag = [](bool on) { return on ? Py_True : Py_False; };
     return Py_BuildValue(
-        "{s:s,s:N,s:N,s:s,s:O,s:O,s:O,s:N,s:s,s:s}", "compiler", kCompiler, "isa_compiled",
+        "{s:s,s:N,s:N,s:s,s:O,s:O,s:O,s:O,s:N,s:s,s:s}", "compiler", kCompiler, "isa_compiled",
         split(compiled), "isa_supported", split(supported), "isa_active",
         deepl0::isa_name(deepl0::active_isa()), "amx_bfloat16",
         flag(deepl0::screen_has(deepl0::ScreenKind::bfloat16_tiles)), "avx512_bfloat16",
-        flag(deepl0::screen_has(deepl0::ScreenKind::bfloat16_vectors)), "cuda", flag(*kCudaArchs),
+        flag(deepl0::screen_has(deepl0::ScreenKind::bfloat16_vectors)), "avx512_int8",
+        flag(deepl0::screen_has(deepl0::ScreenKind::int8_vectors)), "cuda", flag(*kCudaArchs),
         "cuda_archs", split(kCudaArchs), "torch_abi_target", DEEPL0_STRING(DEEPL0_TORCH_TARGET),
         "torch_built_with", DEEPL0_STRING(DEEPL0_TORCH_BUILT_WITH));
 }

@@ -93,6 +93,15 @@ bool cpu_has_bfloat16_vectors() {
     return has;
 }
 
+bool cpu_has_int8_vectors() {
+#if DEEPL0_X86
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512vnni");
+#else
+    return false;
+#endif
+}
+
 bool cpu_grants_bfloat16_tiles() {
     static const bool granted = ask_for_tiles();
     return granted;

@@ -29,6 +29,9 @@ bool isa_supported(Isa isa);
 /// with level avx512.
 bool cpu_has_bfloat16_vectors();
 
+/// Whether the CPU multiplies int8 vectors (vpdpbusd at 512 bits), likewise.
+bool cpu_has_int8_vectors();
+
 /// Whether the CPU has AMX tiles for bfloat16, and the operating system grants them to this
 /// process, which is asked for at the first call.
 bool cpu_grants_bfloat16_tiles();

@@ -1,7 +1,7 @@
 #include "screen.h"
 
 #include "kernel_table.h"
-#include "screen_panel.h"
+#include "screen_candidates.h"
 
 namespace deepl0 {
 namespace DEEPL0_ISA {
@@ -10,11 +10,13 @@ namespace {
 // Rows: preparation, results, rows that are computed throughout.
 
 struct Norms {
-    float whole, error;
+    float whole, centred, error;  // centred: of what is rounded
 };
 
 /// Row r of the panel is row `row` of the problem.
-DEEPL0_INLINE void prepare_row(Panel& s, const ScreenProblem& q, int64_t r, int64_t row, Norms x) {
+DEEPL0_INLINE void prepare_row(Panel& s, int64_t r, Norms x) {
+    const ScreenProblem& q = s.q;
+    const int64_t row = s.begin + r;
     s.count[r] = 0;
     s.trigger[r] = int32_t(s.layout.capacity - 32);
     s.least[r] = least_of_all(s);
@@ -26,9 +28,10 @@ DEEPL0_INLINE void prepare_row(Panel& s, const ScreenProblem& q, int64_t r, int6
         most_z = size > most_z ? size : most_z;
     }
     s.floor[r] = underflow_term(q.n) + 0x1p-20f * most_z;
-    const float rounded = s.layout.bf16 ? x.whole + x.error : 0.0f;
-    s.a[r] = (x.error * 1.0001f + summation_factor(q.n) * x.whole) * q.bound_scale;
-    s.c[r] = rounded * 1.0001f * q.bound_scale;
+    const bool exact = q.kind == ScreenKind::float32, int8 = q.kind == ScreenKind::int8_vectors;
+    const float c = int8 ? int8_summation_factor(q.n) : summation_factor(q.n);
+    s.a[r] = (x.error * 1.0001f + c * x.whole) * q.bound_scale;
+    s.c[r] = exact ? 0.0f : (x.centred + x.error) * 1.0001f * q.bound_scale;
     if (!bounded) give_up(s, r);
 }
 
@@ -64,70 +67,39 @@ DEEPL0_NOINLINE void write_with_zeros(const float* values, const int32_t* unit, 
     }
 }
 
-/// Adds to the dot products of the units [unit, unit + units) of a row what else is in u.
-DEEPL0_INLINE void add_rest(const ScreenProblem& q, int64_t row, int64_t unit, int64_t units,
-                            float* u) {
-    if (q.bias)
-        for (int64_t i = 0; i < units; ++i) u[i] += q.bias[unit + i];
-    const int64_t* at = q.z_indices + row * q.z_m;
-    for (int64_t j = 0; j < q.z_m; ++j)
-        if (unit <= at[j] && at[j] < unit + units) u[at[j] - unit] += q.z_values[row * q.z_m + j];
-}
-
-/// The same for units in ascending order.
-DEEPL0_INLINE void add_rest(const ScreenProblem& q, int64_t row, const int32_t* unit, int64_t n,
-                            float* u) {
-    if (q.bias)
-        for (int64_t i = 0; i < n; ++i) u[i] += q.bias[unit[i]];
-    const int64_t* at = q.z_indices + row * q.z_m;
-    for (int64_t i = 0, j = 0; i < n && j < q.z_m;) {
-        if (unit[i] == at[j]) u[i] += q.z_values[row * q.z_m + j];
-        const bool step = unit[i] <= at[j];
-        j += unit[i] >= at[j];
-        i += step;
+/// Computes the best candidates of a screened row, then those of the others that may still be among
+/// the m largest, and selects.
+DEEPL0_INLINE void finish_row(Panel& s, int64_t r) {
+    const int32_t before = bits_of(s.least[r]);
+    const Chosen best = compute_best(s, r);
+    const int32_t least = bits_of(s.least[r]);
+    Chosen rest{s.scratch, s.scratch + s.layout.stride, s.values + best.n};
+    compute(s, r, rest, [&](I32 lo, I32 hi) {
+        return mask_and(gt(broadcast(before), lo), ge(hi, broadcast(least)));
+    });
+    const Candidates at = s.of(r);
+    constexpr int32_t kDone = INT32_MAX;  // no key is that large
+    const Chosen parts[] = {best, rest};
+    for (const Chosen& part : parts) {
+        for (int64_t i = 0; i < part.n; ++i) {
+            at.lo[part.at[i]] = kDone;
+            at.hi[part.at[i]] = bits_of(part.u[i]);
+        }
     }
-}
-
-DEEPL0_INLINE void fetch_row(const float* w, int64_t n) {
-    for (int64_t k = 0; k < n; k += 16) __builtin_prefetch(w + k, 0, 3);
-}
-
-/// Computes the candidates of a screened row and selects among them. Row r of the panel is row
-/// `row` of the problem.
-DEEPL0_INLINE void finish_row(Panel& s, const ScreenProblem& q, int64_t r, int64_t row) {
-    const float* const x = q.x + row * q.ldx;
-    float* const out = q.values + row * s.m;
-    int64_t* const indices = q.indices + row * s.m;
-    constexpr int64_t kAhead = 8;  // candidates on their way from memory
+    filter(s, r, [&](I32 lo, I32) { return eq(lo, broadcast(kDone)); });
     const int64_t n = s.count[r];
-    const int32_t* unit = s.of(r).unit;
-    int64_t i = 0;
-    for (; i < smaller(kAhead, n); ++i) fetch_row(q.w + unit[i] * q.ldw, q.n);
-    for (i = 0; i + 4 <= n; i += 4) {
-        for (int64_t a = i + kAhead; a < smaller(i + kAhead + 4, n); ++a)
-            fetch_row(q.w + unit[a] * q.ldw, q.n);
-        const float* const w[4] = {q.w + unit[i] * q.ldw, q.w + unit[i + 1] * q.ldw,
-                                   q.w + unit[i + 2] * q.ldw, q.w + unit[i + 3] * q.ldw};
-        dots(x, w, q.n, s.values + i);
-    }
-    for (; i < n; ++i) {
-        const float* const w[1] = {q.w + unit[i] * q.ldw};
-        dots(x, w, q.n, s.values + i);
-    }
-    s.counts.rescored += n;
-    if (q.bias || q.z_m > 0) add_rest(q, row, unit, n, s.values);
+    memcpy(s.values, at.hi, size_t(n) * 4);
+    float* const out = s.q.values + (s.begin + r) * s.m;
+    int64_t* const indices = s.q.indices + (s.begin + r) * s.m;
     if (s.positive) {
         int64_t positive = 0;
-        for (i = 0; i < n; ++i) {
-            s.values[i] = s.values[i] <= 0.0f ? 0.0f : s.values[i];
-            positive += s.values[i] != 0.0f;
-        }
+        for (int64_t i = 0; i < n; ++i) positive += s.values[i] != 0.0f;
         if (positive < s.m) {
-            write_with_zeros(s.values, unit, n, s.m, out, indices);
+            write_with_zeros(s.values, at.unit, n, s.m, out, indices);
             return;
         }
     }
-    write_selected(s, s.values, unit, n, s.m, out, indices);
+    write_selected(s, s.values, at.unit, n, s.m, out, indices);
 }
 
 /// Exactly the m first candidates of a computed row remain.
@@ -165,7 +137,9 @@ DEEPL0_INLINE void push_computed(Panel& s, int64_t r, const float* u, int64_t un
     if (s.count[r] > s.trigger[r]) compact_computed(s, r);
 }
 
-DEEPL0_NOINLINE void compute_full_rows(Panel& s, const ScreenProblem& q, int64_t begin) {
+DEEPL0_NOINLINE void compute_full_rows(Panel& s) {
+    const ScreenProblem& q = s.q;
+    const int64_t begin = s.begin;
     constexpr int64_t kUnits = 64;
     alignas(64) float u[kUnits];
     for (int64_t f = 0; f < s.full_rows; ++f) {
@@ -211,17 +185,22 @@ DEEPL0_INLINE const void* packed_rows(const Panel& s, int64_t row) {
 }
 
 /// u[32, 32] (rows of stride ld) = the rows [row, row + 32) times group g, bias and z with it.
-DEEPL0_INLINE void approximate(const Panel& s, int64_t n, int64_t row, int64_t g, float* u,
-                               int64_t ld) {
+DEEPL0_INLINE void approximate(const Panel& s, int64_t row, int64_t g, float* u, int64_t ld) {
+    const int64_t n = s.q.n;
     const float* const bias = s.bias ? s.bias + g * kScreenGroup : nullptr;
 #if DEEPL0_HAS_BF16
-    if (s.layout.bf16) {
-        const auto block = s.layout.tiles ? amx_block : vector_block;
+    if (is_bf16(s.q.kind)) {
+        const auto block = uses_tiles(s.q) ? amx_block : vector_block;
         block(static_cast<const uint16_t*>(packed_rows(s, row)),
               static_cast<const uint16_t*>(s.w.group(g)), bias, (n + 31) / 32, u, ld);
     }
 #endif
-    if (!s.layout.bf16)
+#if DEEPL0_HAS_INT8
+    if (s.q.kind == ScreenKind::int8_vectors)
+        int8_block(static_cast<const int8_t*>(packed_rows(s, row)), s.int8.from(row), s.w.group(g),
+                   bias, n, u, ld);
+#endif
+    if (s.q.kind == ScreenKind::float32)
         float32_block(static_cast<const float*>(packed_rows(s, row)),
                       static_cast<const float*>(s.w.group(g)), bias, n, u, ld);
     if (s.layout.added == 0) return;
@@ -231,7 +210,9 @@ DEEPL0_INLINE void approximate(const Panel& s, int64_t n, int64_t row, int64_t g
 }
 
 /// Sorts z of the rows of a panel by the blocks that it is added to. Rows that are shut have none.
-DEEPL0_NOINLINE void prepare_added(Panel& s, const ScreenProblem& q, int64_t begin, int64_t rows) {
+DEEPL0_NOINLINE void prepare_added(Panel& s, int64_t rows) {
+    const ScreenProblem& q = s.q;
+    const int64_t begin = s.begin;
     const int64_t groups = s.w.groups, blocks = (rows + 31) / 32 * groups;
     int32_t* const start = s.z.start;
     memset(start, 0, size_t(blocks + 1) * 4);
@@ -257,32 +238,43 @@ DEEPL0_NOINLINE void prepare_added(Panel& s, const ScreenProblem& q, int64_t beg
 }
 
 /// Packs and prepares a panel; fills it up to a multiple of 32 with rows that take no candidates.
-DEEPL0_INLINE void prepare_rows(Panel& s, const ScreenProblem& q, int64_t begin, int64_t rows) {
+DEEPL0_INLINE void prepare_rows(Panel& s, int64_t rows) {
+    const ScreenProblem& q = s.q;
     constexpr int64_t kSome = 16;
     for (int64_t r = 0; r < round_up(rows, 32); r += kSome) {
-        float squares[kSome] = {}, lost[kSome] = {};
+        float whole[kSome] = {}, lost[kSome] = {};
         const int64_t some = larger(0, smaller(kSome, rows - r));
-        const float* x = q.x + (begin + r) * q.ldx;
+        const float* x = q.x + (s.begin + r) * q.ldx;
         char* to = s.x + r * s.layout.row_bytes;
 #if DEEPL0_HAS_BF16
-        if (s.layout.bf16)
-            pack_rows(x, q.ldx, some, q.n, reinterpret_cast<uint16_t*>(to), squares, lost);
+        if (is_bf16(q.kind))
+            pack_rows(x, q.ldx, some, q.n, reinterpret_cast<uint16_t*>(to), whole, lost);
 #endif
-        if (!s.layout.bf16) {
+        const float* rounded = whole;
+#if DEEPL0_HAS_INT8
+        float centred[kSome] = {};
+        if (q.kind == ScreenKind::int8_vectors) {
+            pack_int8_rows(x, q.ldx, some, q.n, to, s.int8.from(r), {whole, centred, lost});
+            rounded = centred;
+        }
+#endif
+        if (q.kind == ScreenKind::float32) {
             for (int64_t h = 0; h < kSome; h += kBlockRows)
                 pack_float32_rows(x + h * q.ldx, q.ldx, larger(0, smaller(kBlockRows, some - h)),
-                                  q.n, reinterpret_cast<float*>(to) + h * q.n, squares + h);
+                                  q.n, reinterpret_cast<float*>(to) + h * q.n, whole + h);
         }
         for (int64_t i = 0; i < some; ++i) {
-            const float error = s.layout.bf16 ? norm_bound(lost[i], q.n) : 0.0f;
-            prepare_row(s, q, r + i, begin + r + i, {norm_bound(squares[i], q.n), error});
+            const bool exact = q.kind == ScreenKind::float32;
+            prepare_row(s, r + i,
+                        {norm_bound(whole[i], q.n), norm_bound(rounded[i], q.n),
+                         exact ? 0.0f : norm_bound(lost[i], q.n)});
         }
         for (int64_t i = some; i < kSome; ++i) {
             s.c[r + i] = s.floor[r + i] = 0.0f;
             shut(s, r + i);
         }
     }
-    if (q.z_m > 0) prepare_added(s, q, begin, rows);
+    if (q.z_m > 0) prepare_added(s, rows);
 }
 
 #if DEEPL0_ISA_LEVEL == 2
@@ -370,14 +362,14 @@ DEEPL0_INLINE void fetch_piece(const void* block, int64_t row, int64_t rows, int
 
 /// All candidates of a panel.
 template <bool Positive>
-void screen_panel(Panel& s, const ScreenProblem& q, int64_t begin, int64_t rows) {
-    prepare_rows(s, q, begin, rows);
+void screen_panel(Panel& s, int64_t rows) {
+    prepare_rows(s, rows);
     if (s.full_rows == rows) return;
-    const int64_t padded = round_up(rows, 32), tile = s.layout.tile, units = smaller(tile, q.p);
+    const int64_t padded = round_up(rows, 32), tile = s.layout.tile, units = smaller(tile, s.q.p);
     const Maxima most = maxima(s.w, 0, tile / kScreenGroup);
     for (int64_t row = 0; row < padded; row += 32) {
         for (int64_t g = 0; g * kScreenGroup < tile; ++g)
-            approximate(s, q.n, row, g, s.tile + g * kScreenGroup, tile);
+            approximate(s, row, g, s.tile + g * kScreenGroup, tile);
         for (int64_t r = 0; r < smaller(32, rows - row); ++r) {
             const float* u = s.tile + r * tile;
             first_bound<Positive>(s, row + r, u, units, most);
@@ -394,7 +386,7 @@ void screen_panel(Panel& s, const ScreenProblem& q, int64_t begin, int64_t rows)
         const void* next = s.w.group(smaller(g + 1, s.w.groups - 1));
         for (int64_t row = 0; row < padded; row += 32) {
             fetch_piece(next, row, padded, s.w.group_bytes);
-            approximate(s, q.n, row, g, u[at], 32);
+            approximate(s, row, g, u[at], 32);
             at ^= 1;
             if (last_g >= 0) scan_block<Positive>(s, last_row, u[at], last_g);
             last_row = row;
@@ -409,26 +401,27 @@ void top_m(const ScreenProblem& q, int64_t begin, int64_t end, void* workspace,
     Panel s(q, end - begin, workspace);
     if (q.m <= 0) return;
 #if DEEPL0_HAS_BF16
-    if (s.layout.tiles) amx_begin();
+    if (uses_tiles(q)) amx_begin();
 #endif
     for (int64_t r0 = begin; r0 < end; r0 += s.layout.panel) {
         const int64_t rows = smaller(s.layout.panel, end - r0);
+        s.begin = r0;
         s.full_rows = 0;
         if (q.packed) {
             const auto screen = q.positive ? screen_panel<true> : screen_panel<false>;
-            screen(s, q, r0, rows);
+            screen(s, rows);
         } else {
             for (int64_t r = 0; r < rows; ++r) give_up(s, r);
         }
         for (int64_t r = 0; r < rows; ++r) {
             if (!is_shut(s, r) && q.p > s.layout.tile) compact(s, r);
             if (is_shut(s, r)) continue;
-            finish_row(s, q, r, r0 + r);
+            finish_row(s, r);
         }
-        if (s.full_rows) compute_full_rows(s, q, r0);
+        if (s.full_rows) compute_full_rows(s);
     }
 #if DEEPL0_HAS_BF16
-    if (s.layout.tiles) amx_end();
+    if (uses_tiles(q)) amx_end();
 #endif
     if (counts) {
         counts->rescored += s.counts.rescored;
@@ -440,18 +433,19 @@ void bounds(const ScreenProblem& q, int64_t begin, int64_t end, void* workspace,
             float* e) {
     Panel s(q, end - begin, workspace);
     for (int64_t r = begin; r < end; ++r, u += q.p, e += q.p) {
+        s.begin = r;
         s.full_rows = 0;
-        prepare_rows(s, q, r, 1);
+        prepare_rows(s, 1);
         alignas(64) float block[32 * 32];
 #if DEEPL0_HAS_BF16
-        if (s.layout.tiles) amx_begin();
+        if (uses_tiles(q)) amx_begin();
 #endif
         for (int64_t g = 0; g < s.w.groups; ++g) {
-            approximate(s, q.n, 0, g, block, 32);
+            approximate(s, 0, g, block, 32);
             for (int64_t i = 0; i < smaller(32, q.p - g * 32); ++i) u[g * 32 + i] = block[i];
         }
 #if DEEPL0_HAS_BF16
-        if (s.layout.tiles) amx_end();
+        if (uses_tiles(q)) amx_end();
 #endif
         alignas(64) float lanes[kLanes];
         for (int64_t i = 0; i < q.p; ++i) {
@@ -471,22 +465,24 @@ const ScreenKernels screen_table = {pack, top_m, bounds};
 #if DEEPL0_ISA_LEVEL == 0
 DEEPL0_TABLE(ScreenKernels, screen)
 
-bool screen_has(ScreenKind kind) {
+bool screen_has(ScreenKind kind, int64_t n) {
     if (kind == ScreenKind::float32) return true;
     if (active_isa() != Isa::avx512) return false;
+    if (kind == ScreenKind::int8_vectors) return cpu_has_int8_vectors() && n <= kInt8MostTerms;
     return kind == ScreenKind::bfloat16_tiles ? cpu_grants_bfloat16_tiles()
                                               : cpu_has_bfloat16_vectors();
 }
 
-bool screen_is_fast(ScreenKind kind) {
+bool screen_is_fast(ScreenKind kind, int64_t n) {
 #if DEEPL0_X86
     if (kind == ScreenKind::bfloat16_vectors && !__builtin_cpu_is("amd")) return false;
+    if (kind == ScreenKind::int8_vectors && !__builtin_cpu_is("intel")) return false;
 #endif
-    return screen_has(kind);
+    return screen_has(kind, n);
 }
 
 int64_t screen_packed_bytes(ScreenKind kind, int64_t p, int64_t n) {
-    return scalar::Packed::bytes(kind != ScreenKind::float32, p, n);
+    return scalar::Packed::bytes(kind, p, n);
 }
 
 int64_t screen_workspace_bytes(ScreenKind kind, int64_t rows, int64_t p, int64_t n, int64_t m,

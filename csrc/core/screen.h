@@ -1,13 +1,13 @@
 // One encoder stage by screening: the m entries of largest |u|, u = W x + b + z for a sparse z, or
 // of max(u, 0), without ever holding u.
 //
-// Every u_i is first approximated, by bf16 products on AMX tiles or in vector registers, or by
-// float32 products in vector registers. A rigorous bound |u_i - approximation| <= e_i then tells
-// which few entries can be among the m largest; these are computed again by one float32 dot product
-// of fixed order, to which b and then z are added, and the result is selected from those values by
-// the contract of top_m.h. A code therefore depends on its rows of x and z, on W and b only: not on
-// the batch, the tiling, the number of threads or the kind of approximation. Levels avx2 and avx512
-// agree bit for bit. See docs/screening.md.
+// Every u_i is first approximated, by bf16 products on AMX tiles or in vector registers, by int8
+// products or by float32 products in vector registers. A rigorous bound |u_i - approximation| <=
+// e_i then tells which few entries can be among the m largest; these are computed again by one
+// float32 dot product of fixed order, to which b and then z are added, and the result is selected
+// from those values by the contract of top_m.h. A code therefore depends on its rows of x and z, on
+// W and b only: not on the batch, the tiling, the number of threads or the kind of approximation.
+// Levels avx2 and avx512 agree bit for bit. See docs/screening.md.
 //
 // The units are visited tile by tile under a running lower bound of the m-th largest |u| of each
 // row. Rows that the bound cannot decide (not finite, huge, or too many candidates) are computed in
@@ -19,20 +19,26 @@
 
 namespace deepl0 {
 
-enum class ScreenKind : int { float32, bfloat16_vectors, bfloat16_tiles };
+enum class ScreenKind : int { float32, bfloat16_vectors, bfloat16_tiles, int8_vectors };
 
-/// Whether a kind can run: those of bfloat16 where level avx512 is in force, with avx512_bf16 or
-/// AMX in the CPU, AMX also granted by the operating system (asked for at the first call).
-bool screen_has(ScreenKind kind);
+/// Whether a kind can run for rows of n terms: beside float32 where level avx512 is in force, with
+/// avx512_bf16, AMX or avx512_vnni in the CPU, AMX also granted by the operating system (asked for
+/// at the first call); int8 up to kInt8MostTerms.
+bool screen_has(ScreenKind kind, int64_t n = 1);
 
 /// Whether it is known to be faster than float32. bfloat16_vectors: on AMD's processors, which
-/// issue vdpbf16ps as often as an fma (measured on Zen 5); of others nothing was measured.
-bool screen_is_fast(ScreenKind kind);
+/// issue vdpbf16ps as often as an fma (measured on Zen 5). int8_vectors: on Intel's, which issue
+/// vpdpbusd as often as an fma (measured on Ice Lake). Of others nothing was measured.
+bool screen_is_fast(ScreenKind kind, int64_t n = 1);
+
+/// The sums of int8 products, and what they start from, stay below 2^14 n.
+constexpr int64_t kInt8MostTerms = 1 << 17;
 
 /// Units are packed in groups of this many.
 constexpr int64_t kScreenGroup = 32;
 
-/// Bytes of packed W: 2 p n for bfloat16, 4 p n for float32, 12 p for any, all rounded up.
+/// Bytes of packed W: 2 p n for bfloat16, 4 p n for float32, p n + 8 p for int8, and 12 p for any,
+/// all rounded up.
 int64_t screen_packed_bytes(ScreenKind kind, int64_t p, int64_t n);
 
 struct ScreenProblem {

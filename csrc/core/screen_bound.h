@@ -93,9 +93,20 @@ DEEPL0_INLINE void dots(const float* x, const float* const (&w)[N], int64_t n, f
 // beyond that have an infinite norm here, hence an infinite bound, as have those with |b| beyond
 // it; rows of x or z beyond it are not screened.
 
+//
+// int8: with x' = x - mean, W' likewise, what is approximated is x'.W' + n mean(x) mean(W), and
+// |x'.W' - xq.Wq| <= |x' - xq| |W'| + |xq| |W' - Wq|. The roundings, those of the means included,
+// come to less than (n / 4 + 64) 2^-24 |x| |W|. Of W the bound sees N = max(|W'|, |W| / 8) alone:
+//   e = A N + C |W' - Wq| + tiny,   A = |x' - xq| + 8 (n / 4 + 64) 2^-24 |x|,   C = |xq|.
+
 constexpr float kLargest = 0x1p60f;
 
 DEEPL0_INLINE float summation_factor(int64_t n) { return float(3 * n + 128) * 0x1p-24f; }
+DEEPL0_INLINE float int8_summation_factor(int64_t n) { return float(2 * n + 512) * 0x1p-24f; }
+/// N of a unit.
+DEEPL0_INLINE float int8_norm(float centred, float whole) {
+    return centred > 0.125f * whole ? centred : 0.125f * whole;
+}
 DEEPL0_INLINE float underflow_term(int64_t n) { return float(4 * n + 64) * 0x1p-126f; }
 
 /// At least the norm, from a float sum of n squares of any order, some of them underflowed.

@@ -1,10 +1,12 @@
 // Operands of the approximations: W and rows of x, packed, with the norms that the bound wants.
-// bf16 tiles: screen_bf16.h. For files that are compiled once per ISA level.
+// bf16 tiles: screen_bf16.h; int8 blocks: screen_int8.h. For files that are compiled once per ISA
+// level.
 #pragma once
 
 #include "screen.h"
 #include "screen_bf16.h"
 #include "screen_bound.h"
+#include "screen_int8.h"
 
 namespace deepl0::DEEPL0_ISA {
 
@@ -64,6 +66,20 @@ DEEPL0_NOINLINE void float32_block(const float* x, const float* w, const float* 
     }
 }
 
+DEEPL0_INLINE bool is_bf16(ScreenKind kind) {
+    return kind == ScreenKind::bfloat16_vectors || kind == ScreenKind::bfloat16_tiles;
+}
+
+DEEPL0_INLINE bool uses_tiles(const ScreenProblem& q) {
+    return q.kind == ScreenKind::bfloat16_tiles;
+}
+
+/// A packed row of x.
+DEEPL0_INLINE int64_t bytes_of_row(ScreenKind kind, int64_t n) {
+    if (kind == ScreenKind::int8_vectors) return int8_bytes(n);
+    return is_bf16(kind) ? round_up(n, 32) * 2 : n * 4;
+}
+
 /// Packed W: norms and errors per unit and their maxima per group, the bias and what it adds to the
 /// bound, then the groups.
 struct Packed {
@@ -73,14 +89,14 @@ struct Packed {
     char* data = nullptr;
     int64_t groups = 0, group_bytes = 0;
 
-    /// Tiles of 32 terms by 32 units, or n terms by 32 units.
-    static int64_t bytes_of_group(bool bf16, int64_t n) {
-        return kScreenGroup * (bf16 ? (n + 31) / 32 * 64 : n * 4);
+    static int64_t bytes_of_group(ScreenKind kind, int64_t n) {
+        const bool int8 = kind == ScreenKind::int8_vectors;
+        return (int8 ? int64_t(sizeof(Int8Units)) : 0) + kScreenGroup * bytes_of_row(kind, n);
     }
-    Packed(const void* packed, bool bf16, int64_t p, int64_t n) {
+    Packed(const void* packed, ScreenKind kind, int64_t p, int64_t n) {
         if (!packed) return;
         groups = (p + kScreenGroup - 1) / kScreenGroup;
-        group_bytes = bytes_of_group(bf16, n);
+        group_bytes = bytes_of_group(kind, n);
         norm = static_cast<float*>(const_cast<void*>(packed));
         error = norm + groups * kScreenGroup;
         group_norm = error + groups * kScreenGroup;
@@ -89,10 +105,10 @@ struct Packed {
         bias = group_slack + round_up(groups, 16);
         data = reinterpret_cast<char*>(bias + groups * kScreenGroup);
     }
-    static int64_t bytes(bool bf16, int64_t p, int64_t n) {
+    static int64_t bytes(ScreenKind kind, int64_t p, int64_t n) {
         const int64_t groups = (p + kScreenGroup - 1) / kScreenGroup;
         return 12 * (groups * kScreenGroup + round_up(groups, 16)) +
-               groups * bytes_of_group(bf16, n);
+               groups * bytes_of_group(kind, n);
     }
     void* group(int64_t g) const { return data + g * group_bytes; }
 };
@@ -100,8 +116,7 @@ struct Packed {
 /// ScreenKernels::pack.
 DEEPL0_NOINLINE void pack(ScreenKind kind, const float* w, int64_t ldw, const float* bias,
                           int64_t p, int64_t n, int64_t begin, int64_t end, void* packed) {
-    const bool bf16 = kind != ScreenKind::float32;
-    const Packed out(packed, bf16, p, n);
+    const Packed out(packed, kind, p, n);
     for (int64_t g = begin / kScreenGroup; g * kScreenGroup < end; ++g) {
         const int64_t first_unit = g * kScreenGroup, units = smaller(kScreenGroup, p - first_unit);
         float* norm = out.norm + first_unit;
@@ -113,13 +128,23 @@ DEEPL0_NOINLINE void pack(ScreenKind kind, const float* w, int64_t ldw, const fl
         const float* rows = w + first_unit * ldw;
         float squares[kScreenGroup] = {}, lost[kScreenGroup] = {};
 #if DEEPL0_HAS_BF16
-        if (bf16)
+        if (is_bf16(kind))
             pack_units(rows, ldw, units, n, static_cast<uint16_t*>(out.group(g)), squares, lost);
 #endif
-        if (!bf16) pack_columns(rows, ldw, units, n, static_cast<float*>(out.group(g)), squares);
+#if DEEPL0_HAS_INT8
+        float centred[kScreenGroup] = {};
+        if (kind == ScreenKind::int8_vectors)
+            pack_int8_units(rows, ldw, units, n, out.group(g), {squares, centred, lost});
+#endif
+        if (kind == ScreenKind::float32)
+            pack_columns(rows, ldw, units, n, static_cast<float*>(out.group(g)), squares);
         for (int64_t i = 0; i < units; ++i) {
             norm[i] = norm_bound(squares[i], n);
-            error[i] = bf16 ? norm_bound(lost[i], n) : 0.0f;
+            error[i] = kind != ScreenKind::float32 ? norm_bound(lost[i], n) : 0.0f;
+#if DEEPL0_HAS_INT8
+            if (kind == ScreenKind::int8_vectors && norm[i] <= kLargest)
+                norm[i] = int8_norm(norm_bound(centred[i], n), norm[i]);
+#endif
         }
         float most_norm = 0.0f, most_error = 0.0f, most_bias = 0.0f;
         for (int64_t i = 0; i < kScreenGroup; ++i) {

@@ -44,8 +44,10 @@ struct Block {
 };
 
 struct Data {
-    int64_t rows, n, p, m, ldx, ldw;
-    std::vector<float> x, w;
+    int64_t rows, n, p, m, ldx, ldw, z_m = 0;
+    std::vector<float> x, w, bias, z;  // bias and z may be empty
+    std::vector<int64_t> z_indices;
+    bool positive = false;
 
     Data(int64_t rows, int64_t n, int64_t p, int64_t m, int64_t pad = 0)
         : rows(rows), n(n), p(p), m(m), ldx(n + pad), ldw(n + 2 * pad) {
@@ -54,9 +56,20 @@ struct Data {
     }
     float& X(int64_t r, int64_t k) { return x[size_t(r * ldx + k)]; }
     float& W(int64_t i, int64_t k) { return w[size_t(i * ldw + k)]; }
+
+    /// u of a unit, from its dot product.
+    template <class T>
+    T rest(int64_t row, int64_t i, T u) const {
+        if (!bias.empty()) u += bias[size_t(i)];
+        for (int64_t j = row * z_m; j < (row + 1) * z_m; ++j)
+            if (z_indices[size_t(j)] == i) u += z[size_t(j)];
+        return u;
+    }
 };
 
-const char* const kKinds[] = {"float32", "bfloat16 vectors", "bfloat16 tiles"};
+const char* const kKinds[] = {"float32", "bfloat16 vectors", "bfloat16 tiles", "int8 vectors"};
+constexpr ScreenKind kAllKinds[] = {ScreenKind::float32, ScreenKind::bfloat16_vectors,
+                                    ScreenKind::bfloat16_tiles, ScreenKind::int8_vectors};
 
 struct Result {
     std::vector<float> values;
@@ -67,30 +80,35 @@ struct Result {
 struct Setup {
     Block packed;
     Result out;
-    ScreenProblem q;
+    ScreenProblem q{};
 
     Setup(const Data& d, ScreenKind kind, float scale)
         : packed(screen_packed_bytes(kind, d.p, d.n)) {
         out.values.assign(size_t(d.rows * d.m), -1.0f);
         out.indices.assign(size_t(d.rows * d.m), -1);
-        q = {kind,
-             d.x.data(),
-             d.ldx,
-             d.w.data(),
-             d.ldw,
-             d.n,
-             d.p,
-             d.m,
-             packed.get(),
-             out.values.data(),
-             out.indices.data(),
-             scale};
+        q.kind = kind;
+        q.x = d.x.data();
+        q.ldx = d.ldx;
+        q.w = d.w.data();
+        q.ldw = d.ldw;
+        q.n = d.n;
+        q.p = d.p;
+        q.m = d.m;
+        q.packed = packed.get();
+        q.values = out.values.data();
+        q.indices = out.indices.data();
+        q.positive = d.positive;
+        q.bias = d.bias.empty() ? nullptr : d.bias.data();
+        q.z_values = d.z.data();
+        q.z_indices = d.z_indices.data();
+        q.z_m = d.z_m;
+        q.bound_scale = scale;
         const int64_t half = d.p / 2 / kScreenGroup * kScreenGroup;
-        screen_kernels().pack(q.kind, q.w, q.ldw, q.p, q.n, half, q.p, packed.get());
-        screen_kernels().pack(q.kind, q.w, q.ldw, q.p, q.n, 0, half, packed.get());
+        screen_kernels().pack(kind, q.w, q.ldw, q.bias, q.p, q.n, half, q.p, packed.get());
+        screen_kernels().pack(kind, q.w, q.ldw, q.bias, q.p, q.n, 0, half, packed.get());
     }
     void run(int64_t begin, int64_t end) {
-        const Block workspace(screen_workspace_bytes(q.kind, end - begin, q.p, q.n, q.m));
+        const Block workspace(screen_workspace_bytes(q.kind, end - begin, q.p, q.n, q.m, q.z_m));
         screen_kernels().top_m(q, begin, end, workspace.get(), &out.counts);
     }
 };
@@ -107,8 +125,12 @@ Result oracle(const Data& d, bool fused) {
     std::vector<float> u(static_cast<size_t>(d.p));
     std::vector<int64_t> order(static_cast<size_t>(d.p));
     for (int64_t row = 0; row < d.rows; ++row) {
-        for (int64_t i = 0; i < d.p; ++i)
-            u[size_t(i)] = dot(&d.x[size_t(row * d.ldx)], &d.w[size_t(i * d.ldw)], d.n, fused);
+        for (int64_t i = 0; i < d.p; ++i) {
+            float& v = u[size_t(i)];
+            v = dot(&d.x[size_t(row * d.ldx)], &d.w[size_t(i * d.ldw)], d.n, fused);
+            v = d.rest(row, i, v);
+            if (d.positive && v <= 0) v = 0;
+        }
         std::iota(order.begin(), order.end(), 0);
         std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
             return key(u[size_t(a)]) > key(u[size_t(b)]);
@@ -175,9 +197,51 @@ void fill(Data& d, int what, std::mt19937_64& rng) {
         for (int64_t k = 0; k < d.n; ++k) d.W(i, k) *= 1 + float(i) / 64;
 }
 
+/// Bit 0: a bias; bit 1: nonnegative codes; bit 2: entries of z. Some are huge or not finite where
+/// rows or units are.
+void add_rest(Data& d, int parts, int what, std::mt19937_64& rng) {
+    std::normal_distribution<float> normal;
+    const auto pick = [&](int64_t n) { return int64_t(rng() % uint64_t(n)); };
+    if (parts & 1) {
+        d.bias.resize(size_t(d.p));
+        for (float& b : d.bias) b = normal(rng);
+        const float odd[] = {NAN, kInf, -kInf, 1e30f, -1e30f};
+        for (int j = 0; j < 5 && what == 11; ++j) d.bias[size_t(pick(d.p))] = odd[j];
+    }
+    d.positive = parts & 2;
+    if (parts & 4) {
+        d.z_m = std::min<int64_t>(3, d.p);
+        for (int64_t r = 0; r < d.rows; ++r) {
+            for (int64_t j = 0; j < d.z_m; ++j) {
+                d.z_indices.push_back(j * (d.p / d.z_m) + pick(d.p / d.z_m));
+                d.z.push_back(10 * normal(rng));
+            }
+            if (what == 10 && r % 3 == 0) d.z.back() = r % 2 ? 1e30f : NAN;
+        }
+    }
+}
+
+/// int8 orders these units the wrong way round, as `inverted` below does bf16.
+Data inverted_int8(int64_t p, int64_t m, int64_t rivals) {
+    Data d(3, 256, p, m);
+    constexpr float kStep = 1.0f / 127;
+    for (int64_t i = 0; i < p; ++i) {
+        const bool large = i % (p / m) == 1, rival = i % (p / rivals) == 0;
+        const float w = large ? 63.49f : rival ? 63.51f : 31;
+        for (int64_t k = 0; k < d.n; ++k) {
+            const float size = k < 2 ? 127 : large && k < 22 ? 64 : w;
+            d.W(i, k) = k % 2 ? -size * kStep : size * kStep;
+        }
+    }
+    for (int64_t r = 0; r < d.rows; ++r)
+        for (int64_t k = 0; k < d.n; ++k) d.X(r, k) = k % 2 ? -1.0f : 1.0f;
+    return d;
+}
+
 /// bf16 orders these units the wrong way round: m of them round down, `rivals` of them up; the rest
 /// is small.
-Data inverted(int64_t p, int64_t m, int64_t rivals) {
+Data inverted(ScreenKind kind, int64_t p, int64_t m, int64_t rivals) {
+    if (kind == ScreenKind::int8_vectors) return inverted_int8(p, m, rivals);
     Data d(3, 256, p, m);
     constexpr float kStep = 0x1p-7f;
     for (int64_t i = 0; i < p; ++i) {
@@ -192,8 +256,7 @@ Data inverted(int64_t p, int64_t m, int64_t rivals) {
 
 std::vector<ScreenKind> kinds() {
     std::vector<ScreenKind> found;
-    for (ScreenKind kind :
-         {ScreenKind::float32, ScreenKind::bfloat16_vectors, ScreenKind::bfloat16_tiles})
+    for (ScreenKind kind : kAllKinds)
         if (screen_has(kind)) found.push_back(kind);
     return found;
 }
@@ -205,16 +268,20 @@ void test_supports(const char* isa, bool fused) {
                                  {2, 5, 33, 0, 0},     {33, 24, 1500, 10, 0}, {5, 30, 2600, 32, 5},
                                  {70, 16, 1100, 3, 0}, {4, 40, 2100, 300, 0}};
     for (const auto& s : shapes) {
-        for (int what = 0; what < kData; ++what) {
+        for (int what = 0; what < 2 * kData; ++what) {
             Data d(s[0], s[1], s[2], s[3], s[4]);
-            fill(d, what, rng);
+            fill(d, what % kData, rng);
+            const int parts = what < kData ? 0 : 1 + (what + int(s[0])) % 7;
+            add_rest(d, parts, what % kData, rng);
             const Result want = oracle(d, fused);
             for (ScreenKind kind : kinds()) {
                 const Result got = screen(d, kind, d.rows / 3);
                 CHECK(equal(got, want), "%s, %s, data %d, rows %d n %d p %d m %d", isa,
                       kKinds[int(kind)], what, int(s[0]), int(s[1]), int(s[2]), int(s[3]));
-                if (what == 0 && d.p >= 4 * d.m && d.m)
-                    CHECK(got.counts.full_rows == 0, "%s: random data must be screened", isa);
+                const bool centred = what == 5 && kind == ScreenKind::int8_vectors;
+                if ((what == 0 || centred) && d.p >= 4 * d.m && d.m)
+                    CHECK(got.counts.full_rows == 0, "%s, %s, data %d: must be screened", isa,
+                          kKinds[int(kind)], what);
                 if (what == 10 && d.m)
                     CHECK(got.counts.full_rows >= (d.rows * 2 - 2) / 3, "%s: rows not finite", isa);
             }
@@ -227,8 +294,8 @@ void test_supports(const char* isa, bool fused) {
     unpacked.run(0, d.rows);
     CHECK(equal(unpacked.out, oracle(d, fused)), "%s: not packed", isa);
     for (const int64_t rivals : {80, 1280}) {  // 1280: more than a row has room for
-        const Data data = inverted(1280, 5, rivals);
         for (ScreenKind kind : kinds()) {
+            const Data data = inverted(kind, 1280, 5, rivals);
             const Result got = screen(data, kind, 1);
             CHECK(equal(got, oracle(data, fused)), "%s, %s, inverted", isa, kKinds[int(kind)]);
             if (kind != ScreenKind::float32)
@@ -241,7 +308,7 @@ void test_supports(const char* isa, bool fused) {
 /// |u - approximation| <= bound, for the exact u and for its float32 value; how near it comes.
 double worst_of_bound(const char* isa, const Data& d, bool fused, ScreenKind kind, int what) {
     Setup s(d, kind, 1.0f);
-    const Block workspace(screen_workspace_bytes(s.q.kind, d.rows, d.p, d.n, d.m));
+    const Block workspace(screen_workspace_bytes(s.q.kind, d.rows, d.p, d.n, d.m, d.z_m));
     std::vector<float> u(size_t(d.rows * d.p)), e(u.size());
     screen_kernels().bounds(s.q, 0, d.rows, workspace.get(), u.data(), e.data());
     double worst = 0;
@@ -253,8 +320,10 @@ double worst_of_bound(const char* isa, const Data& d, bool fused, ScreenKind kin
             if (e[at] == kInf) continue;
             double exact = 0;
             for (int64_t k = 0; k < d.n; ++k) exact += double(x[k]) * double(w[k]);
+            exact = d.rest(r, i, exact);
+            const float computed = d.rest(r, i, dot(x, w, d.n, fused));
             const double off = std::max(std::fabs(exact - double(u[at])),
-                                        std::fabs(double(dot(x, w, d.n, fused)) - double(u[at])));
+                                        std::fabs(double(computed) - double(u[at])));
             beyond += !(off <= double(e[at]));
             worst = std::max(worst, off / double(e[at]));
         }
@@ -270,18 +339,32 @@ void test_bound(const char* isa, bool fused, ScreenKind kind) {
         for (int what = 0; what < kData; ++what) {
             Data d(6, n, 64, 4);
             fill(d, what, rng);
+            Data whole = d;
+            add_rest(whole, 5, what, rng);
             worst_of_bound(isa, d, fused, kind, what);
+            worst_of_bound(isa, whole, fused, kind, what);
             // all roundings the same way, as far as they go
             for (float& v : d.x) v = std::copysign(1 + 0x1.fep-9f, v);
             for (float& v : d.w) v = 1 + 0x1.fep-9f;
             if (what == 0)
                 for (int64_t k = 0; k < n; ++k) d.X(0, k) = d.W(0, k);
             const double worst = worst_of_bound(isa, d, fused, kind, 100 + what);
-            if (what == 0 && kind != ScreenKind::float32)
+            const bool bf16 = kind != ScreenKind::float32 && kind != ScreenKind::int8_vectors;
+            if (what == 0 && bf16)
                 CHECK(worst > 0.8, "%s, n %d: the bound is far from sharp: %g", isa, int(n), worst);
         }
     }
-    worst_of_bound(isa, inverted(1280, 5, 80), fused, kind, 200);
+    const double worst = worst_of_bound(isa, inverted(kind, 1280, 5, 80), fused, kind, 200);
+    if (kind != ScreenKind::int8_vectors) return;
+    CHECK(worst > 0.8, "%s: the bound of int8 is far from sharp: %g", isa, worst);
+    Data d(1, kInt8MostTerms, 3, 1);  // the largest sums of products
+    for (int64_t k = 0; k < d.n; ++k) {
+        d.X(0, k) = d.W(0, k) = k % 2 ? -1.0f : 1.0f;
+        d.W(1, k) = -d.X(0, k);
+        d.W(2, k) = 1 + d.X(0, k);
+    }
+    worst_of_bound(isa, d, fused, kind, 300);
+    CHECK(!screen_has(kind, kInt8MostTerms + 1), "%s: sums of int8 may overflow", isa);
 }
 
 }  // namespace
@@ -294,11 +377,11 @@ int main() {
         // A bound ten times too small does harm, and these tests would see it.
         for (ScreenKind kind : kinds()) {
             if (kind == ScreenKind::float32) continue;
-            const Data d = inverted(1280, 5, 80);
+            const Data d = inverted(kind, 1280, 5, 80);
             CHECK(!equal(screen(d, kind, 1, 0.1f), oracle(d, fused)), "mutation not caught");
         }
     });
-    for (ScreenKind kind : {ScreenKind::bfloat16_vectors, ScreenKind::bfloat16_tiles})
+    for (ScreenKind kind : kAllKinds)
         if (!screen_has(kind)) std::printf("%s: not tested, not in this CPU\n", kKinds[int(kind)]);
     return report("screen");
 }

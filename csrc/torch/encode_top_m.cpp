@@ -162,7 +162,7 @@ Codes encode_top_m(Tensor x, Tensor W, std::optional<Tensor> S, std::optional<Te
     Codes codes;
     if (type == ScalarType::Double) {
         codes = encode<double>(x, W, S, b, m, num_stages, positive, save);
-    } else if (num_stages == 1 && screens(x.size(0), W.size(0), m)) {
+    } else if (num_stages == 1 && screens(x.size(0), x.size(1), W.size(0), m)) {
         auto [values, indices] = screen_top_m(x, W, b.data<float>(), m, positive);
         codes = {values, indices, fresh({0, x.size(0), m}, type),
                  fresh({0, x.size(0), m}, ScalarType::Long)};

@@ -95,7 +95,7 @@ Encoded encode(Tensor x, Tensor w, Tensor d, const Bias& bias, const std::vector
         });
     };
     if constexpr (std::is_same_v<T, float>) {
-        if (screens(batch, p, most)) {
+        if (screens(batch, n, p, most)) {
             const Screen screen(wm, bias.data<T>(), batch, most);
             run([&](const T* r, int64_t rows, Codes<T> z, Codes<T> out) {
                 screen.rows(row_major(r, rows, n), {z.values, z.indices, z.m}, positive,

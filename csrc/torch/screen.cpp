@@ -26,25 +26,27 @@ int screen_wish() {
 /// Above this share of candidates they cost more than what was screened away.
 bool few_enough(int64_t p, int64_t m) { return p >= 12 * m; }
 
-/// The best kind for the task. bfloat16 must pay: below 32 rows packing W costs more than it saves.
-ScreenKind kind_for(int64_t batch, int64_t p, int64_t m) {
+/// The best kind for the task. Low precision must pay: below 32 rows packing W costs more than it
+/// saves.
+ScreenKind kind_for(int64_t batch, int64_t n, int64_t p, int64_t m) {
     const int wish = screen_wish();
     if (wish != 0 && (wish == 1 || (batch >= 32 && few_enough(p, m)))) {
-        for (const ScreenKind kind : {ScreenKind::bfloat16_tiles, ScreenKind::bfloat16_vectors})
-            if (wish == 1 ? screen_has(kind) : screen_is_fast(kind)) return kind;
+        for (const ScreenKind kind :
+             {ScreenKind::bfloat16_tiles, ScreenKind::bfloat16_vectors, ScreenKind::int8_vectors})
+            if (wish == 1 ? screen_has(kind, n) : screen_is_fast(kind, n)) return kind;
     }
     return ScreenKind::float32;
 }
 
 }  // namespace
 
-bool screens(int64_t batch, int64_t p, int64_t m) {
+bool screens(int64_t batch, int64_t n, int64_t p, int64_t m) {
     constexpr int64_t kLarge = 4096;
-    return kind_for(batch, p, m) != ScreenKind::float32 || (p >= kLarge && few_enough(p, m));
+    return kind_for(batch, n, p, m) != ScreenKind::float32 || (p >= kLarge && few_enough(p, m));
 }
 
 Screen::Screen(Matrix<const float> w, const float* bias, int64_t batch, int64_t m)
-    : w_(w), bias_(bias), kind_(kind_for(batch, w.rows, m)) {
+    : w_(w), bias_(bias), kind_(kind_for(batch, w.cols, w.rows, m)) {
     // For a few rows the dot products are as fast as any tile, and nothing is packed.
     if (kind_ == ScreenKind::float32 && batch <= 64) return;
     packed_.emplace(screen_packed_bytes(kind_, w.rows, w.cols));
