@@ -105,8 +105,7 @@ def add_product(
 
 @triton.jit
 def start(bias_ptr, columns, real, ROWS: tl.constexpr):
-    """What a product [ROWS, COLUMNS] is added to: zero, or the contiguous bias in every row. (Added
-    at the end, it would need registers that nothing else has at the beginning.)"""
+    """What a product [ROWS, COLUMNS] is added to: zero, or the contiguous bias in every row."""
     acc = tl.zeros((ROWS, columns.shape[0]), tl.float32)
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + columns, mask=real, other=0.0).to(tl.float32)[None, :]

@@ -192,7 +192,7 @@ def test_numpy_integers_are_integers():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("positive", [False, True])
 def test_subnormal_numbers_count_whatever_the_mode(positive, dtype):
-    """Selection compares bits: flushing to zero, which a training loop may ask for, changes none."""
+    """Selection compares bits: flushing to zero, which one may ask torch for, changes none."""
     tiny = torch.finfo(dtype).smallest_normal
     u = torch.tensor([[0.0, tiny / 2, -tiny / 4, tiny / 4, -0.0, -tiny / 2] * 5], dtype=dtype)
     want = dk.reference.top_m(u, 9, positive), dk.reference.keep_top_m(u, 9, positive)

@@ -36,18 +36,23 @@ SPILLS = {
     ("encode_sparse_fwd_kernel", "sm120"): 16,
 }
 
+# Of nonnegative codes with a bias; the other instances of these kernels keep within the above.
+SPILLS_OF_NONNEGATIVE = {
+}
+
 # Of any kernel, where the compiler is not the one that the configurations were chosen with, the
 # page's. Triton 3.6 spills most in encode_top_m_fwd_kernel on sm80, 240 bytes.
 OTHER_SPILLS = 256
 
 
-def faults(builds: list[aot.Build], target: str) -> list[str]:
+def faults(builds: list[aot.Build], target: str, module: str = "") -> list[str]:
     """What is wrong with ``builds``, in words."""
     limit = table.SHARED_BYTES[aot.TARGETS[target].device_class]
     same = triton.__version__ == aot_table.written_with()
+    allowed = SPILLS | (SPILLS_OF_NONNEGATIVE if module == "nonnegative codes" else {})
     found = []
     for b in builds:
-        spills = SPILLS.get((b.kernel, target), 0) if same else OTHER_SPILLS
+        spills = allowed.get((b.kernel, target), 0) if same else OTHER_SPILLS
         wrong = {
             f"{b.shared} bytes of shared memory, the limit is {limit}": b.shared > limit,
             f"{b.spills} bytes spilled": b.spills > spills,
@@ -65,7 +70,7 @@ def faults(builds: list[aot.Build], target: str) -> list[str]:
 def test_main_configurations(module, target):
     builds = aot.build_all(aot.launches(target, module, QUICK[target]), target)
     assert builds
-    assert not faults(builds, target)
+    assert not faults(builds, target, module)
 
 
 @pytest.mark.aot
@@ -73,7 +78,7 @@ def test_main_configurations(module, target):
 @pytest.mark.parametrize("module", PROBLEMS)
 def test_everything(module, target):
     builds = aot.build_all(aot.launches(target, module), target)
-    assert not faults(builds, target)
+    assert not faults(builds, target, module)
     if triton.__version__ != aot_table.written_with():
         return  # another compiler's registers are not those of the page
     lines = aot_table.lines(module, {target: aot.cells(builds)})
