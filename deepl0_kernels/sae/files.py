@@ -49,8 +49,8 @@ def load(path: str | PathLike[str], format: str | None = None) -> SparseAutoenco
             f"{path} has no {format} in it: that is {_names(chosen)}; there is {_here(path)}"
         )
     sae = chosen.read(where)
-    sae.source = f"{format}: {path}"
-    _log.info("read %s as %s", path, format)
+    sae.source = f"{format}: {where}"
+    _log.info("read %s as %s", where, format)
     return sae.eval()
 
 

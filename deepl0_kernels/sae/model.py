@@ -127,7 +127,9 @@ class SparseAutoencoder(Autoencoder):
 
     def _units(self, some: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """W and bias as they are ranked, and atoms [p, n], of all units or of some."""
-        W, bias, atoms = self.W, self.bias, self.D.t()
+        W: Tensor = self.W
+        bias: Tensor = self.bias
+        atoms = self.D.t()
         if some is not None:
             W, bias, atoms = (t.index_select(0, some) for t in (W, bias, atoms))
         if self.scale_by_norms:

@@ -212,11 +212,12 @@ def of_safetensors(path: Path, dtype: torch.dtype | None = None) -> Tensors:
 
 def of_torch(path: Path) -> Tensors:
     """What ``torch.save`` wrote: tensors, numbers, words and dictionaries; nothing is executed."""
-    values = guarded(
-        path,
-        "a file of weights of torch.save",
-        lambda: torch.load(path, map_location="cpu", weights_only=True),
-    )
+    with path.open("rb") as file:  # by its name, torch.load would take it for other kinds
+        values = guarded(
+            path,
+            "a file of weights of torch.save",
+            lambda: torch.load(file, map_location="cpu", weights_only=True),
+        )
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a dictionary of weights, got {type(values).__name__}")
     return Tensors(path, values)

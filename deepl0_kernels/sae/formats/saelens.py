@@ -93,8 +93,6 @@ def read(folder: Path) -> SparseAutoencoder:
         flatten_heads=cfg.word("reshape_activations", ("none", "hook_z"), "none") == "hook_z",
     )
     metadata = cfg.take("metadata", {})
-    if not isinstance(metadata, dict):
-        raise cfg.wrong("metadata", "a JSON object", metadata)
     scaled = cfg.boolean("rescale_acts_by_decoder_norm", False)
     if architecture in _TOP_M:
         options["m"] = cfg.entries("k", p)
@@ -135,9 +133,10 @@ def read(folder: Path) -> SparseAutoencoder:
 
 def _version(cfg: Settings) -> int:
     """The first number of the version that wrote the file; 0 where it does not say."""
-    metadata = cfg.values.get("metadata")
-    inner = metadata.get("sae_lens_version") if isinstance(metadata, dict) else None
-    version = cfg.values.get("sae_lens_version") or inner
+    metadata = cfg.values.get("metadata", {})
+    if not isinstance(metadata, dict):
+        raise cfg.wrong("metadata", "a JSON object", metadata)
+    version = cfg.values.get("sae_lens_version") or metadata.get("sae_lens_version")
     head = str(version or 0).split(".")[0]
     if not head.isdecimal():
         raise cfg.wrong("sae_lens_version", "a version such as '6.0.0'", version)
