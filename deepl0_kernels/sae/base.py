@@ -96,7 +96,8 @@ class Autoencoder(nn.Module):
         Args:
             W: [p, n]. D: [n, p], best stored by columns. bias: [p], None: 0. b_dec: [n], None: 0.
             theta: [p] with selection="threshold", else None.
-            options: the keyword arguments of the class.
+
+        ``options`` are the keyword arguments of the class.
 
         Raises:
             ValueError: shapes, dtypes or devices that do not fit, and as in the class.

@@ -32,7 +32,8 @@ def load(path: str | PathLike[str], format: str | None = None) -> SparseAutoenco
         FileNotFoundError: there is no such file.
         ValueError: the files are damaged, of no or of several formats, or hold what this package
             would compute otherwise; the message names file, entry and value.
-        ModuleNotFoundError: safetensors is missing and needed.
+
+    Formats in safetensors need that package; if it is missing, the error names the extra.
     """
     path = Path(path)
     if not path.exists():
@@ -88,7 +89,6 @@ def save(sae: SparseAutoencoder, path: str | PathLike[str], format: str = "saele
     Raises:
         TypeError: sae is not a :class:`SparseAutoencoder`.
         ValueError: the format is not written, or has no place for this form, which is named.
-        ModuleNotFoundError: safetensors is missing.
     """
     if not isinstance(sae, SparseAutoencoder):
         raise TypeError(f"sae must be a SparseAutoencoder, got {type(sae).__name__}")

@@ -66,7 +66,8 @@ def l0(code: SparseCode | Tensor, theta: Tensor | None = None) -> Tensor:
         return _counts(code)
     # Entries below theta are 0 and their only derivative is that in theta.
     floor = theta.detach().clamp_min(torch.finfo(code.dtype).tiny)
-    return torch.where(code != 0, 1.0, code / floor).sum(-1).mean()
+    counts = torch.where(code != 0, 1.0, code / floor)
+    return counts.sum(-1, dtype=torch.promote_types(code.dtype, torch.float32)).mean()
 
 
 def _counts(values: Tensor) -> Tensor:

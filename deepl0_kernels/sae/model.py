@@ -22,7 +22,7 @@ class SparseAutoencoder(Autoencoder):
             "top_m".
         selection: "top_m": the m largest; "threshold": what is above theta (JumpReLU); "relu":
             what is above 0.
-        positive: nonnegative codes; False: signed ones, ranked by magnitude, with "top_m" alone.
+        positive: nonnegative codes, or signed ones, ranked by magnitude, with "top_m" alone.
         num_stages: K >= 1.
         apply_b_dec_to_input: encode ``x - b_dec``.
         normalize: what is done to x before, and undone behind: "none"; "layer_norm": each vector
@@ -285,9 +285,10 @@ class SparseAutoencoder(Autoencoder):
         if self.D.grad is None:
             raise ValueError("D.grad must be there, got None: call backward() before")
         atoms, grad = self.D.t(), self.D.grad.t()
-        squared = torch.linalg.vecdot(atoms, atoms)
-        along = torch.linalg.vecdot(grad, atoms) / torch.where(squared > 0, squared, 1.0)
-        grad.addcmul_(atoms, along[:, None], value=-1)
+        squared = torch.linalg.vector_norm(atoms, dim=1, dtype=_wide(atoms.dtype)).square()
+        # einsum makes a product of matrices of it, with no [p, n] of products to be summed.
+        along = torch.einsum("pn,pn->p", grad, atoms) / torch.where(squared > 0, squared, 1.0)
+        grad.addcmul_(atoms, along.to(grad.dtype)[:, None], value=-1)
 
     @torch.no_grad()
     def fold_norms(self) -> None:

@@ -119,6 +119,15 @@ def test_l0_counts_and_moves_theta_alone():
     )
 
 
+def test_l0_of_many_nonzeros_in_bfloat16():
+    """A sum in bfloat16 would stop at 256."""
+    model = SparseAutoencoder(4, 1000, selection="threshold", theta=1e-3).bfloat16()
+    with torch.no_grad():
+        model.bias.fill_(100)
+    out = model.loss(torch.zeros(3, 4, dtype=torch.bfloat16))
+    assert out.l0 == l0(out.code) == 1000
+
+
 def test_l0_pushes_thresholds_up():
     torch.manual_seed(0)
     model = SparseAutoencoder(N, P, selection="threshold", theta=0.3, sigma=0.5)
