@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 import deepl0_kernels as dk
+import deepl0_kernels.sae
 import deepl0_kernels.sklearn
 import deepl0_kernels.training
 
@@ -33,7 +34,7 @@ COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator
 
 
 def public() -> Iterator[tuple[str, Any]]:
-    for module in (dk, dk.nn, dk.solvers, dk.sklearn, dk.training):
+    for module in (dk, dk.nn, dk.solvers, dk.sae, dk.sklearn, dk.training):
         for name in module.__all__:
             thing = getattr(module, name)
             if not (inspect.isclass(thing) or inspect.isroutine(thing)):
@@ -102,7 +103,7 @@ def parameters(thing: Any) -> dict[str, inspect.Parameter]:
 @functools.cache
 def resolve(reference: str, within: str) -> Any:
     """What a docstring of the name ``within`` refers to."""
-    places = [dk, dk.nn, dk.solvers, dk.sklearn, dk.training]
+    places = [dk, dk.nn, dk.solvers, dk.sae, dk.sklearn, dk.training]
     parts = within.split(".")
     for size in range(len(parts), 1, -1):  # a method of the same class, a function beside it
         places.insert(0, functools.reduce(getattr, parts[1:size], dk))

@@ -1,0 +1,17 @@
+"""Sparse autoencoders over the package's operators: theirs read, ours trained.
+
+>>> from deepl0_kernels import sae
+>>> model = sae.SparseAutoencoder(384, 8192, m=32)
+>>> sae.save(model, "folder")  # as SAELens does  # doctest: +SKIP
+>>> model = sae.load("folder")  # doctest: +SKIP
+
+Files in safetensors need ``deepl0-kernels[sae]``.
+"""
+
+from __future__ import annotations
+
+from .files import load, save
+from .losses import DeadUnits, Losses, fvu, l0
+from .model import SparseAutoencoder
+
+__all__ = ["DeadUnits", "Losses", "SparseAutoencoder", "fvu", "l0", "load", "save"]
