@@ -285,11 +285,14 @@ DEEPL0_INLINE void push_group(Panel& s, int64_t r, const float* u, int64_t g) {
     const int32_t n = s.count[r];
     int32_t* to = s.candidates + 3 * r * stride + n;
     const F32 a = broadcast(s.a[r]), c = broadcast(s.c[r]);
-    const F32 floor = broadcast(s.floor[r] + s.w.group_slack[g]);
+    const F32 floor = broadcast(s.floor[r]), factor = broadcast(s.bias_factor);
+    const float* bias = s.w.bias + unit;
     const F32 least = broadcast(s.least[r]), inf = broadcast(__builtin_inff());
     const float *norm = s.w.norm + unit, *error = s.w.error + unit;
-    const F32 e0 = fma(c, load(error), fma(a, load(norm), floor));
-    const F32 e1 = fma(c, load(error + 16), fma(a, load(norm + 16), floor));
+    const F32 floor0 = fma(factor, abs(load(bias)), floor);
+    const F32 floor1 = fma(factor, abs(load(bias + 16)), floor);
+    const F32 e0 = fma(c, load(error), fma(a, load(norm), floor0));
+    const F32 e1 = fma(c, load(error + 16), fma(a, load(norm + 16), floor1));
     const F32 v0 = load(u), v1 = load(u + 16);
     const F32 u0 = Positive ? v0 : abs(v0), u1 = Positive ? v1 : abs(v1);
     const Mask known0 = _mm512_cmp_ps_mask(e0, inf, _CMP_LT_OQ);

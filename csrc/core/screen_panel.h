@@ -67,6 +67,7 @@ struct Panel {
     int64_t m;
     bool positive;
     const float* bias;  // of the packed units, or null
+    float bias_factor;  // of the bound: what is added for |bias| of a unit
     Packed w;
     float *a, *c;  // coefficients of the bound
     float* floor;  // of the bound: what is added for the row
@@ -90,6 +91,7 @@ struct Panel {
           positive(q.positive),
           w(q.packed, q.kind, q.p, q.n) {
         bias = q.bias ? w.bias : nullptr;
+        bias_factor = summation_factor(q.n);
         char* at = static_cast<char*>(workspace);
         const auto take = [&](int64_t bytes) {
             void* block = at;
@@ -124,8 +126,10 @@ struct Panel {
 };
 
 DEEPL0_INLINE F32 bound_of(const Panel& s, int64_t r, int64_t unit) {
-    const float floor = s.floor[r] + s.w.group_slack[unit / kScreenGroup];
-    const F32 e = fma(broadcast(s.a[r]), load(s.w.norm + unit), broadcast(floor));
+    // Of the unit's own bias: one that switches a unit off must not blur its neighbours.
+    const F32 floor =
+        fma(broadcast(s.bias_factor), abs(load(s.w.bias + unit)), broadcast(s.floor[r]));
+    const F32 e = fma(broadcast(s.a[r]), load(s.w.norm + unit), floor);
     return fma(broadcast(s.c[r]), load(s.w.error + unit), e);
 }
 
