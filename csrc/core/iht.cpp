@@ -102,7 +102,7 @@ DEEPL0_INLINE T half_square(const T* x, int64_t n) {
 
 /// Takes note of the objective of the code of row r; false where the row is not to go on.
 template <class T>
-DEEPL0_INLINE bool settle(const IhtProblem<T>& f, const IhtRows<T>& s, int64_t r, T value) {
+DEEPL0_INLINE bool settle(const IhtRows<T>& s, int64_t r, T value) {
     const int64_t k = s.iterations[r];
     if (k == 0) s.first[r] = value;
     // Rounding grows with the terms that cancel, not with their difference.
@@ -201,7 +201,7 @@ DEEPL0_INLINE bool finished(const IhtProblem<T>& f, const IhtRows<T>& s, int64_t
     const T* v = s.values + r * s.capacity;
     const int32_t* idx = s.indices + r * s.capacity;
     gather_on_support(q, b, gram, f.p, v, idx, n);
-    settle(f, s, r, objective<T>(f, s, r, b, q));
+    settle(s, r, objective<T>(f, s, r, b, q));
     return true;
 }
 
@@ -225,7 +225,7 @@ void iterate_impl(const IhtProblem<T>& f, const IhtRows<T>& s, const int32_t* ro
         while (s.count[r] <= most) {
             if (finished(f, s, r, base, gram, w.u)) break;
             gather_sum(w.u, base, gram, p, v, idx, s.count[r], p);
-            if (!settle(f, s, r, objective<T>(f, s, r, base, w.u))) break;
+            if (!settle(s, r, objective<T>(f, s, r, base, w.u))) break;
             step(f, s, r, w.u, w);
         }
     }
@@ -256,7 +256,7 @@ void advance_impl(const IhtProblem<T>& f, const IhtRows<T>& s, const int32_t* ro
         const T value = residual
                             ? half_square(residual + i * atoms, atoms) + f.penalty * T(s.count[r])
                             : objective<T>(f, s, r, b + r * f.p, q);
-        if (settle(f, s, r, value)) step(f, s, r, q, w);
+        if (settle(s, r, value)) step(f, s, r, q, w);
     }
 }
 

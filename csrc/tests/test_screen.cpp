@@ -333,6 +333,21 @@ double worst_of_bound(const char* isa, const Data& d, bool fused, ScreenKind kin
     return worst;
 }
 
+/// Half of the units are switched off by a bias that no product outweighs: the others are screened
+/// as if they were alone.
+void test_units_switched_off(const char* isa, bool fused, ScreenKind kind) {
+    std::mt19937_64 rng(5);
+    Data d(40, 64, 4096, 16);
+    fill(d, 0, rng);
+    d.positive = true;
+    d.bias.assign(size_t(d.p), 0.0f);
+    for (int64_t i = 0; i < d.p; i += 2) d.bias[size_t(i)] = -1e9f;
+    const Result got = screen(d, kind, d.rows);
+    CHECK(equal(got, oracle(d, fused)), "%s, %s: units switched off", isa, kKinds[int(kind)]);
+    CHECK(got.counts.full_rows == 0, "%s, %s: %ld full rows", isa, kKinds[int(kind)],
+          long(got.counts.full_rows));
+}
+
 void test_bound(const char* isa, bool fused, ScreenKind kind) {
     std::mt19937_64 rng(11);
     for (int64_t n : {1, 31, 256, 1000}) {
@@ -373,7 +388,10 @@ int main() {
     for_each_isa([](const char* isa) {
         const bool fused = std::string(isa) != "scalar";
         test_supports(isa, fused);
-        for (ScreenKind kind : kinds()) test_bound(isa, fused, kind);
+        for (ScreenKind kind : kinds()) {
+            test_bound(isa, fused, kind);
+            test_units_switched_off(isa, fused, kind);
+        }
         // A bound ten times too small does harm, and these tests would see it.
         for (ScreenKind kind : kinds()) {
             if (kind == ScreenKind::float32) continue;
