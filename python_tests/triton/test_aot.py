@@ -37,8 +37,7 @@ SPILLS = {
 }
 
 # Of nonnegative codes with a bias; the other instances of these kernels keep within the above.
-SPILLS_OF_NONNEGATIVE = {
-}
+SPILLS_OF_NONNEGATIVE = {}
 
 # Of any kernel, where the compiler is not the one that the configurations were chosen with, the
 # page's. Triton 3.6 spills most in encode_top_m_fwd_kernel on sm80, 240 bytes.

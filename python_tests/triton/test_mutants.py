@@ -33,7 +33,7 @@ def threshold_stage():
     """Both products in a pipeline of asynchronous copies, two tiles of rows; a wide ramp."""
     x, W, z, S = (torch.randn(s) for s in ((70, 40), (33, 40), (70, 33), (33, 33)))
     theta = torch.full((33,), 10.0)
-    return lambda: OPS.threshold_stage_saving(x, W, z, S, theta, 0.9, "helu")
+    return lambda: OPS.threshold_stage_saving(x, W, z, S, None, theta, 0.9, "helu")
 
 
 def encode_top_m():
