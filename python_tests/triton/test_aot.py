@@ -37,7 +37,18 @@ SPILLS = {
 }
 
 # Of nonnegative codes with a bias; the other instances of these kernels keep within the above.
-SPILLS_OF_NONNEGATIVE = {}
+SPILLS_OF_NONNEGATIVE = {
+    ("encode_l0_fwd_kernel", "sm80"): 48,
+    ("encode_sparse_fwd_kernel", "sm100"): 8,
+    ("encode_sparse_fwd_kernel", "sm80"): 32,
+    ("encode_sparse_fwd_kernel", "sm86"): 32,
+    ("encode_sparse_fwd_kernel", "sm89"): 32,
+    ("encode_top_m_fwd_kernel", "gfx942"): 64,
+    ("encode_top_m_fwd_kernel", "sm90"): 72,
+    ("threshold_stage_fwd_kernel", "sm80"): 16,
+    ("top_m_stage_fwd_kernel", "gfx942"): 64,
+    ("top_m_stage_fwd_kernel", "gfx950"): 56,
+}
 
 # Of any kernel, where the compiler is not the one that the configurations were chosen with, the
 # page's. Triton 3.6 spills most in encode_top_m_fwd_kernel on sm80, 240 bytes.
