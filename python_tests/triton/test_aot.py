@@ -44,6 +44,7 @@ SPILLS_OF_NONNEGATIVE = {
     ("encode_sparse_fwd_kernel", "sm86"): 32,
     ("encode_sparse_fwd_kernel", "sm89"): 32,
     ("encode_top_m_fwd_kernel", "gfx942"): 64,
+    ("encode_top_m_fwd_kernel", "sm80"): 144,
     ("encode_top_m_fwd_kernel", "sm90"): 72,
     ("threshold_stage_fwd_kernel", "sm80"): 16,
     ("top_m_stage_fwd_kernel", "gfx942"): 64,
