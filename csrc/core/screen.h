@@ -37,7 +37,7 @@ constexpr int64_t kInt8MostTerms = 1 << 17;
 /// Units are packed in groups of this many.
 constexpr int64_t kScreenGroup = 32;
 
-/// Bytes of packed W: 2 p n for bfloat16, 4 p n for float32, p n + 8 p for int8, and 12 p for any,
+/// Bytes of packed W: 2 p n for bfloat16, 4 p n for float32, p n + 12 p for int8, and 12 p for any,
 /// all rounded up.
 int64_t screen_packed_bytes(ScreenKind kind, int64_t p, int64_t n);
 

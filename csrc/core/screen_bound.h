@@ -94,9 +94,12 @@ DEEPL0_INLINE void dots(const float* x, const float* const (&w)[N], int64_t n, f
 // it; rows of x or z beyond it are not screened.
 
 //
-// int8: with x' = x - mean, W' likewise, what is approximated is x'.W' + n mean(x) mean(W), and
-// |x'.W' - xq.Wq| <= |x' - xq| |W'| + |xq| |W' - Wq|. The roundings, those of the means included,
-// come to less than (n / 4 + 64) 2^-24 |x| |W|. Of W the bound sees N = max(|W'|, |W| / 8) alone:
+// int8: x' = x - offset, W' likewise; each offset is the mean o or 0. As the sum of x' is that of x
+// less n times its offset,
+//   x.W = x'.W' + n o(x) o(W)   if one of them has an offset, x.W = x'.W' if none has,
+// and |x'.W' - xq.Wq| <= |x' - xq| |W'| + |xq| |W' - Wq|. The roundings, those of the means
+// included, come to less than (n / 4 + 64) 2^-24 |x| |W|. Of W the bound sees N = max(|W'|, |W| /
+// 8) alone:
 //   e = A N + C |W' - Wq| + tiny,   A = |x' - xq| + 8 (n / 4 + 64) 2^-24 |x|,   C = |xq|.
 
 constexpr float kLargest = 0x1p60f;

@@ -1,10 +1,11 @@
 // int8 products for screen.cpp in vector registers (vpdpbusd), and the packing of their operands.
 // For files that are compiled once per ISA level; empty but at level avx512.
 //
-// A row of x or a unit of W is its mean o, one float, and the rest in steps of a scale s of its
-// own: v = o + s k + error, k in [-127, 127]. With the means of x and W apart,
-//   x.W = s_x s_W k_x.k_W + n o_x o_W + errors,
-// so an offset that all terms share costs no precision. k_x.k_W is exact in int32 up to
+// A row of x or a unit of W is an offset o and the rest in steps of a scale s, both its own:
+// v = o + s k + error, k in [-127, 127]. The offset is the mean where that is most of the vector,
+// so that it costs no precision, and else 0, so that zeros stay exact. Where x or W has an offset,
+//   x.W = s_x s_W k_x.k_W + n mean(x) mean(W) + errors,
+// and where neither has, without the second term. k_x.k_W is exact in int32 up to
 // kInt8MostTerms. Packed are 16 rows of x, or 16 units, by quads of terms: [quads, 16, 4], of units
 // two such in turn: [quads, 32, 4]. vpdpbusd takes unsigned by signed bytes: units are stored as
 // k_W + 128, and the sums start from -128 times the sum of k_x.
@@ -28,17 +29,20 @@ DEEPL0_INLINE int64_t int8_bytes(int64_t n) { return round_up(n, 4); }
 
 /// What goes before the bytes of a group of units.
 struct Int8Units {
-    float scale[kScreenGroup], mean[kScreenGroup];
+    float scale[kScreenGroup], mean[kScreenGroup], offset[kScreenGroup];
 };
 
-/// The same of rows, in arrays: the means times n, and what their sums start from.
+/// The same of rows, in arrays: n mean(x) goes with the mean of every unit where the row has an
+/// offset, else with the offsets of units; and what their sums start from.
 struct Int8Rows {
-    float *scale = nullptr, *shift = nullptr;
+    float *scale = nullptr, *with_mean = nullptr, *with_offset = nullptr;
     int32_t* start = nullptr;
-    Int8Rows from(int64_t r) const { return {scale + r, shift + r, start + r}; }
+    Int8Rows from(int64_t r) const {
+        return {scale + r, with_mean + r, with_offset + r, start + r};
+    }
 };
 
-/// Sums of squares of vectors: as they are, less their mean, and of what rounding took.
+/// Sums of squares of vectors: as they are, less their offset, and of what rounding took.
 struct Int8Squares {
     float *whole, *centred, *error;
 };
@@ -80,10 +84,12 @@ DEEPL0_VNNI static void int8_block(const int8_t* x, const Int8Rows& rows, const 
 #pragma GCC unroll 2
         for (int v = 0; v < 2; ++v) {
             const F32 scale = load(units.scale + 16 * v), mean = load(units.mean + 16 * v);
+            const F32 offset = load(units.offset + 16 * v);
             const F32 base = bias ? load(bias + 16 * v) : zero();
 #pragma GCC unroll 8
             for (int a = 0; a < kRows; ++a) {
-                const F32 rest = fma(broadcast(rows.shift[r + a]), mean, base);
+                const F32 rest = fma(broadcast(rows.with_offset[r + a]), offset,
+                                     fma(broadcast(rows.with_mean[r + a]), mean, base));
                 const F32 steps_of = _mm512_cvtepi32_ps(acc[a][v]) * scale;
                 store(u + (r + a) * ld + 16 * v, fma(steps_of, broadcast(rows.scale[r + a]), rest));
             }
@@ -91,9 +97,10 @@ DEEPL0_VNNI static void int8_block(const int8_t* x, const Int8Rows& rows, const 
     }
 }
 
-/// How a vector is quantised: one that is nearly constant as its mean, one that is not finite as 0.
+/// How a vector is quantised: one that is nearly constant as its offset, one that is not finite as
+/// 0.
 struct Int8Steps {
-    float mean = 0.0f, scale = 0.0f, per_step = 0.0f;
+    float mean = 0.0f, offset = 0.0f, scale = 0.0f, per_step = 0.0f;
 };
 
 /// Adds to whole the squares of v[0..n).
@@ -121,23 +128,24 @@ DEEPL0_INLINE Int8Steps int8_steps(const float* v, int64_t n, float* whole) {
     }
     *whole = reduce_add(squares[0] + squares[1]);
     const float mean = n > 0 ? reduce_add(sum[0] + sum[1]) / float(n) : 0.0f;
-    const float above = _mm512_reduce_max_ps(top) - mean;
-    const float below = mean - _mm512_reduce_min_ps(bottom);
+    const float offset = float(n) * mean * mean < 0.5f * *whole ? 0.0f : mean;
+    const float above = _mm512_reduce_max_ps(top) - offset;
+    const float below = offset - _mm512_reduce_min_ps(bottom);
     const float most = above > below ? above : below;
     if (!(most <= 0x1p61f)) return {};
-    if (most < 0x1p-100f) return {mean, 0.0f, 0.0f};
-    return {mean, most * (1.0f / 127.0f), 127.0f / most};
+    if (most < 0x1p-100f) return {mean, offset, 0.0f, 0.0f};
+    return {mean, offset, most * (1.0f / 127.0f), 127.0f / most};
 }
 
 /// 64 terms of v, those beyond `left` 0, as bytes; adds to the sum of the bytes and to the squares
-/// of v - mean and of what rounding took.
+/// of v - offset and of what rounding took.
 DEEPL0_INLINE I32 int8_terms(const float* v, int64_t left, const Int8Steps& q, I32& sum,
                              F32& centred, F32& error) {
-    const F32 mean = broadcast(q.mean), scale = broadcast(q.scale);
+    const F32 offset = broadcast(q.offset), scale = broadcast(q.scale);
     I32 k[4];
     for (int i = 0; i < 4; ++i) {
         const Mask in = first(int(larger(0, smaller(left - 16 * i, 16))));
-        const F32 d = _mm512_maskz_sub_ps(in, _mm512_maskz_loadu_ps(in, v + 16 * i), mean);
+        const F32 d = _mm512_maskz_sub_ps(in, _mm512_maskz_loadu_ps(in, v + 16 * i), offset);
         k[i] = _mm512_cvtps_epi32(d * broadcast(q.per_step));
         const F32 lost = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(k[i]), scale, d);
         sum = add(sum, k[i]);
@@ -151,10 +159,9 @@ DEEPL0_INLINE I32 int8_terms(const float* v, int64_t left, const Int8Steps& q, I
 }
 
 /// 16 vectors, those beyond `some` zero: quads of them at a stride of bytes, each byte xor `flip`.
-/// How each is quantised, the sums of its bytes.
-DEEPL0_INLINE void pack_int8(const float* v, int64_t ld, int64_t some, int64_t n, uint8_t* out,
-                             int64_t stride, int flip, const Int8Squares& squares, Int8Steps* q,
-                             int32_t* sums) {
+/// q: how each is quantised. Returns the sums of their bytes.
+DEEPL0_INLINE I32 pack_int8(const float* v, int64_t ld, int64_t some, int64_t n, uint8_t* out,
+                            int64_t stride, int flip, const Int8Squares& squares, Int8Steps* q) {
     F32 centred[16], error[16];
     I32 sum[16];
     for (int64_t i = 0; i < 16; ++i) {
@@ -175,23 +182,26 @@ DEEPL0_INLINE void pack_int8(const float* v, int64_t ld, int64_t some, int64_t n
         for (int64_t i = 0; i < smaller(16, quads - k); ++i)
             _mm512_store_si512(out + (k + i) * stride, b[i]);
     }
-    for (int64_t i = 0; i < 16; ++i) sums[i] = _mm512_reduce_add_epi32(sum[i]);
     for (int64_t i = 0; i < some; ++i) {
         squares.centred[i] = reduce_add(centred[i]);
         squares.error[i] = reduce_add(error[i]);
     }
+    transpose_lanes(sum);
+    for (int64_t i = 1; i < 16; ++i) sum[0] = add(sum[0], sum[i]);
+    return sum[0];
 }
 
 /// 16 rows of x, those beyond `rows` zero.
 DEEPL0_NOINLINE void pack_int8_rows(const float* x, int64_t ldx, int64_t rows, int64_t n, void* out,
                                     const Int8Rows& to, const Int8Squares& squares) {
     Int8Steps q[16];
-    int32_t sums[16];
-    pack_int8(x, ldx, rows, n, static_cast<uint8_t*>(out), 64, 0, squares, q, sums);
+    const I32 sums = pack_int8(x, ldx, rows, n, static_cast<uint8_t*>(out), 64, 0, squares, q);
+    store(to.start, _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sums, 7)));
     for (int i = 0; i < 16; ++i) {
         to.scale[i] = q[i].scale;
-        to.shift[i] = q[i].mean * float(n);
-        to.start[i] = int32_t(-128u * uint32_t(sums[i]));
+        const float sum = q[i].mean * float(n);
+        to.with_mean[i] = q[i].offset != 0.0f ? sum : 0.0f;
+        to.with_offset[i] = q[i].offset != 0.0f ? 0.0f : sum;
     }
 }
 
@@ -201,13 +211,13 @@ DEEPL0_NOINLINE void pack_int8_units(const float* w, int64_t ldw, int64_t units,
     auto& to = *static_cast<Int8Units*>(group);
     for (int64_t i = 0; i < kScreenGroup; i += 16) {
         Int8Steps q[16];
-        int32_t sums[16];
         pack_int8(w + i * ldw, ldw, smaller(16, larger(0, units - i)), n,
                   reinterpret_cast<uint8_t*>(&to + 1) + i * 4, 128, 0x80,
-                  {squares.whole + i, squares.centred + i, squares.error + i}, q, sums);
+                  {squares.whole + i, squares.centred + i, squares.error + i}, q);
         for (int j = 0; j < 16; ++j) {
             to.scale[i + j] = q[j].scale;
             to.mean[i + j] = q[j].mean;
+            to.offset[i + j] = q[j].offset;
         }
     }
 }

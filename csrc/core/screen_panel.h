@@ -40,7 +40,7 @@ struct Layout {
     }
     int64_t bytes() const {
         const int64_t selected = capacity + 64;
-        return 4 * (round_up(10 * panel, 16) + round_up(2 * added + blocks, 16) +
+        return 4 * (round_up(11 * panel, 16) + round_up(2 * added + blocks, 16) +
                     3 * panel * stride + round_up(scratch, 16) + 32 * tile + 3 * selected) +
                panel * row_bytes + 4096;
     }
@@ -106,7 +106,8 @@ struct Panel {
         floor = static_cast<float*>(take(b * 4));
         least = static_cast<float*>(take(b * 4));
         int8.scale = static_cast<float*>(take(b * 4));
-        int8.shift = static_cast<float*>(take(b * 4));
+        int8.with_mean = static_cast<float*>(take(b * 4));
+        int8.with_offset = static_cast<float*>(take(b * 4));
         int8.start = static_cast<int32_t*>(take(b * 4));
         z.start = static_cast<int32_t*>(take(layout.blocks * 4));
         z.at = static_cast<int32_t*>(take(layout.added * 4));

@@ -155,21 +155,21 @@ bool equal(const Result& a, const Result& b) {
     return true;
 }
 
-constexpr int kData = 16;
+constexpr int kData = 20;
 
 void fill(Data& d, int what, std::mt19937_64& rng) {
     std::normal_distribution<float> normal;
     const auto pick = [&](int64_t n) { return int64_t(rng() % uint64_t(n)); };
-    float sx = 1, sw = 1, mean = 0;
+    float sx = 1, sw = 1;
     if (what == 1) sx = 1e-19f, sw = 1e-19f;  // products subnormal
     if (what == 2) sx = 1e18f, sw = 1e17f;
     if (what == 3) sx = 1e30f, sw = 1e-30f;  // rows too large to screen
     if (what == 4) sx = 1e-41f;              // subnormal rows
-    if (what == 5) mean = 5;
+    const float mean_x = what == 5 || what == 16 ? 5 : 0, mean_w = what == 5 || what == 17 ? 5 : 0;
     for (int64_t r = 0; r < d.rows; ++r)
-        for (int64_t k = 0; k < d.n; ++k) d.X(r, k) = sx * (normal(rng) + mean);
+        for (int64_t k = 0; k < d.n; ++k) d.X(r, k) = sx * (normal(rng) + mean_x);
     for (int64_t i = 0; i < d.p; ++i)
-        for (int64_t k = 0; k < d.n; ++k) d.W(i, k) = sw * (normal(rng) + mean);
+        for (int64_t k = 0; k < d.n; ++k) d.W(i, k) = sw * (normal(rng) + mean_w);
     for (int64_t i = 0; i < d.p && what == 6; ++i)  // near-duplicate units
         for (int64_t k = 0; k < d.n && i % 8; ++k)
             d.W(i, k) = d.W(i / 8 * 8, k) * (1 + 1e-4f * normal(rng));
@@ -193,6 +193,12 @@ void fill(Data& d, int what, std::mt19937_64& rng) {
         for (float& v : d.x) v = round_bf16(v);
         for (float& v : d.w) v = float(int(v * 2));
     }
+    for (int64_t r = 0; r < d.rows && what == 18; ++r)  // every other row and unit off centre
+        for (int64_t k = 0; k < d.n && r % 2; ++k) d.X(r, k) += 5;
+    for (int64_t i = 0; i < d.p && what == 18; ++i)
+        for (int64_t k = 0; k < d.n && i % 2; ++k) d.W(i, k) -= 5;
+    for (float& v : d.x)  // sparse and nonnegative
+        if (what == 19) v = v > 1 ? v : 0;
     for (int64_t i = 0; i < d.p && what == 15; ++i)  // ascending: every tile beats the one before
         for (int64_t k = 0; k < d.n; ++k) d.W(i, k) *= 1 + float(i) / 64;
 }

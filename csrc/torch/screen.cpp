@@ -26,14 +26,23 @@ int screen_wish() {
 /// Above this share of candidates they cost more than what was screened away.
 bool few_enough(int64_t p, int64_t m) { return p >= 12 * m; }
 
+/// Below, what is screened must pay; from here on codes are batch-invariant.
+constexpr int64_t kLarge = 4096;
+
+/// Below kLarge panels of float32 are as fast. Beyond n = 512 the bound of int8, which grows as the
+/// square root of n against the spread of u, excludes too little.
+bool int8_pays(int64_t n, int64_t p) { return p >= kLarge && n <= 512; }
+
 /// The best kind for the task. Low precision must pay: below 32 rows packing W costs more than it
 /// saves.
 ScreenKind kind_for(int64_t batch, int64_t n, int64_t p, int64_t m) {
     const int wish = screen_wish();
-    if (wish != 0 && (wish == 1 || (batch >= 32 && few_enough(p, m)))) {
-        for (const ScreenKind kind :
-             {ScreenKind::bfloat16_tiles, ScreenKind::bfloat16_vectors, ScreenKind::int8_vectors})
-            if (wish == 1 ? screen_has(kind, n) : screen_is_fast(kind, n)) return kind;
+    const bool pays = batch >= 32 && few_enough(p, m);
+    for (const ScreenKind kind :
+         {ScreenKind::bfloat16_tiles, ScreenKind::bfloat16_vectors, ScreenKind::int8_vectors}) {
+        const bool worth = pays && (kind != ScreenKind::int8_vectors || int8_pays(n, p));
+        if (wish == 1 ? screen_has(kind, n) : wish < 0 && worth && screen_is_fast(kind, n))
+            return kind;
     }
     return ScreenKind::float32;
 }
@@ -41,34 +50,51 @@ ScreenKind kind_for(int64_t batch, int64_t n, int64_t p, int64_t m) {
 }  // namespace
 
 bool screens(int64_t batch, int64_t n, int64_t p, int64_t m) {
-    constexpr int64_t kLarge = 4096;
     return kind_for(batch, n, p, m) != ScreenKind::float32 || (p >= kLarge && few_enough(p, m));
 }
 
 Screen::Screen(Matrix<const float> w, const float* bias, int64_t batch, int64_t m)
-    : w_(w), bias_(bias), kind_(kind_for(batch, w.cols, w.rows, m)) {
+    : w_(w), bias_(bias), packed_{kind_for(batch, w.cols, w.rows, m), {}} {
     // For a few rows the dot products are as fast as any tile, and nothing is packed.
-    if (kind_ == ScreenKind::float32 && batch <= 64) return;
-    packed_.emplace(screen_packed_bytes(kind_, w.rows, w.cols));
+    if (packed_.kind != ScreenKind::float32 || batch > 64) pack(packed_);
+}
+
+void Screen::pack(Packed& to) const {
+    to.w.emplace(screen_packed_bytes(to.kind, w_.rows, w_.cols));
     constexpr int64_t kGroups = 16;  // of units per task
-    const int64_t groups = (w.rows + kScreenGroup - 1) / kScreenGroup;
+    const int64_t groups = (w_.rows + kScreenGroup - 1) / kScreenGroup;
     torch::stable::parallel_for(0, groups, kGroups, [&](int64_t begin, int64_t end) {
-        screen_kernels().pack(kind_, w.data, w.row_stride, bias, w.rows, w.cols,
-                              begin * kScreenGroup, std::min(w.rows, end * kScreenGroup),
-                              packed_->get());
+        screen_kernels().pack(to.kind, w_.data, w_.row_stride, bias_, w_.rows, w_.cols,
+                              begin * kScreenGroup, std::min(w_.rows, end * kScreenGroup),
+                              to.w->get());
     });
 }
 
-void Screen::rows(Matrix<const float> x, Code z, bool positive, Code out) const {
-    const ScreenProblem q{kind_,      x.data,        x.row_stride,
+void Screen::run(const Packed& by, Matrix<const float> x, Code z, bool positive, Code out) const {
+    const ScreenProblem q{by.kind,    x.data,        x.row_stride,
                           w_.data,    w_.row_stride, w_.cols,
-                          w_.rows,    out.m,         packed_ ? packed_->get() : nullptr,
+                          w_.rows,    out.m,         by.w ? by.w->get() : nullptr,
                           out.values, out.indices,   positive,
                           bias_,      z.values,      z.indices,
                           z.m};
     const Buffer<char> workspace(
-        screen_workspace_bytes(kind_, x.rows, w_.rows, w_.cols, out.m, z.m));
-    screen_kernels().top_m(q, 0, x.rows, workspace.get(), nullptr);
+        screen_workspace_bytes(by.kind, x.rows, w_.rows, w_.cols, out.m, z.m));
+    ScreenCounts counts;
+    screen_kernels().top_m(q, 0, x.rows, workspace.get(), &counts);
+    if (by.kind == ScreenKind::int8_vectors)
+        int8_ = counts.full_rows * 8 > x.rows ? Int8::bad : Int8::good;
+}
+
+void Screen::rows(Matrix<const float> x, Code z, bool positive, Code out) const {
+    int64_t done = 0;
+    if (packed_.kind == ScreenKind::int8_vectors && int8_ == Int8::untried) {
+        done = std::min<int64_t>(32, x.rows);
+        run(packed_, x.range(0, done), z, positive, out);
+        if (done == x.rows) return;
+    }
+    const bool coarse = packed_.kind == ScreenKind::int8_vectors && int8_ == Int8::bad;
+    if (coarse) std::call_once(once_, [&] { pack(float32_); });
+    run(coarse ? float32_ : packed_, x.range(done, x.rows), z.from(done), positive, out.from(done));
 }
 
 std::tuple<Tensor, Tensor> screen_top_m(Tensor x, Tensor W, const float* bias, int64_t m,

@@ -1,6 +1,8 @@
 // What the other bindings need of screening.
 #pragma once
 
+#include <atomic>
+#include <mutex>
 #include <optional>
 #include <tuple>
 
@@ -26,6 +28,7 @@ class Screen {
         float* values;
         int64_t* indices;
         int64_t m;
+        Code from(int64_t row) const { return {values + row * m, indices + row * m, m}; }
     };
 
     /// Rows of x to the m entries of largest |u|, u = x W' + bias + z, or of max(u, 0), ascending.
@@ -33,10 +36,22 @@ class Screen {
     void rows(Matrix<const float> x, Code z, bool positive, Code out) const;
 
   private:
+    struct Packed {
+        ScreenKind kind;
+        std::optional<Buffer<char>> w;  // none: nothing is screened
+    };
+
+    void pack(Packed& to) const;
+    void run(const Packed& by, Matrix<const float> x, Code z, bool positive, Code out) const;
+
     Matrix<const float> w_;
     const float* bias_;
-    ScreenKind kind_;
-    std::optional<Buffer<char>> packed_;
+    Packed packed_;
+    // Where int8 decides too few rows, W is packed once more.
+    enum class Int8 { untried, good, bad };
+    mutable std::atomic<Int8> int8_{Int8::untried};
+    mutable std::once_flag once_;
+    mutable Packed float32_{ScreenKind::float32, {}};
 };
 
 /// One stage, u = x W' + bias: x [B, n], W [p, n] float32, checked, -> values [B, m] float32,

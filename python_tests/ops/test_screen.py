@@ -14,6 +14,7 @@ from python_tests.ops.test_encode import assert_top_m_stage, pre_activation
 from python_tests.oracle import same_bits
 
 N, P, M = 48, 4500, 20
+STYLES = ["normal", "off centre", "correlated", "outlier", "scaled"]
 
 
 def one_stage(x, W, m=M):
@@ -27,13 +28,15 @@ def data(style: str, batch: int = 70) -> tuple[torch.Tensor, torch.Tensor]:
         x, W = x + 5, W + 5
     elif style == "correlated":
         W = W[: P // 50].repeat(50, 1) + 1e-3 * W
+    elif style == "outlier":  # one coordinate that int8 has no steps to spare for
+        x[:, 7] = 1000
     elif style == "scaled":
         x = x * torch.logspace(-12, 12, batch)[:, None]
         W = W * torch.logspace(-6, 6, P)[torch.randperm(P, generator=g), None]
     return x, W
 
 
-@pytest.mark.parametrize("style", ["normal", "off centre", "correlated", "scaled"])
+@pytest.mark.parametrize("style", STYLES)
 def test_equals_float64_but_for_near_ties(style):
     x, W = data(style)
     u, bound = pre_activation(x, W, torch.zeros(len(x), 1), torch.zeros(P, 1))
@@ -76,7 +79,7 @@ def test_sizes_that_fill_no_vector(n):
     torch.testing.assert_close(got.values.double(), want[0], rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("style", ["normal", "off centre"])
+@pytest.mark.parametrize("style", ["normal", "off centre", "outlier"])
 def test_batch_invariant(style):
     """The documented guarantee: a row's code has the same bits alone, in any batch, any threads."""
     x, W = data(style)
@@ -95,8 +98,8 @@ def test_batch_invariant(style):
 
 SCRIPT = """
 import sys, torch, deepl0_kernels as dk
-from python_tests.ops.test_screen import data, one_stage
-codes = [one_stage(*data(s)) for s in ("normal", "off centre", "correlated", "scaled")]
+from python_tests.ops.test_screen import STYLES, data, one_stage
+codes = [one_stage(*data(s)) for s in STYLES]
 torch.save([(c.values, c.indices) for c in codes], sys.argv[1])
 """
 
