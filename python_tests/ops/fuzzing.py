@@ -126,9 +126,10 @@ def encode_top_m_backward(grad, values, indices, saved_values, saved_indices, x,
     return asked(mask, *_gradients(du, steps + 1, x, W, S, z))
 
 
-def encode_l0_backward(grad, saved, x, W, S, theta, sigma, kind, mask):
-    dtype, stages = accumulation_dtype(x.dtype), saved.shape[0]
-    saved, gtheta = saved.to(dtype), torch.zeros_like(theta)
+def _l0_stages(grad, saved, theta, sigma, kind):
+    """du and z of every stage, by its number, and dtheta, which the calls of the first sum up."""
+    dtype, gtheta = accumulation_dtype(saved.dtype), torch.zeros_like(theta)
+    saved = saved.to(dtype)
 
     def du(k, above):
         g = grad.to(dtype) if above is None else above
@@ -142,7 +143,12 @@ def encode_l0_backward(grad, saved, x, W, S, theta, sigma, kind, mask):
     def z(k):
         return reference.threshold(saved[k], stage_theta(theta, k), sigma, kind)
 
-    *grads, gbias = _gradients(du, stages, x, W, S, z)
+    return du, z, gtheta
+
+
+def encode_l0_backward(grad, saved, x, W, S, theta, sigma, kind, mask):
+    du, z, gtheta = _l0_stages(grad, saved, theta, sigma, kind)
+    *grads, gbias = _gradients(du, saved.shape[0], x, W, S, z)
     return asked(mask, *grads, gtheta, gbias)
 
 
@@ -193,21 +199,7 @@ def encode_top_m_factored_backward(
 
 
 def encode_l0_factored_backward(grad, saved, x, W, D, step, theta, sigma, kind, mask):
-    dtype, gtheta = accumulation_dtype(x.dtype), torch.zeros_like(theta)
-    saved = saved.to(dtype)
-
-    def du(k, above):
-        g = grad.to(dtype) if above is None else above
-        gu, gt = reference.threshold_backward(g, saved[k], stage_theta(theta, k), sigma, kind)
-        if theta.dim() == 2:
-            gtheta[k] += gt
-        else:
-            gtheta.add_(gt)
-        return gu
-
-    def z(k):
-        return reference.threshold(saved[k], stage_theta(theta, k), sigma, kind)
-
+    du, z, gtheta = _l0_stages(grad, saved, theta, sigma, kind)
     gx, gW, gD, gbias, gstep = _factored_gradients(du, len(saved), x, W, D, step, z)
     return asked(mask, gx, gW, gD, gtheta, gbias, gstep)
 

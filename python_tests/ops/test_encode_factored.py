@@ -14,7 +14,7 @@ from python_tests.oracle import same_bits
 
 
 def problem(batch, n, p, dtype=torch.float32, seed=0):
-    """x, W, D, bias and three steps; W is not D' but near it, so that codes settle."""
+    """x, W, D, bias and three steps; W is not D' but near it."""
     g = torch.Generator().manual_seed(seed)
 
     def randn(*shape):
@@ -25,6 +25,14 @@ def problem(batch, n, p, dtype=torch.float32, seed=0):
     step = torch.tensor([0.9, 0.6, 0.8], dtype=torch.float64)
     operands = (randn(batch, n), W, D, 0.05 * randn(p), step)
     return tuple(t.to(dtype) for t in operands)
+
+
+def settling(batch, n, p, dtype):
+    """The same with W and bias so small that codes settle, also those of thresholds, of which the
+    last result is one that leaves a part of the entries."""
+    x, W, D, bias, step = problem(batch, n, p, dtype)
+    bound = torch.linalg.matrix_norm(D, 2).item() ** 2
+    return x, W / bound, D, bias / bound, step, 0.6 / bound
 
 
 def pre_activation(x, W, D, bias, step, z) -> tuple[Tensor, Tensor]:
@@ -64,16 +72,25 @@ def test_every_stage_follows_from_the_one_before(backend, positive, batch, n, p,
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("positive", [False, True])
 def test_the_same_function_as_with_s(backend, positive):
-    x, W, D, bias, _ = problem(40, 12, 60, torch.float64)
-    S = torch.eye(60, dtype=torch.float64) - W @ D
-    options = dict(num_stages=4, bias=bias, positive=positive)
+    def forms(x, W, D):
+        yield torch.eye(60, dtype=torch.float64) - W @ D, None
+        yield None, D
+
+    options = dict(num_stages=4, positive=positive)
     with dk.use_backend(backend):
-        with_s = dk.encode_top_m(x, W, S, 7, **options)
-        without = dk.encode_top_m(x, W, None, 7, D=D, **options)
-        assert torch.equal(with_s.indices, without.indices)
-        torch.testing.assert_close(with_s.values, without.values, rtol=1e-12, atol=1e-12)
-        dense = [dk.encode_l0(x, W, s, 0.4, D=d, **options) for s, d in ((S, None), (None, D))]
-        torch.testing.assert_close(*dense, rtol=1e-12, atol=1e-12)
+        # Steps so large that every stage has another support.
+        x, W, D, bias, _ = problem(40, 12, 60, torch.float64)
+        codes = [dk.encode_top_m(x, W, S, 7, D=d, bias=bias, **options) for S, d in forms(x, W, D)]
+        first = dk.encode_top_m(x, W, None, 7, num_stages=1, bias=bias, positive=positive)
+        x, W, D, bias, _, theta = settling(40, 12, 60, torch.float64)
+        dense = [dk.encode_l0(x, W, S, theta, D=d, bias=bias, **options) for S, d in forms(x, W, D)]
+        z = dk.encode_l0(x, W, None, theta, num_stages=1, bias=bias, positive=positive)
+    assert (codes[0].indices != first.indices).any(-1).all()
+    assert torch.equal(codes[0].indices, codes[1].indices)
+    torch.testing.assert_close(codes[0].values, codes[1].values, rtol=1e-12, atol=1e-12)
+    assert 0.1 < (dense[0] != 0).double().mean() < 0.7
+    assert ((dense[0] != 0) != (z != 0)).any()
+    torch.testing.assert_close(*dense, rtol=1e-12, atol=1e-12)
 
 
 def integers(batch=70, n=24, p=4500):
@@ -160,7 +177,7 @@ def test_dtypes_and_leading_dimensions(batch, dtype):
 @pytest.mark.parametrize(("batch", "p"), [(3, 60), (150, 60), (40, 4500)])
 def test_gradients_equal_the_reference(batch, p, positive, layout):
     dtype = torch.float32 if p > 1000 else torch.float64
-    x, W, D, bias, step = problem(batch, 16, p, dtype)
+    x, W, D, bias, step, theta = settling(batch, 16, p, dtype)
     weights = torch.randn(batch, 11, dtype=dtype, generator=torch.Generator().manual_seed(1))
     grads = []
     for backend in BACKENDS:
@@ -171,8 +188,18 @@ def test_gradients_equal_the_reference(batch, p, positive, layout):
                 xs, Ws, None, (9, 14, 11), num_stages=3, D=Ds, bias=b, step=s, positive=positive
             )
             dense = dk.encode_l0(
-                xs, Ws, None, 0.4, num_stages=3, sigma=0.3, D=Ds, bias=b, step=s, positive=positive
+                xs,
+                Ws,
+                None,
+                theta,
+                num_stages=3,
+                sigma=0.3,
+                D=Ds,
+                bias=b,
+                step=s,
+                positive=positive,
             )
+        assert 0.05 < (dense != 0).double().mean() < 0.7
         loss = (code.values * weights).sum() + dense.square().sum() / 2
         grads.append(torch.autograd.grad(loss, leaves))
         assert grads[-1][2].stride() == leaves[2].stride()
@@ -182,7 +209,8 @@ def test_gradients_equal_the_reference(batch, p, positive, layout):
 
 
 def test_gradcheck():
-    leaves = [t.requires_grad_() for t in problem(4, 5, 12, torch.float64)]
+    *operands, theta = settling(4, 5, 12, torch.float64)
+    leaves = [t.requires_grad_() for t in operands]
 
     def sparse(x, W, D, bias, step):
         return dk.encode_top_m(
@@ -191,7 +219,7 @@ def test_gradcheck():
 
     def dense(x, W, D, bias, step):
         return dk.encode_l0(
-            x, W, None, 0.3, num_stages=3, sigma=0.4, D=D, bias=bias, step=step, positive=True
+            x, W, None, theta, num_stages=3, sigma=0.4, D=D, bias=bias, step=step, positive=True
         )
 
     for function in (sparse, dense):
