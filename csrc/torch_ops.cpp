@@ -107,4 +107,5 @@ STABLE_TORCH_LIBRARY_IMPL(deepl0, CPU, m) {
     m.impl("iht_top_m", TORCH_BOX(&ops::iht_top_m));
     m.impl("iht_l0", TORCH_BOX(&ops::iht_l0));
     m.impl("fista", TORCH_BOX(&ops::fista));
+    m.impl("sparse_adam_", TORCH_BOX(&ops::sparse_adam_));
 }

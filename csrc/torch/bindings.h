@@ -12,6 +12,7 @@
 
 #include "core/dtype.h"
 #include "core/thresholds.h"
+#include "torch/buffer.h"
 #include "torch/shim.h"
 
 namespace deepl0::torch_ops {
@@ -62,13 +63,16 @@ inline std::vector<int64_t> with_last(const Tensor& t, int64_t last) {
     return shape;
 }
 
-/// A contiguous tensor of the device of `like`; `wanted` false: of shape [0].
-inline Tensor empty_if(bool wanted, const Tensor& like, const std::vector<int64_t>& shape) {
-    return torch::stable::new_empty(like, wanted ? shape : std::vector<int64_t>{0});
+/// A contiguous tensor of the device of `like`.
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
+    Tensor t = torch::stable::new_empty(like, shape, type);
+    if (t.is_cpu()) prefer_huge_pages(t.mutable_data_ptr(), size_t(t.numel()) * t.element_size());
+    return t;
 }
 
-inline Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
-    return torch::stable::new_empty(like, shape, type);
+/// The same; `wanted` false: of shape [0].
+inline Tensor empty_if(bool wanted, const Tensor& like, const std::vector<int64_t>& shape) {
+    return empty(like, wanted ? shape : std::vector<int64_t>{0}, like.scalar_type());
 }
 
 inline Tensor cast(const Tensor& t, ScalarType type) {
@@ -192,5 +196,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> iht_l0(Tensor x, Tensor D, std::optio
 std::tuple<Tensor, Tensor, Tensor, Tensor> fista(Tensor x, Tensor D, std::optional<Tensor> start,
                                                  double lam, double step, double tol,
                                                  int64_t max_iter, bool history, bool positive);
+void sparse_adam_(Tensor param, Tensor grad, Tensor exp_avg, Tensor exp_avg_sq, double lr,
+                  double beta1, double beta2, double eps, int64_t t, bool unit_norm);
 
 }  // namespace deepl0::torch_ops

@@ -98,9 +98,11 @@ std::tuple<Tensor, Tensor> decode_gradients(Tensor grad, Tensor values, Tensor i
     if (!atoms.transposed()) other.emplace(p * n);
     T* gdt = other ? other->get() : gd;
     torch::stable::parallel_for(0, p, 16, [&](int64_t i0, int64_t i1) {
-        std::fill_n(gdt + i0 * n, (i1 - i0) * n, T(0));
-        for (int64_t b = 0; b < blocks; ++b)
-            unit_kernels<T>().combine(lists[b], i0, i1, g + b * block * n, n, n, gdt);
+        in_pieces(i0, i1, n * int64_t(sizeof(T)), [&](int64_t j0, int64_t j1) {
+            std::fill_n(gdt + j0 * n, (j1 - j0) * n, T(0));
+            for (int64_t b = 0; b < blocks; ++b)
+                unit_kernels<T>().combine(lists[b], j0, j1, g + b * block * n, n, n, gdt);
+        });
     });
     if (other) transpose_matrix<T>(gdt, p, n, gd);
     return {grad_values, grad_d};

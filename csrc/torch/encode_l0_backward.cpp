@@ -177,14 +177,17 @@ void add_sparse(const Problem<T>& a, const std::vector<SparseBlock<T>>& blocks, 
                 }
             }
         }
-        for (size_t b = 0; (a.gw || a.gb) && b < blocks.size(); ++b) {
-            if (blocks[b].dense) continue;
-            if (a.gb) add_coefficients(blocks[b].total->lists(), i0, i1, a.gb);
-            if (!a.gw) continue;
-            unit_kernels<T>().combine(blocks[b].total->lists(), i0, i1,
-                                      a.x.data + int64_t(b) * size * a.x.row_stride, a.x.row_stride,
-                                      a.x.cols, a.gw);
-        }
+        if (!a.gw && !a.gb) return;
+        in_pieces(i0, i1, a.x.cols * int64_t(sizeof(T)), [&](int64_t j0, int64_t j1) {
+            for (size_t b = 0; b < blocks.size(); ++b) {
+                if (blocks[b].dense) continue;
+                if (a.gb) add_coefficients(blocks[b].total->lists(), j0, j1, a.gb);
+                if (!a.gw) continue;
+                unit_kernels<T>().combine(blocks[b].total->lists(), j0, j1,
+                                          a.x.data + int64_t(b) * size * a.x.row_stride,
+                                          a.x.row_stride, a.x.cols, a.gw);
+            }
+        });
     });
 }
 

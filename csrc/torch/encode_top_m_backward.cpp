@@ -121,10 +121,12 @@ void sparse_backward(const Arguments<T>& a, int64_t block) {
         }
         for (int64_t b = 0; a.gb && b < blocks; ++b) add_coefficients(total_lists[b], i0, i1, a.gb);
         if (!a.gw) return;
-        std::fill_n(a.gw + i0 * n, (i1 - i0) * n, T(0));
-        for (int64_t b = 0; b < blocks; ++b)
-            kernels.combine(total_lists[b], i0, i1, a.x.data + b * block * a.x.row_stride,
-                            a.x.row_stride, n, a.gw);
+        in_pieces(i0, i1, n * int64_t(sizeof(T)), [&](int64_t j0, int64_t j1) {
+            std::fill_n(a.gw + j0 * n, (j1 - j0) * n, T(0));
+            for (int64_t b = 0; b < blocks; ++b)
+                kernels.combine(total_lists[b], j0, j1, a.x.data + b * block * a.x.row_stride,
+                                a.x.row_stride, n, a.gw);
+        });
     });
 }
 

@@ -80,7 +80,10 @@ class Backward {
             a_.gstep[k] = std::accumulate(dots, dots + a_.batch, 0.0);
         }
         if (a_.gw || a_.gb || a_.gdt)
-            torch::stable::parallel_for(0, a_.p, 16, [&](int64_t i0, int64_t i1) { sum(i0, i1); });
+            torch::stable::parallel_for(0, a_.p, 16, [&](int64_t i0, int64_t i1) {
+                in_pieces(i0, i1, 2 * a_.n * int64_t(sizeof(T)),
+                          [&](int64_t j0, int64_t j1) { sum(j0, j1); });
+            });
     }
 
   private:

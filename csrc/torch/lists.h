@@ -37,6 +37,14 @@ struct BlockLists {
     }
 };
 
+/// f(begin, end) for pieces of the units [begin, end) whose gradients, of so many bytes a unit,
+/// stay in L2 while the rows of every block are added to them.
+template <class F>
+void in_pieces(int64_t begin, int64_t end, int64_t bytes, F f) {
+    const int64_t piece = std::max<int64_t>(1, l2_bytes() / 4 / std::max<int64_t>(1, bytes));
+    for (; begin < end; begin += piece) f(begin, std::min(end, begin + piece));
+}
+
 /// Nonnegative codes: no gradient where the value is 0.
 template <class T>
 void drop_zeros(const T* value, int64_t entries, T* du) {

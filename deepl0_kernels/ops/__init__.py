@@ -1,10 +1,11 @@
 """Operator floor: schema, fake kernel, derivatives and docstring of every public operator."""
 
-# Register the operators behind the solvers.
+# Register the operators behind the solvers and the optimiser.
 from . import fista as fista
 from . import flops, registration
 from . import iht as iht
 from . import omp as omp
+from . import sparse_adam as sparse_adam
 from .batch_top_m import batch_top_m
 from .decode import decode
 from .encode import encode_l0, encode_top_m

@@ -13,5 +13,15 @@ from __future__ import annotations
 from .files import load, save
 from .losses import DeadUnits, Losses, fvu, l0
 from .model import SparseAutoencoder
+from .optimizer import SparseAdam
 
-__all__ = ["DeadUnits", "Losses", "SparseAutoencoder", "fvu", "l0", "load", "save"]
+__all__ = [
+    "DeadUnits",
+    "Losses",
+    "SparseAdam",
+    "SparseAutoencoder",
+    "fvu",
+    "l0",
+    "load",
+    "save",
+]

@@ -147,13 +147,23 @@ class SparseAutoencoder(Autoencoder):
     def _centered(self, x: Tensor) -> Tensor:
         return x - self.b_dec if self.apply_b_dec_to_input else x
 
+    def _shifted(self, x: Tensor, W: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """x and bias of a code of x - b_dec.
+
+        Where x is data, the encoder need not find its gradient, [B, n], for that of b_dec alone.
+        """
+        if not self.apply_b_dec_to_input or x.requires_grad or not torch.is_grad_enabled():
+            return self._centered(x), bias
+        return x - self.b_dec.detach(), _ShiftOfInput.apply(bias, self.b_dec, W)
+
     def _code(self, x: Tensor) -> SparseCode | Tensor:
-        x, K = self._centered(x), self.num_stages
+        K = self.num_stages
         D = self.D if K > 1 else None
         if self.selection != "top_m":
             # A ReLU is the threshold 0, an entry of which is 0 on either side.
             theta = self.W.new_zeros(()) if self.theta is None else _just_above(self.theta)
             sigma = self.sigma if self.training and self.theta is not None else 0.0
+            x, bias = self._shifted(x, self.W, self.bias)
             return encode_l0(
                 x,
                 self.W,
@@ -162,11 +172,12 @@ class SparseAutoencoder(Autoencoder):
                 num_stages=K,
                 sigma=sigma,
                 grad="ste_theta" if sigma else "hard",
-                bias=self.bias,
+                bias=bias,
                 positive=True,
                 D=D,
             )
         W, bias, _ = self._units()
+        x, bias = self._shifted(x, W, bias)
         m = self.m if D is not None else self.m[0]
         return encode_top_m(x, W, None, m, num_stages=K, bias=bias, positive=self.positive, D=D)
 
@@ -262,9 +273,8 @@ class SparseAutoencoder(Autoencoder):
     def _aux(self, x: Tensor, residual: Tensor, dead: Tensor, k: int) -> Tensor:
         """Mean of ``||residual - D z||^2``, z the k largest entries among the dead units."""
         W, bias, atoms = self._units(dead)
-        code = encode_top_m(
-            self._centered(x), W, None, k, num_stages=1, bias=bias, positive=self.positive
-        )
+        x, bias = self._shifted(x, W, bias)
+        code = encode_top_m(x, W, None, k, num_stages=1, bias=bias, positive=self.positive)
         return _mean_square(self._sum(code, atoms) - residual)
 
     @torch.no_grad()
@@ -345,6 +355,26 @@ class SparseAutoencoder(Autoencoder):
         shape = f"in_features={self.in_features}, code_size={self.code_size}"
         options = ", ".join(f"{key}={value!r}" for key, value in self.options().items())
         return f"{shape}, {options}" + (f", source={self.source!r}" if self.source else "")
+
+
+class _ShiftOfInput(torch.autograd.Function):
+    """bias as it is, and the gradient that b_dec has as part of ``W (x - b_dec) + bias``: every
+    row of x - b_dec meets W, and bias goes where ``W x`` does, so it is -W' times that of bias."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(bias, b_dec, W):
+        return bias.view_as(bias)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx, grad):
+        (W,) = ctx.saved_tensors
+        return grad, -(grad @ W) if ctx.needs_input_grad[1] else None, None
 
 
 def _mean_square(error: Tensor) -> Tensor:
