@@ -104,6 +104,7 @@ class SparseAdam(torch.optim.Optimizer):
         for t, rows in zip(given, (param, *averages), strict=True):
             if rows.data_ptr() != t.data_ptr():  # a copy, of another layout
                 t.copy_(rows.t() if _is_by_columns(p) else rows.view(p.shape))
+        torch.autograd.graph.increment_version(p)  # a graph that has saved it is outdated
 
 
 def _is_by_columns(p: Tensor) -> bool:

@@ -140,6 +140,15 @@ def test_a_training_goes_on_to_the_same_bits():
     assert all(torch.equal(p, q) for p, q in zip(ours, again, strict=True))
 
 
+def test_a_graph_of_before_a_step_is_outdated():
+    model = SparseAutoencoder(N, P, m=4)
+    loss = model.loss(torch.randn(5, N)).loss
+    loss.backward(retain_graph=True)
+    SparseAdam(model.parameters()).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_other_layouts():
     """A parameter, or a gradient, in any layout."""
     torch.manual_seed(0)
