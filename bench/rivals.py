@@ -46,6 +46,15 @@ def eager_sparse_autoencoder(x: Tensor, W: Tensor, bias: Tensor, m: int):
     return values.relu_(), indices
 
 
+def eager_sae_loss(x: Tensor, W: Tensor, bias: Tensor, D: Tensor, b_dec: Tensor, m: int) -> Tensor:
+    """The loss of a TopK sparse autoencoder as SAELens's class forms it, with dense codes."""
+    u = torch.addmm(bias, x - b_dec, W.t())
+    values, indices = u.topk(m, dim=-1)
+    z = torch.zeros_like(u).scatter(-1, indices, values.relu())
+    x_hat = torch.addmm(b_dec, z, D.t())
+    return (x_hat - x).pow(2).sum(-1).mean()
+
+
 def eager_encode_factored(x: Tensor, W: Tensor, D: Tensor, bias: Tensor, m: int, stages: int):
     """Stages z + W (x - D z) + b of nonnegative codes, with z as a dense tensor between them."""
     values, indices = eager_sparse_autoencoder(x, W, bias, m)
