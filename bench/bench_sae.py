@@ -36,7 +36,7 @@ def activations(n: int, batch: int) -> torch.Tensor:
 
 
 def autoencoder(size: tuple[int, int, int, int], x: torch.Tensor) -> sae.SparseAutoencoder:
-    """One after some steps: its codes spread over the units."""
+    """One to begin with, about the mean of x."""
     n, p, m, _ = size
     model = sae.SparseAutoencoder(n, p, m)
     with torch.no_grad():
@@ -157,10 +157,8 @@ def test_decode(race, size, backward, threads):
             with torch.set_grad_enabled(backward):
                 x_hat = decode()
             if not backward:
-                return x_hat
-            return torch.cat(
-                [g.flatten() for g in torch.autograd.grad(x_hat, [atoms, values], grad)]
-            )
+                return (x_hat,)
+            return torch.autograd.grad(x_hat, [atoms, values], grad)
 
         return run
 

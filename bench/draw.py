@@ -38,7 +38,8 @@ SHOWN = (
 
 INTRODUCTION = """# Benchmarks
 
-Drawn from `bench/records/cpu.csv` by `make bench`; every row was measured there, none is left out.
+Drawn from the records `bench/records/cpu*.csv`, one a machine; every row was measured there, none is
+left out. `make bench` writes cpu.csv, the whole suite on one machine.
 Times are medians in microseconds per call, the providers interleaved round by round in one process.
 `x` is the median of the provider compared against (torch eager; for omp and fista SPAMS) over ours;
 below 1 we lose. `floor` is the time of the product W x alone over ours: 100 % would mean that
@@ -87,11 +88,17 @@ float32: more work, for supports that are right.
 def cpu_tables(record: Path) -> None:
     """Write docs/benchmarks.md, the README's table and its figure."""
     rows = records.read(record)
-    write_atomically(DOCS / "benchmarks.md", table(rows).encode())
+    write_atomically(DOCS / "benchmarks.md", cpu_page(record).encode())
     fill(README, {"measured": summary(rows)})
     shown = {s[:2] for s in SHOWN}
     speedups([r for r in rows if r.threads == 1 and r.provider == OURS
               and (r.operator, r.shape) in shown])  # fmt: skip
+
+
+def cpu_page(record: Path) -> str:
+    """The tables of this record, then of those of other machines beside it."""
+    others = sorted({*record.parent.glob("cpu-*.csv")} - {record})
+    return "\n".join([INTRODUCTION, *(table(records.read(path)) for path in (record, *others))])
 
 
 README_CARD = "gpu-h200.csv"  # whose record the README shows
@@ -200,13 +207,13 @@ def table(rows: list[records.Row]) -> str:
     races: dict[tuple[str, int], dict[str, dict[str, records.Row]]] = {}
     for r in rows:
         races.setdefault((r.operator, r.threads), {}).setdefault(r.shape, {})[r.provider] = r
-    machines = sorted({f"{r.machine}; {r.isa}; torch {r.torch}; {r.time[:10]}" for r in rows})
-    lines = [INTRODUCTION, *(f"* {m}" for m in machines)]
+    runs = sorted({f"{r.isa}; torch {r.torch}; {r.time[:10]}" for r in rows})
+    lines = [f"## {rows[0].machine}", "", *(f"* {run}" for run in runs)]
     for (operator, threads), shapes in sorted(races.items()):
         rivals = sorted({p for found in shapes.values() for p in found} - {OURS, FLOOR})
         lines += [
             "",
-            f"## {operator}, {threads} thread{'s' if threads > 1 else ''}",
+            f"### {operator}, {threads} thread{'s' if threads > 1 else ''}",
             "",
             f"| | {OURS} | {' | '.join(rivals)} | x | floor |",
             "|---" * (len(rivals) + 4) + "|",
