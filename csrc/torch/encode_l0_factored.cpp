@@ -30,7 +30,7 @@ std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, Tensor d, const Bias& bias
     each_range(batch, [&](int64_t begin, int64_t end) {
         const int64_t most = std::min(panel_rows(p, sizeof(T), 256), end - begin);
         const Buffer<T> r(most * n), u(kept ? 0 : most * p);
-        const CodeRoom<T> room(stages > 1 ? most : 0, p);
+        const Listed<T> listed(stages > 1 ? most : 0, p);
         each_panel(begin, end, most, [&](int64_t b, int64_t rows) {
             T* const code = out + b * p;
             for (int64_t k = 0; k < stages; ++k) {
@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, Tensor d, const Bias& bias
                 if (k == 0)
                     residuals(b, rows, Codes<T>{}, steps[0], r.get());
                 else
-                    residuals(b, rows, code, steps[size_t(k)], r.get(), room);
+                    residuals(b, rows, code, listed(code, rows), steps[size_t(k)], r.get());
                 product(row_major<const T>(r.get(), rows, n), uk);
                 for (int64_t e = 0; k > 0 && e < rows * p; ++e) uk[e] += code[e];
                 h.apply(k, uk, rows, p, code);

@@ -3,8 +3,11 @@
 // dW += step_k du_k' r_k, db += du_k, dstep_k = <q, r_k>, dD -= dr' z_{k-1}, g = du_k - D' dr.
 // z and r are computed again from the saved pre-activations.
 //
-// By dense products, a block of rows at a time: 2 B p n flops for each of q, r, g, dW and dD of a
-// stage. Workspace: O(block (n + p)).
+// A block of rows at a time. Where few entries of du (of z; of what may carry a gradient in the
+// stage below) are not 0, q and dW (dD; D' dr) go entry by entry, n multiply-adds for each, and
+// else by dense products of 2 B p n flops. Which is which depends on the data alone, never on what
+// is wanted. Workspace: O(block (n + p)), and copies of W and D' where they do not lie by units.
+#include <optional>
 #include <tuple>
 
 #include "torch/factored.h"
@@ -20,47 +23,77 @@ constexpr int64_t kBlock = 512;  // whatever the threads; a multiple of the bloc
 template <class T>
 struct Problem {
     const T* grad_z;
-    const T* u;               // [stages, batch, p]
-    Matrix<const T> x, w, d;  // x row-major
+    const T* u;            // [stages, batch, p]
+    Matrix<const T> x, w;  // row-major
     std::vector<T> steps;
     int64_t batch, n, p;
-    T *gx, *gw;          // null where not wanted
-    Matrix<T> gd;        // likewise
-    double *gb, *gstep;  // likewise; both zeroed, as are gw and gd
+    T *gx, *gw, *gdt;    // null where not wanted; gdt: of D', [p, n]
+    double *gb, *gstep;  // likewise; both zeroed, as are gw and gdt
     int64_t lowest;      // the last stage whose du is needed
 
     int64_t stages() const { return int64_t(steps.size()); }
     const T* u_of(int64_t k, int64_t row) const { return u + (k * batch + row) * p; }
 };
 
+/// The entries of sparse rows by unit.
 template <class T>
-class DenseBlocks {
+class Grouped {
   public:
-    explicit DenseBlocks(const Problem<T>& a, const Residuals<T>& residuals)
+    Grouped(SparseRows<T> z, int64_t rows, int64_t p)
+        : start_(p + 1), row_(z.end(rows - 1)), coefficient_(z.end(rows - 1)) {
+        unit_kernels<T>().group(z, rows, p, lists());
+    }
+    UnitLists<T> lists() const { return {start_.get(), row_.get(), coefficient_.get(), nullptr}; }
+
+  private:
+    Buffer<int32_t> start_, row_;
+    Buffer<T> coefficient_;
+};
+
+template <class T>
+class Blocks {
+  public:
+    explicit Blocks(const Problem<T>& a, const Tensor& d)
         : a_(a),
-          residuals_(residuals),
+          residuals_(a.x, d, a.batch * a.p),
+          atoms_(d),
           rows_(std::min(kBlock, a.batch)),
           du_(rows_ * a.p),
           z_(rows_ * a.p),
           g_(rows_ * a.p),
           q_(rows_ * a.n),
           r_(rows_ * a.n),
-          room_(rows_, a.p) {}
+          list_du_(rows_, a.p),
+          list_z_(rows_, a.p) {}
 
     void add(const StageThresholds& h, int64_t first, int64_t rows, const ThetaPartials& partials) {
         const int64_t n = a_.n, p = a_.p;
-        const Matrix<const T> du = row_major<const T>(du_.get(), rows, p);
         const Matrix<const T> q = row_major<const T>(q_.get(), rows, n);
         const Matrix<const T> r = row_major<const T>(r_.get(), rows, n);
         for (int64_t k = a_.stages() - 1; k >= a_.lowest; --k) {
             const T step = a_.steps[size_t(k)];
-            const bool passes = k > a_.lowest, for_d = a_.gd.data && k > 0;
+            const bool passes = k > a_.lowest, for_d = a_.gdt && k > 0;
             elementwise(h, k, first, rows, partials);
-            for (int64_t e = 0; a_.gb && e < rows * p; ++e) a_.gb[e % p] += double(du.data[e]);
-            if (a_.gw || a_.gstep) find_residual(k, first, rows);
-            if (a_.gw) add_mm<T>(row_major(a_.gw, p, n), du.transposed(), r);
+            const SparseRows<T> du = list_du_(du_.get(), rows);
+            const SparseRows<T> z = k > 0 ? list_z_(z_.get(), rows) : SparseRows<T>{};
+            for (int64_t e = 0; a_.gb && e < du.end(rows - 1); ++e)
+                a_.gb[du.index[e]] += double(du.value[e]);
+            if (a_.gw || a_.gstep) {
+                if (k > 0)
+                    residuals_(first, rows, z_.get(), z, step, r_.get());
+                else
+                    residuals_(first, rows, Codes<T>{}, step, r_.get());
+            }
+            if (a_.gw) outer(du, du_.get(), rows, r, a_.gw);
             if (!a_.gx && !a_.gstep && !passes && !for_d) continue;
-            mm<T>(row_major(q_.get(), rows, n), du, a_.w);
+            if (is_sparse(du, rows, p))
+                each_row(rows, [&](int64_t r0, int64_t r1) {
+                    const SparseRows<T> some{du.index, du.value, du.start + r0, 0};
+                    unit_kernels<T>().gather(some, r1 - r0, a_.w.data, a_.w.row_stride, n, nullptr,
+                                             q_.get() + r0 * n, n);
+                });
+            else
+                mm<T>(row_major(q_.get(), rows, n), row_major<const T>(du_.get(), rows, p), a_.w);
             if (a_.gstep) {
                 double sum = 0;
                 for (int64_t e = 0; e < rows * n; ++e) sum += double(q.data[e]) * double(r.data[e]);
@@ -71,12 +104,17 @@ class DenseBlocks {
                 T& gx = a_.gx[first * n + e];
                 gx = k + 1 == a_.stages() ? -q.data[e] : gx - q.data[e];
             }
-            if (for_d) add_mm<T>(a_.gd, q.transposed(), row_major<const T>(z_.get(), rows, p));
-            if (passes) addmm<T>(row_major(g_.get(), rows, p), du, q, a_.d);
+            if (for_d) outer(z, z_.get(), rows, q, a_.gdt);
+            if (passes) pass_down(h, k, first, rows, z, q);
         }
     }
 
   private:
+    template <class F>
+    static void each_row(int64_t rows, F f) {
+        torch::stable::parallel_for(0, rows, 32, f);
+    }
+
     /// du of stage k and z of the stage below.
     void elementwise(const StageThresholds& h, int64_t k, int64_t first, int64_t rows,
                      const ThetaPartials& partials) const {
@@ -91,20 +129,58 @@ class DenseBlocks {
         });
     }
 
-    /// step r of stage k.
-    void find_residual(int64_t k, int64_t first, int64_t rows) const {
-        const T step = a_.steps[size_t(k)];
-        if (k == 0)
-            residuals_(first, rows, Codes<T>{}, step, r_.get());
-        else
-            residuals_(first, rows, z_.get(), step, r_.get(), room_);
+    /// out [p, n] += c' x, c [rows, p] as a list of nonzeros and dense.
+    void outer(SparseRows<T> listed, const T* c, int64_t rows, Matrix<const T> x, T* out) const {
+        const int64_t n = a_.n, p = a_.p;
+        if (!is_sparse(listed, rows, p)) {
+            add_mm<T>(row_major(out, p, n), row_major(c, rows, p).transposed(), x);
+            return;
+        }
+        const Grouped<T> units(listed, rows, p);
+        torch::stable::parallel_for(0, p, 16, [&](int64_t i0, int64_t i1) {
+            unit_kernels<T>().combine(units.lists(), i0, i1, x.data, n, n, out);
+        });
+    }
+
+    /// g of the stage below, du + D' q, where it may carry a gradient.
+    void pass_down(const StageThresholds& h, int64_t k, int64_t first, int64_t rows,
+                   SparseRows<T> support, Matrix<const T> q) {
+        const int64_t n = a_.n, p = a_.p;
+        if (!h.same_support()) {  // z is no longer needed
+            each_row(rows, [&](int64_t r0, int64_t r1) {
+                h.support(k - 1, a_.u_of(k - 1, first + r0), r1 - r0, p, z_.get() + r0 * p);
+            });
+            support = list_z_(z_.get(), rows);
+        }
+        const bool sparse = !h.has_zero() && is_sparse(support, rows, p);
+        const T* const atoms = atoms_.rows();
+        if (!sparse) {
+            addmm<T>(row_major(g_.get(), rows, p), row_major<const T>(du_.get(), rows, p), q,
+                     row_major(atoms, p, n).transposed());
+            return;
+        }
+        each_row(rows, [&](int64_t r0, int64_t r1) {
+            std::vector<int64_t> at;
+            std::vector<T> dots;
+            for (int64_t i = r0; i < r1; ++i) {
+                const int64_t begin = support.begin(i), m = support.end(i) - begin;
+                at.assign(support.index + begin, support.index + begin + m);
+                dots.resize(size_t(m));
+                decode_kernels<T>().dots(q.data + i * n, at.data(), 1, m, atoms, n, dots.data());
+                T* const g = g_.get() + i * p;
+                std::fill_n(g, p, T(0));
+                for (size_t e = 0; e < size_t(m); ++e)
+                    g[at[e]] = du_.get()[i * p + at[e]] + dots[e];
+            }
+        });
     }
 
     const Problem<T>& a_;
-    const Residuals<T>& residuals_;
+    Residuals<T> residuals_;
+    Atoms<T> atoms_;
     int64_t rows_;
     Buffer<T> du_, z_, g_, q_, r_;
-    CodeRoom<T> room_;
+    Listed<T> list_du_, list_z_;
 };
 
 template <class T>
@@ -125,9 +201,12 @@ Gradients backward(Tensor grad, Tensor saved, Tensor x, Tensor w, Tensor d,
     Tensor gtheta = empty_if(need_theta, theta, shape_of(theta));
     Tensor gb = empty_if(wants(mask, 4), grad, {a.p});
     Tensor gstep = empty_if(wants(mask, 5), grad, {stages});
-    for (Tensor t : {gw, gd, gb, gstep}) torch::stable::zero_(t);
+    for (Tensor t : {gw, gb, gstep}) torch::stable::zero_(t);
     const Gradients result{gx, gw, gd, gtheta, gb, gstep};
-    if (a.batch == 0) {
+    a.lowest = mask & ~int64_t(4) ? 0 : 1;
+    const bool need_d = wants(mask, 2) && stages > 1;
+    if (a.batch == 0 || a.p == 0 || !need_d) torch::stable::zero_(gd);
+    if (a.batch == 0 || a.p == 0) {
         torch::stable::zero_(gtheta);
         return result;
     }
@@ -139,22 +218,22 @@ Gradients backward(Tensor grad, Tensor saved, Tensor x, Tensor w, Tensor d,
     a.gstep = dsteps.empty() ? nullptr : dsteps.data();
     a.gx = data_if(wants(mask, 0), gx);
     a.gw = data_if(wants(mask, 1), gw);
-    if (wants(mask, 2) && stages > 1)
-        a.gd = {data_if(true, gd), a.n, a.p, gd.stride(0), gd.stride(1)};
-    a.lowest = mask & ~int64_t(4) ? 0 : 1;
     if (mask == 0 || stages <= a.lowest) return result;
+    std::optional<Buffer<T>> plain;  // the gradient of D', where that of D does not lie by atoms
+    if (need_d && !by_columns(d)) plain.emplace(a.p * a.n);
+    a.gdt = plain ? plain->get() : data_if(need_d, gd);
+    if (a.gdt) std::fill_n(a.gdt, a.p * a.n, T(0));
     a.x = row_major_matrix<T>(x);
-    a.w = matrix<T>(w);
-    a.d = matrix<T>(d);
+    a.w = row_major_matrix<T>(w);
     grad = torch::stable::contiguous(grad);
     saved = torch::stable::contiguous(saved);
     a.grad_z = static_cast<const T*>(grad.const_data_ptr());
     a.u = static_cast<const T*>(saved.const_data_ptr());
     const ThetaPartials partials(need_theta, stages, a.batch, a.p, h.per_entry());
-    const Residuals<T> residuals(a.x, d, 0);
-    DenseBlocks<T> blocks(a, residuals);
+    Blocks<T> blocks(a, d);
     for (int64_t first = 0; first < a.batch; first += kBlock)
         blocks.add(h, first, std::min(kBlock, a.batch - first), partials);
+    if (plain) transpose_matrix<T>(plain->get(), a.p, a.n, static_cast<T*>(gd.mutable_data_ptr()));
     if (a.gb) std::copy(bias.begin(), bias.end(), static_cast<T*>(gb.mutable_data_ptr()));
     if (a.gstep) std::copy(dsteps.begin(), dsteps.end(), static_cast<T*>(gstep.mutable_data_ptr()));
     if (need_theta) partials.reduce_into(h, stages, static_cast<T*>(gtheta.mutable_data_ptr()));

@@ -39,15 +39,35 @@ struct Codes {
     Codes from(int64_t row) const { return {values + row * m, indices + row * m, m}; }
 };
 
-/// Where the nonzeros of a panel of dense codes are listed.
+/// Where the nonzeros of a panel of dense rows are listed.
 template <class T>
-struct CodeRoom {
-    Buffer<int32_t> index, start;
-    Buffer<T> value;
+class Listed {
+  public:
+    Listed(int64_t rows, int64_t p)
+        : p_(p), index_(rows * p + 16), start_(rows + 1), value_(rows * p + 16) {}
 
-    CodeRoom(int64_t rows, int64_t p)
-        : index(rows * p + 16), start(rows + 1), value(rows * p + 16) {}
+    /// The nonzeros of dense [rows, p], valid until the next call.
+    SparseRows<T> operator()(const T* dense, int64_t rows) const {
+        int32_t* const start = start_.get();
+        start[0] = 0;
+        for (int64_t r = 0; r < rows; ++r)
+            start[r + 1] = start[r] + int32_t(unit_kernels<T>().compress(dense + r * p_, p_,
+                                                                         index_.get() + start[r],
+                                                                         value_.get() + start[r]));
+        return {index_.get(), value_.get(), start, 0};
+    }
+
+  private:
+    int64_t p_;
+    Buffer<int32_t> index_, start_;
+    Buffer<T> value_;
 };
+
+/// Whether to go entry by entry: a multiply-add of a gather costs about 6 times one of a product.
+template <class T>
+bool is_sparse(SparseRows<T> z, int64_t rows, int64_t p) {
+    return z.end(rows - 1) * int64_t(6) <= rows * p;
+}
 
 /// x - D z of codes z, a gather-sum of atoms.
 template <class T>
@@ -74,19 +94,11 @@ class Residuals {
         finish(first, rows, step, out);
     }
 
-    /// The same of dense codes z [rows, p] of these rows.
-    void operator()(int64_t first, int64_t rows, const T* z, T step, T* out,
-                    const CodeRoom<T>& room) const {
-        int32_t *index = room.index.get(), *start = room.start.get();
-        T* value = room.value.get();
-        const SparseRows<T> code{index, value, start, 0};
-        start[0] = 0;
-        for (int64_t r = 0; r < rows; ++r)
-            start[r + 1] = start[r] + int32_t(unit_kernels<T>().compress(
-                                          z + r * p_, p_, index + start[r], value + start[r]));
-        // A multiply-add of the gather costs about 6 times one of the product.
-        if (!columns_ && start[rows] * int64_t(6) <= rows * p_)
-            unit_kernels<T>().gather(code, rows, data_, n_, n_, nullptr, out, n_);
+    /// The same of dense codes z [rows, p] of these rows, and their nonzeros.
+    void operator()(int64_t first, int64_t rows, const T* z, SparseRows<T> listed, T step,
+                    T* out) const {
+        if (!columns_ && is_sparse(listed, rows, p_))
+            unit_kernels<T>().gather(listed, rows, data_, n_, n_, nullptr, out, n_);
         else
             mm<T>(row_major(out, rows, n_), row_major(z, rows, p_), transposed_atoms());
         finish(first, rows, step, out);
