@@ -361,10 +361,10 @@ def _coo(code: SparseCode) -> Tensor:
 
 def _code_of(acts: Tensor) -> SparseCode | None:
     """The code in a sparse tensor as of :func:`_coo`; None of any other tensor."""
-    if not acts.is_sparse or not acts.is_coalesced() or not acts.numel():
+    if not acts.is_sparse or not acts.is_coalesced():
         return None
     indices, values, shape = acts.indices(), acts.values(), acts.shape[:-1]
-    m, left = divmod(len(values), shape.numel())
+    m, left = divmod(len(values), max(shape.numel(), 1))
     if left or not torch.equal(indices[:-1], _rows(shape, m, acts.device)):
         return None
     return SparseCode(values.view(*shape, m), indices[-1].view(*shape, m), acts.shape[-1])
