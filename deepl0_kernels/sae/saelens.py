@@ -13,11 +13,11 @@ this package. ``DeepL0TopKSAE.load_from_disk`` and ``.from_pretrained`` read any
 
 **Dense tensors of [B, d_sae].** With ``use_sparse_activations``, the default of the training
 configurations, no training step forms one: activations are coalesced ``torch.sparse_coo`` tensors,
-which SAELens's trainer takes, and ``hidden_pre`` of a step's output is one too, of the selected
-units. One is formed where SAELens's interface asks for it: as the activations without
-``use_sparse_activations`` (the default for inference), and then its product with ``W_dec`` is dense
-too; for hooks on ``hook_sae_acts_post``; and for hooks on ``hook_sae_acts_pre``, with which encoding
-is SAELens's own. Optimiser and clipping of gradients are the trainer's, over all of the weights.
+which SAELens's trainer takes, and so is ``hidden_pre`` of a step's output, of the selected units
+alone. One is formed where SAELens's interface asks for it: without ``use_sparse_activations``, as
+for inference by default, where the product with ``W_dec`` is dense too; for hooks on
+``hook_sae_acts_post``; and for hooks on ``hook_sae_acts_pre``, with which encoding is SAELens's
+own. Optimiser and clipping of gradients are the trainer's, over all of the weights.
 
 ``W_enc`` is stored by columns, a unit's weights beside each other, and is contiguous in files.
 """
@@ -51,7 +51,6 @@ from sae_lens import (  # noqa: E402 - the error above names the extra
     register_sae_training_class,
 )
 from sae_lens.registry import get_sae_class  # noqa: E402
-from sae_lens.saes.topk_sae import SparseHookPoint  # noqa: E402
 
 __all__ = [
     "DeepL0AbsTopKSAE",
@@ -215,6 +214,11 @@ class _OnOperators:
         hook = self.hook_dict[name]
         return bool(hook._forward_hooks or hook._backward_hooks)
 
+    def _sparse(self) -> bool:
+        # Backward hooks of PyTorch fail on sparse tensors, so a hook point gets dense ones.
+        wanted = getattr(self.cfg, "use_sparse_activations", False)
+        return wanted and not self._hooked("hook_sae_acts_post")
+
     def _units(self, some: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Weights [p, n] and biases as they are ranked, and atoms [p, n], of all units or some."""
         W, bias, atoms = self.W_enc.t(), self.b_enc, self.W_dec
@@ -222,7 +226,7 @@ class _OnOperators:
             W, bias, atoms = (t.index_select(0, some) for t in (W, bias, atoms))  # type: ignore
         if self.cfg.rescale_acts_by_decoder_norm:
             norms = atoms.norm(dim=-1)
-            W, bias = W * norms[:, None], bias * norms  # type: ignore[assignment]
+            W, bias = W * norms[:, None], bias * norms
         return W, bias, atoms
 
     def _code(self, sae_in: Tensor) -> SparseCode:
@@ -231,18 +235,13 @@ class _OnOperators:
 
 
 class _Inference(_OnOperators):
-    def __init__(self, cfg: Any, use_error_term: bool = False) -> None:
-        super().__init__(cfg, use_error_term)  # type: ignore[call-arg]
-        self.hook_sae_acts_post = SparseHookPoint(cfg.d_sae)
-        self.setup()  # type: ignore[attr-defined]
-
     def encode(self, x: Tensor) -> Tensor:
         """Activations [..., d_sae] of x [..., d_in]."""
         if self._hooked("hook_sae_acts_pre"):
             return super().encode(x)  # type: ignore[misc]
         code = self._code(self.process_sae_in(x))  # type: ignore[attr-defined]
-        sparse = getattr(self.cfg, "use_sparse_activations", False)
-        return self.hook_sae_acts_post(_coo(code) if sparse else code.to_dense())
+        acts = _coo(code) if self._sparse() else code.to_dense()
+        return self.hook_sae_acts_post(acts)  # type: ignore[attr-defined]
 
 
 class _Training(_OnOperators):
@@ -254,7 +253,7 @@ class _Training(_OnOperators):
         code = self._code(sae_in)
         selected = _coo(code)
         selected.sae_in = sae_in  # type: ignore[attr-defined]  # for the auxiliary loss
-        acts = selected if self.cfg.use_sparse_activations else code.to_dense()
+        acts = selected if self._sparse() else code.to_dense()
         return self.hook_sae_acts_post(acts), selected  # type: ignore[attr-defined]
 
     def calculate_aux_loss(
