@@ -245,6 +245,11 @@ class _Inference(_OnOperators):
 
 
 class _Training(_OnOperators):
+    # ``compile_sae`` compiles this, and torch.compile takes no sparse tensors: it stays as it is.
+    @torch.compiler.disable
+    def training_forward_pass(self, step_input: Any) -> Any:
+        return super().training_forward_pass(step_input)  # type: ignore[misc]
+
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Activations [..., d_sae] and pre-activations, those of the selected units alone."""
         if self._hooked("hook_sae_acts_pre"):

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -187,6 +188,40 @@ def test_activations_are_tensors_like_others(kind, shape):
         torch.testing.assert_close(a, b)
     double = results[0][0] - sae.b_dec
     torch.testing.assert_close(results[2][0] - sae.b_dec, 2 * double)
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_autocast_and_compile(kind):
+    """The trainer's ``autocast``: products in bfloat16, as theirs; the runner's ``compile_sae``
+    changes no bit."""
+    s = Settings(d_sae=4096, d_in=64, k=8, dtype="float32", dead_feature_window=3)
+    losses = {}
+    for ours in (False, True):
+        trainer = runs.trainer_of(runs.sae_of(kind, ours, s), s)
+        trainer.autocast_if_enabled = torch.autocast("cpu", dtype=torch.bfloat16)
+        batches = itertools.islice(runs.activations(s), 6)
+        losses[ours] = [runs.step(trainer, batch).loss.item() for batch in batches]
+    assert losses[True] == pytest.approx(losses[False], rel=2**-8)
+    for backend in (None, "aot_eager"):
+        trainer = runs.trainer_of(runs.sae_of(kind, True, s), s)
+        if backend:
+            step = torch.compile(trainer.sae.training_forward_pass, backend=backend)
+            trainer.sae.training_forward_pass = step
+        batches = itertools.islice(runs.activations(s), 6)
+        losses[backend] = [runs.step(trainer, batch).loss.item() for batch in batches]
+    assert losses["aot_eager"] == losses[None]
+
+
+def test_the_example_of_the_page(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[3] / "docs" / "sae.md").read_text()
+    code = page.split("## Inside SAELens")[1].split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(code, "docs/sae.md", "exec"), names)
+    assert type(names["plain"]) is runs.INFERENCE["abstopk"][0]
+    assert type(names["fast"]) is runs.INFERENCE["abstopk"][1]
+    x = torch.randn(5, 384)
+    torch.testing.assert_close(names["fast"](x), names["plain"](x))
 
 
 MEMORY = """
