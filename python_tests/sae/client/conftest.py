@@ -3,6 +3,7 @@ collected; where it is installed, the marker ``saelens`` asks for them."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -22,12 +23,11 @@ def record(request):
     path = os.environ.get("DEEPL0_SAE_RECORD")
     if not path or request.session.testsfailed or request.config.getoption("keyword"):
         return
-    import sae_lens
-    import transformer_lens
-
     from bench.records import environment
     from deepl0_kernels._files import write_atomically
 
-    versions = {"sae_lens": sae_lens.__version__, "transformer_lens": transformer_lens.__version__}
-    record = versions | environment() | figures
+    packages = ("sae-lens", "transformer-lens")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    tests = {"tests passed": request.session.testscollected}
+    record = versions | environment() | tests | figures
     write_atomically(Path(path), (json.dumps(record, indent=1) + "\n").encode())

@@ -35,9 +35,11 @@ FORMS = [
 
 def cases(registry, architectures):
     """Architectures and the options that they have."""
+    found = []
     for architecture in architectures:
         names = {f.name for f in dataclasses.fields(registry[architecture][1])}
-        yield from ((architecture, options) for options in FORMS if options.keys() <= names)
+        found += [(architecture, options) for options in FORMS if options.keys() <= names]
+    return found
 
 
 def theirs(registry, architecture, **options):
