@@ -17,7 +17,7 @@ INSTALL := $(PIP) --no-build-isolation --editable
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench gpu reproduce lint format cpp-test instructions install-test \
-	install-test-oldest clean
+	install-test-oldest sae-test clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -88,6 +88,19 @@ install-test-oldest: $(VENV)/test  ## one binary for the oldest torch, this one 
 	build/oldest/bin/pip install --quiet --no-compile torch==2.10.0 numpy pytest hypothesis
 	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest -q -m aot \
 		python_tests/triton/test_aot.py
+
+# What SAELens brings is two gigabytes: an environment of its own, with the extension as it is built.
+SAE := build/sae/bin
+SAE_LENS := $(shell sed -n 's/^saelens = .*"\(sae-lens[^"]*\)".*/\1/p' pyproject.toml)
+$(SAE)/installed: Makefile pyproject.toml
+	test -x $(SAE)/python || $(PYTHON) -m venv build/sae
+	$(SAE)/pip install --quiet --no-compile '$(TORCH)' '$(SAE_LENS)' numpy safetensors hypothesis pytest
+	touch $@
+
+sae-test: $(VENV)/test $(SAE)/installed  ## inside SAELens, its own trainings beside ours; gigabytes
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
+		DEEPL0_SAE_RECORD=bench/records/saelens.json \
+		$(SAE)/python -m pytest -q -m saelens python_tests/sae/client
 
 clean:  ## remove what was built
 	rm -rf build deepl0_kernels/*.so *.egg-info csrc/tests/build .pytest_cache .ruff_cache .mypy_cache

@@ -275,6 +275,19 @@ for call in (lambda: sae.load({str(tmp_path / "a")!r}), lambda: sae.save(model, 
     assert done.stdout == "named\nnamed\n", done.stderr
 
 
+def test_without_saelens_the_extra_is_named():
+    code = """
+import sys
+sys.modules["sae_lens"] = None
+try:
+    import deepl0_kernels.sae.saelens
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "needs sae_lens: pip install 'deepl0-kernels[saelens]'" in done.stdout, done.stderr
+
+
 def test_real_activations(data_dir, tmp_path):
     """A slice of a transformer's residual stream through a file and back, against the forward."""
     path = data_dir / "minilm_activations.npz"
