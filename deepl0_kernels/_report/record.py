@@ -112,15 +112,17 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
         return {name: torch.from_numpy(file[name]) for name in file.files}
 
 
-def read_json(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
-    """What :func:`write_json` wrote.
+def read_json(
+    path: Path, keys: Collection[str] = (), command: str = "deepl0 reproduce"
+) -> dict[str, Any]:
+    """What :func:`write_json` wrote, of a run of ``command``.
 
     Raises:
         FileNotFoundError: nothing did.
         ValueError: it cannot be read, or lacks one of ``keys``.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} holds no {path.name}; run deepl0 reproduce first")
+        raise FileNotFoundError(f"{path.parent} holds no {path.name}; run {command} first")
     with reading(path):
         found = json.loads(path.read_text())
         if not isinstance(found, dict):
