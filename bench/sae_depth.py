@@ -70,5 +70,121 @@ def measure() -> None:
         record.write_json(RECORD, {"data": WHERE, "runs": [*runs, run]})
 
 
+def draw() -> None:
+    """The part of docs/sae.md, and its figure."""
+    found = record.read_json(RECORD)
+    fill(PAGE, {"depth": section(found)})
+    write_atomically(FIGURE, figure(found))
+
+
+Cells = dict[str, dict[tuple[bool, int], list[dict[str, Any]]]]
+
+
+def cells(found: dict[str, Any]) -> Cells:
+    """Method -> (positive, m) -> evaluations at the m of the training, one a seed."""
+    out: Cells = {}
+    for run in found["runs"]:
+        key = run["settings"]["positive"], run["settings"]["m"]
+        for row in run["evaluations"]:
+            if row["trained_m"]:
+                out.setdefault(row["method"], {}).setdefault(key, []).append(row)
+    return out
+
+
+def section(found: dict[str, Any]) -> str:
+    """Settings, table, what changed with K, and the figure's place."""
+    first = found["runs"][0]["settings"]
+    by_method = cells(found)
+    keys = sorted(next(iter(by_method.values())), key=lambda key: (not key[0], key[1]))
+    seeds = sorted({run["settings"]["seed"] for run in found["runs"]})
+    (rows, n), held_out = first["activations"]["shape"], first["held_out"]["shape"][0]
+    lines = [
+        f"Fraction of variance unexplained on {held_out} held-out vectors, mean over the seeds "
+        f"{', '.join(map(str, seeds))} and in brackets half of their range: n = {n}, "
+        f"p = {first['p']}, {rows} vectors, {first['steps']} steps of {first['batch']} vectors at "
+        f"lr = {first['lr']:g}, and as many again for every tuning, K = 1 too.",
+        "",
+        "| code | " + " | ".join(f"{WORDS[positive]}, m = {m}" for positive, m in keys) + " |",
+        "|---" * (len(keys) + 1) + "|",
+    ]
+    for method, columns in by_method.items():
+        lines.append(f"| {method} | " + " | ".join(_cell(columns[key]) for key in keys) + " |")
+    lines += ["", "At equal m, against K = 1 tuned as long:", ""]
+    for stages in first["stages"][1:]:
+        for word in ("untuned", "tuned"):
+            against = "K = 1" if word == "untuned" else "K = 1, tuned"
+            method = f"K = {stages}, {word}"
+            changes = [_change(by_method, method, against, key) for key in keys]
+            than = "" if word == "tuned" else " (against K = 1 before its tuning)"
+            lines.append(f"* {method}{than}: {', '.join(changes)}")
+    least = min(row["l0"] / key[1] for columns in by_method.values() for key, rows in
+                columns.items() for row in rows)  # fmt: skip
+    machines = sorted({_machine(run) for run in found["runs"]})
+    lines += [
+        "",
+        f"L0 is at least {100 * least:.1f} % of m everywhere. Matching pursuit is SAELens's "
+        "(`max_iterations=m`; for signed codes by magnitude) and OMP `deepl0_kernels.solvers.omp`, "
+        "both over the atoms of K = 1, tuned.",
+        "",
+        "![FVU against L0](figures/sae-depth.svg)",
+        "",
+        *(f"Record: `bench/records/sae-depth.json`; {machine}." for machine in machines),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(rows: list[dict[str, Any]]) -> str:
+    seen = [row["fvu"] for row in rows]
+    return f"{statistics.mean(seen):.4f} ({(max(seen) - min(seen)) / 2:.4f})"
+
+
+def _change(by_method: Cells, method: str, against: str, key: tuple[bool, int]) -> str:
+    """Of the mean FVU, in percent."""
+    new, old = (
+        statistics.mean(row["fvu"] for row in by_method[name][key]) for name in (method, against)
+    )
+    positive, m = key
+    return f"{100 * (new / old - 1):+.1f} % ({WORDS[positive].split()[0]}, m = {m})"
+
+
+def _machine(run: dict[str, Any]) -> str:
+    e = run["environment"]
+    return (
+        f"{e['machine']}, {e['threads']} thread, torch {e['torch']}, "
+        f"deepl0_kernels {e['deepl0_kernels']}"
+    )
+
+
+def figure(found: dict[str, Any]) -> bytes:
+    """FVU against L0: a line each method through the means at the m of the trainings, a point each
+    seed."""
+    by_method = cells(found)
+    drawn, panels = sheet(1, 2, (4.6, 4.2), sharey=True)
+    for axes, positive in zip(panels, (True, False), strict=True):
+        for i, (method, columns) in enumerate(by_method.items()):
+            style = "--" if "untuned" in method else "-" if method.startswith("K") else ":"
+            color = PALETTE[i % len(PALETTE)]
+            found_here = sorted(
+                (m, rows) for (sign, m), rows in columns.items() if sign == positive
+            )
+            means = [
+                [statistics.mean(row[key] for row in rows) for _, rows in found_here]
+                for key in ("l0", "fvu")
+            ]
+            axes.plot(*means, style, color=color, lw=1.5, label=method)
+            for _, rows in found_here:
+                axes.plot([r["l0"] for r in rows], [r["fvu"] for r in rows], ".", color=color, ms=4)
+        axes.set(xscale="log", yscale="log", xlabel="L0", title=WORDS[positive])
+        ticks = sorted({m for columns in by_method.values() for _, m in columns})
+        axes.set_xticks(ticks, [str(m) for m in ticks])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_yticks([0.1, 0.15, 0.2, 0.25, 0.3])
+        tidy(axes)
+    panels[0].set_ylabel("held-out FVU")
+    panels[1].legend(frameon=False, fontsize=8)
+    return save(drawn, "sae-depth", kinds=("svg",))["sae-depth.svg"]
+
+
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -10,8 +10,23 @@ Files in safetensors need ``deepl0-kernels[sae]``.
 
 from __future__ import annotations
 
+from .activations import Activations
+from .evaluation import Evaluation, evaluate
 from .files import load, save
 from .losses import DeadUnits, Losses, fvu, l0
 from .model import SparseAutoencoder
+from .training import fit
 
-__all__ = ["DeadUnits", "Losses", "SparseAutoencoder", "fvu", "l0", "load", "save"]
+__all__ = [
+    "Activations",
+    "DeadUnits",
+    "Evaluation",
+    "Losses",
+    "SparseAutoencoder",
+    "evaluate",
+    "fit",
+    "fvu",
+    "l0",
+    "load",
+    "save",
+]

@@ -152,13 +152,14 @@ class Activations:
         return digest.hexdigest()
 
     def _refusal(self, start: int, stored: Any, x: Tensor, norms: Tensor) -> ValueError:
+        np = require("numpy", "activations")
         if (bad := ~x.isfinite()).any():
             row, column = (int(i) for i in bad.nonzero()[0])
             value = stored[row, column]
             why = ""
-            if self.dtype == "float16" and abs(value) == float("inf"):
+            if self.dtype == "float16" and np.isinf(value):
                 why = ": float16 ends at 65504; store these in float32"
-            elif value - value == 0:
+            elif np.isfinite(value):
                 why = ", which float32 cannot hold"
             return ValueError(
                 f"{self.name}: entry [{start + row}, {column}] must be finite, got {value}{why}"
