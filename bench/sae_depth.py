@@ -117,14 +117,13 @@ def section(found: dict[str, Any]) -> str:
             changes = [_change(by_method, method, against, key) for key in keys]
             than = "" if word == "tuned" else " (against K = 1 before its tuning)"
             lines.append(f"* {method}{than}: {', '.join(changes)}")
-    least = min(row["l0"] / key[1] for columns in by_method.values() for key, rows in
-                columns.items() for row in rows)  # fmt: skip
     machines = sorted({_machine(run) for run in found["runs"]})
     lines += [
         "",
-        f"L0 is at least {100 * least:.1f} % of m everywhere. Matching pursuit is SAELens's "
-        "(`max_iterations=m`; for signed codes by magnitude) and OMP `deepl0_kernels.solvers.omp`, "
-        "both over the atoms of K = 1, tuned.",
+        "L0 is m where no other is given. The pursuits code over the atoms of K = 1, tuned: "
+        "matching pursuit as SAELens ends it (`max_iterations=m`; a step that chooses an atom "
+        "again ends it; of signed entries the largest by magnitude), the same until it has m "
+        "atoms, and `deepl0_kernels.solvers.omp`.",
         "",
         "![FVU against L0](figures/sae-depth.svg)",
         "",
@@ -134,8 +133,9 @@ def section(found: dict[str, Any]) -> str:
 
 
 def _cell(rows: list[dict[str, Any]]) -> str:
-    seen = [row["fvu"] for row in rows]
-    return f"{statistics.mean(seen):.4f} ({(max(seen) - min(seen)) / 2:.4f})"
+    seen, l0 = [row["fvu"] for row in rows], statistics.mean(row["l0"] for row in rows)
+    text = f"{statistics.mean(seen):.4f} ({(max(seen) - min(seen)) / 2:.4f})"
+    return text if l0 > 0.999 * rows[0]["m"] else f"{text} at L0 = {l0:.1f}"
 
 
 def _change(by_method: Cells, method: str, against: str, key: tuple[bool, int]) -> str:
@@ -164,15 +164,13 @@ def figure(found: dict[str, Any]) -> bytes:
         for i, (method, columns) in enumerate(by_method.items()):
             style = "--" if "untuned" in method else "-" if method.startswith("K") else ":"
             color = PALETTE[i % len(PALETTE)]
-            found_here = sorted(
-                (m, rows) for (sign, m), rows in columns.items() if sign == positive
-            )
+            by_m = [rows for key, rows in sorted(columns.items()) if key[0] == positive]
             means = [
-                [statistics.mean(row[key] for row in rows) for _, rows in found_here]
+                [statistics.mean(row[key] for row in rows) for rows in by_m]
                 for key in ("l0", "fvu")
             ]
             axes.plot(*means, style, color=color, lw=1.5, label=method)
-            for _, rows in found_here:
+            for rows in by_m:
                 axes.plot([r["l0"] for r in rows], [r["fvu"] for r in rows], ".", color=color, ms=4)
         axes.set(xscale="log", yscale="log", xlabel="L0", title=WORDS[positive])
         ticks = sorted({m for columns in by_method.values() for _, m in columns})

@@ -89,9 +89,10 @@ def reading(path: Path) -> Iterator[None]:
     """Whatever is wrong with the content of ``path`` becomes a ValueError that names it."""
     try:
         yield
-    except OSError:
-        raise
     except Exception as error:
+        # Those of the file system name the file; torch.load has others for a file that ends early.
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
         raise ValueError(
             f"{path} cannot be read: {error!r}; without it the command that wrote it makes it anew"
         ) from error

@@ -124,16 +124,21 @@ def evaluate(
     return Evaluation(error / spread.squares, error / rows, nonzeros / rows, rows, fired)
 
 
-def pursuit(model: SparseAutoencoder, m: int) -> Callable[[Tensor], SparseCode]:
+def pursuit(
+    model: SparseAutoencoder, m: int, *, full: bool = False
+) -> Callable[[Tensor], SparseCode]:
     """Matching pursuit over the atoms of an autoencoder, a coder for :func:`evaluate`.
 
     Args:
         model: its atoms, which must be of norm 1, b_dec and ``positive`` serve; not its encoder.
-        m: >= 1, steps; a step may choose an atom again, so that m bounds the nonzeros.
+        m: >= 1, nonzeros at most.
+        full: False: m steps, as SAELens's matching_pursuit with ``max_iterations=m`` and
+            ``residual_threshold=0``, which ends a vector after a step that leaves its support as
+            it was: codes have fewer than m nonzeros then. True: up to 4 m steps, and a vector ends
+            where the next atom would be the m + 1st.
 
-    As SAELens's matching_pursuit with ``max_iterations=m``, ``residual_threshold=0``, which takes
-    positive entries alone; of signed ones the largest by magnitude. It stops after a step that
-    leaves the support as it was, as theirs does. O(p n) a vector and step.
+    SAELens's takes positive entries alone; of signed ones the largest by magnitude is taken.
+    O(p n) a vector and step.
 
     Raises:
         TypeError, ValueError: m is no such number, an atom has another norm, or the model
@@ -152,16 +157,24 @@ def pursuit(model: SparseAutoencoder, m: int) -> Callable[[Tensor], SparseCode]:
         residual = x - model.b_dec
         z = residual.new_zeros(len(x), model.code_size)
         done = torch.zeros(len(x), 1, dtype=torch.bool, device=x.device)
-        for _ in range(m):
+        count = torch.zeros_like(done, dtype=torch.int64)
+        for _ in range(4 * m if full else m):
             u = residual @ atoms.t()
             best = (u if model.positive else u.abs()).max(1, keepdim=True).indices
             value = (residual * atoms[best[:, 0]]).sum(1, keepdim=True)
             value = value.clamp_min(0) if model.positive else value
+            new = z.gather(1, best) == 0
+            if full:
+                done = done | (value == 0) | (new & (count == m))
             value = torch.where(done, 0.0, value)
-            before = z.gather(1, best)
             z.scatter_add_(1, best, value)
             residual = residual - value * atoms[best[:, 0]]
-            done |= (before != 0) == (z.gather(1, best) != 0)
+            new = new & (value != 0)
+            count += new
+            if not full:
+                done = done | ~new
+            if bool(done.all()):
+                break
         indices = z.abs().topk(m, dim=1).indices.sort(dim=1).values
         return SparseCode(z.gather(1, indices), indices, model.code_size)
 

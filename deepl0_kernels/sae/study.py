@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +256,12 @@ def _pursued(
     model: SparseAutoencoder, held_out: Activations, progress: bool
 ) -> list[dict[str, Any]]:
     rows = []
-    for what, coder in (("matching pursuit", pursuit), ("OMP", orthogonal_pursuit)):
+    coders = {
+        "matching pursuit, SAELens": pursuit,
+        "matching pursuit": partial(pursuit, full=True),
+        "OMP": orthogonal_pursuit,
+    }
+    for what, coder in coders.items():
         for m in sizes(model.m[0], min(model.in_features, model.code_size)):
             found = evaluate(model, held_out, coder=coder(model, m), progress=progress)
             rows.append(_row(what, 0, m, m == model.m[0], found))

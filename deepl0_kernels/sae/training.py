@@ -60,7 +60,7 @@ def fit(
             (on the same machine, with as many threads). None: none.
         every: > 0, steps between checkpoints.
         digest: of :meth:`Activations.check`; None: it is called.
-        progress: what to write before a progress bar; empty: there is none.
+        progress: what stands before a progress bar; without a word there is none.
 
     Returns:
         float64 [steps, 6]: loss, mse, fvu, aux, l0 of every batch, and the number of dead units.

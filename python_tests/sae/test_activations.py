@@ -154,16 +154,16 @@ def test_a_byte_that_changed_in_an_npz_is_found(tmp_path):
     content = bytearray(zipped(npy(X)))
     content[400] ^= 1
     (tmp_path / "x.npz").write_bytes(content)
-    with pytest.raises(ValueError, match="cannot be read as .npz"):
+    with pytest.raises(ValueError, match=r"cannot be read as .npz"):
         Activations.open(tmp_path / "x.npz")
 
 
 def test_names_that_are_not_there(tmp_path):
     np.savez(tmp_path / "x.npz", a=X, b=X)
     np.save(tmp_path / "x.npy", X)
-    with pytest.raises(FileNotFoundError, match="y.npy does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"y.npy does not exist"):
         Activations.open(tmp_path / "y.npy")
-    with pytest.raises(FileNotFoundError, match="y.npz does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"y.npz does not exist"):
         Activations.open(tmp_path / "y.npz:a")
     with pytest.raises(ValueError, match=r"has no array 'c'; it has a, b"):
         Activations.open(tmp_path / "x.npz:c")
@@ -171,7 +171,7 @@ def test_names_that_are_not_there(tmp_path):
         Activations.open(tmp_path / "x.npz")
     with pytest.raises(ValueError, match=r"holds one array; got the key 'a'"):
         Activations.open(tmp_path / "x.npy:a")
-    with pytest.raises(ValueError, match="must be an .npy or .npz file, got a folder"):
+    with pytest.raises(ValueError, match=r"must be an .npy or .npz file, got a folder"):
         Activations.open(tmp_path)
 
 

@@ -115,7 +115,7 @@ def unit_atoms(positive):
 
 
 def matching_pursuit(x, atoms, steps, positive):
-    """Of one vector, as SAELens's module takes them one after the other."""
+    """Of one vector, as SAELens's module does it."""
     residual, z = x.clone(), torch.zeros(len(atoms))
     for _ in range(steps):
         u = atoms @ residual
@@ -141,6 +141,33 @@ def test_matching_pursuit(positive):
     torch.testing.assert_close(code.to_dense(), torch.stack(want))
     assert (code.indices.diff(dim=1) > 0).all()
     assert (torch.stack(want) != 0).sum(1).min() < 9  # some stopped
+
+
+@pytest.mark.parametrize("positive", [True, False])
+def test_full_matching_pursuit(positive):
+    """All m nonzeros, since a step that chooses an atom again does not end it."""
+    model = unit_atoms(positive)
+    with torch.no_grad():
+        code = pursuit(model, 9, full=True)(X[:60])
+        x = X[:60] - model.b_dec
+        for row, z in zip(x, code.to_dense(), strict=True):
+            residual, want, atoms = row.clone(), torch.zeros(P), model.D.t()
+            for _ in range(36):
+                u = atoms @ residual
+                best = int((u if positive else u.abs()).argmax())
+                value = u[best].clamp_min(0) if positive else u[best]
+                if value == 0 or (want[best] == 0 and (want != 0).sum() == 9):
+                    break
+                want[best] += value
+                residual -= value * atoms[best]
+            torch.testing.assert_close(z, want)
+    assert (code.values != 0).sum(1).min() == 9
+    full, stopped = (
+        evaluate(model, Activations(X), coder=pursuit(model, 9, full=full))
+        for full in (True, False)
+    )
+    assert full.fvu < stopped.fvu
+    assert full.l0 > stopped.l0
 
 
 @pytest.mark.parametrize("positive", [True, False])

@@ -86,54 +86,64 @@ def test_the_learning_rate_rises_and_falls():
     assert all(0 < schedule(step, n) <= 1 for n in (1, 2, 3) for step in range(n))
 
 
+def long_training(folder):
+    """Units die and are asked for within it."""
+    model = autoencoder(num_stages=2)
+    history = fit(
+        model,
+        Activations.open(folder / "x.npy"),
+        steps=40,
+        batch=96,
+        lr=5e-3,
+        seed=7,
+        dead_after=300,
+        checkpoint=folder / "training.pt",
+        every=6,
+    )
+    return model, history
+
+
 # Dies between two steps, as a machine does: nothing is cleaned up.
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
-from deepl0_kernels.sae import Activations, SparseAutoencoder, fit
-from python_tests.sae.test_training import autoencoder, planted
-folder, last = Path(sys.argv[1]), int(sys.argv[2])
-done = 0
+from deepl0_kernels.sae import SparseAutoencoder
+from python_tests.sae import test_training
+left = int(sys.argv[2])
 true = SparseAutoencoder.normalize_atoms
 def counted(self):
-    global done
+    global left
     true(self)
-    done += 1
-    if done == last:
+    left -= 1
+    if not left:
         os.kill(os.getpid(), signal.SIGKILL)
 SparseAutoencoder.normalize_atoms = counted
-model = autoencoder(num_stages=2)
-history = fit(model, Activations.open(folder / "x.npy"), steps=40, batch=96, lr=5e-3, seed=7,
-              dead_after=300, checkpoint=folder / "training.pt", every=6)
-torch.save({"model": model.state_dict(), "history": history}, folder / "end.pt")
+test_training.long_training(Path(sys.argv[1]))
 """
 
 
-def run(folder, last):
-    return subprocess.run(
-        [sys.executable, "-c", KILLED, str(folder), str(last)], capture_output=True, text=True
-    )
-
-
 def test_killed_between_steps_it_resumes_to_the_same_bits(tmp_path):
-    """Killed twice: once before and once after the dead units began to count."""
-    ends = {}
-    for name, kills in (("whole", ()), ("killed", (16, 15))):
-        folder = tmp_path / name
-        folder.mkdir()
-        np.save(folder / "x.npy", planted().numpy().astype(np.float16))
-        for last in kills:
-            assert run(folder, last).returncode == -signal.SIGKILL
-            assert sorted(f.name for f in folder.iterdir()) == ["training.pt", "x.npy"]
-        done = run(folder, 0)
-        assert done.returncode == 0, done.stderr
-        ends[name] = torch.load(folder / "end.pt", weights_only=True)
-    whole, killed = ends["whole"], ends["killed"]
-    assert torch.equal(whole["history"], killed["history"])
-    assert whole["history"][:, 3].any()  # dead units took part
-    for key, value in whole["model"].items():
-        assert torch.equal(value, killed["model"][key]), key
+    """Killed twice, the second time after it had been resumed."""
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "x.npy", planted().numpy().astype(np.float16))
+    whole, want = long_training(tmp_path / "whole")
+    folder = tmp_path / "killed"
+    for steps, kept in ((16, 12), (15, 24)):
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, str(folder), str(steps)], capture_output=True, text=True
+        )
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert sorted(f.name for f in folder.iterdir()) == ["training.pt", "x.npy"]
+        assert torch.load(folder / "training.pt", weights_only=True)["step"] == kept
+    killed, found = long_training(folder)
+    assert torch.equal(want, found)
+    assert want[:, 3].any()  # dead units took part
+    for (key, value), other in zip(
+        whole.state_dict().items(), killed.state_dict().values(), strict=True
+    ):
+        assert torch.equal(value, other), key
 
 
 def finished(tmp_path, **options):
@@ -176,7 +186,7 @@ def test_other_data_weights_and_forms_do_not_resume(tmp_path):
         fit(autoencoder(), Activations(planted(seed=1)), **options)
     with pytest.raises(ValueError, match="weights = "):
         fit(model, Activations(planted()), **options)
-    with pytest.raises(ValueError, match="model = .*'m': 4.* not .*'m': 3"):
+    with pytest.raises(ValueError, match=r"model = .*'m': 4.* not .*'m': 3"):
         fit(autoencoder(m=3), Activations(planted()), **options)
 
 
@@ -184,14 +194,14 @@ def test_other_data_weights_and_forms_do_not_resume(tmp_path):
 def test_damaged_checkpoints(tmp_path, content):
     path, _ = finished(tmp_path)
     path.write_bytes(path.read_bytes()[:-200] if content is None else content)
-    with pytest.raises(ValueError, match="training.pt cannot be read"):
+    with pytest.raises(ValueError, match=r"training.pt cannot be read"):
         finished(tmp_path)
 
 
 def test_a_checkpoint_of_something_else(tmp_path):
     path = tmp_path / "training.pt"
     torch.save({"W": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match="training.pt cannot be read: KeyError"):
+    with pytest.raises(ValueError, match=r"training.pt cannot be read: KeyError"):
         finished(tmp_path)
 
 
@@ -218,16 +228,14 @@ def test_a_loss_that_leaves_the_numbers_is_said():
 
 
 def test_in_inference_mode_and_under_autocast():
+    x = Activations(planted())
     want = autoencoder()
-    fit(want, Activations(planted()), steps=3, batch=32)
-    model = autoencoder()
-    with torch.inference_mode():
-        fit(model, Activations(planted()), steps=3, batch=32)
-    assert torch.equal(model.W, want.W)
-    model = autoencoder()
-    with torch.autocast("cpu", torch.bfloat16):
-        fit(model, Activations(planted()), steps=3, batch=32)
-    assert torch.equal(model.W, want.W)
+    fit(want, x, steps=3, batch=32)
+    for context in (torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
+        model = autoencoder()
+        with context:
+            fit(model, x, steps=3, batch=32)
+        assert torch.equal(model.W, want.W)
 
 
 MEMORY = """
