@@ -136,12 +136,14 @@ class Activations:
 
         Raises:
             ValueError: one is not finite, float32 cannot hold it, or a vector's norm is beyond
-                1e15, where squares leave float32; the place and the value are named.
+                1e15, where squares leave float32; the place and the value are named. Or all
+                vectors are equal: there is nothing to explain then.
         """
         np = require("numpy", "activations")
         digest = hashlib.blake2b(f"{self.dtype} {self._array.shape}".encode(), digest_size=16)
         rows = max(_CHUNK // (self.width * self._array.dtype.itemsize), 1)
         starts = range(0, len(self), rows)
+        first, differ = self.rows(slice(0, 1)), False
         for start in progress_bar(starts, f"checking {self.name}", show=progress):
             stored = np.ascontiguousarray(self._array[start : start + rows])
             digest.update(stored)
@@ -149,7 +151,14 @@ class Activations:
             norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
             if not bool((norms <= _LARGEST).all()):  # NaN included
                 raise self._refusal(start, stored, x, norms)
+            differ = differ or bool((x != first).any())
+        if not differ:
+            raise self.no_variance()
         return digest.hexdigest()
+
+    def no_variance(self) -> ValueError:
+        """The error that says so."""
+        return ValueError(f"{self.name} must hold vectors that differ: they have no variance")
 
     def _refusal(self, start: int, stored: Any, x: Tensor, norms: Tensor) -> ValueError:
         np = require("numpy", "activations")

@@ -119,7 +119,7 @@ def evaluate(
     finally:
         model.train(training)
     if not spread.squares > 0:
-        raise ValueError(f"{activations.name} must hold vectors that differ: they have no variance")
+        raise activations.no_variance()
     rows = len(activations)
     return Evaluation(error / spread.squares, error / rows, nonzeros / rows, rows, fired)
 

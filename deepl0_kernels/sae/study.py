@@ -12,17 +12,18 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .._optional import require
 from .._report import record
-from ..ops import checks
+from ..ops import SparseCode, checks
 from .activations import Activations
 from .evaluation import Evaluation, evaluate, orthogonal_pursuit, pursuit
 from .files import save
@@ -256,7 +257,7 @@ def _pursued(
     model: SparseAutoencoder, held_out: Activations, progress: bool
 ) -> list[dict[str, Any]]:
     rows = []
-    coders = {
+    coders: dict[str, Callable[..., Callable[[Tensor], SparseCode]]] = {
         "matching pursuit, SAELens": pursuit,
         "matching pursuit": partial(pursuit, full=True),
         "OMP": orthogonal_pursuit,
@@ -273,7 +274,7 @@ def _row(what: str, stages: int, m: int, trained: bool, found: Evaluation) -> di
     return {"method": what, "stages": stages, "m": m, "trained_m": trained, **summary}
 
 
-def _thinned(history: torch.Tensor, most: int = 400) -> list[tuple[int, list[float]]]:
+def _thinned(history: Tensor, most: int = 400) -> list[tuple[int, list[float]]]:
     """Some of the steps, the last one among them: a page and a record need no more."""
     stride = max(len(history) // most, 1)
     kept = sorted({*range(0, len(history), stride), len(history) - 1})

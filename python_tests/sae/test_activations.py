@@ -70,6 +70,8 @@ def changed(value, dtype, at=(31, 7)):
         (changed(-np.inf, "float64"), r"entry [31, 7] must be finite, got -inf"),
         (changed(np.inf, "float16"), r"got inf: float16 ends at 65504; store these in float32"),
         (changed(1e300, "float64"), r"entry [31, 7] must be finite, got 1e+300, which float32"),
+        (np.ones((9, 3)), "x.npy must hold vectors that differ: they have no variance"),
+        (X[:1], "x.npy must hold vectors that differ: they have no variance"),
         (changed(3e20, "float32"), r"vector 31 must have a norm <= 1e+15, got 3e+20"),
     ],
 )
