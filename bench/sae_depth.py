@@ -108,8 +108,8 @@ def section(found: dict[str, Any]) -> str:
         f"Fraction of variance unexplained on {held_out} held-out vectors, mean over the seeds "
         f"{', '.join(map(str, seeds))} and in brackets half of their range: n = {n}, "
         f"p = {first['p']}, {rows} vectors, {first['steps']} steps of {first['batch']} vectors at "
-        f"lr = {first['lr']:g}, and as many again for every tuning, K = 1 too. A step of three stages "
-        f"costs 2.1 of one: {LONG.steps} steps are the time of K = 3.",
+        f"lr = {first['lr']:g}, and as many again for every tuning, K = 1 too. A step of three "
+        f"stages costs 2.1 of one: {LONG.steps} steps are the time of K = 3.",
         "",
         "| code | " + " | ".join(f"{WORDS[positive]}, m = {m}" for positive, m in keys) + " |",
         "|---" * (len(keys) + 1) + "|",
@@ -168,9 +168,8 @@ def figure(found: dict[str, Any]) -> bytes:
     by_method = cells(found)
     drawn, panels = sheet(1, 2, (4.6, 4.2), sharey=True)
     for axes, positive in zip(panels, (True, False), strict=True):
-        for i, (method, columns) in enumerate(by_method.items()):
-            style = "--" if "untuned" in method else "-" if method.startswith("K") else ":"
-            color = PALETTE[i % len(PALETTE)]
+        for method, columns in by_method.items():
+            color, style = _look(method)
             by_m = [rows for key, rows in sorted(columns.items()) if key[0] == positive]
             means = [
                 [statistics.mean(row[key] for row in rows) for rows in by_m]
@@ -187,8 +186,17 @@ def figure(found: dict[str, Any]) -> bytes:
         axes.set_yticks([0.1, 0.15, 0.2, 0.25, 0.3])
         tidy(axes)
     panels[0].set_ylabel("held-out FVU")
-    panels[1].legend(frameon=False, fontsize=8)
+    handles, labels = panels[0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return save(drawn, "sae-depth", kinds=("svg",))["sae-depth.svg"]
+
+
+def _look(method: str) -> tuple[str, str]:
+    """Colour by the number of stages, or of a pursuit; line by how it was trained."""
+    if method.startswith("K = "):
+        style = "-" if method.endswith(", tuned") else "-." if "at once" in method else "--"
+        return PALETTE[int(method[4]) - 1], style
+    return {"matching pursuit": PALETTE[4], "OMP": PALETTE[6]}.get(method, PALETTE[3]), ":"
 
 
 if __name__ == "__main__":

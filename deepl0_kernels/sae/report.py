@@ -133,10 +133,12 @@ def curves(histories: Mapping[str, Tensor]) -> dict[str, bytes]:
             steps = [min((i + 1) * width, len(history)) for i in range(len(pieces))]
             axes.plot(steps, [p.mean().item() for p in pieces], color=color, lw=1.4, label=training)
         axes.set(xlabel="step", title={"fvu": "FVU", "l0": "L0"}.get(name, name))
-        if name != "l0":
-            axes.set_yscale("log")
-        else:
+        if name == "l0":
             axes.set_ylim(bottom=0)
+        else:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
         tidy(axes)
     panels[0].legend(frameon=False, fontsize=8)
     return save(figure, "training", kinds=("svg",))
@@ -182,6 +184,7 @@ def firing(densities: Mapping[str, Any], vectors: int) -> dict[str, bytes]:
         axes.bar(low - 0.5, dead, width=0.4, color="#8a8f98")
         label(axes, f"never: {dead}", (low - 0.5, dead), "#555b66", (-4, 3), fontsize=8)
         axes.set(xlabel="log10 of the share of vectors", title=name)
+        axes.set_axisbelow(True)
         tidy(axes)
     panels[0].set_ylabel("units")
     return save(figure, "firing", kinds=("svg",))
