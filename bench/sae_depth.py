@@ -30,7 +30,7 @@ PAGE, FIGURE = ROOT / "docs" / "sae.md", ROOT / "docs" / "figures" / "sae-depth.
 RUNS = ROOT / "build" / "sae-depth"
 
 BASE = study.Settings(p=1536, m=32, stages=(1, 2, 3), steps=1000, batch=256, lr=2e-3, pursuits=True)
-# A step of three stages costs as much as 2.1 of one: one stage, given the time of three.
+# A step of three stages took 2.1 times as long as one of one: one stage, given the time of three.
 LONG = replace(BASE, stages=(1,), steps=3200, pursuits=False)
 HELD_OUT = 4096
 WHERE = "residual-stream vectors after layer 3 of all-MiniLM-L6-v2; see the data's README"
@@ -109,21 +109,21 @@ def section(found: dict[str, Any]) -> str:
         f"{', '.join(map(str, seeds))} and in brackets half of their range: n = {n}, "
         f"p = {first['p']}, {rows} vectors, {first['steps']} steps of {first['batch']} vectors at "
         f"lr = {first['lr']:g}, and as many again for every tuning, K = 1 too. A step of three "
-        f"stages costs 2.1 of one: {LONG.steps} steps are the time of K = 3.",
+        f"stages takes a little over twice as long as one of one: {LONG.steps} steps of one stage "
+        "are at least the time of K = 3.",
         "",
         "| code | " + " | ".join(f"{WORDS[positive]}, m = {m}" for positive, m in keys) + " |",
         "|---" * (len(keys) + 1) + "|",
     ]
     for method, columns in by_method.items():
         lines.append(f"| {method} | " + " | ".join(_cell(columns[key]) for key in keys) + " |")
-    lines += ["", "At equal m, against K = 1 tuned as long:", ""]
-    for stages in first["stages"][1:]:
-        for word in ("untuned", "tuned"):
-            against = "K = 1" if word == "untuned" else "K = 1, tuned"
-            method = f"K = {stages}, {word}"
-            changes = [_change(by_method, method, against, key) for key in keys]
-            than = "" if word == "tuned" else " (against K = 1 before its tuning)"
-            lines.append(f"* {method}{than}: {', '.join(changes)}")
+    lines += ["", "What depth changes in it, at equal m:", ""]
+    pairs = [("K = 2, untuned", "K = 1"), ("K = 3, untuned", "K = 1"),
+             ("K = 2, tuned", "K = 1, tuned"), ("K = 3, tuned", "K = 1, tuned"),
+             ("K = 3, tuned", f"K = 1, {LONG.steps} steps at once")]  # fmt: skip
+    for method, against in pairs:
+        changes = [_change(by_method, method, against, key) for key in keys]
+        lines.append(f"* {method}, against {against}: {'; '.join(changes)}")
     machines = sorted({_machine(run) for run in found["runs"]})
     lines += [
         "",

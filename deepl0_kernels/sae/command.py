@@ -102,11 +102,16 @@ def evaluate_command(
 def train(
     activations: Vectors,
     out: Annotated[Path, typer.Option(help="Folder of the run; gone on with if it exists.")],
-    p: Annotated[int, typer.Option(help="Units.")] = 4096,
-    m: Annotated[int, typer.Option(help="Entries of a code (L0).")] = 32,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="Start from this one, of one stage, in place of a first training."),
+    ] = None,
+    p: Annotated[int | None, typer.Option(help="Units; by default 4096.")] = None,
+    m: Annotated[int | None, typer.Option(help="Entries of a code (L0); by default 32.")] = None,
     signed: Annotated[
-        bool, typer.Option("--signed/--positive", help="AbsTopK, or TopK of positive entries.")
-    ] = False,
+        bool | None,
+        typer.Option("--signed/--positive", help="AbsTopK, or TopK of positive entries."),
+    ] = None,
     stages: Annotated[
         str, typer.Option(help="1, or several, as in --stages 1 2 3: the first one, deepened.")
     ] = "1",
@@ -145,9 +150,14 @@ def train(
         others = None if held_out is None else Activations.open(held_out)
         if epochs is not None:
             steps = study.steps_of(epochs, vectors, others, batch)
+        first = None if start is None else _load(start, None)
+        if first is not None:  # what is said must be true of it, what is not said is taken from it
+            p = first.code_size if p is None else p
+            m = first.m[0] if m is None and first.m else m
+            signed = not first.positive if signed is None else signed
         settings = study.Settings(
-            p=p,
-            m=m,
+            p=4096 if p is None else p,
+            m=32 if m is None else m,
             positive=not signed,
             stages=_numbers("stages", [stages, *(more_stages or [])]),
             steps=2000 if steps is None else steps,
@@ -160,7 +170,13 @@ def train(
             pursuits=pursuits,
         )
         results = study.train(
-            vectors, settings, out, held_out=others, every=every, progress=_shown(progress)
+            vectors,
+            settings,
+            out,
+            held_out=others,
+            start=first,
+            every=every,
+            progress=_shown(progress),
         )
     for row in results["evaluations"]:
         if row["trained_m"]:

@@ -1,7 +1,7 @@
 """A training with stages: one autoencoder, its deeper copies, and what each leaves of vectors that
 none was trained on. A folder that holds a part of it is gone on with.
 
-1. An autoencoder of one stage is trained for ``steps``.
+1. An autoencoder of one stage is trained for ``steps``, or taken as it is.
 2. For every K among ``stages`` a copy of K stages, :meth:`SparseAutoencoder.deepen`, starts from
    its weights and is trained for ``tuning_steps`` more: K = 1 too, so that all are trained as long.
 3. All are evaluated on the held-out vectors, before and after the tuning, and with other m.
@@ -28,7 +28,7 @@ from .activations import Activations
 from .evaluation import Evaluation, evaluate, orthogonal_pursuit, pursuit
 from .files import save
 from .model import SparseAutoencoder
-from .training import HISTORY, fit, same_settings
+from .training import HISTORY, fit, same_settings, weights_digest
 
 RESULTS, SETTINGS = "results.json", "settings.json"
 BASE = "base"
@@ -44,7 +44,8 @@ class Settings:
     Args:
         p: >= 1, units. m: >= 1, entries of a code.
         positive: codes of entries > 0 (TopK); else signed (AbsTopK).
-        stages: numbers of stages; (1,): the autoencoder of one stage, and no tuning.
+        stages: numbers of stages; (1,): the autoencoder of one stage, and no tuning of it unless
+            it was taken as it is.
         steps: > 0, of the first training.
         tuning_steps: > 0, of every tuning; None: ``steps``.
         batch: > 0. lr: > 0. seed: >= 0; of the first weights and the shuffles.
@@ -87,10 +88,12 @@ class Settings:
         checks.nonnegative("aux_coefficient", self.aux_coefficient)
         checks.boolean("pursuits", self.pursuits)
 
-    def trainings(self) -> dict[str, int]:
-        """Name -> number of stages of every training, the first one first."""
-        tuned = {} if tuple(self.stages) == (1,) else {f"stages-{k}": k for k in self.stages}
-        return {BASE: 1, **tuned}
+    def tunings(self, started: bool) -> dict[str, int]:
+        """Name -> number of stages of every training but the first one, which ``started`` says to
+        have been before."""
+        if tuple(self.stages) == (1,) and not started:
+            return {}
+        return {f"stages-{k}": k for k in self.stages}
 
 
 def train(
@@ -99,6 +102,7 @@ def train(
     folder: Path,
     *,
     held_out: Activations | None = None,
+    start: SparseAutoencoder | None = None,
     every: int = 500,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -110,6 +114,8 @@ def train(
         folder: of the run; one that was interrupted goes on, to the same bits.
         held_out: vectors to evaluate on; None: the last tenth of the activations, at most 16,384,
             which then are not trained on.
+        start: an autoencoder of one stage with the p, m and sign of the settings, which takes the
+            place of the first training; None: there is none.
         every: > 0, steps between checkpoints.
         progress: show progress bars.
 
@@ -134,11 +140,15 @@ def train(
             activations.part(slice(border - kept, border)),
         )
     held_out.fits(activations.width, activations.name)
+    if start is not None:
+        start = _started(start, settings, activations)
     if settings.pursuits:
         checks.integer("m", settings.m, 1, activations.width, "n")
+        pursuit(_first(activations, settings) if start is None else start, settings.m)
     digest = activations.check(progress)
     identity = {
         **json.loads(json.dumps(asdict(settings))),
+        "start": None if start is None else weights_digest(start),
         "activations": _described(activations, digest),
         "held_out": _described(held_out, held_out.check(progress)),
     }
@@ -149,21 +159,16 @@ def train(
     else:
         record.write_json(folder / SETTINGS, identity)
 
-    models: dict[str, SparseAutoencoder] = {}
-    histories, rows = {}, []
-    clock = time.perf_counter()
-    for name, stages in settings.trainings().items():
-        model = _first(activations, settings) if name == BASE else models[BASE].deepen(stages)
-        if name != BASE and stages > 1:
-            rows += _evaluated(f"K = {stages}, untuned", stages, model, held_out, progress)
-        steps = settings.steps if name == BASE else settings.tuning_steps or settings.steps
+    histories: dict[str, Tensor] = {}
+
+    def trained(name: str, model: SparseAutoencoder, steps: int, seed: int) -> SparseAutoencoder:
         histories[name] = fit(
             model,
             activations,
             steps=steps,
             batch=settings.batch,
             lr=settings.lr,
-            seed=settings.seed + (name != BASE),
+            seed=seed,
             aux_coefficient=settings.aux_coefficient,
             dead_after=settings.dead_after,
             checkpoint=folder / "checkpoints" / f"{name}.pt",
@@ -171,10 +176,20 @@ def train(
             digest=digest,
             progress=name if progress else "",
         )
-        models[name] = model.eval()
         save(model, folder / f"{name}.safetensors", "deepl0")
-        what = "K = 1" if name == BASE else f"K = {stages}, tuned"
-        rows += _evaluated(what, stages, model, held_out, progress)
+        return model.eval()
+
+    clock = time.perf_counter()
+    base = start or trained(BASE, _first(activations, settings), settings.steps, settings.seed)
+    models = {BASE: base}
+    rows = _evaluated("K = 1", 1, base, held_out, progress)
+    for name, stages in settings.tunings(start is not None).items():
+        model = base.deepen(stages)
+        if stages > 1:
+            rows += _evaluated(f"K = {stages}, untuned", stages, model, held_out, progress)
+        steps = settings.tuning_steps or settings.steps
+        models[name] = trained(name, model, steps, settings.seed + 1)
+        rows += _evaluated(f"K = {stages}, tuned", stages, model, held_out, progress)
     if settings.pursuits:  # over the atoms of one stage that were trained longest
         rows += _pursued(models.get("stages-1", models[BASE]), held_out, progress)
     results = {
@@ -194,6 +209,22 @@ def train(
     report.write(folder, results, histories, models, held_out)
     record.write_json(folder / RESULTS, results)
     return results
+
+
+def _started(
+    start: SparseAutoencoder, settings: Settings, activations: Activations
+) -> SparseAutoencoder:
+    """A copy to start from, float32 at least; one that the settings do not describe is refused."""
+    activations.fits(start.in_features, "the autoencoder to start from")
+    told = {"p": settings.p, "m": (settings.m,), "positive": settings.positive}
+    own = {"p": start.code_size, "m": start.m, "positive": start.positive}
+    if start.selection != "top_m" or start.num_stages != 1 or own != told:
+        raise ValueError(
+            f"start must select the top m in one stage, with {told}, got "
+            f"selection={start.selection!r}, num_stages={start.num_stages}, {own}"
+        )
+    copy = start.deepen(1)
+    return (copy if copy.W.dtype == torch.float64 else copy.float()).eval()
 
 
 def _kept(activations: Activations) -> int:

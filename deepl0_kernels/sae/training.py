@@ -47,7 +47,8 @@ def fit(
     """Train an autoencoder on activations, in place.
 
     Args:
-        model: what to train, float32 or float64, on any device. It starts from its weights.
+        model: what to train, float32 or float64, on any device. It starts from its weights. Atoms
+            stay at norm 1 if all are at the start, and are free if not.
         activations: vectors of its width; a batch of them is in memory at a time.
         steps: > 0, batches to train on, from a new shuffle in every pass over the vectors.
         batch: > 0, vectors in a batch. lr: > 0, of Adam; it rises in the first twentieth and falls
@@ -87,13 +88,14 @@ def fit(
             "dead_after", min(rows, 10_000_000) if dead_after is None else dead_after, 1
         ),
         "model": repr(model.options()),
-        "weights": _digest(model),
+        "weights": weights_digest(model),
         "activations": activations.check(bool(progress)) if digest is None else digest,
     }
     dead = DeadUnits(model.code_size, settings["dead_after"]).to(model.W.device)
     optimizer = OPTIMIZER(model.parameters(), lr=settings["lr"], betas=(0.9, 0.999), eps=1e-8)
     sampler = Shuffled(rows, batch, seed)
     history = torch.zeros(steps, len(HISTORY), dtype=torch.float64)
+    unit = has_unit_atoms(model)
     begin = 0
     if checkpoint is not None and checkpoint.exists():
         begin = _resume(checkpoint, settings, model, optimizer, dead, sampler, history)
@@ -120,9 +122,11 @@ def fit(
             )
         optimizer.zero_grad()
         out.loss.backward()
-        model.remove_parallel_gradient()
+        if unit:
+            model.remove_parallel_gradient()
         optimizer.step()
-        model.normalize_atoms()
+        if unit:
+            model.normalize_atoms()
         dead.update(out.code)
         history[step, -1] = len(dead.units())
         done = step + 1
@@ -130,6 +134,12 @@ def fit(
             _store(checkpoint, done, settings, model, optimizer, dead, sampler, history)
     model.train(training)
     return history
+
+
+def has_unit_atoms(model: SparseAutoencoder) -> bool:
+    """All of norm 1, but for rounding."""
+    norms = torch.linalg.vector_norm(model.D.detach(), dim=0)
+    return bool(((norms - 1).abs() < 1e-3).all())
 
 
 def schedule(step: int, steps: int) -> float:
@@ -165,7 +175,7 @@ class Shuffled:
         return torch.cat(parts).sort().values
 
 
-def _digest(model: SparseAutoencoder) -> str:
+def weights_digest(model: SparseAutoencoder) -> str:
     """Of the weights that a training starts from."""
     found = hashlib.blake2b(digest_size=16)
     for name, parameter in model.named_parameters():

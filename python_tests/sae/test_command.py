@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from deepl0_kernels import cli, sae
 from deepl0_kernels.sae import study, training
 from python_tests.sae.samples import K, N, P, numbers
+from python_tests.sae.test_training import N as N_PLANTED
 from python_tests.sae.test_training import planted
 
 
@@ -150,6 +151,60 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(run, monkeypatch):
     for name in (f"stages-{k}.safetensors" for k in (1, 2, 3)):
         first, again = (sae.load(folder / run / name).state_dict() for run in ("run", "again"))
         assert all(torch.equal(first[key], again[key]) for key in first), name
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_one_of_others_is_deepened_and_tuned(run, tmp_path, signed):
+    """Atoms that are not of norm 1 are left free."""
+    folder, _ = run
+    x = sae.Activations.open(folder / "x.npy")
+    model = sae.SparseAutoencoder(N_PLANTED, 48, m=4, positive=not signed)
+    with torch.no_grad():
+        model.D *= 0.9 if signed else 1.0
+    sae.save(model, tmp_path / "theirs")
+    done = deepl0(
+        "train", "--activations", folder / "x.npy", "--out", tmp_path / "run", "--start",
+        tmp_path / "theirs", "--steps", 60, "--batch", 64, "--lr", "5e-3", "--stages", 1, 2,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    at_m = {row["method"]: row for row in results["evaluations"] if row["trained_m"]}
+    assert list(at_m) == ["K = 1", "K = 1, tuned", "K = 2, untuned", "K = 2, tuned"]
+    kept = x.part(slice(540, 600))
+    assert at_m["K = 1"]["fvu"] == sae.evaluate(model, kept).fvu
+    assert at_m["K = 2, untuned"]["fvu"] == sae.evaluate(model.deepen(2), kept).fvu
+    for method in ("K = 1, tuned", "K = 2, tuned"):
+        assert at_m[method]["fvu"] < at_m["K = 1"]["fvu"]
+    norms = sae.load(tmp_path / "run" / "stages-2.safetensors").D.norm(dim=0)
+    assert bool((norms - 1).abs().max() < 1e-4) != signed
+    assert list(results["history"]) == ["stages-1", "stages-2"]
+
+
+def test_starts_that_are_refused(run, files, tmp_path):
+    folder, _ = run
+    rest = ("--activations", folder / "x.npy", "--out", tmp_path / "run")
+    line = refused("train", *rest, "--start", files / "saelens")
+    assert f"must hold vectors of n = {N}, as the autoencoder to start from does, got 16" in line
+    model = sae.SparseAutoencoder(N_PLANTED, 48, m=4)
+    sae.save(model, tmp_path / "one.safetensors", "deepl0")
+    sae.save(model.deepen(2), tmp_path / "two.safetensors", "deepl0")
+    thresholds = sae.SparseAutoencoder(N_PLANTED, 48, selection="threshold")
+    sae.save(thresholds, tmp_path / "thresholds.safetensors", "deepl0")
+    for name, options, named in (
+        ("two", (), "num_stages=2"),
+        ("thresholds", (), "selection='threshold'"),
+        ("one", ("--m", 5), "'m': (5,)"),
+        ("one", ("--signed",), "'positive': False"),
+    ):
+        line = refused("train", *rest, "--start", tmp_path / f"{name}.safetensors", *options)
+        assert "start must select the top m in one stage" in line
+        assert named in line
+    with torch.no_grad():
+        model.D *= 0.9
+    sae.save(model, tmp_path / "short.safetensors", "deepl0")
+    line = refused("train", *rest, "--start", tmp_path / "short.safetensors", "--pursuits")
+    assert "the atoms must be of norm 1, got 0.9 to 0.9" in line
+    assert not (tmp_path / "run").exists()
 
 
 def refused(*arguments):
