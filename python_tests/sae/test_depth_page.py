@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 from bench import sae_depth
 from deepl0_kernels._files import filled
 from deepl0_kernels._report import record
@@ -23,3 +25,18 @@ def test_the_record_is_complete():
     assert seen == [(s.m, s.positive, s.seed, s.steps) for s in sae_depth.plan()]
     for key in ("activations", "held_out"):
         assert len({run["settings"][key]["digest"] for run in runs}) == 1
+
+
+def test_what_the_page_says_of_it():
+    by_method = sae_depth.cells(record.read_json(sae_depth.RECORD))
+
+    def mean(method, key):
+        return statistics.mean(row["fvu"] for row in by_method[method][key])
+
+    for key in by_method["K = 1"]:
+        positive, _ = key
+        assert (mean("K = 2, untuned", key) > mean("K = 1", key)) == positive
+        falling = ["K = 1, tuned", "K = 2, tuned", "K = 3, tuned", "OMP"]
+        errors = [mean(method, key) for method in falling]
+        assert errors == sorted(errors, reverse=True)
+        assert mean("K = 2, tuned", key) < mean("K = 1, 3200 steps at once", key)
