@@ -19,9 +19,12 @@ def require(module: str, purpose: str, extra: str = "demo") -> ModuleType:
         ) from None
 
 
-def progress_bar(iterable, description: str, *, show: bool, total: int | None = None):
-    """``iterable`` behind a tqdm bar on standard error, or bare."""
+def progress_bar(
+    iterable, description: str, *, show: bool, total: int | None = None, initial: int = 0
+):
+    """``iterable`` behind a tqdm bar on standard error, or bare; ``initial`` were done before."""
     if not show:
         return iterable
     tqdm = require("tqdm", "a progress bar (progress=True)")
-    return tqdm.tqdm(iterable, desc=description, total=total, leave=False, dynamic_ncols=True)
+    return tqdm.tqdm(iterable, desc=description, total=total, initial=initial, leave=False,
+                     dynamic_ncols=True)  # fmt: skip

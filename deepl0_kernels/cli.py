@@ -24,9 +24,12 @@ def _app():
 
     import typer
 
+    from .sae.command import app as sae
+
     app = typer.Typer(
         help="Fused operators for deep l0 encoders.", no_args_is_help=True, add_completion=False
     )
+    app.add_typer(sae, name="sae")
 
     @app.command()
     def demo(

@@ -27,11 +27,11 @@ from torch import Tensor
 
 from .._files import write_atomically
 from .._optional import require
+from .._report import record
+from .._report.drawing import BLUE, GREEN, GREY, RED, label, save, sheet, tidy
 from ..solvers.step import safe_step
 from ..training import L0Regularized, MSparse, Problem
-from . import record
 from .codes.protocol import ITERATIONS, Protocol, Signals, describe, signals
-from .drawing import BLUE, GREEN, GREY, RED, label, save, sheet, tidy
 from .scores import prediction_error, reconstruction_error, support_error
 from .timing import interleaved_medians, one_thread
 

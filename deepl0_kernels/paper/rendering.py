@@ -1,18 +1,15 @@
-"""What a run is shown as: frames of a table, and blocks that become Markdown or HTML."""
+"""What a run is shown as: frames of a table, and all of it as blocks of a page."""
 
 from __future__ import annotations
 
-import html
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .drawing import Drawn, Heading, embedded
+from .._report.drawing import Heading
+from .._report.page import Block
 from .study import SIZES, Study, values
-
-# A heading, figures (in HTML alone), items of a list, a paragraph, or a pandas frame of strings.
-Block = Heading | Drawn | list[str] | str | Any
 
 PAPER = (
     "Values marked (paper) are those of Wang, Ling, Huang 2016, whose protocol is partly open; "
@@ -65,16 +62,6 @@ def further(study: Study, results: dict[str, Any], table: str):
     )
 
 
-def markdown(frame) -> str:
-    """A pandas frame with its entries as they are: 1.70 stays 1.70."""
-    return frame.to_markdown(disable_numparse=True)
-
-
-def items(lines: Sequence[str]) -> str:
-    """A list in Markdown."""
-    return "\n".join(f"* {line}" for line in lines)
-
-
 def machines(results: dict[str, Any]) -> list[str]:
     """Machine and versions that the cells were computed with, each once."""
     seen: dict[str, None] = {}
@@ -107,36 +94,3 @@ def blocks(study: Study, results: dict[str, Any], out: Path) -> list[Block]:
         found.append([f"{key}: {value}" for key, value in protocol.items()])
     run = [f"seeds: {results['seeds']}", *(f"cells: {line}" for line in machines(results))]
     return [*found, run, PAPER]
-
-
-def as_markdown(found: Sequence[Block]) -> str:
-    """Blocks as the text of a run."""
-
-    def text(block: Block) -> str:
-        if isinstance(block, Heading):
-            return f"## {block.text}"
-        if isinstance(block, list):
-            return items(block)
-        return block if isinstance(block, str) else markdown(block)
-
-    return "\n\n".join(text(b) for b in found if not isinstance(b, Drawn)) + "\n"
-
-
-def as_html(title: str, found: Sequence[Block]) -> str:
-    """Blocks as a part of a page."""
-
-    def text(block: Block) -> str:
-        if isinstance(block, Heading):
-            return f"<h2>{html.escape(block.text)}</h2>"
-        if isinstance(block, Drawn):
-            shown = [embedded(svg) for name, svg in block.files.items() if name.endswith(".svg")]
-            lacks = ", ".join(block.lacking)
-            lacks = lacks and f"Not drawn: {lacks}. The run did not store what they show."
-            return "\n".join([text(note) for note in (block.note, lacks) if note] + shown)
-        if isinstance(block, list):
-            return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in block) + "</ul>"
-        if isinstance(block, str):
-            return f"<p class=note>{html.escape(block)}</p>"
-        return block.to_html(border=0)
-
-    return "\n".join([f"<h1>{html.escape(title)}</h1>", *map(text, found)])

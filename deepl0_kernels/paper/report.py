@@ -5,19 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from .._files import write_atomically
-from .drawing import Drawn
-from .rendering import as_html, as_markdown, blocks
+from .._report.drawing import Drawn
+from .._report.page import as_html, as_markdown, document
+from .rendering import blocks
 from .tables import STUDIES
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
-       color: #1a202c; }
-table { border-collapse: collapse; margin: 1rem 0; }
-td, th { padding: .25rem .8rem; border-bottom: 1px solid #e3e6ea; text-align: right; }
-td:first-child, th:first-child { text-align: left; }
-svg { max-width: 100%; height: auto; }
-.note { color: #555b66; }
-"""
 
 
 def write(folder: Path) -> Path:
@@ -44,10 +35,6 @@ def write(folder: Path) -> Path:
                 for name, content in block.files.items():
                     write_atomically(folder / name, content)
         parts.append(as_html(study.title, found))
-    page = (
-        "<!doctype html><html lang=en><meta charset=utf-8><title>Deep l0 encoders</title>"
-        f"<style>{_STYLE}</style>\n" + "\n".join(parts) + "</html>\n"
-    )
     out = folder / "report.html"
-    write_atomically(out, page.encode())
+    write_atomically(out, document("Deep l0 encoders", parts))
     return out

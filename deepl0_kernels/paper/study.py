@@ -19,12 +19,12 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor
 
 from .._optional import require
+from .._report import record
+from .._report.drawing import Drawn, Heading
 from ..ops import checks
 from ..solvers import learn_dictionary
-from . import record
 from .claims import judged, verdicts
 from .deep import SPARSITIES
-from .drawing import Drawn, Heading
 
 Cell = dict[str, Any]
 T = TypeVar("T")

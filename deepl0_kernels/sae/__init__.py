@@ -10,16 +10,23 @@ Files in safetensors need ``deepl0-kernels[sae]``.
 
 from __future__ import annotations
 
+from .activations import Activations
+from .evaluation import Evaluation, evaluate
 from .files import load, save
 from .losses import DeadUnits, Losses, fvu, l0
 from .model import SparseAutoencoder
 from .optimizer import SparseAdam
+from .training import fit
 
 __all__ = [
+    "Activations",
     "DeadUnits",
+    "Evaluation",
     "Losses",
     "SparseAdam",
     "SparseAutoencoder",
+    "evaluate",
+    "fit",
     "fvu",
     "l0",
     "load",

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from deepl0_kernels import cli, scenes
 from deepl0_kernels._files import filled
-from deepl0_kernels.paper import record, report
+from deepl0_kernels._report import record
+from deepl0_kernels.paper import report
 from deepl0_kernels.paper.classification import study as cells
 from deepl0_kernels.paper.classification import systems
 from deepl0_kernels.paper.classification.data import labelled

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from deepl0_kernels._report import record
 from deepl0_kernels.datasets import mnist_subset
 from deepl0_kernels.nn import DeepMSparseEncoder
-from deepl0_kernels.paper import demo, record, scores
+from deepl0_kernels.paper import demo, scores
 from deepl0_kernels.paper.timing import interleaved_medians
 from deepl0_kernels.training.problems import MSparse
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deepl0_kernels.paper import record, report
+from deepl0_kernels._report import record
+from deepl0_kernels.paper import report
 from deepl0_kernels.paper.classification import figures as drawing
 from deepl0_kernels.paper.classification.data import Place
 from deepl0_kernels.paper.classification.protocol import PROTOCOLS

@@ -12,12 +12,13 @@ from typer.testing import CliRunner
 
 from deepl0_kernels import cli
 from deepl0_kernels._files import filled
+from deepl0_kernels._report.page import as_markdown
 from deepl0_kernels.paper import report
 from deepl0_kernels.paper.codes import cells as regression
 from deepl0_kernels.paper.codes import protocol, race
 from deepl0_kernels.paper.codes.study import Codes, unlearned_note
 from deepl0_kernels.paper.pages import reproduction as page
-from deepl0_kernels.paper.rendering import as_markdown, blocks, errors
+from deepl0_kernels.paper.rendering import blocks, errors
 from deepl0_kernels.paper.scores import prediction_error
 from deepl0_kernels.paper.study import SIZES
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..drawing import PALETTE, sheet, tidy
+from ..._report.drawing import PALETTE, sheet, tidy
 
 # Sixteen of Paul Tol's discrete rainbow: of so long a list no more than neighbours are alike.
 CLASSES = (

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from ... import scenes
+from ..._report import record
+from ..._report.drawing import Drawn, save
 from ...training import Course
-from .. import record
 from ..claims import judged
 from ..deep import DEEP_L0, DEEP_M, SPARSITIES, sparsity
-from ..drawing import Drawn, save
 from ..scores import classification as scored
 from ..scores import confusion
 from ..study import Cell, Job, Study, Table, falling, path_of, values

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ..._optional import require
+from ..._report import record
+from ..._report.drawing import Drawn, save, sheet
 from ...ops import checks
-from .. import record
 from ..claims import judged
 from ..deep import DEEP_L0, DEEP_M, SPARSITIES, sparsity
-from ..drawing import Drawn, save, sheet
 from ..scores import clustering
 from ..study import Cell, Job, Study, Table, falling, values
 from . import data, systems

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..._report import record
 from ...nn import BaselineEncoder
 from ...solvers import support_margin
 from ...solvers.step import safe_step
 from ...training import L0Regularized, Problem
 from ...version import __version__
-from .. import record
 from ..scores import prediction_error, reconstruction_error, support_error
 from ..study import Job, unfinished
 from .protocol import ITERATIONS, Protocol, describe, signals

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._report import record
+from ..._report.drawing import BLUE, GREEN, GREY, RED, label, save, sheet, tidy
 from ...backends import use_backend
 from ...solvers import SolverResult, cosamp, htp, omp
 from ...solvers.step import safe_step
 from ...training import MSparse, Problem
-from .. import record
-from ..drawing import BLUE, GREEN, GREY, RED, label, save, sheet, tidy
 from ..scores import prediction_error, support_error
 from ..timing import interleaved_medians, one_thread
 from .cells import optimal_codes

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..._report import record
+from ..._report.drawing import BLUE, GREEN, GREY, RED, Drawn, Heading, label, save, sheet, tidy
+from ..._report.page import Block
 from ...ops import checks
 from ...training import L0Regularized, MSparse
-from .. import record
-from ..drawing import BLUE, GREEN, GREY, RED, Drawn, Heading, label, save, sheet, tidy
-from ..rendering import Block
 from ..study import CLAIMS, SIZES, Cell, Job, Study, Table, values
 from . import cells, race
 from .cells import BASELINE, DEEP

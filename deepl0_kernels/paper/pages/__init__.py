@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..._files import write_atomically
-from .. import record
+from ..._report import record
 from ..study import Cell, Study
 
 ROOT = Path(__file__).parents[3]

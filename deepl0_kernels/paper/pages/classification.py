@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from ..._files import fill
-from .. import record
+from ..._report import record
+from ..._report.page import items, markdown
 from ..claims import verdicts
 from ..classification.protocol import PROTOCOLS
 from ..classification.study import Classification
 from ..classification.systems import TDSC, TUNED_LISTA
 from ..deep import DEEP_L0, DEEP_M
-from ..rendering import errors, further, items, machines, markdown
+from ..rendering import errors, further, machines
 from ..study import Job
 from . import DOCS, RECORDS, serve, short, take, write_figures
 

@@ -15,13 +15,14 @@ from typing import Any
 
 from ..._files import fill
 from ..._optional import progress_bar
+from ..._report import record
+from ..._report.page import items, markdown
 from ...solvers import eigengap, graph_laplacian, knn_affinity
-from .. import record
 from ..clustering import data, systems
 from ..clustering.protocol import PROTOCOLS, STARTS
 from ..clustering.study import Clustering
 from ..deep import DEEP_L0, DEEP_M, SPARSITIES
-from ..rendering import items, machines, markdown
+from ..rendering import machines
 from ..scores import clustering
 from ..study import values
 from . import DOCS, RECORDS, serve, take

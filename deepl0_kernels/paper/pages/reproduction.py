@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ..._files import fill
-from .. import record
+from ..._report import record
+from ..._report.page import items, markdown
 from ..codes import race
 from ..codes.cells import BASELINE
 from ..codes.protocol import Protocol
 from ..codes.study import DEEP2, ITERATIVE, Codes, claims_frame, problems, unlearned_note
-from ..rendering import errors, items, machines, markdown
+from ..rendering import errors, machines
 from . import DOCS, RECORDS, serve, write_figures
 
 STUDY = Codes()

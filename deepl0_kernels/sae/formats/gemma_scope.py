@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..model import SparseAutoencoder
@@ -36,6 +35,8 @@ def read(path: Path) -> SparseAutoencoder:
 
 
 def _arrays(path: Path) -> dict[str, torch.Tensor]:
+    import numpy as np
+
     with np.load(path, allow_pickle=False) as file:
         # Some releases write w_enc and w_dec.
         named = {"W_" + key[2:] if key.startswith("w_") else key: file[key] for key in file.files}

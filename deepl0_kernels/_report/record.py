@@ -89,9 +89,10 @@ def reading(path: Path) -> Iterator[None]:
     """Whatever is wrong with the content of ``path`` becomes a ValueError that names it."""
     try:
         yield
-    except OSError:
-        raise
     except Exception as error:
+        # Those of the file system name the file; torch.load has others for a file that ends early.
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
         raise ValueError(
             f"{path} cannot be read: {error!r}; without it the command that wrote it makes it anew"
         ) from error
@@ -112,15 +113,17 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
         return {name: torch.from_numpy(file[name]) for name in file.files}
 
 
-def read_json(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
-    """What :func:`write_json` wrote.
+def read_json(
+    path: Path, keys: Collection[str] = (), command: str = "deepl0 reproduce"
+) -> dict[str, Any]:
+    """What :func:`write_json` wrote, of a run of ``command``.
 
     Raises:
         FileNotFoundError: nothing did.
         ValueError: it cannot be read, or lacks one of ``keys``.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} holds no {path.name}; run deepl0 reproduce first")
+        raise FileNotFoundError(f"{path.parent} holds no {path.name}; run {command} first")
     with reading(path):
         found = json.loads(path.read_text())
         if not isinstance(found, dict):

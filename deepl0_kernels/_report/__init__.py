@@ -1,0 +1,1 @@
+"""What commands keep of a run, draw of it, and show: records, figures, pages."""

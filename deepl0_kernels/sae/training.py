@@ -1,0 +1,250 @@
+"""The training loop: shuffled batches, an optimiser, and a checkpoint that resumes to the bit."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._isolation import isolated, refuse_inference
+from .._optional import progress_bar
+from .._report import record
+from ..ops import checks
+from .activations import Activations
+from .losses import DeadUnits
+from .model import SparseAutoencoder
+
+OPTIMIZER: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
+
+# Columns of a history, one row a step.
+HISTORY = ("loss", "mse", "fvu", "aux", "l0", "dead")
+# Shares of the steps in which the learning rate rises from 0, and falls to 0.
+_RISE, _FALL = 1 / 20, 1 / 5
+
+
+@isolated(grad=True)
+def fit(
+    model: SparseAutoencoder,
+    activations: Activations,
+    *,
+    steps: int,
+    batch: int = 1024,
+    lr: float = 1e-3,
+    seed: int = 0,
+    aux_coefficient: float = 1 / 32,
+    l0_coefficient: float = 0.0,
+    dead_after: int | None = None,
+    checkpoint: Path | None = None,
+    every: int = 500,
+    digest: str | None = None,
+    progress: str = "",
+) -> Tensor:
+    """Train an autoencoder on activations, in place.
+
+    Args:
+        model: what to train, float32 or float64, on any device. It starts from its weights. Atoms
+            stay at norm 1 if all are at the start, and are free if not.
+        activations: vectors of its width; a batch of them is in memory at a time.
+        steps: > 0, batches to train on, from a new shuffle in every pass over the vectors.
+        batch: > 0, vectors in a batch. lr: > 0, of Adam; it rises in the first twentieth and falls
+            to 0 in the last fifth of the steps.
+        seed: >= 0, of the shuffles.
+        aux_coefficient: >= 0. l0_coefficient: >= 0; both of :meth:`SparseAutoencoder.loss`.
+        dead_after: > 0, of :class:`DeadUnits`; None: one pass over the vectors, at most 10 million.
+        checkpoint: a file that is written now and then, and at the end; where it exists, the
+            training goes on from it, to the bits that it would have had without an interruption
+            (on the same machine, with as many threads). None: none.
+        every: > 0, steps between checkpoints.
+        digest: of :meth:`Activations.check`; None: it is called.
+        progress: what stands before a progress bar; without a word there is none.
+
+    Returns:
+        float64 [steps, 6]: loss, mse, fvu, aux, l0 of every batch, and the number of dead units.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit, or activations with a number that is
+            not finite, named with the value; a checkpoint of another training, whose settings that
+            differ are named, or one that cannot be read; a loss that is not finite.
+    """
+    activations.fits(model.in_features, "the autoencoder")
+    refuse_inference(model)
+    if model.W.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"model must be float32 or float64 to be trained, got {model.W.dtype}")
+    every = checks.integer("every", every, 1)
+    rows = len(activations)
+    settings: dict[str, Any] = {
+        "steps": checks.integer("steps", steps, 1),
+        "batch": checks.integer("batch", batch, 1),
+        "lr": checks.positive("lr", lr),
+        "seed": checks.integer("seed", seed, 0),
+        "aux_coefficient": checks.nonnegative("aux_coefficient", aux_coefficient),
+        "l0_coefficient": checks.nonnegative("l0_coefficient", l0_coefficient),
+        "dead_after": checks.integer(
+            "dead_after", min(rows, 10_000_000) if dead_after is None else dead_after, 1
+        ),
+        "model": repr(model.options()),
+        "weights": weights_digest(model),
+        "activations": activations.check(bool(progress)) if digest is None else digest,
+    }
+    dead = DeadUnits(model.code_size, settings["dead_after"]).to(model.W.device)
+    optimizer = OPTIMIZER(model.parameters(), lr=settings["lr"], betas=(0.9, 0.999), eps=1e-8)
+    sampler = Shuffled(rows, batch, seed)
+    history = torch.zeros(steps, len(HISTORY), dtype=torch.float64)
+    unit = has_unit_atoms(model)
+    begin = 0
+    if checkpoint is not None and checkpoint.exists():
+        begin = _resume(checkpoint, settings, model, optimizer, dead, sampler, history)
+    training = model.training
+    model.train()
+    for step in progress_bar(range(begin, steps), progress, show=bool(progress), total=steps,
+                             initial=begin):  # fmt: skip
+        for group in optimizer.param_groups:
+            group["lr"] = settings["lr"] * schedule(step, steps)
+        x = activations.rows(sampler.draw()).to(model.W.device, model.W.dtype)
+        if model.flatten_heads:
+            x = x.unflatten(-1, (1, -1))
+        out = model.loss(
+            x,
+            dead=dead.units(),
+            aux_coefficient=settings["aux_coefficient"],
+            l0_coefficient=settings["l0_coefficient"],
+        )
+        row = [out.loss, out.mse, out.fvu, out.aux, out.l0]
+        history[step] = torch.stack([*(v.detach().double() for v in row), row[0].new_zeros(())])
+        if not math.isfinite(history[step, 0].item()):
+            raise ValueError(
+                f"the loss is {history[step, 0].item()} in step {step}: lr = {lr} may be too large"
+            )
+        optimizer.zero_grad()
+        out.loss.backward()
+        if unit:
+            model.remove_parallel_gradient()
+        optimizer.step()
+        if unit:
+            model.normalize_atoms()
+        dead.update(out.code)
+        history[step, -1] = len(dead.units())
+        done = step + 1
+        if checkpoint is not None and (done == steps or done % every == 0):
+            _store(checkpoint, done, settings, model, optimizer, dead, sampler, history)
+    model.train(training)
+    return history
+
+
+def has_unit_atoms(model: SparseAutoencoder) -> bool:
+    """All of norm 1, but for rounding."""
+    norms = torch.linalg.vector_norm(model.D.detach(), dim=0)
+    return bool(((norms - 1).abs() < 1e-3).all())
+
+
+def schedule(step: int, steps: int) -> float:
+    """Factor of the learning rate in a step, counted from 0."""
+    rise, fall = max(round(_RISE * steps), 1), max(round(_FALL * steps), 1)
+    return min(1.0, (step + 1) / rise, (steps - step) / fall)
+
+
+class Shuffled:
+    """Indices of batches: every pass over ``rows`` vectors is a new permutation, which depends on
+    the seed and the number of the pass alone; a batch may reach over two passes."""
+
+    def __init__(self, rows: int, batch: int, seed: int) -> None:
+        self.rows, self.batch, self.seed = rows, batch, seed
+        self.drawn = 0  # vectors so far
+        self._order: tuple[int, Tensor] | None = None
+
+    def _pass(self, number: int) -> Tensor:
+        if self._order is None or self._order[0] != number:
+            key = hashlib.blake2b(f"{self.seed} {number}".encode(), digest_size=7).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(key, "big"))
+            self._order = number, torch.randperm(self.rows, generator=generator)
+        return self._order[1]
+
+    def draw(self) -> Tensor:
+        """int64 [batch], ascending: neighbours in a file are read together."""
+        parts, wanted = [], self.batch
+        while wanted:
+            number, at = divmod(self.drawn, self.rows)
+            parts.append(self._pass(number)[at : at + wanted])
+            self.drawn += len(parts[-1])
+            wanted -= len(parts[-1])
+        return torch.cat(parts).sort().values
+
+
+def weights_digest(model: SparseAutoencoder) -> str:
+    """Of the weights that a training starts from."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, parameter in model.named_parameters():
+        found.update(name.encode())
+        for piece in parameter.detach().t().split(1 << 12) if name == "D" else [parameter.detach()]:
+            found.update(piece.contiguous().numpy(force=True).data)
+    return found.hexdigest()
+
+
+def _store(
+    path: Path,
+    done: int,
+    settings: dict[str, Any],
+    model: SparseAutoencoder,
+    optimizer: torch.optim.Optimizer,
+    dead: DeadUnits,
+    sampler: Shuffled,
+    history: Tensor,
+) -> None:
+    finished = done == settings["steps"]
+    record.write_tensors(
+        path,
+        {
+            "settings": settings,
+            "step": done,
+            "model": model.state_dict(),
+            "optimizer": None if finished else optimizer.state_dict(),
+            "dead": dead.state_dict(),
+            "drawn": sampler.drawn,
+            "history": history[:done].clone(),
+        },
+    )
+
+
+def _resume(
+    path: Path,
+    settings: dict[str, Any],
+    model: SparseAutoencoder,
+    optimizer: torch.optim.Optimizer,
+    dead: DeadUnits,
+    sampler: Shuffled,
+    history: Tensor,
+) -> int:
+    """The number of steps that are done, with everything as it was after them."""
+    found = record.read_tensors(path)
+    with record.reading(path):
+        before = dict(found["settings"])
+    same_settings(path, before, settings)
+    with record.reading(path):
+        done = int(found["step"])
+        model.load_state_dict(found["model"])
+        dead.load_state_dict(found["dead"])
+        sampler.drawn = int(found["drawn"])
+        history[:done] = found["history"]
+        if done < settings["steps"]:
+            optimizer.load_state_dict(found["optimizer"])
+    return done
+
+
+def same_settings(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """What ``path`` holds was made by these settings.
+
+    Raises:
+        ValueError: by others; they are named with both values.
+    """
+    changed = [key for key in now if before.get(key) != now[key]]
+    if changed:
+        listed = ", ".join(f"{key} = {before.get(key)!r}, not {now[key]!r}" for key in changed)
+        raise ValueError(
+            f"{path} holds a training with {listed}: give another folder, or the same settings to "
+            "go on"
+        )

@@ -1,0 +1,42 @@
+"""What docs/sae.md says of stages is what stands on record."""
+
+from __future__ import annotations
+
+import statistics
+
+from bench import sae_depth
+from deepl0_kernels._files import filled
+from deepl0_kernels._report import record
+
+
+def test_the_page_and_its_figure_are_drawn_from_the_record():
+    found = record.read_json(sae_depth.RECORD)
+    text = sae_depth.PAGE.read_text()
+    assert filled(text, {"depth": sae_depth.section(found)}) == text
+    assert sae_depth.FIGURE.exists()
+
+
+def test_the_record_is_complete():
+    """Every training of the plan, each with the same data."""
+    runs = record.read_json(sae_depth.RECORD)["runs"]
+    seen = [
+        tuple(run["settings"][key] for key in ("m", "positive", "seed", "steps")) for run in runs
+    ]
+    assert seen == [(s.m, s.positive, s.seed, s.steps) for s in sae_depth.plan()]
+    for key in ("activations", "held_out"):
+        assert len({run["settings"][key]["digest"] for run in runs}) == 1
+
+
+def test_what_the_page_says_of_it():
+    by_method = sae_depth.cells(record.read_json(sae_depth.RECORD))
+
+    def mean(method, key):
+        return statistics.mean(row["fvu"] for row in by_method[method][key])
+
+    for key in by_method["K = 1"]:
+        positive, _ = key
+        assert (mean("K = 2, untuned", key) > mean("K = 1", key)) == positive
+        falling = ["K = 1, tuned", "K = 2, tuned", "K = 3, tuned", "OMP"]
+        errors = [mean(method, key) for method in falling]
+        assert errors == sorted(errors, reverse=True)
+        assert mean("K = 2, tuned", key) < mean("K = 1, 3200 steps at once", key)
