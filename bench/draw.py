@@ -38,8 +38,8 @@ SHOWN = (
 
 INTRODUCTION = """# Benchmarks
 
-Drawn from the records `bench/records/cpu*.csv`, one a machine; every row was measured there, none is
-left out. `make bench` writes cpu.csv, the whole suite on one machine.
+Drawn from the records `bench/records/cpu*.csv`, one a machine; every row was measured there, none
+is left out. `make bench` writes cpu.csv, the whole suite on one machine.
 Times are medians in microseconds per call, the providers interleaved round by round in one process.
 `x` is the median of the provider compared against (torch eager; for omp and fista SPAMS) over ours;
 below 1 we lose. `floor` is the time of the product W x alone over ours: 100 % would mean that

@@ -29,9 +29,16 @@ bool few_enough(int64_t p, int64_t m) { return p >= 12 * m; }
 /// Below, what is screened must pay; from here on codes are batch-invariant.
 constexpr int64_t kLarge = 4096;
 
-/// Below kLarge panels of float32 are as fast. Beyond n = 512 the bound of int8, which grows as the
-/// square root of n against the spread of u, excludes too little.
-bool int8_pays(int64_t n, int64_t p) { return p >= kLarge && n <= 512; }
+/// Below kLarge panels of float32 are as fast. The bound of int8 grows as the square root of n
+/// against the spread of u: beyond n = 1024 it excludes too little, and before that the first rows
+/// tell (few_rescored).
+bool int8_pays(int64_t n, int64_t p) { return p >= kLarge && n <= 1024; }
+
+/// Whether so few entries were computed again that int8 saved more than they took: one costs as
+/// much as int8 saves on 30 to 60 others (measured).
+bool few_rescored(const ScreenCounts& counts, int64_t rows, int64_t p) {
+    return counts.full_rows * 8 <= rows && counts.rescored * 32 <= rows * p;
+}
 
 /// The best kind for the task. Low precision must pay: below 32 rows packing W costs more than it
 /// saves.
@@ -82,7 +89,7 @@ void Screen::run(const Packed& by, Matrix<const float> x, Code z, bool positive,
     ScreenCounts counts;
     screen_kernels().top_m(q, 0, x.rows, workspace.get(), &counts);
     if (by.kind == ScreenKind::int8_vectors)
-        int8_ = counts.full_rows * 8 > x.rows ? Int8::bad : Int8::good;
+        int8_ = few_rescored(counts, x.rows, w_.rows) ? Int8::good : Int8::bad;
 }
 
 void Screen::rows(Matrix<const float> x, Code z, bool positive, Code out) const {
