@@ -90,15 +90,58 @@ def cpu_tables(record: Path) -> None:
     rows = records.read(record)
     write_atomically(DOCS / "benchmarks.md", cpu_page(record).encode())
     fill(README, {"measured": summary(rows)})
+    fill(DOCS / "sae.md", {"speed": sae_speed(record)})
     shown = {s[:2] for s in SHOWN}
     speedups([r for r in rows if r.threads == 1 and r.provider == OURS
               and (r.operator, r.shape) in shown])  # fmt: skip
 
 
-def cpu_page(record: Path) -> str:
-    """The tables of this record, then of those of other machines beside it."""
+def _all_machines(record: Path) -> list[list[records.Row]]:
+    """The rows of this record, then of those of other machines beside it."""
     others = sorted({*record.parent.glob("cpu-*.csv")} - {record})
-    return "\n".join([INTRODUCTION, *(table(records.read(path)) for path in (record, *others))])
+    return [records.read(path) for path in (record, *others)]
+
+
+def cpu_page(record: Path) -> str:
+    """The tables of this record and of those beside it."""
+    return "\n".join([INTRODUCTION, *map(table, _all_machines(record))])
+
+
+def sae_speed(record: Path) -> str:
+    """The table of docs/sae.md: a step of training, and what its parts take of it."""
+    step = "sae training step"
+    parts = {
+        "encode": "sae encode",
+        "decode": "sae decode forward + backward",
+        "Adam": "sae optimiser step",
+    }
+    lines = []
+    for rows in _all_machines(record):
+        found = {(r.operator, r.shape, r.threads, r.provider): r for r in rows}
+        ours = [r for r in rows if r.operator == step and r.provider == OURS]
+        if ours:
+            lines += [
+                f"{ours[0].machine}, {ours[0].isa}, torch {ours[0].torch}:",
+                "",
+                f"| | threads | {EAGER} | SAELens | deepl0 | SAELens / deepl0 | vectors a second |"
+                f" {' | '.join(parts)} |",
+                "|---" * (7 + len(parts)) + "|",
+            ]
+        for r in ours:
+            eager, theirs = (found[step, r.shape, r.threads, name] for name in (EAGER, "SAELens"))
+            batch = int(r.shape.rpartition("B=")[2])
+            shares = [found[o, r.shape, r.threads, OURS].p50 / r.p50 for o in parts.values()]
+            cells = [
+                r.shape,
+                r.threads,
+                *(f"{one.p50 / 1e3:.4g} ms" for one in (eager, theirs, r)),
+                f"**{theirs.p50 / r.p50:.1f}**",
+                f"{batch / r.p50 * 1e6:,.0f}",
+                *(f"{share:.0%}" for share in shares),
+            ]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    note = "Shares of the step are those of the parts run alone: encode forward, decode forward and"
+    return "\n".join([*lines, "", f"{note} backward, Adam."])
 
 
 README_CARD = "gpu-h200.csv"  # whose record the README shows

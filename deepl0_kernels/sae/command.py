@@ -122,7 +122,7 @@ def train(
         int | None, typer.Option(help="Batches for each of several stages; by default as --steps.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Vectors in a batch.")] = 1024,
-    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Of weights and shuffles.")] = 0,
     aux: Annotated[float, typer.Option(help="Weight of the loss of dead units.")] = 1 / 32,
     dead_after: Annotated[

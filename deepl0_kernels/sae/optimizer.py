@@ -50,7 +50,14 @@ class SparseAdam(torch.optim.Optimizer):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, unit_norm=unit_norm))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As of ``torch.optim.Optimizer``, with the checks of this class."""
+        """As of ``torch.optim.Optimizer``.
+
+        Args:
+            param_group: "params", and options of the class that are to differ for these.
+
+        Raises:
+            TypeError, ValueError: as in the class.
+        """
         group = {**self.defaults, **param_group}
         checks.positive("lr", group["lr"])
         checks.positive("eps", group["eps"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from ..ops import checks
 from .activations import Activations
 from .losses import DeadUnits
 from .model import SparseAutoencoder
-
-OPTIMIZER: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
+from .optimizer import SparseAdam
 
 # Columns of a history, one row a step.
 HISTORY = ("loss", "mse", "fvu", "aux", "l0", "dead")
@@ -51,8 +49,9 @@ def fit(
             stay at norm 1 if all are at the start, and are free if not.
         activations: vectors of its width; a batch of them is in memory at a time.
         steps: > 0, batches to train on, from a new shuffle in every pass over the vectors.
-        batch: > 0, vectors in a batch. lr: > 0, of Adam; it rises in the first twentieth and falls
-            to 0 in the last fifth of the steps.
+        batch: > 0, vectors in a batch.
+        lr: > 0, of :class:`SparseAdam`; it rises in the first twentieth and falls to 0 in the last
+            fifth of the steps.
         seed: >= 0, of the shuffles.
         aux_coefficient: >= 0. l0_coefficient: >= 0; both of :meth:`SparseAutoencoder.loss`.
         dead_after: > 0, of :class:`DeadUnits`; None: one pass over the vectors, at most 10 million.
@@ -92,10 +91,11 @@ def fit(
         "activations": activations.check(bool(progress)) if digest is None else digest,
     }
     dead = DeadUnits(model.code_size, settings["dead_after"]).to(model.W.device)
-    optimizer = OPTIMIZER(model.parameters(), lr=settings["lr"], betas=(0.9, 0.999), eps=1e-8)
+    others = [p for p in model.parameters() if p is not model.D]
+    groups = [{"params": others}, {"params": [model.D], "unit_norm": has_unit_atoms(model)}]
+    optimizer = SparseAdam(groups, lr=settings["lr"])
     sampler = Shuffled(rows, batch, seed)
     history = torch.zeros(steps, len(HISTORY), dtype=torch.float64)
-    unit = has_unit_atoms(model)
     begin = 0
     if checkpoint is not None and checkpoint.exists():
         begin = _resume(checkpoint, settings, model, optimizer, dead, sampler, history)
@@ -122,11 +122,7 @@ def fit(
             )
         optimizer.zero_grad()
         out.loss.backward()
-        if unit:
-            model.remove_parallel_gradient()
         optimizer.step()
-        if unit:
-            model.normalize_atoms()
         dead.update(out.code)
         history[step, -1] = len(dead.units())
         done = step + 1

@@ -130,15 +130,15 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(run, monkeypatch):
         "train", "--activations", folder / "x.npy", "--out", folder / "again", *TRAIN,
         "--pursuits", "--stages", "1 2 3",
     )  # fmt: skip
-    true, calls = sae.SparseAutoencoder.normalize_atoms, []
+    true, calls = sae.DeadUnits.update, []
 
-    def interrupted(self):
-        true(self)
+    def interrupted(self, code):
+        true(self, code)
         calls.append(0)
         if len(calls) == 75:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(sae.SparseAutoencoder, "normalize_atoms", interrupted)
+    monkeypatch.setattr(sae.DeadUnits, "update", interrupted)
     done = deepl0(*arguments)
     assert done.exit_code == 130
     assert f"the same command goes on from what {folder / 'again'} holds" in done.output

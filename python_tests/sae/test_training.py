@@ -108,17 +108,17 @@ KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
-from deepl0_kernels.sae import SparseAutoencoder
+from deepl0_kernels.sae import DeadUnits
 from python_tests.sae import test_training
 left = int(sys.argv[2])
-true = SparseAutoencoder.normalize_atoms
-def counted(self):
+true = DeadUnits.update
+def counted(self, code):
     global left
-    true(self)
+    true(self, code)
     left -= 1
     if not left:
         os.kill(os.getpid(), signal.SIGKILL)
-SparseAutoencoder.normalize_atoms = counted
+DeadUnits.update = counted
 test_training.long_training(Path(sys.argv[1]))
 """
 
