@@ -128,7 +128,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
     **dict.fromkeys(
         ("threshold", "threshold_backward", "top_m", "unpool", "keep_top_m", "apply_mask"), _nothing
     ),
-    "batch_top_m": _nothing,
+    **dict.fromkeys(("batch_top_m", "sparse_adam_"), _nothing),
     **dict.fromkeys(("threshold_stage", "threshold_stage_saving", "top_m_stage"), _stage),
     **dict.fromkeys(("encode_l0", "encode_l0_saving"), _encode_l0),
     "encode_l0_backward": _encode_l0_backward,

@@ -87,6 +87,12 @@ def samples(dtype: torch.dtype, grad: bool, batch: int = B):
         yield "fista", (x, randn(N, P), None, 0.1, *fixed, False)
         yield "fista", (x, randn(N, P), z, 0.1, *fixed, True)
         yield "fista", (x, randn(N, P), z.abs(), 0.1, *fixed, True, True)
+    if not grad and low == dtype:
+        for unit_norm in (False, True):
+            rows = randn(batch, N) * (torch.arange(batch) % 2)[:, None]
+            averages = randn(batch, N), randn(batch, N).abs()
+            options = (0.01, 0.9, 0.999, 1e-8, 3, unit_norm)
+            yield "sparse_adam_", (randn(batch, N), rows, *averages, *options)
     if not grad:
         for bits in (*range(1, 16), 16, 31):
             yield "encode_l0_backward", (z, saved_u, x, W, S, thetas(), 0.3, "helu", bits)
@@ -158,6 +164,13 @@ def test_native_equals_reference(name, args):
     base = name.removesuffix("_saving")
     if not hasattr(dk.reference, base):
         return  # the encoders' backwards: test_encode and test_decode
+    if name.endswith("_"):  # in place
+        got, want = ([a.clone() if isinstance(a, torch.Tensor) else a for a in args] for _ in "12")
+        getattr(OPS, name)(*got)
+        getattr(dk.reference, name)(*want)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b)
+        return
     got = getattr(OPS, name)(*args)
     if base != name:
         args = (*args, True)

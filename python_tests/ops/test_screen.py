@@ -14,7 +14,7 @@ from python_tests.ops.test_encode import assert_top_m_stage, pre_activation
 from python_tests.oracle import same_bits
 
 N, P, M = 48, 4500, 20
-STYLES = ["normal", "off centre", "correlated", "outlier", "scaled"]
+STYLES = ["normal", "off centre", "correlated", "outlier", "scaled", "long", "long, of units"]
 
 
 def one_stage(x, W, m=M):
@@ -23,7 +23,8 @@ def one_stage(x, W, m=M):
 
 def data(style: str, batch: int = 70) -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(3)
-    x, W = torch.randn(batch, N, generator=g), torch.randn(P, N, generator=g)
+    n = 900 if style.startswith("long") else N
+    x, W = torch.randn(batch, n, generator=g), torch.randn(P, n, generator=g)
     if style == "off centre":
         x, W = x + 5, W + 5
     elif style == "correlated":
@@ -33,6 +34,9 @@ def data(style: str, batch: int = 70) -> tuple[torch.Tensor, torch.Tensor]:
     elif style == "scaled":
         x = x * torch.logspace(-12, 12, batch)[:, None]
         W = W * torch.logspace(-6, 6, P)[torch.randperm(P, generator=g), None]
+    elif style == "long, of units":  # int8 excludes enough, as without the units it does not
+        some = torch.randint(P, (batch, M), generator=g)
+        x = W[some].sum(1) + x
     return x, W
 
 
@@ -79,7 +83,7 @@ def test_sizes_that_fill_no_vector(n):
     torch.testing.assert_close(got.values.double(), want[0], rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("style", ["normal", "off centre", "outlier"])
+@pytest.mark.parametrize("style", ["normal", "off centre", "outlier", "long", "long, of units"])
 def test_batch_invariant(style):
     """The documented guarantee: a row's code has the same bits alone, in any batch, any threads."""
     x, W = data(style)
