@@ -204,5 +204,6 @@ def test_outputs_are_as_the_fake_kernels_say(of, dtype, batch):
 def test_every_operator_of_the_cpu_is_asked():
     asked = {name for of in CASES.values() for name, *_ in of(torch.float32, 1)}
     listed = torch._C._dispatch_get_registrations_for_dispatch_key("CPU")
-    names = {name.split("::")[1] for name in listed if name.startswith("deepl0::")}
-    assert {name.split(".")[0] for name in names} == asked
+    names = {name.split("::")[1].split(".")[0] for name in listed if name.startswith("deepl0::")}
+    # One that works in place has no output.
+    assert {n for n in names if getattr(torch.ops.deepl0, n).default._schema.returns} == asked
