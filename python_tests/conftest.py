@@ -35,7 +35,7 @@ def data_dir() -> Path:
     folder = os.environ.get("DEEPL0_DATA")
     if folder and Path(folder).is_dir():
         return Path(folder)
-    pytest.skip("DEEPL0_DATA does not name a folder with mnist.npz")
+    pytest.skip("DEEPL0_DATA does not name a folder of data sets")
 
 
 @pytest.hookimpl(trylast=True)

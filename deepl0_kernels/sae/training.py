@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,9 @@ def fit(
     optimizer = SparseAdam(groups, lr=settings["lr"])
     sampler = Shuffled(rows, batch, seed)
     history = torch.zeros(steps, len(HISTORY), dtype=torch.float64)
-    begin = 0
+    run, begin = _Run(settings, model, optimizer, dead, sampler, history), 0
     if checkpoint is not None and checkpoint.exists():
-        begin = _resume(checkpoint, settings, model, optimizer, dead, sampler, history)
+        begin = run.resume(checkpoint)
     training = model.training
     model.train()
     for step in progress_bar(range(begin, steps), progress, show=bool(progress), total=steps,
@@ -127,7 +128,7 @@ def fit(
         history[step, -1] = len(dead.units())
         done = step + 1
         if checkpoint is not None and (done == steps or done % every == 0):
-            _store(checkpoint, done, settings, model, optimizer, dead, sampler, history)
+            run.store(checkpoint, done)
     model.train(training)
     return history
 
@@ -181,54 +182,47 @@ def weights_digest(model: SparseAutoencoder) -> str:
     return found.hexdigest()
 
 
-def _store(
-    path: Path,
-    done: int,
-    settings: dict[str, Any],
-    model: SparseAutoencoder,
-    optimizer: torch.optim.Optimizer,
-    dead: DeadUnits,
-    sampler: Shuffled,
-    history: Tensor,
-) -> None:
-    finished = done == settings["steps"]
-    record.write_tensors(
-        path,
-        {
-            "settings": settings,
-            "step": done,
-            "model": model.state_dict(),
-            "optimizer": None if finished else optimizer.state_dict(),
-            "dead": dead.state_dict(),
-            "drawn": sampler.drawn,
-            "history": history[:done].clone(),
-        },
-    )
+@dataclass
+class _Run:
+    """A training, as a checkpoint holds it."""
 
+    settings: dict[str, Any]
+    model: SparseAutoencoder
+    optimizer: torch.optim.Optimizer
+    dead: DeadUnits
+    sampler: Shuffled
+    history: Tensor
 
-def _resume(
-    path: Path,
-    settings: dict[str, Any],
-    model: SparseAutoencoder,
-    optimizer: torch.optim.Optimizer,
-    dead: DeadUnits,
-    sampler: Shuffled,
-    history: Tensor,
-) -> int:
-    """The number of steps that are done, with everything as it was after them."""
-    found = record.read_tensors(path)
-    with record.reading(path):
-        before = dict(found["settings"])
-    same_settings(path, before, settings)
-    with record.reading(path):
-        done = int(found["step"])
-        model.load_state_dict(found["model"])
-        dead.load_state_dict(found["dead"])
-        sampler.drawn = int(found["drawn"])
-        history[:done] = found["history"]
-        if done < settings["steps"]:
-            optimizer.load_state_dict(found["optimizer"])
-    return done
+    def store(self, path: Path, done: int) -> None:
+        finished = done == self.settings["steps"]
+        record.write_tensors(
+            path,
+            {
+                "settings": self.settings,
+                "step": done,
+                "model": self.model.state_dict(),
+                "optimizer": None if finished else self.optimizer.state_dict(),
+                "dead": self.dead.state_dict(),
+                "drawn": self.sampler.drawn,
+                "history": self.history[:done].clone(),
+            },
+        )
+
+    def resume(self, path: Path) -> int:
+        """The number of steps that are done, with everything as it was after them."""
+        found = record.read_tensors(path)
+        with record.reading(path):
+            before = dict(found["settings"])
+        same_settings(path, before, self.settings)
+        with record.reading(path):
+            done = int(found["step"])
+            self.model.load_state_dict(found["model"])
+            self.dead.load_state_dict(found["dead"])
+            self.sampler.drawn = int(found["drawn"])
+            self.history[:done] = found["history"]
+            if done < self.settings["steps"]:
+                self.optimizer.load_state_dict(found["optimizer"])
+        return done
 
 
 def same_settings(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

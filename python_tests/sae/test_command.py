@@ -374,12 +374,9 @@ def test_epochs_are_of_what_is_trained_on():
     assert study.steps_of(0.001, x, None, 100) == 1
 
 
-def test_activations_of_a_transformer(data_dir, tmp_path):
+def test_activations_of_a_transformer(minilm, tmp_path):
     """A slice of them: the file is read by name, evaluated, and trained on."""
-    path = data_dir / "minilm_activations.npz"
-    if not path.exists():
-        pytest.skip("DEEPL0_DATA has no minilm_activations.npz")
-    test = sae.Activations.open(f"{path}:test")
+    test = sae.Activations.open(f"{minilm}:test")
     assert (test.width, test.dtype) == (384, "float16")
     x = npy(tmp_path / "x.npy", test.rows(slice(0, 2000)).numpy().astype(np.float16))
     done = deepl0(
@@ -390,7 +387,7 @@ def test_activations_of_a_transformer(data_dir, tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     fvus = {row["m"]: row["fvu"] for row in results["evaluations"]}
     assert fvus[16] < 0.6
-    line = refused("eval", tmp_path / "run" / "base.safetensors", "--activations", path)
+    line = refused("eval", tmp_path / "run" / "base.safetensors", "--activations", minilm)
     assert "train [60480, 384], test [10080, 384], train_tokens [60480]" in line
 
 

@@ -288,12 +288,9 @@ except ModuleNotFoundError as error:
     assert "needs sae_lens: pip install 'deepl0-kernels[saelens]'" in done.stdout, done.stderr
 
 
-def test_real_activations(data_dir, tmp_path):
+def test_real_activations(minilm, tmp_path):
     """A slice of a transformer's residual stream through a file and back, against the forward."""
-    path = data_dir / "minilm_activations.npz"
-    if not path.exists():
-        pytest.skip("DEEPL0_DATA has no minilm_activations.npz")
-    with np.load(path) as file:
+    with np.load(minilm) as file:
         x = torch.from_numpy(file["test"][:256]).float()
     n, p = x.shape[1], 1024
     model = sae.SparseAutoencoder(n, p, m=24, positive=False)

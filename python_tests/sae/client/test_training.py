@@ -34,6 +34,7 @@ def test_200_steps_in_float64(kind, options, record):
     """No near-tie is closer than float64 rounds: all is equal from the seed to the last step."""
     s = Settings(d_sae=1024)
     theirs, ours = (runs.trainer_of(runs.sae_of(kind, o, s, **options), s) for o in (False, True))
+    start = [p.detach().clone() for p in theirs.sae.parameters()]
     worst, dead, auxiliary = 0.0, [], 0
     for batch in itertools.islice(runs.activations(s), s.steps):
         dead.append(int(theirs.dead_neurons.sum()))
@@ -46,6 +47,9 @@ def test_200_steps_in_float64(kind, options, record):
     assert auxiliary > s.steps / 2
     for (name, p), q in zip(ours.sae.named_parameters(), theirs.sae.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12, msg=name)
+    # The training went somewhere: no weight is near where it was, by the tolerance above.
+    for p, q in zip(theirs.sae.parameters(), start, strict=True):
+        assert (p - q).norm() > 1e-3 * p.norm()
     assert torch.equal(ours.act_freq_scores, theirs.act_freq_scores)
     record.setdefault("float64, from one seed", {"activations": runs.source(), **s.as_dict()})[
         name_of(kind, options)
