@@ -208,6 +208,32 @@ def test_gradients_equal_the_reference(batch, p, positive, layout):
         assert (got - want).norm() <= tolerance * want.norm()
 
 
+@pytest.mark.parametrize("positive", [False, True])
+@pytest.mark.parametrize("factored", [False, True])
+def test_an_entry_of_zero_at_a_threshold_of_zero_has_a_gradient(factored, positive):
+    """Among codes so sparse that the backward goes by supports, in which it does not stand."""
+    torch.manual_seed(0)
+    x, W = torch.randn(9, 4).double(), torch.randn(40, 4).double()
+    D, bias, theta = 0.01 * torch.randn(4, 40).double(), torch.zeros(40).double(), torch.zeros(40)
+    W[5], bias[7], theta[:] = 0, 50, 20
+    S = 0.01 * torch.randn(40, 40).double()
+    theta[5] = S[5] = 0
+    W.requires_grad_()
+    bias.requires_grad_()
+    found = []
+    for backend in BACKENDS:
+        with dk.use_backend(backend):
+            z = dk.encode_l0(
+                x, W, None if factored else S, theta.double(), num_stages=3, grad="hard",
+                D=D if factored else None, bias=bias, positive=positive,
+            )  # fmt: skip
+        assert torch.equal(z != 0, (torch.arange(40) == 7).expand(9, 40))
+        found.append(torch.autograd.grad((z * torch.arange(1, 41)).sum(), (W, bias)))
+    for want, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, want)
+    assert (found[0][1][5] != 0) == (not positive)
+
+
 def test_gradcheck():
     *operands, theta = settling(4, 5, 12, torch.float64)
     leaves = [t.requires_grad_() for t in operands]
