@@ -14,6 +14,7 @@ from .fista import fista
 from .iht import iht_l0, iht_top_m
 from .omp import omp
 from .sparse_adam import sparse_adam_
+from .shard import shard_top_m
 from .stage import threshold_stage, top_m_stage
 from .thresholds import threshold, threshold_backward
 from .top_m import apply_mask, keep_top_m, top_m, unpool
@@ -31,6 +32,7 @@ __all__ = [
     "iht_top_m",
     "keep_top_m",
     "omp",
+    "shard_top_m",
     "sparse_adam_",
     "threshold",
     "threshold_backward",

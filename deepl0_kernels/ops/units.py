@@ -1,0 +1,192 @@
+"""How the units of a dictionary are spread over ranks, and what ranks tell each other.
+
+A dictionary that is sharded over several dimensions of a mesh is cut once for each, outermost
+first; a selection goes the other way: every level gathers the candidates of its ranks and keeps the
+m largest of them. One dimension is a single all-gather, several are a tree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..backends import implementation
+
+_LARGEST = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Level:
+    """The ranks along one dimension of the mesh, and the number of units that each of them has
+    together with the ranks of the levels within it."""
+
+    group: Any
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Own:
+    """Which entries of codes [B, m] are of this rank's units: w of each row at most.
+
+    at: int64 [B, w], where in the row. present: bool [B, w], others fill up the row.
+    local: int64 [B, w], units from 0; ascending, then those of the others, which are any.
+    """
+
+    at: Tensor
+    present: Tensor
+    local: Tensor
+
+    def pick(self, values: Tensor) -> Tensor:
+        """[B, w] of values [B, m], 0 where there is none."""
+        return torch.where(self.present, values.gather(1, self.at), 0.0)
+
+    def put(self, values: Tensor, m: int) -> Tensor:
+        """[B, m] with values [B, w] in their places and 0 elsewhere."""
+        out = values.new_zeros(len(values), m + 1)
+        return out.scatter_(1, torch.where(self.present, self.at, m), values)[:, :m]
+
+
+class Units:
+    """The units of this rank: ``count`` of p from ``offset`` on; levels from the outermost on."""
+
+    def __init__(self, p: int, levels: list[tuple[Any, int, int]]) -> None:
+        """levels: group, number of ranks and this one's place, of each dimension."""
+        self.p, self.offset, self.count = p, 0, p
+        self.levels: list[Level] = []
+        for group, size, place in levels:
+            # As torch.chunk cuts: all but the last ones are of the same size.
+            most = -(-self.count // size)
+            ends = [min(most * i, self.count) for i in range(size + 1)]
+            counts = tuple(b - a for a, b in zip(ends, ends[1:], strict=False))
+            self.levels.append(Level(group, counts))
+            self.offset, self.count = self.offset + ends[place], counts[place]
+
+    def own(self, indices: Tensor) -> Own:
+        """Those entries of codes with ascending indices [B, m] that are of this rank."""
+        low = (indices < self.offset).sum(1, keepdim=True)
+        number = (indices < self.offset + self.count).sum(1, keepdim=True) - low
+        width = min(indices.shape[1], self.count)
+        if _has_values(indices):
+            width = int(number.max()) if number.numel() and width else 0
+        column = torch.arange(width, device=indices.device)
+        present = column < number
+        at = (low + column).clamp_max(max(indices.shape[1] - 1, 0))
+        local = indices.gather(1, at) - self.offset
+        # Spread, so that no unit gets the sums of all entries that are none.
+        row = torch.arange(len(indices), device=indices.device)[:, None]
+        return Own(at, present, torch.where(present, local, (row * width + column) % self.count
+                                            if self.count else 0))  # fmt: skip
+
+    def select(
+        self, values: Tensor, indices: Tensor, m: int, positive: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The m largest entries of all ranks, from the min(m, count) largest of each one's units.
+
+        values [B, w], indices [B, w] of this rank's units from 0 -> values, indices [B, m] int64
+        from 0 in the dictionary; on all ranks the same, and the bits that came in.
+        """
+        indices = (indices + self.offset).int()
+        count = self.count
+        for level in reversed(self.levels):
+            if len(level.counts) > 1:
+                values, indices = _gather(values, indices, m, level)
+            count = sum(level.counts)
+            if values.shape[1] > min(m, count):
+                top_m = implementation("top_m", values)
+                values, at = top_m(values, min(m, count), positive)
+                indices = indices.gather(1, at)
+        return values, indices.long()
+
+    def sum(self, t: Tensor) -> Tensor:
+        """The sum over all ranks, in place; the same bits on all of them."""
+        for level in reversed(self.levels):
+            if len(level.counts) > 1 and t.numel():
+                dist.all_reduce(t, group=level.group)
+        return t
+
+    def agree(self, device: torch.device, facts: Mapping[str, Any], error: Exception | None) -> None:
+        """All ranks make the same call; a rank whose call is refused says so to the others.
+
+        Raises:
+            ValueError: on every rank, what differs, or what was refused where.
+        """
+        levels = [level for level in self.levels if len(level.counts) > 1]
+        if not levels or not _has_values(torch.empty(0, device=device)):
+            if error is not None:
+                raise error
+            return
+        numbers = [_number(v) for v in facts.values()]
+        told = torch.tensor([int(error is not None), *numbers, *(-v for v in numbers)])
+        told = told.to(device)
+        for level in levels:
+            dist.all_reduce(told, dist.ReduceOp.MAX, group=level.group)
+        refused, *bounds = told.tolist()
+        if refused:
+            raise _everyones(levels, error)
+        for i, name in enumerate(facts):
+            if bounds[i] != -bounds[i + len(facts)]:
+                everyone = _gathered(levels, {dist.get_rank(): facts[name]})
+                raise ValueError(f"{name} must be the same on all ranks of the mesh, got {everyone}")
+
+
+def _has_values(t: Tensor) -> bool:
+    """Not traced, fake or on meta."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(t) is Tensor
+        and t.device.type != "meta"
+    )
+
+
+def _number(fact: Any) -> int:
+    """One that differs where the fact does."""
+    if isinstance(fact, int):
+        return int(fact)
+    return int.from_bytes(hashlib.blake2b(repr(fact).encode(), digest_size=7).digest(), "big")
+
+
+def _gathered(levels: list[Level], mine: dict[int, Any]) -> dict[int, Any]:
+    """What every rank has to say, by its number."""
+    for level in reversed(levels):
+        theirs: list[Any] = [None] * len(level.counts)
+        dist.all_gather_object(theirs, mine, group=level.group)
+        mine = {rank: what for one in theirs for rank, what in one.items()}
+    return mine
+
+
+def _everyones(levels: list[Level], error: Exception | None) -> Exception:
+    mine = {} if error is None else {dist.get_rank(): f"{error}"}
+    said = _gathered(levels, mine)
+    if error is not None:
+        return error
+    return ValueError("; ".join(f"rank {rank} was refused: {what}" for rank, what in said.items()))
+
+
+def _gather(values: Tensor, indices: Tensor, m: int, level: Level) -> tuple[Tensor, Tensor]:
+    """The candidates of all ranks of a level side by side, in their order. One all-gather of
+    values and indices, as they are, in one tensor of 32-bit words."""
+    batch, words = len(values), values.element_size() // 4
+    widths = [min(m, count) for count in level.counts]
+    if batch == 0 or m == 0:
+        return values.new_empty(batch, sum(widths)), indices.new_empty(batch, sum(widths))
+    width = max(widths)
+    sent = values.new_zeros(batch, width * (words + 1), dtype=torch.int32)
+    own = values.shape[1]
+    sent[:, : own * words] = values.contiguous().view(torch.int32)
+    sent[:, width * words : width * words + own] = indices
+    got = sent.new_empty(len(widths) * batch, sent.shape[1])
+    dist.all_gather_into_tensor(got, sent, group=level.group)
+    got = got.view(len(widths), batch, -1).transpose(0, 1)
+    theirs = got[..., : width * words].contiguous().view(values.dtype).flatten(1)
+    where = got[..., width * words :].flatten(1)
+    if min(widths) < width:
+        kept = torch.cat([torch.arange(w) + i * width for i, w in enumerate(widths)])
+        kept = kept.to(values.device)
+        theirs, where = theirs[:, kept], where[:, kept]
+    return theirs, where
