@@ -4,30 +4,6 @@
 #include "torch/screen.h"
 
 namespace deepl0::torch_ops {
-namespace {
-
-/// z with units in the place of its absent entries, which are < 0 and stand at the end of a row:
-/// distinct ones that the row does not hold, in ascending order, to which -0 is added.
-void complete(float* values, int64_t* indices, int64_t rows, int64_t m) {
-    std::vector<std::pair<int64_t, float>> row;
-    for (int64_t r = 0; r < rows; ++r, values += m, indices += m) {
-        int64_t present = 0;
-        while (present < m && indices[present] >= 0) ++present;
-        if (present == m) continue;
-        row.clear();
-        for (int64_t j = 0; j < present; ++j) row.emplace_back(indices[j], values[j]);
-        for (int64_t unit = 0, j = 0; int64_t(row.size()) < m; ++unit) {
-            while (j < present && indices[j] < unit) ++j;
-            if (j == present || indices[j] != unit) row.emplace_back(unit, -0.0f);
-        }
-        std::sort(row.begin(), row.end(),
-                  [](const auto& a, const auto& b) { return a.first < b.first; });
-        for (int64_t j = 0; j < m; ++j) std::tie(indices[j], values[j]) = row[size_t(j)];
-    }
-}
-
-}  // namespace
-
 std::tuple<Tensor, Tensor> shard_top_m(Tensor x, Tensor W, std::optional<Tensor> bias,
                                        Tensor z_values, Tensor z_indices, int64_t m,
                                        bool positive) {
@@ -46,14 +22,14 @@ std::tuple<Tensor, Tensor> shard_top_m(Tensor x, Tensor W, std::optional<Tensor>
     Tensor values = fresh({batch, m}, ScalarType::Float);
     Tensor indices = fresh({batch, m}, ScalarType::Long);
     if (batch == 0 || m == 0) return {values, indices};
-    z_values = torch::stable::clone(torch::stable::contiguous(z_values));
-    z_indices = torch::stable::clone(torch::stable::contiguous(z_indices));
+    check_indices(z_indices, p, op);
+    z_values = torch::stable::contiguous(z_values);
+    z_indices = torch::stable::contiguous(z_indices);
     const Screen::Code z{static_cast<float*>(z_values.mutable_data_ptr()),
                          static_cast<int64_t*>(z_indices.mutable_data_ptr()), code[1]};
-    for (int64_t e = 0; e < batch * z.m; ++e)
-        STD_TORCH_CHECK(z.indices[e] < p, op, ": an index of z must be below p = ", p, ", got ",
-                        z.indices[e]);
-    complete(z.values, z.indices, batch, z.m);
+    for (int64_t e = 1; e < batch * z.m; ++e)
+        STD_TORCH_CHECK(e % z.m == 0 || z.indices[e - 1] < z.indices[e], op,
+                        ": indices of z must ascend in a row");
     const Screen::Code out{static_cast<float*>(values.mutable_data_ptr()),
                            static_cast<int64_t*>(indices.mutable_data_ptr()), m};
     const Screen screen(wm, b.data<float>(), batch, m);

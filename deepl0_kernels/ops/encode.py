@@ -242,9 +242,9 @@ def encode_top_m(
         step: with D, a factor > 0 of W: a number, or one for each stage, as numbers or as a
             tensor [num_stages].
 
-    W and bias may be DTensors with the placement Shard(0), D with Shard(1): a dictionary whose units
-    are spread over ranks, with one stage or D, and the code comes back whole on every rank;
-    docs/scale.md.
+    W and bias may be DTensors with the placement Shard(0), D with Shard(1): a dictionary whose
+    units are spread over ranks, with one stage or D, and the code comes back whole on every rank
+    (docs/scale.md).
 
     Returns:
         :class:`SparseCode` with values and indices [..., m]: exactly m entries, chosen as in

@@ -41,8 +41,8 @@ def shard_top_m(
 ) -> tuple[Tensor, Tensor]:
     """Values and indices [B, m] of the m largest entries of ``x W' + bias + z``; no gradient.
 
-    x [B, n], W [p, n], float32 or float64; z [B, w], its entries at negative indices, at the end of
-    a row, are absent. float32 on a CPU is screened; else u is formed, some rows at a time.
+    x [B, n], W [p, n], float32 or float64; z [B, w] of different, ascending indices. float32 on a
+    CPU is screened; else u is formed, some rows at a time.
     """
     if x.device.type == "cpu" and x.dtype == torch.float32:
         return _native(x, W, bias, z_values, z_indices, m, positive)

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from .._isolation import isolated
 from ..reference.precision import accumulation_dtype
+from ..reference.top_m import unpool
 from . import checks
 from .shard import shard_top_m
 from .units import _LARGEST, Own, Units
@@ -69,7 +70,8 @@ class Mesh:
 
         if not is_dtensor(dictionary):
             raise ValueError(f"{name} must be a DTensor as the others are, got a plain tensor")
-        self.mesh, self.batch, self._name = dictionary.device_mesh, [], name
+        self.mesh, self._name = dictionary.device_mesh, name
+        self.batch: set[int] = set()
         self.placements = tuple(dictionary.placements)
         for placement in self.placements:
             if not (placement.is_replicate() or placement == Shard(dim)):
@@ -99,7 +101,9 @@ class Mesh:
             return x, None
         given: Any = x
         if given.device_mesh != self.mesh:
-            raise ValueError(f"x must be on the mesh of {self._name}, {self.mesh}, got {given.device_mesh}")
+            raise ValueError(
+                f"x must be on the mesh of {self._name}, {self.mesh}, got {given.device_mesh}"
+            )
         for i, placement in enumerate(given.placements):
             batch = placement.is_shard() and 0 <= placement.dim < x.dim() - 1
             if not (placement.is_replicate() or (batch and i not in self.dims)):
@@ -108,7 +112,7 @@ class Mesh:
                     f"{self.dims} of the mesh that cut the units, got {given.placements}"
                 )
             if batch:
-                self.batch.append(i)
+                self.batch.add(i)
         return given.to_local(grad_placements=given.placements), given.placements
 
     def weights(self, name: str, t: Tensor | None, dim: int | None) -> Tensor | None:
@@ -132,7 +136,7 @@ class Mesh:
         elif dim is not None and self.dims:
             raise ValueError(f"{name} must be sharded as {self._name} is, got a plain tensor")
         if self.batch and torch.is_grad_enabled() and t.requires_grad:
-            groups = [self.mesh.get_group(i) for i in self.batch if self.mesh.size(i) > 1]
+            groups = [self.mesh.get_group(i) for i in sorted(self.batch) if self.mesh.size(i) > 1]
             t = _SumOfGradients.apply(t, groups)
         return t
 
@@ -181,7 +185,8 @@ def encode_top_m(
 ) -> tuple[Tensor, Tensor]:
     """Values and indices [..., m[-1]] of :func:`deepl0_kernels.encode_top_m` for DTensors."""
     mesh = Mesh("W", W, 0)
-    error, prepared = None, None
+    error: Exception | None = None
+    prepared: Any = None
     try:
         prepared = _prepare(mesh, x, W, S, m, bias, positive, D, step)
     except (TypeError, ValueError) as refused:
@@ -190,7 +195,7 @@ def encode_top_m(
         "m": list(m) if len(m) > 1 else m[0] if m else 0,
         "the number of stages": len(m),
         "the shape of W": list(W.shape),
-        "the shape of x": list(x.to_local().shape if is_dtensor(x) else x.shape),
+        "the shape of x": _shape_here(x),
         "the dtype": str(x.dtype),
         "positive": bool(positive),
         "what is given": [t is not None for t in (bias, D, step)],
@@ -204,14 +209,17 @@ def encode_top_m(
     rows, placements, operands, entries = prepared
     given, lead = rows.dtype, rows.shape[:-1]
     low = torch.get_autocast_dtype(rows.device.type) if _autocast(rows) else given
-    rows, *operands = (t if t is None else t.to(low) for t in (checks.rows(rows), *operands))
+    rows = checks.rows(rows).to(low)
+    operands = [_to(t, low) for t in operands]
     step = checks.steps(mesh.weights("step", step, None) if isinstance(step, Tensor) else step,
                         rows, len(entries)) if D is not None else None  # fmt: skip
     values, indices = _Encode.apply(mesh.units, entries, positive, rows, *operands, step)
     return mesh.placed(values, placements, lead), mesh.placed(indices, placements, lead)
 
 
-def _prepare(mesh, x, W, S, m, bias, positive, D, step):
+def _prepare(
+    mesh: Any, x: Any, W: Any, S: Any, m: Any, bias: Any, positive: Any, D: Any, step: Any
+) -> Any:
     if S is not None:
         raise ValueError(
             "S must be None where the units of W are sharded, as it couples all of them; factored "
@@ -238,6 +246,14 @@ def _prepare(mesh, x, W, S, m, bias, positive, D, step):
     return rows, placements, operands, entries
 
 
+def _to(t: Any, dtype: torch.dtype) -> Any:
+    return None if t is None else t.to(dtype)
+
+
+def _shape_here(t: Any) -> list[int]:
+    return list((t.to_local() if is_dtensor(t) else t).shape)
+
+
 def _autocast(x: Tensor) -> bool:
     return x.dtype != torch.float64 and checks.autocast_is_on(x.device.type)
 
@@ -250,13 +266,14 @@ class _Encode(torch.autograd.Function):
 
     @staticmethod
     @isolated()
-    def forward(ctx, units: Units, m, positive, x, W, bias, D, step):
+    def forward(ctx, units, m, positive, x, W, bias, D, step):
         wide = accumulation_dtype(x.dtype)
         ctx.given = [t if t is None else t.dtype for t in (x, W, bias, D)]
-        xw, Ww, bw, Dw = (t if t is None else t.to(wide) for t in (x, W, bias, D))
-        z: tuple[Tensor, Tensor] = (xw.new_empty(len(x), 0), xw.new_empty(len(x), 0).long())
-        stages: list[tuple[Tensor, Own, Tensor]] = []
-        values = indices = None
+        xw, Ww, bw, Dw = (_to(t, wide) for t in (x, W, bias, D))
+        z = (xw.new_empty(len(x), 0), xw.new_empty(len(x), 0).long())
+        stages: list[Any] = []
+        values: Any = None
+        indices: Any = None
         for k, entries in enumerate(m):
             r = xw
             if k > 0:
@@ -266,13 +283,12 @@ class _Encode(torch.autograd.Function):
             local = shard_top_m(r, Ww, bw, *z, min(entries, units.count), positive)
             values, indices = units.select(*local, entries, positive)
             own = units.own(indices)
-            mine = own.pick(values)
-            z = mine, torch.where(own.present, own.local, -1)
-            stages.append((r, own, mine))
+            z = own.pick(values), own.local
+            stages.append((r, own, z[0]))
         out = values.to(x.dtype)
         ctx.units, ctx.m, ctx.positive, ctx.step, ctx.stages = units, m, positive, step, stages
         ctx.passing = stages[-1][1].pick(out) != 0 if positive else None
-        ctx.save_for_backward(x, W, bias, D)
+        ctx.save_for_backward(x, W, D)
         ctx.mark_non_differentiable(indices)
         return out, indices
 
@@ -281,10 +297,10 @@ class _Encode(torch.autograd.Function):
     @isolated()
     def backward(ctx, grad, _):
         units, stages, step = ctx.units, ctx.stages, ctx.step
-        x, W, bias, D = ctx.saved_tensors
+        x, W, D = ctx.saved_tensors
         wide = accumulation_dtype(x.dtype)
         need_x, need_W, need_b, need_D, need_step = ctx.needs_input_grad[3:]
-        Ww, Dw = W.to(wide), None if D is None else D.to(wide)
+        Ww, Dw = W.to(wide), _to(D, wide)
         du = stages[-1][1].pick(grad.to(wide))
         if ctx.passing is not None:
             du = torch.where(ctx.passing, du, 0.0)
@@ -311,15 +327,13 @@ class _Encode(torch.autograd.Function):
             _, below, z = stages[k - 1]
             if need_D:
                 gD = _plus(gD, -_outer_sum(g, z, below.local, Dw.t()).t())
-            dz = _same_units(du, own, below, units.count) - _dots(g, below.local, Dw)
+            dz = _same_units(du, own, below) - _dots(g, below.local, Dw)
             dz = torch.where(below.present, dz, 0.0)
             du = torch.where(z != 0, dz, 0.0) if ctx.positive else dz
-        if need_D and gD is None:  # of a single stage, which does not use it
-            gD = torch.zeros_like(Dw)
         grads = [gx, gW, gb, gD]
         if gstep is not None:
             gstep = gstep.to(step.dtype)
-        cast = [g if g is None else g.to(t) for g, t in zip(grads, ctx.given, strict=True)]
+        cast = [_to(g, t) for g, t in zip(grads, ctx.given, strict=True)]
         return None, None, None, *cast, gstep
 
 
@@ -329,7 +343,8 @@ class _Encode(torch.autograd.Function):
 def decode(values: Tensor, indices: Tensor, D: Tensor) -> Tensor:
     """:func:`deepl0_kernels.decode` for a sharded D: [..., n] on every rank, placed as the code."""
     mesh = Mesh("D", D, 1)
-    error, prepared = None, None
+    error: Exception | None = None
+    prepared: Any = None
     try:
         checks.floating("code.values", values)
         checks.like("D", D, "code.values", values)
@@ -347,7 +362,7 @@ def decode(values: Tensor, indices: Tensor, D: Tensor) -> Tensor:
         error = refused
     facts = {
         "the shape of D": list(D.shape),
-        "the shape of the code": list(values.to_local().shape if is_dtensor(values) else values.shape),
+        "the shape of the code": _shape_here(values),
         "the dtype": str(values.dtype),
         "what wants a gradient": [torch.is_grad_enabled() and t.requires_grad for t in (values, D)],
     }
@@ -365,7 +380,7 @@ def decode(values: Tensor, indices: Tensor, D: Tensor) -> Tensor:
 class _Decode(torch.autograd.Function):
     @staticmethod
     @isolated()
-    def forward(ctx, units: Units, values, indices, D):
+    def forward(ctx, units, values, indices, D):
         wide = accumulation_dtype(values.dtype)
         own = units.own(indices)
         mine, Dw = own.pick(values.to(wide)), D.to(wide)
@@ -397,13 +412,8 @@ def _gather_sum(values: Tensor, local: Tensor, D: Tensor) -> Tensor:
     if values.shape[1] == 0:
         return values.new_zeros(len(values), len(D))
     if not _native(values):
-        return _dense(values, local, D.shape[1]) @ D.t()
+        return unpool(values, local, D.shape[1]) @ D.t()
     return torch.ops.deepl0.decode(values, local, D)
-
-
-def _dense(values: Tensor, local: Tensor, p: int) -> Tensor:
-    """[B, p]; what only fills up a row is 0 and may stand anywhere."""
-    return values.new_zeros(len(values), p).scatter_add_(1, local, values)
 
 
 def _native(t: Tensor) -> bool:
@@ -416,7 +426,7 @@ def _outer_sum(r: Tensor, values: Tensor, local: Tensor, W: Tensor) -> Tensor:
     if values.shape[1] == 0 or len(values) == 0:
         return torch.zeros_like(W)
     if not _native(r):
-        return _dense(values, local, len(W)).t() @ r
+        return unpool(values, local, len(W)).t() @ r
     backward = torch.ops.deepl0.decode_backward
     return backward(r.contiguous(), values.contiguous(), local, W.t(), 2)[1].t()
 
@@ -427,7 +437,9 @@ def _dots(r: Tensor, local: Tensor, D: Tensor) -> Tensor:
         return r.new_zeros(local.shape)
     if not _native(r):
         return (r @ D).gather(1, local)
-    return torch.ops.deepl0.decode_backward(r.contiguous(), r.new_zeros(local.shape), local, D, 1)[0]
+    return torch.ops.deepl0.decode_backward(r.contiguous(), r.new_zeros(local.shape), local, D, 1)[
+        0
+    ]
 
 
 def _add_at(total: Tensor, local: Tensor, values: Tensor) -> None:
@@ -440,15 +452,13 @@ def _add_at(total: Tensor, local: Tensor, values: Tensor) -> None:
         total.index_add_(0, local.flatten(), values.double().flatten())
 
 
-def _same_units(values: Tensor, of: Own, at: Own, count: int) -> Tensor:
+def _same_units(values: Tensor, of: Own, at: Own) -> Tensor:
     """[B, w'] values of the units ``at`` in codes [B, w] over the units ``of``, 0 where there is
     none."""
     if not values.shape[1] or not at.local.shape[1]:
         return values.new_zeros(at.local.shape)
-    column = torch.arange(values.shape[1], device=values.device)
-    keys = torch.where(of.present, of.local, count + column).contiguous()
-    place = torch.searchsorted(keys, at.local).clamp_max_(values.shape[1] - 1)
-    return torch.where(keys.gather(1, place) == at.local, values.gather(1, place), 0.0)
+    place = torch.searchsorted(of.local, at.local).clamp_max_(values.shape[1] - 1)
+    return torch.where(of.local.gather(1, place) == at.local, values.gather(1, place), 0.0)
 
 
 def _plus(total: Tensor | None, t: Tensor) -> Tensor:

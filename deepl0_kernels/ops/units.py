@@ -8,6 +8,7 @@ m largest of them. One dimension is a single all-gather, several are a tree.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,10 +33,10 @@ class Level:
 
 @dataclass(frozen=True)
 class Own:
-    """Which entries of codes [B, m] are of this rank's units: w of each row at most.
+    """Which entries of codes [B, m] are of this rank's units: at most w of a row, which others fill
+    up, so that every row has w different units, in ascending order.
 
-    at: int64 [B, w], where in the row. present: bool [B, w], others fill up the row.
-    local: int64 [B, w], units from 0; ascending, then those of the others, which are any.
+    at: int64 [B, w], where in the row. present: bool [B, w]. local: int64 [B, w], units from 0.
     """
 
     at: Tensor
@@ -43,8 +44,8 @@ class Own:
     local: Tensor
 
     def pick(self, values: Tensor) -> Tensor:
-        """[B, w] of values [B, m], 0 where there is none."""
-        return torch.where(self.present, values.gather(1, self.at), 0.0)
+        """[B, w] of values [B, m]; -0 where there is none, which changes no sum."""
+        return torch.where(self.present, values.gather(1, self.at), -0.0)
 
     def put(self, values: Tensor, m: int) -> Tensor:
         """[B, m] with values [B, w] in their places and 0 elsewhere."""
@@ -63,7 +64,7 @@ class Units:
             # As torch.chunk cuts: all but the last ones are of the same size.
             most = -(-self.count // size)
             ends = [min(most * i, self.count) for i in range(size + 1)]
-            counts = tuple(b - a for a, b in zip(ends, ends[1:], strict=False))
+            counts = tuple(b - a for a, b in itertools.pairwise(ends))
             self.levels.append(Level(group, counts))
             self.offset, self.count = self.offset + ends[place], counts[place]
 
@@ -77,11 +78,14 @@ class Units:
         column = torch.arange(width, device=indices.device)
         present = column < number
         at = (low + column).clamp_max(max(indices.shape[1] - 1, 0))
-        local = indices.gather(1, at) - self.offset
-        # Spread, so that no unit gets the sums of all entries that are none.
+        mine = torch.where(present, indices.gather(1, at) - self.offset, self.count + column)
+        # The i-th unit that a row has not is i and those before it that it has. They are spread
+        # over the rows, so that no unit's list becomes a long one.
         row = torch.arange(len(indices), device=indices.device)[:, None]
-        return Own(at, present, torch.where(present, local, (row * width + column) % self.count
-                                            if self.count else 0))  # fmt: skip
+        i = (row * width + column - number) % (self.count - number).clamp_min(1)
+        others = i + torch.searchsorted((mine - column).contiguous(), i.contiguous(), right=True)
+        local, order = torch.where(present, mine, others).sort(1)
+        return Own(at.gather(1, order), present.gather(1, order), local)
 
     def select(
         self, values: Tensor, indices: Tensor, m: int, positive: bool
@@ -110,7 +114,9 @@ class Units:
                 dist.all_reduce(t, group=level.group)
         return t
 
-    def agree(self, device: torch.device, facts: Mapping[str, Any], error: Exception | None) -> None:
+    def agree(
+        self, device: torch.device, facts: Mapping[str, Any], error: Exception | None
+    ) -> None:
         """All ranks make the same call; a rank whose call is refused says so to the others.
 
         Raises:
@@ -132,16 +138,14 @@ class Units:
         for i, name in enumerate(facts):
             if bounds[i] != -bounds[i + len(facts)]:
                 everyone = _gathered(levels, {dist.get_rank(): facts[name]})
-                raise ValueError(f"{name} must be the same on all ranks of the mesh, got {everyone}")
+                raise ValueError(
+                    f"{name} must be the same on all ranks of the mesh, got {everyone}"
+                )
 
 
 def _has_values(t: Tensor) -> bool:
     """Not traced, fake or on meta."""
-    return (
-        not torch.compiler.is_compiling()
-        and type(t) is Tensor
-        and t.device.type != "meta"
-    )
+    return not torch.compiler.is_compiling() and type(t) is Tensor and t.device.type != "meta"
 
 
 def _number(fact: Any) -> int:
@@ -173,7 +177,7 @@ def _gather(values: Tensor, indices: Tensor, m: int, level: Level) -> tuple[Tens
     values and indices, as they are, in one tensor of 32-bit words."""
     batch, words = len(values), values.element_size() // 4
     widths = [min(m, count) for count in level.counts]
-    if batch == 0 or m == 0:
+    if batch == 0 or max(widths) == 0:
         return values.new_empty(batch, sum(widths)), indices.new_empty(batch, sum(widths))
     width = max(widths)
     sent = values.new_zeros(batch, width * (words + 1), dtype=torch.int32)

@@ -13,8 +13,8 @@ from .encode_factored import encode_l0_factored, encode_top_m_factored
 from .fista import fista
 from .iht import iht_l0, iht_top_m
 from .omp import omp
-from .sparse_adam import sparse_adam_
 from .shard import shard_top_m
+from .sparse_adam import sparse_adam_
 from .stage import threshold_stage, top_m_stage
 from .thresholds import threshold, threshold_backward
 from .top_m import apply_mask, keep_top_m, top_m, unpool

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .top_m import top_m
@@ -11,14 +10,11 @@ from .top_m import top_m
 def shard_activation(
     x: Tensor, W: Tensor, bias: Tensor | None, z_values: Tensor, z_indices: Tensor
 ) -> Tensor:
-    """u = x W' + bias + z [B, p]; entries of z at negative indices are absent."""
+    """u = x W' + bias + z [B, p]."""
     u = x @ W.t()
     if bias is not None:
         u = u + bias
-    if z_indices.shape[1] == 0:
-        return u
-    added = torch.where(z_indices < 0, -0.0, z_values)
-    return u.scatter_add(1, z_indices.clamp_min(0), added)
+    return u.scatter_add(1, z_indices, z_values)
 
 
 def shard_top_m(

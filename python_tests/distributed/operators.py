@@ -1,9 +1,10 @@
-"""Cases of sharded dictionaries, run by every rank: ``python -m python_tests.distributed.operators``."""
+"""Cases of sharded dictionaries: ``python -m python_tests.distributed.operators 2 4``."""
 
 from __future__ import annotations
 
 import random
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -26,7 +27,14 @@ def meshes():
 
 
 def whole(t):
-    return t.full_tensor() if hasattr(t, "full_tensor") else t
+    """All of a DTensor. (full_tensor of torch 2.13 hangs where two cuts are uneven.)"""
+    if not hasattr(t, "full_tensor"):
+        return t
+    if any(p.is_replicate() for p in t.placements):
+        return t.full_tensor()
+    parts = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, t.to_local())
+    return torch.cat(parts, t.placements[0].dim)
 
 
 def sharded(mesh, dim, t):
@@ -56,7 +64,7 @@ def gradients(*leaves):
     return found
 
 
-def one_stage_has_the_bits_of_one_process():
+def codes_have_the_bits_of_one_process():
     for positive in (False, True):
         for dtype in (torch.float32, torch.bfloat16):
             x, W, bias, _ = data(dtype=dtype)
@@ -66,27 +74,15 @@ def one_stage_has_the_bits_of_one_process():
                 x[2], x[3, 1], x[4, 0] = 0.0, torch.nan, torch.inf
                 W[7], W[P - 7, 2], bias[P - 9] = 0.0, torch.inf, -torch.inf
             one = dk.encode_top_m(x, W, None, 9, bias=bias, positive=positive, num_stages=1)
-            weight = torch.randn(B, 9).to(dtype)
-            weight[one.values.isnan() | one.values.isinf()] = 0.0
-            finite = x.detach().isfinite().all(1)
-            (one.values * weight)[finite].sum().backward()
-            expected = gradients(x, W, bias)
             for mesh in meshes():
                 w, b = sharded(mesh, 0, W), sharded(mesh, 0, bias)
                 code = dk.encode_top_m(x, w, None, 9, bias=b, positive=positive, num_stages=1)
                 as_bits = torch.int16 if dtype == torch.bfloat16 else torch.int32
                 assert torch.equal(code.indices, one.indices)
                 assert torch.equal(code.values.view(as_bits), one.values.view(as_bits))
-                (code.values * weight)[finite].sum().backward()
-                gx, gW, gb = gradients(x, w, b)
-                rows = torch.arange(P) != P - 7
-                assert torch.equal(gW[rows], expected[1][rows]) or not finite.all()
-                assert torch.equal(gb, expected[2])
-                ok = finite & expected[0].isfinite().all(1)
-                torch.testing.assert_close(gx[ok], expected[0][ok])
 
 
-def weights_have_the_bits_of_one_process():
+def gradients_of_weights_have_the_bits_of_one_process():
     x, W, bias, _ = data()
     one = dk.encode_top_m(x, W, None, 9, bias=bias, num_stages=1)
     weight = torch.randn(B, 9)
@@ -115,7 +111,9 @@ def exact_sums_have_the_bits_of_one_process():
         positive, batch = draw.random() < 0.5, draw.choice([0, 1, 5])
         x, W, bias, D = data(p, 4, batch, dtype, exact=True)
         bias = bias if draw.random() < 0.5 else None
-        step = torch.full((K,), 2.0, dtype=dtype, requires_grad=True) if draw.random() < 0.4 else None
+        step = (
+            torch.full((K,), 2.0, dtype=dtype, requires_grad=True) if draw.random() < 0.4 else None
+        )
         if K == 1:
             step = None
         options = dict(num_stages=K, positive=positive, step=step)
@@ -127,9 +125,7 @@ def exact_sums_have_the_bits_of_one_process():
         expected = gradients(x, W, bias, D, step)
         for mesh in meshes():
             w, b, atoms = (sharded(mesh, i, t) for i, t in ((0, W), (0, bias), (1, D)))
-            code = dk.encode_top_m(
-                x, w, None, m, bias=b, D=atoms if K > 1 else None, **options
-            )
+            code = dk.encode_top_m(x, w, None, m, bias=b, D=atoms if K > 1 else None, **options)
             assert code == one, (trial, p, m)
             again = dk.decode(code, atoms)
             assert torch.equal(again, out), (trial, p, m)
@@ -140,7 +136,7 @@ def exact_sums_have_the_bits_of_one_process():
 
 
 def stages_agree_within_rounding():
-    x, W, bias, D = data()
+    x, W, _, D = data()
     D = (D / D.norm(dim=0)).detach().requires_grad_()
     W = D.t().detach().clone().requires_grad_()
     step = torch.tensor([0.9, 0.5, 0.7], requires_grad=True)
@@ -224,8 +220,8 @@ def data_and_units():
     again = dk.decode(code, d)
     assert torch.equal(whole(again), out)
     (again.to_local() * distribute_tensor(weight, mesh, (rows, every)).to_local()).sum().backward()
-    for a, e in zip(gradients(xs, w, b, d, s), expected, strict=True):
-        assert torch.equal(a, e)
+    for name, a, e in zip("xWbDs", gradients(xs, w, b, d, s), expected, strict=True):
+        assert torch.equal(a, e), (name, a, e)
     # Nothing but the batch is spread: the same rule.
     w, b = place(W, every, every), place(bias, every, every)
     code = dk.encode_top_m(place(x, rows, rows), w, None, 5, bias=b, num_stages=1)
@@ -239,13 +235,9 @@ def data_and_units():
 
 def refused(call, *words):
     """Every rank gets a ValueError with these words."""
-    try:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
         call()
-    except ValueError as error:
-        missing = [word for word in words if word not in str(error)]
-        assert not missing, (str(error), missing)
-    else:
-        raise AssertionError(f"nothing was raised; expected {words}")
+    assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
 
 
 def bad_calls_are_refused_on_every_rank():
@@ -270,7 +262,9 @@ def bad_calls_are_refused_on_every_rank():
     refused(lambda: encode(num_stages=2), "num_stages must be 1 without D")
     refused(lambda: encode(step=1.0), "step must be None without D")
     refused(lambda: encode(D=D, num_stages=2), "D must be sharded as W is")
-    refused(lambda: encode(D=sharded(mesh, 0, D), num_stages=2), "D must be placed as (Shard(dim=1)")
+    refused(
+        lambda: encode(D=sharded(mesh, 0, D), num_stages=2), "D must be placed as (Shard(dim=1)"
+    )
     refused(lambda: encode(w=sharded(mesh, 1, W)), "W must have the placements Shard(0)")
     refused(lambda: encode(x=sharded(mesh, 0, x)), "x must be sharded over its batch alone")
     refused(lambda: encode(w=W, x=sharded(mesh, 0, x)), "W must be a DTensor")
@@ -308,8 +302,8 @@ def ambient_modes():
 CASES = {
     case.__name__: case
     for case in (
-        one_stage_has_the_bits_of_one_process,
-        weights_have_the_bits_of_one_process,
+        codes_have_the_bits_of_one_process,
+        gradients_of_weights_have_the_bits_of_one_process,
         exact_sums_have_the_bits_of_one_process,
         stages_agree_within_rounding,
         what_travels,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from python_tests.distributed import spawn
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_sharded_operators(world, tmp_path):
-    spawn.run("python_tests.distributed.operators", world, tmp_path)
+def test_sharded_operators():
+    spawn.run("python_tests.distributed.operators", 2, 4)
