@@ -19,7 +19,7 @@ What travels, for B rows, in values of 4 bytes (8 in float64), on each of R rank
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -61,6 +61,26 @@ def refuse(name: str, *operands: Any) -> None:
         )
 
 
+def units_of(p: int, mesh: Any, dims: Iterable[int]) -> Units:
+    """p units over these dimensions of a mesh."""
+    return Units(p, [(mesh.get_group(i), mesh.size(i), mesh.get_local_rank(i)) for i in dims])
+
+
+def units_of_tensor(t: Any) -> Units:
+    """The units of a DTensor that is sharded over one of its dimensions."""
+    dims = [i for i, p in enumerate(t.placements) if p.is_shard()]
+    return units_of(t.shape[t.placements[dims[0]].dim], t.device_mesh, dims)
+
+
+def whole(t: Any) -> Tensor:
+    """A plain tensor, of the layout of this rank's part, of what is sharded over its units."""
+    sharded = [p.dim for p in t.placements if p.is_shard()]
+    if not sharded:
+        return t.to_local()
+    dim = sharded[0]
+    return units_of_tensor(t).whole(t.to_local().movedim(dim, 0).contiguous()).movedim(0, dim)
+
+
 class Mesh:
     """Where the operands of a call live: the mesh, which of its dimensions cut the units, and
     which cut the batch."""
@@ -83,11 +103,7 @@ class Mesh:
         p = dictionary.shape[dim]
         if p > _LARGEST:
             raise ValueError(f"p must be <= 2**31 - 1 where units are sharded, got {p}")
-        levels = [
-            (self.mesh.get_group(i), self.mesh.size(i), self.mesh.get_local_rank(i))
-            for i in self.dims
-        ]
-        self.units = Units(p, levels)
+        self.units = units_of(p, self.mesh, self.dims)
         local = dictionary.to_local() if not torch.compiler.is_compiling() else None
         if local is not None and local.shape[dim] != self.units.count:
             raise ValueError(
@@ -335,6 +351,31 @@ class _Encode(torch.autograd.Function):
             gstep = gstep.to(step.dtype)
         cast = [_to(g, t) for g, t in zip(grads, ctx.given, strict=True)]
         return None, None, None, *cast, gstep
+
+
+class Some:
+    """Some units of a sharded dictionary, the same on all ranks, as a dictionary of its own.
+
+    units: int64, ascending. x is whole on every rank, which make the same calls.
+    """
+
+    def __init__(self, W: Any, bias: Any, D: Any, units: Tensor) -> None:
+        mesh = Mesh("W", W, 0)
+        self.units, self.mine = mesh.units.some(units)
+        self.W = self._mine(mesh.weights("W", W, 0))
+        self.bias = self._mine(mesh.weights("bias", bias, 0))
+        local: Any = mesh.weights("D", D, 1)
+        self.D = self._mine(local.t()).t()
+
+    def _mine(self, t: Any) -> Tensor:
+        return t.index_select(0, self.mine)
+
+    def encode(self, x: Tensor, bias: Tensor, m: int, positive: bool) -> tuple[Tensor, Tensor]:
+        """The m largest, values and indices among these units."""
+        return _Encode.apply(self.units, [m], positive, x, self.W, bias, None, None)
+
+    def decode(self, values: Tensor, indices: Tensor) -> Tensor:
+        return _Decode.apply(self.units, values, indices, self.D)
 
 
 # -- decode

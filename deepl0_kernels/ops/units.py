@@ -7,6 +7,7 @@ m largest of them. One dimension is a single all-gather, several are a tree.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 from collections.abc import Mapping
@@ -60,10 +61,11 @@ class Units:
         """levels: group, number of ranks and this one's place, of each dimension."""
         self.p, self.offset, self.count = p, 0, p
         self.levels: list[Level] = []
+        self.places = [place for _, _, place in levels]
+        # Where the units of every rank begin and end, in their order.
+        self.bounds = _bounds(p, [size for _, size, _ in levels])
         for group, size, place in levels:
-            # As torch.chunk cuts: all but the last ones are of the same size.
-            most = -(-self.count // size)
-            ends = [min(most * i, self.count) for i in range(size + 1)]
+            ends = _cuts(self.count, size)
             counts = tuple(b - a for a, b in itertools.pairwise(ends))
             self.levels.append(Level(group, counts))
             self.offset, self.count = self.offset + ends[place], counts[place]
@@ -114,6 +116,36 @@ class Units:
                 dist.all_reduce(t, group=level.group)
         return t
 
+    def whole(self, t: Tensor) -> Tensor:
+        """[p, ...] of this rank's [count, ...], on every rank."""
+        for level in reversed(self.levels):
+            most = max(level.counts)
+            if len(level.counts) == 1 or most == 0:
+                continue
+            sent = t.new_zeros(most, *t.shape[1:])
+            sent[: len(t)] = t
+            got = t.new_empty(len(level.counts) * most, *t.shape[1:])
+            dist.all_gather_into_tensor(got, sent, group=level.group)
+            t = torch.cat([a[:n] for a, n in zip(got.split(most), level.counts, strict=True)])
+        return t
+
+    def some(self, indices: Tensor) -> tuple[Units, Tensor]:
+        """A dictionary of these units alone, ascending and the same on all ranks; and which of them
+        are of this rank, from 0."""
+        before = torch.searchsorted(indices, torch.tensor(self.bounds).to(indices.device)).tolist()
+        units = copy.copy(self)
+        units.p, units.bounds = len(indices), before
+        units.levels = []
+        span, start = len(before) - 1, 0
+        for level, place in zip(self.levels, self.places, strict=True):
+            span //= len(level.counts)
+            ends = [before[start + i * span] for i in range(len(level.counts) + 1)]
+            counts = tuple(b - a for a, b in itertools.pairwise(ends))
+            units.levels.append(Level(level.group, counts))
+            start += place * span
+        units.offset, units.count = before[start], before[start + 1] - before[start]
+        return units, indices[before[start] : before[start + 1]] - self.offset
+
     def agree(
         self, device: torch.device, facts: Mapping[str, Any], error: Exception | None
     ) -> None:
@@ -141,6 +173,21 @@ class Units:
                 raise ValueError(
                     f"{name} must be the same on all ranks of the mesh, got {everyone}"
                 )
+
+
+def _cuts(count: int, size: int) -> list[int]:
+    """As torch.chunk cuts: all but the last parts are of the same size."""
+    most = -(-count // size)
+    return [min(most * i, count) for i in range(size + 1)]
+
+
+def _bounds(p: int, sizes: list[int]) -> list[int]:
+    if not sizes:
+        return [0, p]
+    found = [0]
+    for a, b in itertools.pairwise(_cuts(p, sizes[0])):
+        found += [a + end for end in _bounds(b - a, sizes[1:])[1:]]
+    return found
 
 
 def _has_values(t: Tensor) -> bool:
