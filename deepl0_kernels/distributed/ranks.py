@@ -23,14 +23,11 @@ class Ranks:
     Attributes:
         mesh: ``DeviceMesh`` with the dimensions "data", whose ranks share a batch, and "units",
             whose ranks share a dictionary; None: one process.
+        first: whether this is the rank that writes files and reports.
     """
 
     mesh: Any = None
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the rank that writes files and reports."""
-        return self.mesh is None or dist.get_rank() == 0
+    first: bool = True
 
     @property
     def data(self) -> Any:
@@ -99,6 +96,5 @@ def launched(units: int = 1, timeout: float = 1800.0) -> Ranks:
     dist.init_process_group(
         "nccl" if device == "cuda" else "gloo", timeout=timedelta(seconds=timeout)
     )
-    return Ranks(
-        init_device_mesh(device, (world // units, units), mesh_dim_names=("data", "units"))
-    )
+    mesh = init_device_mesh(device, (world // units, units), mesh_dim_names=("data", "units"))
+    return Ranks(mesh, dist.get_rank() == 0)

@@ -125,7 +125,7 @@ class Units:
             sent = t.new_zeros(most, *t.shape[1:])
             sent[: len(t)] = t
             got = t.new_empty(len(level.counts) * most, *t.shape[1:])
-            dist.all_gather_into_tensor(got, sent, group=level.group)
+            _all_gather(got, sent, level.group)
             t = torch.cat([a[:n] for a, n in zip(got.split(most), level.counts, strict=True)])
         return t
 
@@ -173,6 +173,11 @@ class Units:
                 raise ValueError(
                     f"{name} must be the same on all ranks of the mesh, got {everyone}"
                 )
+
+
+def _all_gather(got: Tensor, sent: Tensor, group: Any) -> None:
+    """Of tensors of one shape; the name changed with torch 2.13."""
+    getattr(dist, "all_gather_single", dist.all_gather_into_tensor)(got, sent, group=group)
 
 
 def _cuts(count: int, size: int) -> list[int]:
@@ -232,7 +237,7 @@ def _gather(values: Tensor, indices: Tensor, m: int, level: Level) -> tuple[Tens
     sent[:, : own * words] = values.contiguous().view(torch.int32)
     sent[:, width * words : width * words + own] = indices
     got = sent.new_empty(len(widths) * batch, sent.shape[1])
-    dist.all_gather_into_tensor(got, sent, group=level.group)
+    _all_gather(got, sent, level.group)
     got = got.view(len(widths), batch, -1).transpose(0, 1)
     theirs = got[..., : width * words].contiguous().view(values.dtype).flatten(1)
     where = got[..., width * words :].flatten(1)

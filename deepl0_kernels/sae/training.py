@@ -132,7 +132,7 @@ def fit(
         )
         row = [out.loss, out.mse, out.fvu, out.aux, out.l0]
         told = torch.stack([*(v.detach().double() for v in row), row[0].new_zeros(())])
-        history[step] = _mean(told, data)
+        history[step] = told if data is None else _of_all(told, x, data)
         if not math.isfinite(history[step, 0].item()):
             raise ValueError(
                 f"the loss is {history[step, 0].item()} in step {step}: lr = {lr} may be too large"
@@ -149,6 +149,16 @@ def fit(
             run.store(checkpoint, done)
     model.train(training)
     return history
+
+
+def _of_all(told: Tensor, x: Tensor, data: Any) -> Tensor:
+    """A row of the history of the whole batch; FVU, which is no mean, from its parts."""
+    x = x.double().reshape(-1, x.shape[-1])
+    moments = torch.cat([told, x.mean(0), x.square().sum(1).mean()[None]])
+    _mean(moments, data)
+    told, mean, squares = moments[: len(told)], moments[len(told) : -1], moments[-1]
+    told[HISTORY.index("fvu")] = told[HISTORY.index("mse")] / (squares - mean.square().sum())
+    return told
 
 
 def _mean(t: Any, data: Any) -> Any:
