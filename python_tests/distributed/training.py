@@ -89,13 +89,15 @@ def a_checkpoint_goes_on_in_another_world():
             torch.testing.assert_close(found, through, rtol=1e-4, atol=1e-5)
         other = Path(folder[0]) / f"other{i}.pt"
         if dist.get_rank() == 0:
-            _interrupted(lambda at: sae.fit(model(1), activations(), checkpoint=at, **OPTIONS), other)
+            _interrupted(
+                lambda at: sae.fit(model(1), activations(), checkpoint=at, **OPTIONS), other
+            )
         dist.barrier()
         found = trained(model(1), mesh, both, checkpoint=other)
         torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
 
 
-class _Stop(Exception):
+class _StopError(Exception):
     pass
 
 
@@ -106,14 +108,14 @@ def _interrupted(run, path):
     def step(self, closure=None):
         nonlocal steps
         if steps == 9:
-            raise _Stop
+            raise _StopError
         steps += 1
         return true(self, closure)
 
     sae.SparseAdam.step = step
     try:
         run(path)
-    except _Stop:
+    except _StopError:
         pass
     else:
         raise AssertionError("not interrupted")
