@@ -81,7 +81,8 @@ def encode_dataset(
 
     Raises:
         TypeError, ValueError: an argument that does not fit, rows that are not finite (with their
-            place), values beyond float16; a folder that holds codes of something else.
+            place), values beyond float16; a folder that holds codes of something else. From a data
+            set of Ray, Ray's own error with that text.
         ModuleNotFoundError: pyarrow or Ray is missing; says what to install.
     """
     require("pyarrow", _COMMAND, extra="parquet")
@@ -257,20 +258,29 @@ class Coder:
 class _Actor:
     """A worker of Ray: holds a coder, and with it the model."""
 
-    def __init__(self, coder: Coder, folder: str, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self.coder, self.folder = coder, Path(folder)
+    def __init__(self, coder: Coder, parts: Sequence[Part] = (), folder: str = "") -> None:
+        torch.set_num_threads(1)  # there are as many workers as CPUs
+        self.coder, self.parts, self.folder = coder, parts, Path(folder)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        done = [sum(self.coder.write(part, self.folder)) for part in batch["part"]]
-        return {"rows": done}
+        """Code the parts of these numbers; those that another one has written are there. What is
+        wrong with rows is told: Ray would wrap it, and try again what is lost."""
+        refused = ""
+        for part in (self.parts[int(i)] for i in batch["item"]):
+            try:
+                if not (self.folder / part.name).exists():
+                    for _ in self.coder.write(part, self.folder):
+                        pass
+            except (TypeError, ValueError) as error:
+                refused = str(error)
+        return {"refused": [refused]}
 
 
 class _TableActor(_Actor):
     """The same of rows that Ray has read."""
 
-    def __init__(self, coder: Coder, column: str | None, threads: int) -> None:
-        super().__init__(coder, "", threads)
+    def __init__(self, coder: Coder, column: str | None) -> None:
+        super().__init__(coder)
         self.column = column
 
     def __call__(self, table: Any) -> Any:
@@ -298,17 +308,16 @@ def _by_ray(
         return
     ray, pool = _pool(workers)
     ray.data.DataContext.get_current().enable_progress_bars = progress
-    parts_in_ray = ray.data.from_items(
-        [{"part": part} for part in parts], override_num_blocks=len(parts)
-    )
-    coded = parts_in_ray.map_batches(
+    numbers = ray.data.from_items(list(range(len(parts))), override_num_blocks=len(parts))
+    coded = numbers.map_batches(
         _Actor,
-        fn_constructor_args=(coder, os.fspath(folder.resolve()), 1),
+        fn_constructor_args=(coder, parts, os.fspath(folder.resolve())),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(pool, len(parts))),
     )
-    for _ in coded.iter_batches(batch_size=None):
-        pass
+    for told in coded.iter_batches(batch_size=None):
+        if refused := [word for word in told["refused"] if word]:
+            raise ValueError(refused[0])
 
 
 def _dataset_of_ray(
@@ -327,7 +336,7 @@ def _dataset_of_ray(
     batch = coder.rows(_width(source, column))
     coded = source.map_batches(
         _TableActor,
-        fn_constructor_args=(coder, column, 1),
+        fn_constructor_args=(coder, column),
         batch_size=batch,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool),
