@@ -203,7 +203,8 @@ class Coder:
     @isolated(grad=False)
     def code(self, x: Tensor, place: str, first: int) -> SparseCode:
         """Of rows x, float32; ``first`` is the number of the first one in ``place``."""
-        if not (finite := x.isfinite().all(1)).all():
+        # A sum is finite only where all its terms are; where it is not, they are looked at.
+        if not x.sum(1).isfinite().all() and not (finite := x.isfinite().all(1)).all():
             row = int((~finite).nonzero()[0])
             raise ValueError(f"{place}: row {first + row} must be finite")
         weight = next(iter(self.model.parameters()), x) if hasattr(self.model, "parameters") else x

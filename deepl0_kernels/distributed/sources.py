@@ -43,11 +43,11 @@ class Raw:
             file.seek(self.offset + begin * size)
             while begin < end:
                 some = min(rows, end - begin)
-                buffer = bytearray(some * size)
-                if file.readinto(buffer) != len(buffer):
+                stored = torch.empty(some, self.width, dtype=self.dtype)
+                into = memoryview(stored.view(torch.uint8).numpy()).cast("B")
+                if file.readinto(into) != some * size:
                     raise ValueError(f"{self.path} ends before row {begin + some}")
-                stored = torch.frombuffer(buffer, dtype=self.dtype)
-                yield stored.view(some, self.width).to(torch.float32)
+                yield stored.to(torch.float32)
                 begin += some
 
 
