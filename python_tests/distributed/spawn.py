@@ -24,7 +24,7 @@ def environment(**more: str) -> dict[str, str]:
     return dict(os.environ, OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo", **more)
 
 
-def run(module: str, *words: object, seconds: float = 300) -> None:
+def run(module: str, *words: object, seconds: float = 600) -> None:
     """The cases of a module, in worlds of these sizes; what ranks print is in the failure."""
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, words)],
@@ -73,7 +73,7 @@ def _rank(rank: int, world: int, folder: Path, cases: Mapping[str, Callable[[], 
         init_method=f"file://{folder / 'at'}",
         rank=rank,
         world_size=world,
-        timeout=timedelta(seconds=30),
+        timeout=timedelta(seconds=120),
     )
     failed = False
     for name, case in cases.items():
