@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch._dynamo  # what DTensor imports at its first use: once, before the forks
 import torch.distributed as dist
 
 

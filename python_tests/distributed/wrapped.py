@@ -113,6 +113,8 @@ def mixed_precision():
 
 
 def compiled():
+    if dist.get_world_size() > 2:
+        return
     every, mine = batch()
     name = "m_sparse"
     gradients = expected(name, every)
