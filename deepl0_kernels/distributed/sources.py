@@ -44,7 +44,7 @@ class Raw:
             while begin < end:
                 some = min(rows, end - begin)
                 stored = torch.empty(some, self.width, dtype=self.dtype)
-                into = memoryview(stored.view(torch.uint8).numpy()).cast("B")
+                into = stored.view(torch.uint8).view(-1).numpy().data
                 if file.readinto(into) != some * size:
                     raise ValueError(f"{self.path} ends before row {begin + some}")
                 yield stored.to(torch.float32)

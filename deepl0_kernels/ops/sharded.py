@@ -31,7 +31,7 @@ from ..reference.precision import accumulation_dtype
 from ..reference.top_m import unpool
 from . import checks
 from .shard import shard_top_m
-from .units import _LARGEST, Own, Units
+from .units import _LARGEST, Own, Units, has_values
 
 _MODULE = "torch.distributed.tensor"
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
@@ -392,7 +392,7 @@ def decode(values: Tensor, indices: Tensor, D: Tensor) -> Tensor:
         rows, placements = mesh.vectors(values)
         at = mesh.vectors(indices)[0]
         checks.indices("code.indices", at, "code.values", rows)
-        if not torch.compiler.is_compiling() and at.numel():
+        if has_values(at) and at.numel():
             low, high = int(at.min()), int(at.max())
             if low < 0 or high >= mesh.units.p:
                 raise ValueError(

@@ -75,7 +75,7 @@ class Units:
         low = (indices < self.offset).sum(1, keepdim=True)
         number = (indices < self.offset + self.count).sum(1, keepdim=True) - low
         width = min(indices.shape[1], self.count)
-        if _has_values(indices):
+        if has_values(indices):
             width = int(number.max()) if number.numel() and width else 0
         column = torch.arange(width, device=indices.device)
         present = column < number
@@ -111,9 +111,14 @@ class Units:
 
     def sum(self, t: Tensor) -> Tensor:
         """The sum over all ranks, in place; the same bits on all of them."""
-        for level in reversed(self.levels):
-            if len(level.counts) > 1 and t.numel():
-                dist.all_reduce(t, group=level.group)
+        levels = [level for level in self.levels if len(level.counts) > 1]
+        if not t.numel():
+            return t
+        if len(levels) > 1 and len(self.bounds) - 1 == dist.get_world_size():
+            dist.all_reduce(t)  # all at once, in the order of the links that the backend knows
+            return t
+        for level in reversed(levels):
+            dist.all_reduce(t, group=level.group)
         return t
 
     def whole(self, t: Tensor) -> Tensor:
@@ -155,7 +160,7 @@ class Units:
             ValueError: on every rank, what differs, or what was refused where.
         """
         levels = [level for level in self.levels if len(level.counts) > 1]
-        if not levels or not _has_values(torch.empty(0, device=device)):
+        if not levels or not has_values(torch.empty(0, device=device)):
             if error is not None:
                 raise error
             return
@@ -195,7 +200,7 @@ def _bounds(p: int, sizes: list[int]) -> list[int]:
     return found
 
 
-def _has_values(t: Tensor) -> bool:
+def has_values(t: Tensor) -> bool:
     """Not traced, fake or on meta."""
     return not torch.compiler.is_compiling() and type(t) is Tensor and t.device.type != "meta"
 

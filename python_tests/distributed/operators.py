@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import deepl0_kernels as dk
+from bench.scale import Traffic
 from python_tests.distributed import spawn
 
 # From here on one process screens, too: the bits are those of its own kernel.
@@ -32,7 +32,7 @@ def whole(t):
     """All of a DTensor. (full_tensor of torch 2.13 hangs where two cuts are uneven.)"""
     if not hasattr(t, "full_tensor"):
         return t
-    if any(p.is_replicate() for p in t.placements):
+    if any(p.is_replicate() for p in t.placements) or t.device_mesh.size() == 1:
         return t.full_tensor()
     parts = [None] * dist.get_world_size()
     dist.all_gather_object(parts, t.to_local())
@@ -100,6 +100,24 @@ def gradients_of_weights_have_the_bits_of_one_process():
         torch.testing.assert_close(gx, expected[0])
 
 
+def shards_have_the_bits_of_each_other():
+    """Of a dictionary so small that one process forms its products otherwise."""
+    x, W, bias, _ = data(p=100)
+    world = dist.get_world_size()
+    solo = init_device_mesh("cpu", (world, 1), mesh_dim_names=("others", "solo"))["solo"]
+    found = []
+    for mesh in (solo, *meshes()):
+        w, b = sharded(mesh, 0, W), sharded(mesh, 0, bias)
+        code = dk.encode_top_m(x, w, None, 9, bias=b, num_stages=1)
+        code.values.square().sum().backward()
+        found.append((code.values, code.indices, *gradients(w, b)))
+    one = dk.encode_top_m(x, W, None, 9, bias=bias, num_stages=1)
+    assert torch.equal(one.indices, found[0][1])
+    torch.testing.assert_close(one.values, found[0][0])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
 def exact_sums_have_the_bits_of_one_process():
     """Any p, m, stages, sign, dtype: where no sum is rounded all of it is equal, x_hat too."""
     draw = random.Random(1)
@@ -158,24 +176,6 @@ def stages_agree_within_rounding():
         (again * weight).sum().backward()
         for a, e in zip(gradients(x, w, atoms, step), expected, strict=True):
             torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)
-
-
-class Traffic(TorchDispatchMode):
-    """Bytes that this rank hands to collectives, by their names."""
-
-    def __init__(self):
-        super().__init__()
-        self.bytes, self.calls = {}, {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "c10d":
-            name = func._opname.strip("_")
-            sent = args[1] if name.startswith("allgather") else args[0]
-            sent = sent[0] if isinstance(sent, (list, tuple)) else sent
-            if sent.dtype != torch.int64:  # what ranks agree by
-                self.bytes[name] = self.bytes.get(name, 0) + sent.numel() * sent.element_size()
-                self.calls[name] = self.calls.get(name, 0) + 1
-        return func(*args, **(kwargs or {}))
 
 
 def what_travels():
@@ -320,6 +320,7 @@ CASES = {
     for case in (
         codes_have_the_bits_of_one_process,
         gradients_of_weights_have_the_bits_of_one_process,
+        shards_have_the_bits_of_each_other,
         exact_sums_have_the_bits_of_one_process,
         stages_agree_within_rounding,
         what_travels,

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from deepl0_kernels import sae
+from deepl0_kernels import nn, sae
 from deepl0_kernels.distributed import gather_units, shard_units
 from python_tests.distributed import spawn
 
@@ -129,6 +129,9 @@ def what_does_not_shard_is_refused():
         sae.SparseAutoencoder(N, P, selection="relu"),
         sae.SparseAutoencoder(N, P, M, scale_by_norms=True),
         sae.SparseAutoencoder(N, P, selection="threshold"),
+        nn.DeepMSparseEncoder(N, P, M),  # its S couples all units
+        nn.DeepL0Encoder(N, P, factored=True),
+        torch.nn.Linear(3, 3),
     ):
         before = copy.deepcopy(module.state_dict())
         try:

@@ -121,6 +121,15 @@ def compiled():
     model = torch.compile(DistributedDataParallel(layer(name)), backend="aot_eager")
     loss(model, mine[0]).backward()
     close(model, gradients)
+    mesh = init_device_mesh("cpu", (2,))
+    own = layer("m_sparse_factored")
+    shard_units(own, mesh)
+    whole_graph = torch.compile(own, backend="aot_eager", fullgraph=True)
+    x = every[0]
+    loss(whole_graph, x).backward()
+    for key, gradient in expected("m_sparse_factored", every).items():
+        found = _whole_units(own.get_parameter(key).grad)
+        torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-5)
 
 
 def units_under_ddp():
