@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import reference
 from .._matrices import gradient_of_matrix
-from . import checks, registration, sharded
+from . import checks, placements, registration, sharded
 from .sparse_code import SparseCode
 
 registration.define(
@@ -70,7 +70,7 @@ def decode(code: SparseCode, D: Tensor) -> Tensor:
     2 B m n flops, m rows of n read per sample. The gradient in D is grouped by atom. Source: the
     synthesis ``x = D a`` of Wang, Ling, Huang 2016, eq. 1.
     """
-    if sharded.is_dtensor(D, getattr(code, "values", None)):
+    if placements.is_dtensor(D, getattr(code, "values", None)):
         return sharded.decode(code, D)
     if not isinstance(code, SparseCode):
         raise TypeError(f"code must be a SparseCode, got {type(code).__name__}")

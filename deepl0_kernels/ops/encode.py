@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import reference
 from .._matrices import gradient_of_matrix
 from ..reference.precision import accumulation_dtype
-from . import checks, registration, sharded
+from . import checks, placements, registration, sharded
 from .encode_factored import encode_l0_factored, encode_top_m_factored, entries_of_stages
 from .sparse_code import SparseCode
 from .thresholds import GRADS, kind_of
@@ -200,7 +200,7 @@ def encode_l0(
     At most 2 B p (n + (K - 1) p) flops, with D 2 B p n (2 K - 1); for training, the K
     pre-activations [B, p] are saved. Source: Wang, Ling, Huang 2016, eq. 6 and 9.
     """
-    sharded.refuse("encode_l0", x, W, D)
+    placements.refuse("encode_l0", x, W, D)
     checks.one_of("grad", grad, tuple(GRADS))
     kind = kind_of(GRADS[grad], positive)
     if D is None:
@@ -260,7 +260,7 @@ def encode_top_m(
     for a few signals an S stored so is several times faster. Source: Wang, Ling, Huang 2016,
     eq. 10.
     """
-    if sharded.is_dtensor(x, W):
+    if placements.is_dtensor(x, W):
         found = sharded.encode_top_m(x, W, S, m, num_stages, bias, positive, D, step)
         return SparseCode(*found, W.shape[0])
     if D is None:
