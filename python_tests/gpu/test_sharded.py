@@ -1,4 +1,4 @@
-"""A dictionary whose units are sharded, by NCCL in a world of one: the code of the plain operator."""
+"""Units sharded by NCCL in a world of one: the codes of the plain operators."""
 
 from __future__ import annotations
 
