@@ -65,6 +65,18 @@ def test_a_part_takes_its_limit_and_leaves_the_later_ones_theirs(tmp_path):
     assert log == []
 
 
+def test_the_build_has_its_time_however_little_there_is(tmp_path):
+    log: list = []
+    parts = {
+        name: gpu.PARTS[name]._replace(work=part.work)
+        for name, part in parts_of(
+            log, build=passes, tests=passes, bench=passes, tune=passes
+        ).items()
+    }
+    gpu.perform(run_of(tmp_path, 120), list(parts), parts)
+    assert log[0] == ("build", 120)
+
+
 def test_what_is_there_for_the_commit_is_not_done_again(tmp_path):
     log: list = []
     outcomes = iter([gpu.Outcome("cut", False), passes(), passes()])
