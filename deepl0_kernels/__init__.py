@@ -35,6 +35,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from . import datasets, nn, solvers
+    from .distributed import encode_dataset
 
 __all__ = [
     "SparseCode",
@@ -45,6 +46,7 @@ __all__ = [
     "build_info",
     "datasets",
     "decode",
+    "encode_dataset",
     "encode_l0",
     "encode_top_m",
     "hard_threshold",
@@ -67,10 +69,12 @@ _LAZY = ("datasets", "nn", "solvers")
 
 
 def __getattr__(name: str):
+    if name == "encode_dataset":
+        return importlib.import_module(f"{__name__}.distributed").encode_dataset
     if name in _LAZY:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, "encode_dataset"})

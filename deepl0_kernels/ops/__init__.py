@@ -5,6 +5,7 @@ from . import fista as fista
 from . import flops, registration
 from . import iht as iht
 from . import omp as omp
+from . import shard as shard
 from . import sparse_adam as sparse_adam
 from .batch_top_m import batch_top_m
 from .decode import decode

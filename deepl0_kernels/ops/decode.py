@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import reference
 from .._matrices import gradient_of_matrix
-from . import checks, registration
+from . import checks, registration, sharded
 from .sparse_code import SparseCode
 
 registration.define(
@@ -55,7 +55,8 @@ def decode(code: SparseCode, D: Tensor) -> Tensor:
 
     Args:
         code: values and indices [..., m] of size p; a row's indices are distinct.
-        D: dictionary [n, p], columns are atoms; dtype and device of the values.
+        D: dictionary [n, p], columns are atoms; dtype and device of the values. A DTensor may be
+            sharded over its atoms, Shard(1), see :func:`encode_top_m`.
 
     Returns:
         [..., n], differentiable in ``code.values`` and D. Deterministic.
@@ -75,5 +76,7 @@ def decode(code: SparseCode, D: Tensor) -> Tensor:
     if not (isinstance(D, Tensor) and D.dim() == 2 and D.shape[1] == code.size):
         checks.floating("D", D)
         raise ValueError(f"D must have shape [n, p] with p = {code.size}, got {checks.shape(D)}")
+    if sharded.is_dtensor(values, D):
+        return sharded.decode(values, code.indices, D)
     out = _decode(values, code.indices, D)
     return out if values.dim() == 2 else out.reshape(*values.shape[:-1], D.shape[0])

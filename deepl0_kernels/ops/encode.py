@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import reference
 from .._matrices import gradient_of_matrix
 from ..reference.precision import accumulation_dtype
-from . import checks, registration
+from . import checks, registration, sharded
 from .encode_factored import encode_l0_factored, encode_top_m_factored, entries_of_stages
 from .sparse_code import SparseCode
 from .thresholds import GRADS, kind_of
@@ -200,6 +200,7 @@ def encode_l0(
     At most 2 B p (n + (K - 1) p) flops, with D 2 B p n (2 K - 1); for training, the K
     pre-activations [B, p] are saved. Source: Wang, Ling, Huang 2016, eq. 6 and 9.
     """
+    sharded.refuse("encode_l0", x, W, D)
     checks.one_of("grad", grad, tuple(GRADS))
     kind = kind_of(GRADS[grad], positive)
     if D is None:
@@ -241,6 +242,10 @@ def encode_top_m(
         step: with D, a factor > 0 of W: a number, or one for each stage, as numbers or as a
             tensor [num_stages].
 
+    W and bias may be DTensors with the placement Shard(0), D with Shard(1): a dictionary whose
+    units are spread over ranks, with one stage or D, and the code comes back whole on every rank
+    (docs/scale.md).
+
     Returns:
         :class:`SparseCode` with values and indices [..., m]: exactly m entries, chosen as in
         :func:`top_m`. Differentiable in every tensor argument, through the values. Deterministic.
@@ -255,6 +260,10 @@ def encode_top_m(
     for a few signals an S stored so is several times faster. Source: Wang, Ling, Huang 2016,
     eq. 10.
     """
+    if sharded.is_dtensor(x, W):
+        entries = entries_of_stages(m, num_stages)
+        operands = x, W, S, entries, bias, positive, D, step
+        return SparseCode(*sharded.encode_top_m(*operands), W.shape[0])
     if D is None:
         _no_factors(step)
         if isinstance(m, Sequence):

@@ -1,0 +1,506 @@
+"""encode_top_m and decode of DTensors: dictionaries whose units are spread over ranks.
+
+W [p, n] and bias [p] with the placement Shard(0), D [n, p] with Shard(1), over one dimension of a
+mesh or several; x whole on every rank of these, as a plain tensor, or as a DTensor of the same mesh
+that may be sharded over its batch in the other dimensions. Every rank selects among its units, one
+all-gather of (values, indices) a level decides (:mod:`.units`), and the code that comes back is
+whole on every rank, with indices in the whole dictionary: plain tensors, or with a DTensor x
+DTensors with its placements.
+
+What travels, for B rows, in values of 4 bytes (8 in float64), on each of R ranks:
+
+* forward, a stage: 8 B m bytes sent and 8 B m R received, and in every stage but the first an
+  all-reduce of 4 B n bytes, the partial D z. decode: one all-reduce of 4 B n bytes.
+* backward, a stage: an all-reduce of 4 B n bytes, in the first stage only where x (or step) wants a
+  gradient. decode: 4 B m bytes for the values, if they want one.
+* a call: twice some 100 bytes, by which ranks agree that they make the same call.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .._isolation import isolated
+from ..reference.precision import accumulation_dtype
+from ..reference.top_m import unpool
+from . import checks
+from .shard import shard_top_m
+from .units import _LARGEST, Own, Units, has_values
+
+_MODULE = "torch.distributed.tensor"
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
+
+
+def is_dtensor(*operands: Any) -> bool:
+    """Whether one of the operands is a DTensor. Nothing is imported for that."""
+    for t in operands:
+        if type(t) not in _PLAIN:
+            break
+    else:
+        return False
+    module = sys.modules.get(_MODULE)
+    return module is not None and any(isinstance(t, module.DTensor) for t in operands)
+
+
+def refuse(name: str, *operands: Any) -> None:
+    """The operator ``name`` has no rule for DTensors.
+
+    Raises:
+        ValueError: one of the operands is one.
+    """
+    if is_dtensor(*operands):
+        raise ValueError(
+            f"{name} takes plain tensors, got a DTensor; encode_top_m (one stage, or D=) and "
+            "decode take a dictionary whose units are sharded"
+        )
+
+
+def units_of(p: int, mesh: Any, dims: Iterable[int]) -> Units:
+    """p units over these dimensions of a mesh."""
+    return Units(p, [(mesh.get_group(i), mesh.size(i), mesh.get_local_rank(i)) for i in dims])
+
+
+def units_of_tensor(t: Any) -> Units:
+    """The units of a DTensor that is sharded over one of its dimensions."""
+    dims = [i for i, p in enumerate(t.placements) if p.is_shard()]
+    return units_of(t.shape[t.placements[dims[0]].dim], t.device_mesh, dims)
+
+
+def whole(t: Any) -> Tensor:
+    """A plain tensor, of the layout of this rank's part, of what is sharded over its units."""
+    sharded = [p.dim for p in t.placements if p.is_shard()]
+    if not sharded:
+        return t.to_local()
+    dim = sharded[0]
+    return units_of_tensor(t).whole(t.to_local().movedim(dim, 0).contiguous()).movedim(0, dim)
+
+
+class Mesh:
+    """Where the operands of a call live: the mesh, which of its dimensions cut the units, and
+    which cut the batch."""
+
+    def __init__(self, name: str, dictionary: Any, dim: int) -> None:
+        from torch.distributed.tensor import Shard
+
+        if not is_dtensor(dictionary):
+            raise ValueError(f"{name} must be a DTensor as the others are, got a plain tensor")
+        self.mesh, self._name = dictionary.device_mesh, name
+        self.batch: set[int] = set()
+        self.placements = tuple(dictionary.placements)
+        for placement in self.placements:
+            if not (placement.is_replicate() or placement == Shard(dim)):
+                raise ValueError(
+                    f"{name} must have the placements Shard({dim}), its units, and Replicate(), "
+                    f"got {self.placements}"
+                )
+        self.dims = [i for i, p in enumerate(self.placements) if not p.is_replicate()]
+        p = dictionary.shape[dim]
+        if p > _LARGEST:
+            raise ValueError(f"p must be <= 2**31 - 1 where units are sharded, got {p}")
+        self.units = units_of(p, self.mesh, self.dims)
+        local = dictionary.to_local() if not torch.compiler.is_compiling() else None
+        if local is not None and local.shape[dim] != self.units.count:
+            raise ValueError(
+                f"{name} must be cut as distribute_tensor does, with {self.units.count} units on "
+                f"this rank, got {local.shape[dim]}"
+            )
+
+    def vectors(self, x: Tensor) -> tuple[Tensor, Any]:
+        """This rank's part of what has a batch, and how it is placed; None: plain."""
+        if not is_dtensor(x):
+            return x, None
+        given: Any = x
+        if given.device_mesh != self.mesh:
+            raise ValueError(
+                f"x must be on the mesh of {self._name}, {self.mesh}, got {given.device_mesh}"
+            )
+        for i, placement in enumerate(given.placements):
+            batch = placement.is_shard() and 0 <= placement.dim < x.dim() - 1
+            if not (placement.is_replicate() or (batch and i not in self.dims)):
+                raise ValueError(
+                    "x must be sharded over its batch alone, and whole over the dimensions "
+                    f"{self.dims} of the mesh that cut the units, got {given.placements}"
+                )
+            if batch:
+                self.batch.add(i)
+        return given.to_local(grad_placements=given.placements), given.placements
+
+    def weights(self, name: str, t: Tensor | None, dim: int | None) -> Tensor | None:
+        """This rank's part of a weight whose dimension ``dim`` counts units; None: it has none."""
+        from torch.distributed.tensor import Replicate, Shard
+
+        if t is None:
+            return None
+        if is_dtensor(t):
+            given: Any = t
+            wanted = [
+                Shard(dim) if dim is not None and i in self.dims else Replicate()
+                for i in range(self.mesh.ndim)
+            ]
+            if given.device_mesh != self.mesh or list(given.placements) != wanted:
+                raise ValueError(
+                    f"{name} must be placed as {tuple(wanted)} on the mesh of {self._name}, "
+                    f"{self.mesh}, got {given.placements} on {given.device_mesh}"
+                )
+            t = given.to_local()
+        elif dim is not None and self.dims:
+            raise ValueError(f"{name} must be sharded as {self._name} is, got a plain tensor")
+        if self.batch and torch.is_grad_enabled() and t.requires_grad:
+            groups = [self.mesh.get_group(i) for i in sorted(self.batch) if self.mesh.size(i) > 1]
+            t = _SumOfGradients.apply(t, groups)
+        return t
+
+    def placed(self, t: Tensor, placements: Any, lead: Sequence[int]) -> Tensor:
+        """A result of rows as the vectors came in."""
+        t = t.reshape(*lead, t.shape[-1])
+        if placements is None:
+            return t
+        from torch.distributed.tensor import DTensor
+
+        return DTensor.from_local(t, self.mesh, placements, run_check=False)
+
+    def agree(self, facts: dict[str, Any], error: Exception | None) -> None:
+        self.units.agree(torch.device(self.mesh.device_type), facts, error)
+
+
+class _SumOfGradients(torch.autograd.Function):
+    """A weight that several ranks use on batches of their own: its gradient is the sum."""
+
+    @staticmethod
+    def forward(ctx, t, groups):
+        ctx.groups = groups
+        return t.view_as(t)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.clone(memory_format=torch.preserve_format)
+        flat = grad.t() if grad.dim() == 2 and not grad.is_contiguous() else grad
+        for group in ctx.groups:
+            dist.all_reduce(flat, group=group)
+        return grad, None
+
+
+# -- encode
+
+
+def encode_top_m(
+    x: Tensor,
+    W: Tensor,
+    S: Tensor | None,
+    m: Sequence[int],
+    bias: Tensor | None,
+    positive: bool,
+    D: Tensor | None,
+    step: Any,
+) -> tuple[Tensor, Tensor]:
+    """Values and indices [..., m[-1]] of :func:`deepl0_kernels.encode_top_m` for DTensors."""
+    mesh = Mesh("W", W, 0)
+    error: Exception | None = None
+    prepared: Any = None
+    try:
+        prepared = _prepare(mesh, x, W, S, m, bias, positive, D, step)
+    except (TypeError, ValueError) as refused:
+        error = refused
+    facts = {
+        "m": list(m) if len(m) > 1 else m[0] if m else 0,
+        "the number of stages": len(m),
+        "the shape of W": list(W.shape),
+        "the shape of x": _shape_here(x),
+        "the dtype": str(x.dtype),
+        "positive": bool(positive),
+        "what is given": [t is not None for t in (bias, D, step)],
+        "what wants a gradient": [
+            torch.is_grad_enabled() and isinstance(t, Tensor) and t.requires_grad
+            for t in (x, W, bias, D, step)
+        ],
+    }
+    mesh.agree(facts, error)
+    assert prepared is not None
+    rows, placements, operands, entries = prepared
+    given, lead = rows.dtype, rows.shape[:-1]
+    low = torch.get_autocast_dtype(rows.device.type) if _autocast(rows) else given
+    rows = checks.rows(rows).to(low)
+    operands = [_to(t, low) for t in operands]
+    step = checks.steps(mesh.weights("step", step, None) if isinstance(step, Tensor) else step,
+                        rows, len(entries)) if D is not None else None  # fmt: skip
+    values, indices = _Encode.apply(mesh.units, entries, positive, rows, *operands, step)
+    return mesh.placed(values, placements, lead), mesh.placed(indices, placements, lead)
+
+
+def _prepare(
+    mesh: Any, x: Any, W: Any, S: Any, m: Any, bias: Any, positive: Any, D: Any, step: Any
+) -> Any:
+    if S is not None:
+        raise ValueError(
+            "S must be None where the units of W are sharded, as it couples all of them; factored "
+            f"stages (D=) shard, got S {checks.shape(S)}"
+        )
+    if D is None and step is not None:
+        raise ValueError(f"step must be None without D, got {step!r}")
+    if D is None and len(m) > 1:
+        raise ValueError(f"num_stages must be 1 without D where units are sharded, got {len(m)}")
+    checks.first_operands(x, W, bias)
+    if D is not None:
+        checks.like("D", D, "x", x)
+        checks.has_shape("D", D, (W.shape[1], W.shape[0]), "[n, p]")
+    checks.boolean("positive", positive)
+    entries = [checks.integer("m", one, 0, W.shape[0], "p") for one in m]
+    rows, placements = mesh.vectors(x)
+    operands = (
+        mesh.weights("W", W, 0),
+        mesh.weights("bias", bias, 0),
+        mesh.weights("D", D, 1),
+    )
+    plain = mesh.weights("step", step, None) if isinstance(step, Tensor) else step
+    checks.steps(plain, rows, len(entries))
+    return rows, placements, operands, entries
+
+
+def _to(t: Any, dtype: torch.dtype) -> Any:
+    return None if t is None else t.to(dtype)
+
+
+def _shape_here(t: Any) -> list[int]:
+    return list((t.to_local() if is_dtensor(t) else t).shape)
+
+
+def _autocast(x: Tensor) -> bool:
+    return x.dtype != torch.float64 and checks.autocast_is_on(x.device.type)
+
+
+class _Encode(torch.autograd.Function):
+    """All stages on this rank's units: r_k = step_k (x - D z_k), z_{k+1} = top_m(z_k + W r_k + b).
+
+    Of every stage the residual [B, n] and this rank's entries are kept.
+    """
+
+    @staticmethod
+    @isolated()
+    def forward(ctx, units, m, positive, x, W, bias, D, step):
+        wide = accumulation_dtype(x.dtype)
+        ctx.given = [t if t is None else t.dtype for t in (x, W, bias, D)]
+        xw, Ww, bw, Dw = (_to(t, wide) for t in (x, W, bias, D))
+        z = (xw.new_empty(len(x), 0), xw.new_empty(len(x), 0).long())
+        stages: list[Any] = []
+        values: Any = None
+        indices: Any = None
+        for k, entries in enumerate(m):
+            r = xw
+            if k > 0:
+                r = xw - units.sum(_gather_sum(stages[-1][2], stages[-1][1].local, Dw))
+            if step is not None:
+                r = r * step[k]
+            local = shard_top_m(r, Ww, bw, *z, min(entries, units.count), positive)
+            values, indices = units.select(*local, entries, positive)
+            own = units.own(indices)
+            z = own.pick(values), own.local
+            stages.append((r, own, z[0]))
+        out = values.to(x.dtype)
+        ctx.units, ctx.m, ctx.positive, ctx.step, ctx.stages = units, m, positive, step, stages
+        ctx.passing = stages[-1][1].pick(out) != 0 if positive else None
+        ctx.save_for_backward(x, W, D)
+        ctx.mark_non_differentiable(indices)
+        return out, indices
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    @isolated()
+    def backward(ctx, grad, _):
+        units, stages, step = ctx.units, ctx.stages, ctx.step
+        x, W, D = ctx.saved_tensors
+        wide = accumulation_dtype(x.dtype)
+        need_x, need_W, need_b, need_D, need_step = ctx.needs_input_grad[3:]
+        Ww, Dw = W.to(wide), _to(D, wide)
+        du = stages[-1][1].pick(grad.to(wide))
+        if ctx.passing is not None:
+            du = torch.where(ctx.passing, du, 0.0)
+        gx = gW = gD = None
+        gb = torch.zeros(units.count, dtype=torch.float64, device=x.device) if need_b else None
+        gstep = torch.zeros_like(step, dtype=torch.float64) if need_step else None
+        for k in range(len(stages) - 1, -1, -1):
+            r, own, _mine = stages[k]
+            if need_W:
+                gW = _plus(gW, _outer_sum(r, du, own.local, Ww))
+            if gb is not None:
+                _add_at(gb, own.local, du)
+            if k == 0 and not (need_x or need_step):
+                break
+            # Of the residual before its step.
+            g = units.sum(_gather_sum(du, own.local, Ww.t()))
+            if gstep is not None:
+                gstep[k] = (g.double() * r.double()).sum() / step[k]
+            if step is not None:
+                g = g * step[k]
+            gx = _plus(gx, g) if need_x else None
+            if k == 0:
+                break
+            _, below, z = stages[k - 1]
+            if need_D:
+                gD = _plus(gD, -_outer_sum(g, z, below.local, Dw.t()).t())
+            dz = _same_units(du, own, below) - _dots(g, below.local, Dw)
+            dz = torch.where(below.present, dz, 0.0)
+            du = torch.where(z != 0, dz, 0.0) if ctx.positive else dz
+        grads = [gx, gW, gb, gD]
+        if gstep is not None:
+            gstep = gstep.to(step.dtype)
+        cast = [_to(g, t) for g, t in zip(grads, ctx.given, strict=True)]
+        return None, None, None, *cast, gstep
+
+
+class Some:
+    """Some units of a sharded dictionary, the same on all ranks, as a dictionary of its own.
+
+    units: int64, ascending. x is whole on every rank, which make the same calls.
+    """
+
+    def __init__(self, W: Any, bias: Any, D: Any, units: Tensor) -> None:
+        mesh = Mesh("W", W, 0)
+        self.units, self.mine = mesh.units.some(units)
+        self.W = self._mine(mesh.weights("W", W, 0))
+        self.bias = self._mine(mesh.weights("bias", bias, 0))
+        local: Any = mesh.weights("D", D, 1)
+        self.D = self._mine(local.t()).t()
+
+    def _mine(self, t: Any) -> Tensor:
+        return t.index_select(0, self.mine)
+
+    def encode(self, x: Tensor, bias: Tensor, m: int, positive: bool) -> tuple[Tensor, Tensor]:
+        """The m largest, values and indices among these units."""
+        return _Encode.apply(self.units, [m], positive, x, self.W, bias, None, None)
+
+    def decode(self, values: Tensor, indices: Tensor) -> Tensor:
+        return _Decode.apply(self.units, values, indices, self.D)
+
+
+# -- decode
+
+
+def decode(values: Tensor, indices: Tensor, D: Tensor) -> Tensor:
+    """:func:`deepl0_kernels.decode` for a sharded D: [..., n] on every rank, placed as the code."""
+    mesh = Mesh("D", D, 1)
+    error: Exception | None = None
+    prepared: Any = None
+    try:
+        checks.floating("code.values", values)
+        checks.like("D", D, "code.values", values)
+        rows, placements = mesh.vectors(values)
+        at = mesh.vectors(indices)[0]
+        checks.indices("code.indices", at, "code.values", rows)
+        if has_values(at) and at.numel():
+            low, high = int(at.min()), int(at.max())
+            if low < 0 or high >= mesh.units.p:
+                raise ValueError(
+                    f"code.indices must be in [0, p) with p = {mesh.units.p}, got {low} to {high}"
+                )
+        prepared = rows, placements, at, mesh.weights("D", D, 1)
+    except (TypeError, ValueError) as refused:
+        error = refused
+    facts = {
+        "the shape of D": list(D.shape),
+        "the shape of the code": _shape_here(values),
+        "the dtype": str(values.dtype),
+        "what wants a gradient": [torch.is_grad_enabled() and t.requires_grad for t in (values, D)],
+    }
+    mesh.agree(facts, error)
+    assert prepared is not None
+    rows, placements, at, local = prepared
+    lead = rows.shape[:-1]
+    low_dtype = torch.get_autocast_dtype(rows.device.type) if _autocast(rows) else rows.dtype
+    out = _Decode.apply(
+        mesh.units, checks.rows(rows).to(low_dtype), checks.rows(at), local.to(low_dtype)
+    )
+    return mesh.placed(out, placements, lead)
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    @isolated()
+    def forward(ctx, units, values, indices, D):
+        wide = accumulation_dtype(values.dtype)
+        own = units.own(indices)
+        mine, Dw = own.pick(values.to(wide)), D.to(wide)
+        ctx.units, ctx.own, ctx.mine, ctx.m = units, own, mine, values.shape[1]
+        ctx.save_for_backward(values, D)
+        return units.sum(_gather_sum(mine, own.local, Dw)).to(values.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    @isolated()
+    def backward(ctx, grad):
+        values, D = ctx.saved_tensors
+        wide = accumulation_dtype(values.dtype)
+        grad, Dw, own = grad.to(wide), D.to(wide), ctx.own
+        gv = gD = None
+        if ctx.needs_input_grad[1]:
+            dots = _dots(grad, own.local, Dw)
+            gv = ctx.units.sum(own.put(dots, ctx.m).contiguous()).to(values.dtype)
+        if ctx.needs_input_grad[3]:
+            gD = _outer_sum(grad, ctx.mine, own.local, Dw.t()).t().to(D.dtype)
+        return None, gv, None, gD
+
+
+# -- this rank's sums
+
+
+def _gather_sum(values: Tensor, local: Tensor, D: Tensor) -> Tensor:
+    """D z [B, n] of codes [B, w] over D [n, p]."""
+    if values.shape[1] == 0:
+        return values.new_zeros(len(values), len(D))
+    if not _native(values):
+        return unpool(values, local, D.shape[1]) @ D.t()
+    return torch.ops.deepl0.decode(values, local, D)
+
+
+def _native(t: Tensor) -> bool:
+    return t.device.type == "cpu" or (t.is_cuda and t.dtype != torch.float64)
+
+
+def _outer_sum(r: Tensor, values: Tensor, local: Tensor, W: Tensor) -> Tensor:
+    """sum_b z_b r_b' [p, n] of codes z [B, w] and rows r [B, n], in the layout of W [p, n]; unit by
+    unit over ascending rows."""
+    if values.shape[1] == 0 or len(values) == 0:
+        return torch.zeros_like(W)
+    if not _native(r):
+        return unpool(values, local, len(W)).t() @ r
+    backward = torch.ops.deepl0.decode_backward
+    return backward(r.contiguous(), values.contiguous(), local, W.t(), 2)[1].t()
+
+
+def _dots(r: Tensor, local: Tensor, D: Tensor) -> Tensor:
+    """<d_j, r_b> [B, w] for the units j of each row."""
+    if local.shape[1] == 0 or len(local) == 0:
+        return r.new_zeros(local.shape)
+    if not _native(r):
+        return (r @ D).gather(1, local)
+    return torch.ops.deepl0.decode_backward(r.contiguous(), r.new_zeros(local.shape), local, D, 1)[
+        0
+    ]
+
+
+def _add_at(total: Tensor, local: Tensor, values: Tensor) -> None:
+    """total[local] += values, rows in ascending order."""
+    if not local.numel():
+        return
+    if total.is_cuda:  # the deterministic one there
+        total.index_put_((local.flatten(),), values.double().flatten(), accumulate=True)
+    else:
+        total.index_add_(0, local.flatten(), values.double().flatten())
+
+
+def _same_units(values: Tensor, of: Own, at: Own) -> Tensor:
+    """[B, w'] values of the units ``at`` in codes [B, w] over the units ``of``, 0 where there is
+    none."""
+    if not values.shape[1] or not at.local.shape[1]:
+        return values.new_zeros(at.local.shape)
+    place = torch.searchsorted(of.local, at.local).clamp_max_(values.shape[1] - 1)
+    return torch.where(of.local.gather(1, place) == at.local, values.gather(1, place), 0.0)
+
+
+def _plus(total: Tensor | None, t: Tensor) -> Tensor:
+    return t if total is None else total + t
