@@ -314,7 +314,7 @@ def _by_ray(
         _Actor,
         fn_constructor_args=(coder, parts, os.fspath(folder.resolve())),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(pool, len(parts))),
+        compute=ray.data.ActorPoolStrategy(size=min(pool, len(parts))),
     )
     for told in coded.iter_batches(batch_size=None):
         if refused := [word for word in told["refused"] if word]:

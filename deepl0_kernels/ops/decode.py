@@ -70,13 +70,13 @@ def decode(code: SparseCode, D: Tensor) -> Tensor:
     2 B m n flops, m rows of n read per sample. The gradient in D is grouped by atom. Source: the
     synthesis ``x = D a`` of Wang, Ling, Huang 2016, eq. 1.
     """
+    if sharded.is_dtensor(D, getattr(code, "values", None)):
+        return sharded.decode(code, D)
     if not isinstance(code, SparseCode):
         raise TypeError(f"code must be a SparseCode, got {type(code).__name__}")
     values = code.values
     if not (isinstance(D, Tensor) and D.dim() == 2 and D.shape[1] == code.size):
         checks.floating("D", D)
         raise ValueError(f"D must have shape [n, p] with p = {code.size}, got {checks.shape(D)}")
-    if sharded.is_dtensor(values, D):
-        return sharded.decode(values, code.indices, D)
     out = _decode(values, code.indices, D)
     return out if values.dim() == 2 else out.reshape(*values.shape[:-1], D.shape[0])

@@ -261,9 +261,8 @@ def encode_top_m(
     eq. 10.
     """
     if sharded.is_dtensor(x, W):
-        entries = entries_of_stages(m, num_stages)
-        operands = x, W, S, entries, bias, positive, D, step
-        return SparseCode(*sharded.encode_top_m(*operands), W.shape[0])
+        found = sharded.encode_top_m(x, W, S, m, num_stages, bias, positive, D, step)
+        return SparseCode(*found, W.shape[0])
     if D is None:
         _no_factors(step)
         if isinstance(m, Sequence):

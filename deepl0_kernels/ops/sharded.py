@@ -19,7 +19,7 @@ What travels, for B rows, in values of 4 bytes (8 in float64), on each of R rank
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,9 @@ from .._isolation import isolated
 from ..reference.precision import accumulation_dtype
 from ..reference.top_m import unpool
 from . import checks
+from .encode_factored import entries_of_stages
 from .shard import shard_top_m
+from .sparse_code import SparseCode
 from .units import _LARGEST, Own, Units, has_values
 
 _MODULE = "torch.distributed.tensor"
@@ -85,31 +87,47 @@ class Mesh:
     """Where the operands of a call live: the mesh, which of its dimensions cut the units, and
     which cut the batch."""
 
-    def __init__(self, name: str, dictionary: Any, dim: int) -> None:
+    mesh: Any
+    units: Any = None
+
+    def __init__(self, name: str, dim: int) -> None:
+        """name and dim: of the dictionary, and of its dimension that counts units."""
+        self._name, self._dim = name, dim
+        self.batch: set[int] = set()
+
+    def of(self, dictionary: Any) -> Mesh:
+        """That of a dictionary.
+
+        Raises:
+            ValueError: it is sharded otherwise than over its units.
+        """
         from torch.distributed.tensor import Shard
 
+        name, dim = self._name, self._dim
         if not is_dtensor(dictionary):
             raise ValueError(f"{name} must be a DTensor as the others are, got a plain tensor")
-        self.mesh, self._name = dictionary.device_mesh, name
-        self.batch: set[int] = set()
-        self.placements = tuple(dictionary.placements)
-        for placement in self.placements:
+        placements = tuple(dictionary.placements)
+        for placement in placements:
             if not (placement.is_replicate() or placement == Shard(dim)):
                 raise ValueError(
                     f"{name} must have the placements Shard({dim}), its units, and Replicate(), "
-                    f"got {self.placements}"
+                    f"got {placements}"
                 )
-        self.dims = [i for i, p in enumerate(self.placements) if not p.is_replicate()]
         p = dictionary.shape[dim]
         if p > _LARGEST:
             raise ValueError(f"p must be <= 2**31 - 1 where units are sharded, got {p}")
-        self.units = units_of(p, self.mesh, self.dims)
-        local = dictionary.to_local() if not torch.compiler.is_compiling() else None
-        if local is not None and local.shape[dim] != self.units.count:
-            raise ValueError(
-                f"{name} must be cut as distribute_tensor does, with {self.units.count} units on "
-                f"this rank, got {local.shape[dim]}"
-            )
+        self.mesh = dictionary.device_mesh
+        self.dims = [i for i, placed in enumerate(placements) if not placed.is_replicate()]
+        units = units_of(p, self.mesh, self.dims)
+        if not torch.compiler.is_compiling():
+            local = dictionary.to_local().shape[dim]
+            if local != units.count:
+                raise ValueError(
+                    f"{name} must be cut as distribute_tensor does, with {units.count} units on "
+                    f"this rank, got {local}"
+                )
+        self.units = units
+        return self
 
     def vectors(self, x: Tensor) -> tuple[Tensor, Any]:
         """This rank's part of what has a batch, and how it is placed; None: plain."""
@@ -165,9 +183,6 @@ class Mesh:
 
         return DTensor.from_local(t, self.mesh, placements, run_check=False)
 
-    def agree(self, facts: dict[str, Any], error: Exception | None) -> None:
-        self.units.agree(torch.device(self.mesh.device_type), facts, error)
-
 
 class _SumOfGradients(torch.autograd.Function):
     """A weight that several ranks use on batches of their own: its gradient is the sum."""
@@ -193,49 +208,56 @@ def encode_top_m(
     x: Tensor,
     W: Tensor,
     S: Tensor | None,
-    m: Sequence[int],
+    m: int | Sequence[int],
+    num_stages: int,
     bias: Tensor | None,
     positive: bool,
     D: Tensor | None,
     step: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Values and indices [..., m[-1]] of :func:`deepl0_kernels.encode_top_m` for DTensors."""
-    mesh = Mesh("W", W, 0)
-    error: Exception | None = None
-    prepared: Any = None
-    try:
-        prepared = _prepare(mesh, x, W, S, m, bias, positive, D, step)
-    except (TypeError, ValueError) as refused:
-        error = refused
-    facts = {
-        "m": list(m) if len(m) > 1 else m[0] if m else 0,
-        "the number of stages": len(m),
-        "the shape of W": list(W.shape),
-        "the shape of x": _shape_here(x),
-        "the dtype": str(x.dtype),
-        "positive": bool(positive),
-        "what is given": [t is not None for t in (bias, D, step)],
-        "what wants a gradient": [
-            torch.is_grad_enabled() and isinstance(t, Tensor) and t.requires_grad
-            for t in (x, W, bias, D, step)
-        ],
-    }
-    mesh.agree(facts, error)
-    assert prepared is not None
-    rows, placements, operands, entries = prepared
-    given, lead = rows.dtype, rows.shape[:-1]
-    low = torch.get_autocast_dtype(rows.device.type) if _autocast(rows) else given
-    rows = checks.rows(rows).to(low)
-    operands = [_to(t, low) for t in operands]
-    step = checks.steps(mesh.weights("step", step, None) if isinstance(step, Tensor) else step,
-                        rows, len(entries)) if D is not None else None  # fmt: skip
+    """Values and indices [..., m] of :func:`deepl0_kernels.encode_top_m` for DTensors."""
+
+    def facts() -> dict[str, Any]:
+        operands = x, W, bias, D, step
+        return {
+            "m": m if isinstance(m, int) else list(m),
+            "num_stages": num_stages,
+            "the shape of W": list(W.shape),
+            "the shape of x": _shape_here(x),
+            "the dtype": str(x.dtype),
+            "positive": positive,
+            "what is given": [t is not None for t in (bias, D, step)],
+            "what wants a gradient": [_wants_gradient(t) for t in operands],
+        }
+
+    mesh, (rows, placements, operands, step, entries) = _agreed(
+        Mesh("W", 0),
+        W,
+        lambda mesh: _prepare(mesh, x, W, S, m, num_stages, bias, positive, D, step),
+        facts,
+    )
+    lead, low = rows.shape[:-1], _dtype_of_products(rows)
+    rows, *operands = (_to(t, low) for t in (checks.rows(rows), *operands))
+    if D is not None:
+        step = checks.steps(step, rows, len(entries))
     values, indices = _Encode.apply(mesh.units, entries, positive, rows, *operands, step)
     return mesh.placed(values, placements, lead), mesh.placed(indices, placements, lead)
 
 
 def _prepare(
-    mesh: Any, x: Any, W: Any, S: Any, m: Any, bias: Any, positive: Any, D: Any, step: Any
+    mesh: Mesh,
+    x: Any,
+    W: Any,
+    S: Any,
+    m: Any,
+    num_stages: Any,
+    bias: Any,
+    positive: Any,
+    D: Any,
+    step: Any,
 ) -> Any:
+    """This rank's operands, checked."""
+    entries = entries_of_stages(m, num_stages)
     if S is not None:
         raise ValueError(
             "S must be None where the units of W are sharded, as it couples all of them; factored "
@@ -243,23 +265,51 @@ def _prepare(
         )
     if D is None and step is not None:
         raise ValueError(f"step must be None without D, got {step!r}")
-    if D is None and len(m) > 1:
-        raise ValueError(f"num_stages must be 1 without D where units are sharded, got {len(m)}")
+    if D is None and len(entries) > 1:
+        raise ValueError(
+            f"num_stages must be 1 without D where units are sharded, got {len(entries)}"
+        )
     checks.first_operands(x, W, bias)
     if D is not None:
         checks.like("D", D, "x", x)
         checks.has_shape("D", D, (W.shape[1], W.shape[0]), "[n, p]")
     checks.boolean("positive", positive)
-    entries = [checks.integer("m", one, 0, W.shape[0], "p") for one in m]
+    entries = [checks.integer("m", one, 0, W.shape[0], "p") for one in entries]
     rows, placements = mesh.vectors(x)
-    operands = (
-        mesh.weights("W", W, 0),
-        mesh.weights("bias", bias, 0),
-        mesh.weights("D", D, 1),
-    )
-    plain = mesh.weights("step", step, None) if isinstance(step, Tensor) else step
-    checks.steps(plain, rows, len(entries))
-    return rows, placements, operands, entries
+    operands = mesh.weights("W", W, 0), mesh.weights("bias", bias, 0), mesh.weights("D", D, 1)
+    if isinstance(step, Tensor):
+        step = mesh.weights("step", step, None)
+    checks.steps(step, rows, len(entries))
+    return rows, placements, operands, step, entries
+
+
+def _agreed(
+    mesh: Mesh, dictionary: Any, prepare: Callable[[Mesh], Any], facts: Callable[[], dict]
+) -> tuple[Mesh, Any]:
+    """What ``prepare`` gives, if it does on every rank, and all of them have the same facts.
+
+    Raises:
+        ValueError: on every rank; what was refused or differs, and where.
+    """
+    error: Exception | None = None
+    prepared, told = None, {}
+    try:
+        mesh.of(dictionary)
+        prepared, told = prepare(mesh), facts()
+    except (AttributeError, TypeError, ValueError) as refused:
+        error = refused
+    if mesh.units is None:
+        # Which of several dimensions the others hear on is not known then.
+        if not is_dtensor(dictionary) or dictionary.device_mesh.ndim > 1:
+            assert error is not None
+            raise error
+        mesh.mesh, mesh.units = dictionary.device_mesh, units_of(0, dictionary.device_mesh, [0])
+    mesh.units.agree(torch.device(mesh.mesh.device_type), told, error)
+    return mesh, prepared
+
+
+def _wants_gradient(t: Any) -> bool:
+    return torch.is_grad_enabled() and isinstance(t, Tensor) and t.requires_grad
 
 
 def _to(t: Any, dtype: torch.dtype) -> Any:
@@ -270,8 +320,10 @@ def _shape_here(t: Any) -> list[int]:
     return list((t.to_local() if is_dtensor(t) else t).shape)
 
 
-def _autocast(x: Tensor) -> bool:
-    return x.dtype != torch.float64 and checks.autocast_is_on(x.device.type)
+def _dtype_of_products(x: Tensor) -> torch.dtype:
+    if x.dtype != torch.float64 and checks.autocast_is_on(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
 
 
 class _Encode(torch.autograd.Function):
@@ -360,7 +412,7 @@ class Some:
     """
 
     def __init__(self, W: Any, bias: Any, D: Any, units: Tensor) -> None:
-        mesh = Mesh("W", W, 0)
+        mesh = Mesh("W", 0).of(W)
         self.units, self.mine = mesh.units.some(units)
         self.W = self._mine(mesh.weights("W", W, 0))
         self.bias = self._mine(mesh.weights("bias", bias, 0))
@@ -381,40 +433,41 @@ class Some:
 # -- decode
 
 
-def decode(values: Tensor, indices: Tensor, D: Tensor) -> Tensor:
+def decode(code: SparseCode, D: Tensor) -> Tensor:
     """:func:`deepl0_kernels.decode` for a sharded D: [..., n] on every rank, placed as the code."""
-    mesh = Mesh("D", D, 1)
-    error: Exception | None = None
-    prepared: Any = None
-    try:
+
+    def prepare(mesh: Mesh) -> Any:
+        if not isinstance(code, SparseCode):
+            raise TypeError(f"code must be a SparseCode, got {type(code).__name__}")
+        values, p = code.values, mesh.units.p
         checks.floating("code.values", values)
         checks.like("D", D, "code.values", values)
+        if D.dim() != 2 or code.size != p:
+            raise ValueError(
+                f"D must have shape [n, p] with p = {code.size}, got {checks.shape(D)}"
+            )
         rows, placements = mesh.vectors(values)
-        at = mesh.vectors(indices)[0]
+        at = mesh.vectors(code.indices)[0]
         checks.indices("code.indices", at, "code.values", rows)
         if has_values(at) and at.numel():
             low, high = int(at.min()), int(at.max())
-            if low < 0 or high >= mesh.units.p:
+            if low < 0 or high >= p:
                 raise ValueError(
-                    f"code.indices must be in [0, p) with p = {mesh.units.p}, got {low} to {high}"
+                    f"code.indices must be in [0, p) with p = {p}, got {low} to {high}"
                 )
-        prepared = rows, placements, at, mesh.weights("D", D, 1)
-    except (TypeError, ValueError) as refused:
-        error = refused
-    facts = {
-        "the shape of D": list(D.shape),
-        "the shape of the code": _shape_here(values),
-        "the dtype": str(values.dtype),
-        "what wants a gradient": [torch.is_grad_enabled() and t.requires_grad for t in (values, D)],
-    }
-    mesh.agree(facts, error)
-    assert prepared is not None
-    rows, placements, at, local = prepared
-    lead = rows.shape[:-1]
-    low_dtype = torch.get_autocast_dtype(rows.device.type) if _autocast(rows) else rows.dtype
-    out = _Decode.apply(
-        mesh.units, checks.rows(rows).to(low_dtype), checks.rows(at), local.to(low_dtype)
-    )
+        return rows, placements, at, mesh.weights("D", D, 1)
+
+    def facts() -> dict[str, Any]:
+        return {
+            "the shape of D": list(D.shape),
+            "the shape of the code": _shape_here(code.values),
+            "the dtype": str(code.values.dtype),
+            "what wants a gradient": [_wants_gradient(t) for t in (code.values, D)],
+        }
+
+    mesh, (rows, placements, at, local) = _agreed(Mesh("D", 1), D, prepare, facts)
+    lead, low = rows.shape[:-1], _dtype_of_products(rows)
+    out = _Decode.apply(mesh.units, checks.rows(rows).to(low), checks.rows(at), local.to(low))
     return mesh.placed(out, placements, lead)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..backends import implementation
 
 _LARGEST = 2**31 - 1
+_FACTS = 8  # of a call, at most
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,9 @@ class Units:
             if error is not None:
                 raise error
             return
+        # As many whatever is said, as a rank whose call is refused may have no facts.
         numbers = [_number(v) for v in facts.values()]
+        numbers += [0] * (_FACTS - len(numbers))
         told = torch.tensor([int(error is not None), *numbers, *(-v for v in numbers)])
         told = told.to(device)
         for level in levels:
@@ -173,7 +176,7 @@ class Units:
         if refused:
             raise _everyones(levels, error)
         for i, name in enumerate(facts):
-            if bounds[i] != -bounds[i + len(facts)]:
+            if bounds[i] != -bounds[i + _FACTS]:
                 everyone = _gathered(levels, {dist.get_rank(): facts[name]})
                 raise ValueError(
                     f"{name} must be the same on all ranks of the mesh, got {everyone}"

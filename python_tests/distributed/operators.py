@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 import deepl0_kernels as dk
 from bench.scale import Traffic
@@ -268,6 +268,11 @@ def bad_calls_are_refused_on_every_rank():
         lambda: encode(D=sharded(mesh, 0, D), num_stages=2), "D must be placed as (Shard(dim=1)"
     )
     refused(lambda: encode(w=sharded(mesh, 1, W)), "W must have the placements Shard(0)")
+    refused(lambda: encode(w=sharded(mesh, rank == 0, W)), "W must have the placements Shard(0)")
+    refused(lambda: encode(num_stages=0 if rank == 0 else 1), "num_stages must be >= 1, got 0")
+    far = DTensor.from_local(torch.empty(1, 6), mesh, [Shard(0)], run_check=False,
+                             shape=torch.Size((2**31, 6)), stride=(6, 1))  # fmt: skip
+    refused(lambda: encode(w=far), "p must be <= 2**31 - 1", "got 2147483648")
     refused(lambda: encode(x=sharded(mesh, 0, x)), "x must be sharded over its batch alone")
     refused(lambda: encode(w=W, x=sharded(mesh, 0, x)), "W must be a DTensor")
     refused(lambda: dk.encode_l0(x, w, None, 1.0, num_stages=1), "encode_l0 takes plain tensors")
@@ -275,6 +280,8 @@ def bad_calls_are_refused_on_every_rank():
     refused(lambda: dk.decode(code, sharded(mesh, 0, D)), "D must have the placements Shard(1)")
     bad = dk.SparseCode(code.values, code.indices + (rank == 0), 40)
     bad.indices[0, -1] = 40 if rank == 0 else 0
+    other = dk.SparseCode(code.values, code.indices, 40 + (rank == 1))
+    refused(lambda: dk.decode(other, d), "D must have shape [n, p] with p = 41, got (24, 40)")
     refused(lambda: dk.decode(bad, d), "code.indices must be in [0, p) with p = 40")
     assert encode() == code  # and the next call finds all ranks in step
 
