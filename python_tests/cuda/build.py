@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,34 +70,35 @@ def compile_all(folder: Path) -> None:
     assert tools is not None
     torch_root = Path(torch.__file__).parent
     major, minor = map(int, dk.build_info()["torch_abi_target"].split("."))
-    objects = []
+    commands: dict[str, tuple[str | Path, ...]] = {}  # of each object
 
-    def run(*command: str | Path) -> None:
+    def run(command: tuple[str | Path, ...]) -> None:
         done = subprocess.run([str(c) for c in command], cwd=folder, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}")
 
     for name in SOURCES:
-        objects.append(f"{name}.o")
-        run(
+        commands[f"{name}.o"] = (
             tools.nvcc, "-std=c++17", "-O3", f"-gencode=arch=compute_{ARCH},code=compute_{ARCH}",
             "--keep", "--keep-dir", folder, "-Xcompiler", "-fPIC,-O1", f"-I{CSRC}",
-            "-c", CSRC / "cuda" / f"{name}.cu", "-o", objects[-1],
+            "-c", CSRC / "cuda" / f"{name}.cu", "-o", f"{name}.o",
         )  # fmt: skip
     shared = [CSRC / name for name in SHARED if name.endswith(".cpp")]
     host = [*sorted((CSRC / "torch/cuda").glob("*.cpp")), *shared]
     for source in [*host, CSRC / "tests/cuda_emulator.cpp"]:
-        objects.append(f"{source.parent.name}_{source.stem}.o")
-        run(
-            "c++", "-std=c++17", "-O0", "-fPIC", "-fvisibility=hidden", "-ffunction-sections",
+        out = f"{source.parent.name}_{source.stem}.o"
+        commands[out] = (
+            "c++", "-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections",
             "-DDEEPL0_CUDA_EMULATED",
             f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000", "-DDEEPL0_ISA=scalar",
             f"-I{CSRC}",
             "-isystem", torch_root / "include", "-isystem", tools.include,
-            "-c", source, "-o", objects[-1],
+            "-c", source, "-o", out,
         )  # fmt: skip
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(run, commands.values()))
     # What the bindings share with the CPU kernels, and nothing here calls, is left out.
-    run(
-        "c++", "-shared", "-Wl,--gc-sections", *objects, f"-L{torch_root / 'lib'}", "-ltorch_cpu",
+    run((
+        "c++", "-shared", "-Wl,--gc-sections", *commands, f"-L{torch_root / 'lib'}", "-ltorch_cpu",
         "-lc10", "-o", "emulated.so",
-    )  # fmt: skip
+    ))  # fmt: skip

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from deepl0_kernels.backends import serve_device
+from deepl0_kernels.cuda import library
+from deepl0_kernels.ops import registration
 from python_tests.ptx.engine import run_ptx
 from python_tests.ptx.layout import Options
 
@@ -44,6 +49,35 @@ STREAM = 0x57EEA3  # what csrc/tests/cuda_emulator.cpp calls the current stream
 # An H100, and one with so little shared memory that short rows are long ones.
 BIG = (132, 232448)
 SMALL = (132, 49152)
+
+
+@contextmanager
+def idle() -> Iterator[None]:
+    """Inside, the CUDA floor serves CPU tensors, and its launches do nothing: what a call costs the
+    host. Results are not written."""
+    built = build.build()
+    torch.ops.load_library(str(built.library))
+    runtime = ctypes.CDLL(str(built.library))
+    runtime.emulator_set_device(*BIG)
+    runtime.emulator_set_run(runtime.emulator_do_nothing)
+    with serving("cpu"):
+        yield
+
+
+@contextmanager
+def serving(device: str) -> Iterator[None]:
+    """The CUDA floor, emulated, serves tensors of that type; afterwards what served before."""
+    before = library.kernels
+    library.kernels = torch.ops.deepl0_emulated
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
+        registered = registration.serve_natively(device, ("cuda",))
+    try:
+        yield
+    finally:
+        registered._destroy()
+        serve_device(device, *(("cpu",) if device == "cpu" else ()))
+        library.kernels = before
 
 
 class Launch(NamedTuple):
