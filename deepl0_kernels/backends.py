@@ -26,6 +26,16 @@ from .cuda.library import refusal
 from .triton import tuned
 
 
+class Kernel(NamedTuple):
+    """What computes an operator on a floor, below autograd and the dispatcher's other keys."""
+
+    run: Callable[..., Any]  # the operator's arguments and results
+    saving: Callable[..., Any]  # those of its twin, where it has one; else ``run``
+    checks: bool  # whether it refuses arguments that do not fit, so that nothing else need to
+    wide: bool  # whether it takes float64
+    call: tuple[str, str, str] | None = None  # what a report says of it
+
+
 @dataclass(eq=False)
 class Backend:
     """Kernels for a GPU: a package of launchers, whose modules are imported by their first call."""
@@ -54,7 +64,41 @@ class Backend:
 
         return launch
 
+    def kernel(self, operator: str) -> Kernel:
+        launch, count = self.launcher(operator), len(_packet(operator).default._schema.returns)
+        if not hasattr(torch.ops.deepl0, operator + SAVING):
+            return Kernel(launch, launch, False, False)
 
+        # An operator and its saving twin are one function, which is told.
+        def run(*args):
+            results = launch(*args, False)
+            return results[0] if count == 1 else results[:count]
+
+        return Kernel(run, lambda *args: launch(*args, True), False, False)
+
+
+def _packet(operator: str):
+    return getattr(torch.ops.deepl0, operator)
+
+
+def _cpu_kernel(operator: str) -> Kernel:
+    """The extension's, which autograd's keys stand before."""
+
+    def below(name: str) -> Callable[..., Any]:
+        run = _packet(name).default._op
+
+        def call(*args):
+            with torch._C._AutoDispatchBelowAutograd():
+                return run(*args)
+
+        return call
+
+    run, twin = below(operator), operator + SAVING
+    saving = below(twin) if hasattr(torch.ops.deepl0, twin) else run
+    return Kernel(run, saving, True, True)
+
+
+SAVING = "_saving"  # after the name of an operator: its twin, which also returns what backward reads
 _SELECTION = ("top_m", "keep_top_m", "unpool", "apply_mask")
 GPU = {
     backend.name: backend
@@ -109,6 +153,8 @@ _NATIVE: dict[str, tuple[str, ...]] = {"cpu": ("cpu",)}
 _implementations: dict[str, dict[str, Callable]] = {}
 # Operator and device type -> the native backends that have it there: looked up in every call.
 _served: dict[tuple[str, str], tuple[str, ...]] = {}
+# Operator, or with the index of a GPU: what serves plain eager calls; filled as they come.
+_kernels: dict[str | tuple[str, int], Kernel | None] = {}
 _forced: str | None = None
 _blocks: list[use_backend] = []  # the ``with`` blocks that are open, in the order of their begin
 _last: tuple[str, str, str] | None = None
@@ -126,6 +172,7 @@ class Call(NamedTuple):
 def register(operator: str, **implementations: Callable) -> None:
     """Tell which function serves ``operator`` on which backend."""
     _implementations[operator] = implementations
+    _kernels.clear()
     for device in _NATIVE:
         _served[operator, device] = _natives(operator, device)
 
@@ -133,6 +180,7 @@ def register(operator: str, **implementations: Callable) -> None:
 def serve_device(device: str, *backends: str) -> None:
     """Tell which native backends serve tensors of the type ``device``; none: the reference."""
     _NATIVE[device] = backends
+    _kernels.clear()
     if not backends:
         del _NATIVE[device]
     for operator in _implementations:
@@ -172,6 +220,48 @@ def implementation(operator: str, tensor: Tensor) -> Callable:
     return _implementations[operator][backend]
 
 
+def kernel_of(operator: str, tensor: Tensor) -> Kernel | None:
+    """The native kernel of an operator for a plain tensor under the current override, for a call
+    that nothing but a kernel has to see; None where there is none, or the reference serves."""
+    if tensor.is_cpu:
+        key: str | tuple[str, int] = operator
+    elif tensor.is_cuda:
+        key = operator, tensor.get_device()
+    else:
+        return None
+    try:
+        found = _kernels[key]
+    except KeyError:
+        found = _kernels[key] = _find_kernel(operator, tensor)
+    if found is not None and not found.wide and tensor.dtype == torch.float64:
+        return None
+    return found
+
+
+def _find_kernel(operator: str, tensor: Tensor) -> Kernel | None:
+    names = [
+        name
+        for name in _NATIVE.get(tensor.device.type, ())
+        if name == "cpu" or operator in GPU[name].operators
+    ]
+    public = operator in _implementations
+    if not names or (public and _forced not in (None, *names)):
+        return None
+    if names == ["cpu"]:
+        name, reason = "cpu", "forced by use_backend" if _forced else "default for the device"
+        made = _cpu_kernel(operator)
+    else:
+        name, reason = _chosen(names, (tensor,))
+        made = GPU[name].kernel(operator)
+    return made._replace(call=(operator, name, reason) if public else None)
+
+
+def report(served: Kernel) -> None:
+    """Tell :func:`last_call` of a public call that a kernel has served."""
+    global _last
+    _last = served.call
+
+
 def choose(operator: str, backends: Sequence[str], args: Sequence) -> str:
     """Which of the GPU backends that have ``operator`` serves this call.
 
@@ -182,16 +272,19 @@ def choose(operator: str, backends: Sequence[str], args: Sequence) -> str:
     that CUDA has not, and serves AMD GPUs.
     """
     global _last
-    usable = [b for b in backends if b != "cuda" or _runs_cuda(args)]
-    if _forced in backends:
-        backend, reason = str(_forced), "forced by use_backend"
-    elif "cuda" in usable and len(usable) > 1:
-        backend, reason = "cuda", "measured to be the faster one"
-    else:
-        backend, reason = (usable or backends)[0], "the only kernel for the device"
+    backend, reason = _chosen(backends, args)
     if _forced is None and _last is not None and _last[0] == operator:
         _last = operator, backend, reason
     return backend
+
+
+def _chosen(backends: Sequence[str], args: Sequence) -> tuple[str, str]:
+    usable = [b for b in backends if b != "cuda" or _runs_cuda(args)]
+    if _forced in backends:
+        return str(_forced), "forced by use_backend"
+    if "cuda" in usable and len(usable) > 1:
+        return "cuda", "measured to be the faster one"
+    return (usable or backends)[0], "the only kernel for the device"
 
 
 def _runs_cuda(args: Sequence) -> bool:
@@ -250,19 +343,18 @@ class use_backend:  # noqa: N801 - used like a function
     """
 
     def __init__(self, name: str | None) -> None:
-        global _forced
         if name is not None and name not in NAMES:
             raise ValueError(f"name must be one of {NAMES} or None, got {name!r}")
         if name not in (None, *available()):
             why = f": {GPU[name].missing}" if name in GPU else ""
             raise ValueError(f"backend {name!r} is not in this build{why}; it has {available()}")
         self._name, self._previous, self._fresh = name, _forced, True
-        _forced = name
+        _force(name)
 
     def __enter__(self) -> use_backend:
-        global _forced
         if not self._fresh:
-            self._previous, _forced = _forced, self._name
+            self._previous = _forced
+            _force(self._name)
         self._fresh = False
         _blocks.append(self)
         return self
@@ -273,14 +365,19 @@ class use_backend:  # noqa: N801 - used like a function
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        global _forced
         at = _blocks.index(self)
         if at + 1 < len(_blocks):
             # A block of another thread began within this one and still lasts: it inherits.
             _blocks[at + 1]._previous = self._previous
         else:
-            _forced = self._previous
+            _force(self._previous)
         del _blocks[at]
+
+
+def _force(name: str | None) -> None:
+    global _forced
+    _forced = name
+    _kernels.clear()
 
 
 def available() -> tuple[str, ...]:

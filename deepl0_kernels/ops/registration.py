@@ -3,9 +3,13 @@
 The CPU kernels are registered by the compiled extension (csrc/torch_ops.cpp), the GPU kernels by
 :func:`serve_natively`.
 
-Where a call goes. The public function hands its arguments to what :func:`serve` has returned, which
-asks :func:`deepl0_kernels.backends.implementation`: the reference, or PyTorch's operator. Of the
-operator's keys
+Where a call goes. The public function hands its arguments to what :func:`serve` has returned. An
+ordinary one, eager, of plain tensors, in no mode that PyTorch's dispatcher has a key for
+(:func:`_ordinary`), goes straight to the kernel of its floor (:func:`deepl0_kernels.backends.kernel_of`),
+or to it by way of a ``torch.autograd.Function`` where a gradient is recorded: of the attachments to
+autograd that were measured the cheapest (docs/benchmarks-host.md). For any other call
+:func:`deepl0_kernels.backends.implementation` names the reference, or PyTorch's operator, of whose
+keys
 
 * Autocast casts (:func:`serve`),
 * vmap folds the mapped dimension into the batch (:func:`vmap_rows`),
@@ -18,7 +22,7 @@ operator's keys
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,14 +30,30 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .._isolation import isolated
-from ..backends import GPU, by_reference, choose, implementation, register, serve_device
+from ..backends import (
+    GPU,
+    SAVING,
+    Kernel,
+    by_reference,
+    choose,
+    implementation,
+    kernel_of,
+    register,
+    report,
+    serve_device,
+)
 from . import checks
 from .operands import CHECKS
 
 # Held for the life of the process: destroying it would take the kernels back.
 _library = torch.library.Library("deepl0", "FRAGMENT")
 _DEVICES = ("cpu", "cuda")
-_SAVING = "_saving"
+# What a thread has switched on where nothing is: every other key is a mode of PyTorch's.
+_KEYS = torch._C.DispatchKey
+_USUAL = torch._C.DispatchKeySet(_KEYS.BackendSelect) | torch._C.DispatchKeySet(
+    _KEYS.ADInplaceOrView
+)
+_MODES = ~_USUAL.raw_repr()
 _TENSORS = frozenset((Tensor, torch.nn.Parameter))
 
 
@@ -80,27 +100,59 @@ def _overloads(name: str) -> list[tuple[str, Any]]:
 
 
 def native(name: str) -> Callable:
-    """The operator ``name``, as cheap to call as there is something to record.
-
-    Autograd's Python layer costs more than a small call: what nobody differentiates goes below it.
-    """
+    """The operator ``name``, by a kernel at once where the call is an ordinary one."""
     packet = getattr(torch.ops.deepl0, name)
     operator = packet.default
     other, at = getattr(packet, "Tensor", operator), _position_of_sigma(operator)
+    plain = _PlainTypes(operator)
 
     def call(*args):
-        run = operator if at is None or not isinstance(args[at], Tensor) else other
         if (
-            torch.compiler.is_compiling()
-            or records_gradient(*args)
-            or forward_ad._current_level >= 0
-            or torch._C._are_functorch_transforms_active()
+            not torch.compiler.is_compiling()
+            and tuple(map(type, args)) in plain
+            and _ordinary()
+            and (kernel := kernel_of(name, args[0])) is not None
         ):
-            return run(*args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return run(*args)
+            return _run(name, kernel, args)
+        return (operator if at is None or not isinstance(args[at], Tensor) else other)(*args)
 
     return call
+
+
+def _ordinary(
+    included=torch._C._dispatch_tls_local_include_set,
+    autocast=torch._C._is_any_autocast_enabled,
+) -> bool:
+    """Whether nothing but kernels has to see what is called now: no tracing, no mode, no transform
+    of torch.func, no autocast, no forward mode. (Asked in every call; locals are the fastest.)"""
+    return not (included().raw_repr() & _MODES or autocast() or forward_ad._current_level >= 0)
+
+
+def _run(name: str, kernel: Kernel, args: Sequence):
+    if torch.is_grad_enabled() and records_gradient(*args):
+        if (formula := _formulas.get(name)) is not None:
+            return formula.apply(*args, kernel.saving)
+        with torch.no_grad():
+            return kernel.run(*args)
+    return kernel.run(*args)
+
+
+class _PlainTypes:
+    """The tuples of Python types that an operator takes as they are, kept as they are met."""
+
+    def __init__(self, operator) -> None:
+        self._allowed = [_types(argument) for argument in operator._schema.arguments]
+        self._met: dict[tuple[type, ...], bool] = {}
+
+    def __contains__(self, kinds: tuple[type, ...]) -> bool:
+        try:
+            return self._met[kinds]
+        except KeyError:
+            plain = len(kinds) == len(self._allowed) and all(
+                kind in allowed for kind, allowed in zip(kinds, self._allowed, strict=True)
+            )
+            self._met[kinds] = plain
+            return plain
 
 
 def serve(
@@ -120,8 +172,8 @@ def serve(
             float32. None: nothing is cast, of an operator that only moves values.
         as_is: whether arguments of the right types have the form that the operator takes.
 
-    Checks in Python take a third of the time of a small call, and the CPU kernels make all of them
-    again. So plain CPU tensors and numbers of the operator's own types go to the kernel unchecked;
+    Checks in Python take a third of the time of a small call, and the compiled kernels make all of
+    them again. So plain tensors and numbers of the operator's own types go to the kernel unchecked;
     if it refuses them, ``prepare`` says by name what is wrong with them, and the kernel's own error
     stands where it finds nothing.
     """
@@ -143,19 +195,25 @@ def serve(
     register(name, reference=by_operators_of_torch, **dict.fromkeys(("cpu", *floors), run))
     if prepare is None:
         return lambda *args: implementation(name, args[0])(*args)
-    types = [_types(argument) for argument in operator._schema.arguments]
+    plain = _PlainTypes(operator)
 
     def call(*args):
-        if not torch.compiler.is_compiling() and _is_plain(args, types) and as_is(*args):
-            function = implementation(name, args[0])
-            if function is run:
-                try:
-                    return run(*args)
-                except (RuntimeError, TypeError, OverflowError):
-                    given, args = args, prepare(*args)
-                    if all(a is b for a, b in zip(given, args, strict=True)):
-                        raise
-                    return run(*args)
+        if (
+            not torch.compiler.is_compiling()
+            and tuple(map(type, args)) in plain
+            and _ordinary()
+            and as_is(*args)
+            and (kernel := kernel_of(name, args[0])) is not None
+            and kernel.checks
+        ):
+            report(kernel)
+            try:
+                return _run(name, kernel, args)
+            except (RuntimeError, TypeError, OverflowError):
+                given, args = args, prepare(*args)
+                if all(a is b for a, b in zip(given, args, strict=True)):
+                    raise
+                return implementation(name, args[0])(*args)
         args = prepare(*args)
         return implementation(name, args[0])(*args)
 
@@ -170,14 +228,6 @@ def _types(argument) -> frozenset:
     if "Tensor" in kind:
         return _TENSORS | {type(None)} if "Optional" in kind or "?" in kind else _TENSORS
     return frozenset(({"int": int, "SymInt": int, "float": float, "str": str, "bool": bool}[kind],))
-
-
-def _is_plain(args: Sequence, types: Sequence[frozenset]) -> bool:
-    for arg, allowed in zip(args, types, strict=True):
-        kind = type(arg)
-        if kind not in allowed or (kind in _TENSORS and not arg.is_cpu):
-            return False
-    return True
 
 
 def _autocast(function: Callable, device: str, low: Sequence[int]) -> Callable:
@@ -201,7 +251,7 @@ def installed_floors() -> tuple[str, ...]:
 
 
 def serve_natively(device: str, floors: Sequence[str]) -> torch.library.Library:
-    """Register the launchers of the backends ``floors`` for tensors of the type ``device``: "cuda",
+    """Register the kernels of the backends ``floors`` for tensors of the type ``device``: "cuda",
     which is also what PyTorch calls an AMD GPU, or in tests "cpu", where an interpreter runs the
     kernels, and "meta", where launches are recorded. Where several backends have an operator,
     :func:`deepl0_kernels.backends.choose` decides call by call.
@@ -211,39 +261,27 @@ def serve_natively(device: str, floors: Sequence[str]) -> torch.library.Library:
     library = torch.library.Library("deepl0", "IMPL")
     key = "Meta" if device == "meta" else device.upper()
     for name in sorted({name for floor in floors for name in GPU[floor].operators}):
-        launch = _launcher(name, floors)
-        if not hasattr(torch.ops.deepl0, name + _SAVING):
-            library.impl(name, launch, key, allow_override=True)
-            continue
-        library.impl(name, _without_saved(launch, name), key, allow_override=True)
-        library.impl(name + _SAVING, _with_saved(launch), key, allow_override=True)
+        kernels = {f: GPU[f].kernel(name) for f in floors if name in GPU[f].operators}
+        twin = hasattr(torch.ops.deepl0, name + SAVING)
+        library.impl(name, _launcher(name, kernels, "run"), key, allow_override=True)
+        if twin:
+            saving = _launcher(name, kernels, "saving")
+            library.impl(name + SAVING, saving, key, allow_override=True)
     serve_device(device, *floors)
     return library
 
 
-def _launcher(name: str, floors: Sequence[str]) -> Callable:
-    launchers = {
-        floor: GPU[floor].launcher(name) for floor in floors if name in GPU[floor].operators
-    }
-    check, names = CHECKS[name], tuple(launchers)
+def _launcher(name: str, kernels: Mapping[str, Kernel], which: str) -> Callable:
+    """Of the floors' kernels the one that is chosen, call by call."""
+    runs = {floor: getattr(kernel, which) for floor, kernel in kernels.items()}
+    check, names = CHECKS[name], tuple(runs)
+    saves = (which == "saving",) if hasattr(torch.ops.deepl0, name + SAVING) else ()
 
     def launch(*args):
-        check(*args)
-        return launchers[choose(name, names, args)](*args)
+        check(*args, *saves)
+        return runs[choose(name, names, args)](*args)
 
     return launch
-
-
-# The launchers of an operator and of its saving twin are one function, which is told.
-
-
-def _with_saved(launch: Callable) -> Callable:
-    return lambda *args: launch(*args, True)
-
-
-def _without_saved(launch: Callable, name: str) -> Callable:
-    count = len(getattr(torch.ops.deepl0, name).default._schema.returns)
-    return lambda *args: launch(*args, False)[0] if count == 1 else launch(*args, False)[:count]
 
 
 # Differentiation.
@@ -260,19 +298,26 @@ def differentiate(
 
     Ambient modes do not reach ``backward``. Without it the result is a constant.
     """
-    saving = hasattr(torch.ops.deepl0, name + _SAVING)
+    saving = hasattr(torch.ops.deepl0, name + SAVING)
     for overload, operator in _overloads(name):
         twin = operator
         if saving:
-            packet = getattr(torch.ops.deepl0, name + _SAVING)
+            packet = getattr(torch.ops.deepl0, name + SAVING)
             twin = getattr(packet, operator._overloadname)
-            _differentiate(name + _SAVING + overload[len(name) :], twin, twin, setup, backward)
+            _differentiate(name + SAVING + overload[len(name) :], twin, twin, setup, backward)
         _differentiate(overload, operator, twin, setup, backward)
 
 
+# Operator -> itself with its derivative.
+_formulas: dict[str, type[torch.autograd.Function]] = {}
+
+
 def _differentiate(overload: str, operator, twin, setup, backward) -> None:
-    formula = None if backward is None else _formula(operator, twin, setup, isolated()(backward))
     name = overload.partition(".")[0]
+    formula = None
+    if backward is not None:
+        formula = _formula(operator, twin is not operator, setup, isolated()(backward))
+        _formulas[overload] = formula
 
     def kernel(keyset, *args):
         if why := _beyond_native(args):
@@ -283,23 +328,28 @@ def _differentiate(overload: str, operator, twin, setup, backward) -> None:
                 )
             return reference(*args)
         if formula is not None and records_gradient(*args):
-            return formula.apply(*args, keyset)
+
+            def run(*inputs):
+                with torch._C._AutoDispatchBelowAutograd():
+                    return twin.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
+
+            return formula.apply(*args, run)
         with torch._C._AutoDispatchBelowAutograd():
             return operator.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
     _library.impl(overload, kernel, "Autograd", with_keyset=True)
 
 
-def _formula(operator, twin, setup, backward) -> type[torch.autograd.Function]:
-    """``twin`` in the place of ``operator``, differentiable."""
+def _formula(operator, saves: bool, setup, backward) -> type[torch.autograd.Function]:
+    """The operator, differentiable. The last argument of its ``apply`` is what computes it: where
+    it ``saves``, the operator's twin."""
     count = len(operator._schema.returns)
 
     def forward(ctx, *args):
-        *inputs, keyset = args
-        with torch._C._AutoDispatchBelowAutograd():
-            output = twin.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
+        *inputs, run = args
+        output = run(*inputs)
         setup(ctx, inputs, output)
-        if twin is operator:
+        if not saves:
             return output
         return output[0] if count == 1 else output[:count]
 
