@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from . import _C
-from .cuda.library import refusal
+from .cuda import library
 from .triton import tuned
 
 
@@ -42,6 +42,8 @@ class Backend:
 
     name: str
     modules: Mapping[str, tuple[str, ...]]  # module -> the operators that it serves, by their names
+    # Operators that are one of the extension's, and its twin; not of half types where they lose.
+    composed: tuple[str, ...]
     installed: Callable[[], bool]
     missing: str  # why it is not installed where it is not
     serving: Callable[[Tensor], AbstractContextManager]  # around a call on such a tensor
@@ -49,7 +51,9 @@ class Backend:
     @property
     def operators(self) -> dict[str, str]:
         """Operator of torch.ops.deepl0 -> module."""
-        return {name: module for module, names in self.modules.items() for name in names}
+        return dict.fromkeys(self.composed, "library") | {
+            name: module for module, names in self.modules.items() for name in names
+        }
 
     def launcher(self, operator: str) -> Callable[..., Any]:
         """The function that serves ``operator``."""
@@ -65,6 +69,9 @@ class Backend:
         return launch
 
     def kernel(self, operator: str) -> Kernel:
+        """What computes ``operator``."""
+        if operator in self.composed:
+            return Kernel(*library.composed(operator, SAVING), checks=True, wide=False)
         launch, count = self.launcher(operator), len(_packet(operator).default._schema.returns)
         if not hasattr(torch.ops.deepl0, operator + SAVING):
             return Kernel(launch, launch, False, False)
@@ -105,13 +112,12 @@ GPU = {
     for backend in (
         Backend(
             "cuda",
-            {
-                "top_m": _SELECTION,
-                "batch_top_m": ("batch_top_m",),
-                "encode": ("encode_top_m", "encode_top_m_backward"),
-                "encode_factored": ("encode_top_m_factored", "encode_top_m_factored_backward"),
-                "decode": ("decode", "decode_backward"),
-            },
+            {"encode_factored": ("encode_top_m_factored", "encode_top_m_factored_backward")},
+            (
+                *_SELECTION, "batch_top_m", "encode_top_m", "encode_top_m_backward", "encode_l0",
+                "encode_l0_backward", "threshold", "threshold_backward", "decode",
+                "decode_backward",
+            ),  # fmt: skip
             # A ROCm torch cannot run them.
             lambda: bool(_C.build_info()["cuda"]) and torch.version.hip is None,
             "built without nvcc",
@@ -138,6 +144,7 @@ GPU = {
                     "encode_top_m_factored_backward",
                 ),
             },
+            (),
             # Looked up, not imported.
             lambda: importlib.util.find_spec("triton") is not None,
             "triton is not installed",
@@ -289,7 +296,7 @@ def _chosen(backends: Sequence[str], args: Sequence) -> tuple[str, str]:
 
 def _runs_cuda(args: Sequence) -> bool:
     device = args[0].device
-    return device.type != "cuda" or refusal(device) is None
+    return device.type != "cuda" or library.refusal(device) is None
 
 
 def by_reference(operator: str, why: str) -> Callable | None:

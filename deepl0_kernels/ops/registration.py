@@ -22,7 +22,7 @@ keys
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -261,25 +261,27 @@ def serve_natively(device: str, floors: Sequence[str]) -> torch.library.Library:
     library = torch.library.Library("deepl0", "IMPL")
     key = "Meta" if device == "meta" else device.upper()
     for name in sorted({name for floor in floors for name in GPU[floor].operators}):
-        kernels = {f: GPU[f].kernel(name) for f in floors if name in GPU[f].operators}
-        twin = hasattr(torch.ops.deepl0, name + SAVING)
-        library.impl(name, _launcher(name, kernels, "run"), key, allow_override=True)
-        if twin:
-            saving = _launcher(name, kernels, "saving")
+        having = tuple(floor for floor in floors if name in GPU[floor].operators)
+        library.impl(name, _launcher(name, having, "run"), key, allow_override=True)
+        if hasattr(torch.ops.deepl0, name + SAVING):
+            saving = _launcher(name, having, "saving")
             library.impl(name + SAVING, saving, key, allow_override=True)
     serve_device(device, *floors)
     return library
 
 
-def _launcher(name: str, kernels: Mapping[str, Kernel], which: str) -> Callable:
-    """Of the floors' kernels the one that is chosen, call by call."""
-    runs = {floor: getattr(kernel, which) for floor, kernel in kernels.items()}
-    check, names = CHECKS[name], tuple(runs)
+def _launcher(name: str, floors: Sequence[str], which: str) -> Callable:
+    """Of the floors' kernels the one that is chosen, call by call; made when they are wanted."""
+    check = CHECKS[name]
     saves = (which == "saving",) if hasattr(torch.ops.deepl0, name + SAVING) else ()
+    runs: dict[str, Callable] = {}
 
     def launch(*args):
         check(*args, *saves)
-        return runs[choose(name, names, args)](*args)
+        floor = choose(name, floors, args)
+        if floor not in runs:
+            runs[floor] = getattr(GPU[floor].kernel(name), which)
+        return runs[floor](*args)
 
     return launch
 

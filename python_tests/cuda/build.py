@@ -20,7 +20,9 @@ import deepl0_kernels as dk
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
-SOURCES = ("top_m", "batch_top_m", "encode", "decode", "transpose", "unit_lists")
+SOURCES = (
+    "top_m", "batch_top_m", "encode", "decode", "transpose", "unit_lists", "thresholds", "entries",
+)  # fmt: skip
 ARCH = "80"
 # What the bindings of the CUDA kernels share with those of the CPU's.
 SHARED = ("torch/bindings.h", "torch/bindings.cpp", "torch/shim.h", "torch/shim.cpp")
