@@ -28,8 +28,9 @@ def allow_atomics(allowed: bool = True) -> None:
     Under ``torch.use_deterministic_algorithms(True)`` such a backward raises a RuntimeError, with
     ``warn_only=True`` it warns.
     """
-    global _atomics
+    global _atomics, _told_tf32
     _atomics = bool(allowed)
+    _told_tf32 = None  # the next call tells
 
 
 def atomics() -> bool:
@@ -67,7 +68,8 @@ def composed(operator: str, saving: str) -> tuple[Callable[..., Any], Callable[.
             return run
 
         def told(*args):
-            _tell()
+            if _atomics or (_precision("cuda", "matmul") == "tf32") is not _told_tf32:
+                tell()
             return run(*args)
 
         return told
@@ -76,17 +78,15 @@ def composed(operator: str, saving: str) -> tuple[Callable[..., Any], Callable[.
     return run, call(operator + saving) if hasattr(kernels, operator + saving) else run
 
 
-_told: tuple[Any, bool, bool] | None = None
+_told_tf32: bool | None = None
 _precision = torch._C._get_fp32_precision_getter
 
 
-def _tell() -> None:
+def tell() -> None:
     """Let the rules of csrc/torch/cuda/rules.h know what C++ cannot ask PyTorch for."""
-    global _told
-    now = kernels, _precision("cuda", "matmul") == "tf32", _atomics and atomics()
-    if now != _told:
-        kernels.tell_rules(*now[1:])
-        _told = now
+    global _told_tf32
+    _told_tf32 = _precision("cuda", "matmul") == "tf32"
+    kernels.tell_rules(_told_tf32, atomics())
 
 
 def transposed(matrix: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ The CPU kernels are registered by the compiled extension (csrc/torch_ops.cpp), t
 
 Where a call goes. The public function hands its arguments to what :func:`serve` has returned. An
 ordinary one, eager, of plain tensors, in no mode that PyTorch's dispatcher has a key for
-(:func:`_ordinary`), goes straight to the kernel of its floor (:func:`deepl0_kernels.backends.kernel_of`),
+(:func:`_at_once`), goes straight to the kernel of its floor (:func:`deepl0_kernels.backends.kernel_of`),
 or to it by way of a ``torch.autograd.Function`` where a gradient is recorded: of the attachments to
 autograd that were measured the cheapest (docs/benchmarks-host.md). For any other call
 :func:`deepl0_kernels.backends.implementation` names the reference, or PyTorch's operator, of whose
@@ -104,55 +104,63 @@ def native(name: str) -> Callable:
     packet = getattr(torch.ops.deepl0, name)
     operator = packet.default
     other, at = getattr(packet, "Tensor", operator), _position_of_sigma(operator)
-    plain = _PlainTypes(operator)
+    at_once = _at_once(name, operator)
 
     def call(*args):
-        if (
-            not torch.compiler.is_compiling()
-            and tuple(map(type, args)) in plain
-            and _ordinary()
-            and (kernel := kernel_of(name, args[0])) is not None
-        ):
-            return _run(name, kernel, args)
+        if not torch.compiler.is_compiling() and (out := at_once(args, False)) is not _NOT:
+            return out
         return (operator if at is None or not isinstance(args[at], Tensor) else other)(*args)
 
     return call
 
 
-def _ordinary(
-    included=torch._C._dispatch_tls_local_include_set,
-    autocast=torch._C._is_any_autocast_enabled,
-) -> bool:
-    """Whether nothing but kernels has to see what is called now: no tracing, no mode, no transform
-    of torch.func, no autocast, no forward mode. (Asked in every call; locals are the fastest.)"""
-    return not (included().raw_repr() & _MODES or autocast() or forward_ad._current_level >= 0)
+_NOT = object()
 
 
-def _run(name: str, kernel: Kernel, args: Sequence):
-    if torch.is_grad_enabled() and records_gradient(*args):
-        if (formula := _formulas.get(name)) is not None:
-            return formula.apply(*args, kernel.saving)
-        with torch.no_grad():
-            return kernel.run(*args)
-    return kernel.run(*args)
+def _at_once(name: str, operator, as_is: Callable[..., bool] | None = None) -> Callable:
+    """A function of arguments, and whether they are a public call's, not checked yet: what the
+    kernel for them returns, where nothing but a kernel and autograd has to see the call; else
+    ``_NOT``. That is an eager one of plain tensors under no tracing, mode, transform of torch.func,
+    autocast or forward mode.
 
+    It stands in the way of every small call, so it is one function, of locals.
+    """
+    allowed = [_types(argument) for argument in operator._schema.arguments]
+    tensors_of: dict[tuple[type, ...], tuple[int, ...] | None] = {}  # of the types of arguments
+    included, autocast = torch._C._dispatch_tls_local_include_set, torch._C._is_any_autocast_enabled
+    records, kernel_for, formulas = torch.is_grad_enabled, kernel_of, _formulas
 
-class _PlainTypes:
-    """The tuples of Python types that an operator takes as they are, kept as they are met."""
-
-    def __init__(self, operator) -> None:
-        self._allowed = [_types(argument) for argument in operator._schema.arguments]
-        self._met: dict[tuple[type, ...], bool] = {}
-
-    def __contains__(self, kinds: tuple[type, ...]) -> bool:
+    def at_once(args, public):
+        kinds = tuple(map(type, args))
         try:
-            return self._met[kinds]
+            tensors = tensors_of[kinds]
         except KeyError:
-            plain = len(kinds) == len(self._allowed) and all(
-                kind in allowed for kind, allowed in zip(kinds, self._allowed, strict=True)
-            )
-            self._met[kinds] = plain
-            return plain
+            plain = len(kinds) == len(allowed) and all(map(frozenset.__contains__, allowed, kinds))
+            at = (i for i, kind in enumerate(kinds) if kind in _TENSORS)
+            tensors = tensors_of[kinds] = tuple(at) if plain else None
+        if (
+            tensors is None
+            or included().raw_repr() & _MODES
+            or autocast()
+            or forward_ad._current_level >= 0
+            or (as_is is not None and not as_is(*args))
+            or (kernel := kernel_for(name, args[0])) is None
+        ):
+            return _NOT
+        if public:
+            if not kernel.checks:
+                return _NOT
+            report(kernel)
+        if records():
+            for at in tensors:
+                if args[at].requires_grad:
+                    if name in formulas:
+                        return formulas[name](*args, kernel.saving)
+                    with torch.no_grad():
+                        return kernel.run(*args)
+        return kernel.run(*args)
+
+    return at_once
 
 
 def serve(
@@ -160,7 +168,7 @@ def serve(
     reference: Callable,
     prepare: Callable | None = None,
     low: Sequence[int] | None = (),
-    as_is: Callable[..., bool] = lambda *args: True,
+    as_is: Callable[..., bool] | None = None,
 ) -> Callable:
     """Register with :func:`deepl0_kernels.backends.implementation`, and the autocast rule. Returns
     the function behind the public one, which takes its arguments in the order of the operator.
@@ -195,20 +203,13 @@ def serve(
     register(name, reference=by_operators_of_torch, **dict.fromkeys(("cpu", *floors), run))
     if prepare is None:
         return lambda *args: implementation(name, args[0])(*args)
-    plain = _PlainTypes(operator)
+    at_once = _at_once(name, operator, as_is)
 
     def call(*args):
-        if (
-            not torch.compiler.is_compiling()
-            and tuple(map(type, args)) in plain
-            and _ordinary()
-            and as_is(*args)
-            and (kernel := kernel_of(name, args[0])) is not None
-            and kernel.checks
-        ):
-            report(kernel)
+        if not torch.compiler.is_compiling():
             try:
-                return _run(name, kernel, args)
+                if (out := at_once(args, True)) is not _NOT:
+                    return out
             except (RuntimeError, TypeError, OverflowError):
                 given, args = args, prepare(*args)
                 if all(a is b for a, b in zip(given, args, strict=True)):
@@ -297,6 +298,7 @@ def differentiate(
     """The derivative of the operator ``name``: ``setup(ctx, inputs, output)`` saves, where output
     is what ``<name>_saving`` returns if there is such an operator, and ``backward(ctx, *grads)``
     returns the gradients of the inputs, None for those that ``ctx.needs_input_grad`` does not name.
+    Of several differentiable results some of ``grads`` may be None, never all.
 
     Ambient modes do not reach ``backward``. Without it the result is a constant.
     """
@@ -310,8 +312,8 @@ def differentiate(
         _differentiate(overload, operator, twin, setup, backward)
 
 
-# Operator -> itself with its derivative.
-_formulas: dict[str, type[torch.autograd.Function]] = {}
+# Operator -> itself with its derivative: ``apply`` of its autograd function.
+_formulas: dict[str, Callable] = {}
 
 
 def _differentiate(overload: str, operator, twin, setup, backward) -> None:
@@ -319,7 +321,9 @@ def _differentiate(overload: str, operator, twin, setup, backward) -> None:
     formula = None
     if backward is not None:
         formula = _formula(operator, twin is not operator, setup, isolated()(backward))
-        _formulas[overload] = formula
+        # The method of the base class: that of torch.autograd.Function looks for torch.func's
+        # transforms in every argument, of which an ordinary call has none.
+        _formulas[overload] = super(torch.autograd.Function, formula).apply
 
     def kernel(keyset, *args):
         if why := _beyond_native(args):
@@ -350,12 +354,20 @@ def _formula(operator, saves: bool, setup, backward) -> type[torch.autograd.Func
     def forward(ctx, *args):
         *inputs, run = args
         output = run(*inputs)
+        ctx.set_materialize_grads(False)  # of what has none, zeros would be made for nobody
         setup(ctx, inputs, output)
         if not saves:
             return output
         return output[0] if count == 1 else output[:count]
 
+    arguments = len(operator._schema.arguments)
+
     def differentiated(ctx, *grads):
+        for grad in grads:
+            if grad is not None:
+                break
+        else:
+            return (None,) * (arguments + 1)
         return *backward(ctx, *grads), None
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(differentiated)}
@@ -401,8 +413,12 @@ def records_gradient(*args) -> bool:
 
 def mask(ctx, *positions: int) -> int:
     """The set of gradients that are wanted: bit i for the input at the i-th of the positions."""
-    needed = ctx.needs_input_grad
-    return sum(needed[position] << i for i, position in enumerate(positions))
+    needed, bits, bit = ctx.needs_input_grad, 0, 1
+    for position in positions:
+        if needed[position]:
+            bits |= bit
+        bit <<= 1
+    return bits
 
 
 def wanted(bits: int, *grads: Tensor) -> list[Tensor | None]:

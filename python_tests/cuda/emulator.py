@@ -60,6 +60,7 @@ def idle() -> Iterator[None]:
     runtime = ctypes.CDLL(str(built.library))
     runtime.emulator_set_device(*BIG)
     runtime.emulator_set_run(runtime.emulator_do_nothing)
+    runtime.emulator_set_fill(0)
     with serving("cpu"):
         yield
 
@@ -69,6 +70,7 @@ def serving(device: str) -> Iterator[None]:
     """The CUDA floor, emulated, serves tensors of that type; afterwards what served before."""
     before = library.kernels
     library.kernels = torch.ops.deepl0_emulated
+    library.tell()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
         registered = registration.serve_natively(device, ("cuda",))

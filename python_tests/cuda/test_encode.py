@@ -7,7 +7,6 @@ import torch
 
 from deepl0_kernels import reference
 from deepl0_kernels._matrices import stage_matrix
-from deepl0_kernels.cuda import encode
 from python_tests.oracle import hostile
 
 from .test_sparse import EPS, selects
@@ -16,12 +15,11 @@ BF16 = torch.bfloat16
 
 
 @pytest.fixture
-def run(ops, monkeypatch):
-    """The launcher: values, indices and the codes of the earlier stages."""
-    monkeypatch.setattr(encode.library, "kernels", ops)
+def run(ops):
+    """Values, indices and the codes of the earlier stages."""
 
-    def run(x, W, S, m, stages, save, bias=None, positive=False):
-        return encode.encode_top_m(x, W, S, bias, m, stages, positive, save)
+    def run(x, W, S, m, stages, bias=None, positive=False):
+        return ops.encode_top_m_saving(x, W, S, bias, m, stages, positive)
 
     return run
 

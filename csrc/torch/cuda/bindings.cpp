@@ -122,7 +122,7 @@ void same_device(const Tensor& first, const Tensor& t, const char* name) {
 Tensor like(const Tensor& first, Tensor t, ScalarType type, const char* name) {
     same_device(first, t, name);
     STD_TORCH_CHECK(t.scalar_type() == type, name, " has the wrong dtype");
-    return torch::stable::contiguous(t);
+    return dense(t);
 }
 
 }  // namespace deepl0::torch_ops::on_cuda

@@ -70,6 +70,11 @@ T* mutable_data_of(const Tensor& t) {
     return static_cast<T*>(mutable_data_of(t));
 }
 
+/// The tensor itself where it is contiguous, which torch need not be asked for.
+inline Tensor dense(const Tensor& t) {
+    return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
 /// On one device, of that type, contiguous afterwards.
 Tensor like(const Tensor& first, Tensor t, ScalarType type, const char* name);
 void same_device(const Tensor& first, const Tensor& t, const char* name);

@@ -102,8 +102,8 @@ std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor in
     Workspace workspace;
     std::optional<Atoms> atoms;
     if (wants_values) atoms.emplace(d, workspace);
-    Piece dense, values_piece, start, unit, entry, sort, combined, atoms_piece;
-    if (wants_d && !sorts) dense = workspace.bytes(batch * p * int64_t(element));
+    Piece dense_piece, values_piece, start, unit, entry, sort, combined, atoms_piece;
+    if (wants_d && !sorts) dense_piece = workspace.bytes(batch * p * int64_t(element));
     const bool converts = half || !values.is_contiguous();
     if (wants_d && sorts) {
         if (converts) values_piece = workspace.floats(entries);
@@ -123,9 +123,9 @@ std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor in
         grad_values = cast(grad_values, values.scalar_type());
     }
     if (wants_d && !sorts) {
-        const Tensor flat = torch::stable::contiguous(values);
-        cuda::unpool(element, data_of(flat), at, batch, m, p, workspace.at<void>(dense), stream);
-        product(grad_d, transposed(grad), workspace.matrix(dense, batch, p, values.scalar_type()));
+        const Tensor flat = dense(values);
+        cuda::unpool(element, data_of(flat), at, batch, m, p, workspace.at<void>(dense_piece), stream);
+        product(grad_d, transposed(grad), workspace.matrix(dense_piece, batch, p, values.scalar_type()));
     }
     if (wants_d && sorts) {
         const float* factors = nullptr;

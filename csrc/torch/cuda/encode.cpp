@@ -32,7 +32,7 @@ Tensor FirstProduct::extended(Piece piece, const Tensor& matrix, const Tensor* c
                               const Workspace& workspace, cudaStream_t stream) const {
     const Rows rows(matrix, "operand");
     std::optional<Tensor> flat;
-    if (column) flat = torch::stable::contiguous(*column);
+    if (column) flat = dense(*column);
     cuda::append_column(dtype_of(matrix, "operand"), data_of(rows.tensor), rows.stride, rows.rows,
                         rows.cols, flat ? data_of(*flat) : nullptr, width_,
                         workspace.at<void>(piece), stream);

@@ -34,7 +34,7 @@ Thresholds::Thresholds(const char* op, const Tensor& like, const Tensor& theta, 
                     op, ": theta must be [] or [p]", stages > 0 ? " or [num_stages, p]" : "");
     STD_TORCH_CHECK(theta.scalar_type() == ScalarType::Float, op, ": theta must be float32");
     same_device(like, theta, "theta");
-    theta_ = torch::stable::contiguous(theta);
+    theta_ = dense(theta);
     data_ = data_of<float>(theta_);
 }
 
