@@ -11,13 +11,14 @@ namespace deepl0::cuda {
 void copy_entries(DType dtype, const void* grad, int64_t row_stride, int64_t column_stride,
                   const void* values, int64_t rows, int64_t m, float* out, cudaStream_t stream);
 
-/// out[r, indices[r, i]] += values[r, i], out [rows, p]; the indices of a row are distinct. An index
-/// outside [0, p) stops the kernel. Bytes: m sectors of out a row, read and written.
+/// out[r, indices[r, i]] += values[r, i], out [rows, p]; the indices of a row are distinct. An
+/// index outside [0, p) stops the kernel. Bytes: m sectors of out a row, read and written.
 void add_entries(const float* values, const int64_t* indices, int64_t rows, int64_t m, int64_t p,
                  float* out, cudaStream_t stream);
 
-/// out[r, i] = dense[r, indices[r, i]], dense [rows, p]; 0 where values[r, i] is 0, if values is not
-/// null. An index outside [0, p) stops the kernel. Bytes: m sectors of dense a row, out written.
+/// out[r, i] = dense[r, indices[r, i]], dense [rows, p]; 0 where values[r, i] is 0, if values is
+/// not null. An index outside [0, p) stops the kernel. Bytes: m sectors of dense a row, out
+/// written.
 void entries_at(const float* dense, const int64_t* indices, const float* values, int64_t rows,
                 int64_t m, int64_t p, float* out, cudaStream_t stream);
 

@@ -54,7 +54,9 @@ struct Function {
 template <class In, class Out>
 __global__ void __launch_bounds__(32 * kWarps)
     threshold_kernel(const typename In::Bits* u, int64_t u_stride, int64_t rows, int p, int tiles,
-                     Function h, const float* theta, int theta_step, typename Out::Bits* out) {
+                     ThresholdKind kind, bool positive, float sigma, const float* theta,
+                     int theta_step, typename Out::Bits* out) {
+    const Function h{kind, positive, sigma};
     using OutBits = typename Out::Bits;
     const int at = int(blockIdx.x % tiles) * kTileColumns + lane_id() * kPack;
     const int64_t first = int64_t(blockIdx.x / tiles) * kTileRows;
@@ -79,9 +81,10 @@ template <class Grad, class U>
 __global__ void __launch_bounds__(32 * kWarps)
     threshold_backward_kernel(const typename Grad::Bits* grad, int64_t grad_stride,
                               const typename U::Bits* u, int64_t u_stride, int64_t rows, int p,
-                              int tiles, Function h, const float* theta, int theta_step,
-                              typename U::Bits* grad_u, float* total, bool add_total,
-                              float* partials, bool add_partials) {
+                              int tiles, ThresholdKind kind, bool positive, float sigma,
+                              const float* theta, int theta_step, typename U::Bits* grad_u,
+                              float* total, bool add_total, float* partials, bool add_partials) {
+    const Function h{kind, positive, sigma};
     using Bits = typename U::Bits;
     __shared__ float sums[kWarps][kTileColumns];
     const int at = int(blockIdx.x % tiles) * kTileColumns + lane_id() * kPack;
@@ -165,8 +168,6 @@ constexpr bool same = std::is_same_v<A, B>;
 
 int tiles_of(int64_t p) { return int(ceil_div(p, kTileColumns)); }
 
-Function function_of(const Threshold& h) { return {h.kind, h.positive, h.sigma}; }
-
 }  // namespace
 
 void threshold(const Threshold& h, DType u_dtype, const void* u, int64_t u_stride, int64_t rows,
@@ -181,8 +182,9 @@ void threshold(const Threshold& h, DType u_dtype, const void* u, int64_t u_strid
             using Out = decltype(to);
             if constexpr (same<In, F32> || same<In, Out>) {
                 threshold_kernel<In, Out><<<grid, 32 * kWarps, 0, stream>>>(
-                    static_cast<const typename In::Bits*>(u), u_stride, rows, int(p), tiles,
-                    function_of(h), h.theta, h.theta_step, static_cast<typename Out::Bits*>(out));
+                    static_cast<const typename In::Bits*>(u), u_stride, rows, int(p), tiles, h.kind,
+                    h.positive, h.sigma, h.theta, h.theta_step,
+                    static_cast<typename Out::Bits*>(out));
                 launched(name);
             }
         });
@@ -204,8 +206,9 @@ void threshold_backward(const Threshold& h, const ThresholdBackward& a, cudaStre
                 threshold_backward_kernel<Grad, U><<<grid, 32 * kWarps, 0, stream>>>(
                     static_cast<const typename Grad::Bits*>(a.grad), a.grad_stride,
                     static_cast<const typename U::Bits*>(a.u), a.u_stride, a.rows, int(a.p), tiles,
-                    function_of(h), h.theta, h.theta_step, static_cast<typename U::Bits*>(a.grad_u),
-                    a.total, a.add_total, a.partials, a.add_partials);
+                    h.kind, h.positive, h.sigma, h.theta, h.theta_step,
+                    static_cast<typename U::Bits*>(a.grad_u), a.total, a.add_total, a.partials,
+                    a.add_partials);
                 launched(name);
             }
         });

@@ -37,9 +37,9 @@ struct ThresholdBackward {
     const void* u;
     int64_t u_stride;
     int64_t rows, p;
-    void* grad_u;  // of u_dtype, or null
-    float* total;  // += grad_u, or null; float32 alone
-    bool add_total;  // false: total = grad_u
+    void* grad_u;     // of u_dtype, or null
+    float* total;     // += grad_u, or null; float32 alone
+    bool add_total;   // false: total = grad_u
     float* partials;  // threshold_partials of them, or null: += the gradient of theta
     bool add_partials;
 };

@@ -49,6 +49,19 @@ def ops(emulator):
     return torch.ops.deepl0_emulated
 
 
+@pytest.fixture
+def force():
+    """Take one way of a pass wherever there is a choice, or the rules' with less memory."""
+
+    def force(way: str, elements: int = 0) -> None:
+        for library in (torch.ops.deepl0_emulated, torch.ops.deepl0_cuda):
+            if hasattr(library, "force_rules"):
+                library.force_rules(way, elements)
+
+    yield force
+    force("rules")
+
+
 @pytest.fixture(params=ENGINES)
 def device(request) -> Iterator[str]:
     """Where the tensors of a test live; ``torch.ops.deepl0`` there is served by the CUDA floor."""

@@ -25,8 +25,8 @@ void check_code(const char* op, const Tensor& values, const Tensor& indices, con
 
 }  // namespace
 
-/// m n elements of D' read a row. D' is D itself where that is a transposed view, else a copy, 2 n p
-/// elements; for few entries a copy of the atoms in use only.
+/// m n elements of D' read a row. D' is D itself where that is a transposed view, else a copy, 2 n
+/// p elements; for few entries a copy of the atoms in use only.
 Tensor decode(Tensor values, Tensor indices, Tensor d) {
     check_code("decode", values, indices, d);
     Call call(values);
@@ -96,7 +96,8 @@ std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor in
     const int64_t entries = batch * m;
     const bool sorts = sorting_pays(p, m, 2.0 * double(batch) * double(p) * double(n));
     const bool columns = by_columns(d);
-    Tensor grad_d = wants_d ? gradient_of_matrix(d, d.scalar_type()) : empty(d, {0}, d.scalar_type());
+    Tensor grad_d =
+        wants_d ? gradient_of_matrix(d, d.scalar_type()) : empty(d, {0}, d.scalar_type());
     Tensor grad_values = wants_values ? empty(values, {batch, m}, ScalarType::Float)
                                       : empty(values, {0}, values.scalar_type());
     Workspace workspace;
@@ -124,8 +125,10 @@ std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor in
     }
     if (wants_d && !sorts) {
         const Tensor flat = dense(values);
-        cuda::unpool(element, data_of(flat), at, batch, m, p, workspace.at<void>(dense_piece), stream);
-        product(grad_d, transposed(grad), workspace.matrix(dense_piece, batch, p, values.scalar_type()));
+        cuda::unpool(element, data_of(flat), at, batch, m, p, workspace.at<void>(dense_piece),
+                     stream);
+        product(grad_d, transposed(grad),
+                workspace.matrix(dense_piece, batch, p, values.scalar_type()));
     }
     if (wants_d && sorts) {
         const float* factors = nullptr;
@@ -145,8 +148,7 @@ std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor in
         void* sums = columns ? mutable_data_of(grad_d) : workspace.at<void>(atoms_piece);
         cuda::combine(lists, factors, entries, batch, m, p, dtype, data_of(rows.tensor),
                       rows.stride, n, sums, workspace.at<void>(combined), stream);
-        if (!columns)
-            cuda::transpose(element, sums, n, p, n, mutable_data_of(grad_d), stream);
+        if (!columns) cuda::transpose(element, sums, n, p, n, mutable_data_of(grad_d), stream);
     }
     return {grad_values, grad_d};
 }

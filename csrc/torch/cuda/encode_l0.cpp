@@ -13,7 +13,8 @@ constexpr auto kF32 = cuda::DType::f32;
 /// read and z written, once a stage.
 std::tuple<Tensor, Tensor> encode(const Tensor& x, const Tensor& w, const std::optional<Tensor>& s,
                                   const std::optional<Tensor>& bias, const Tensor& theta,
-                                  int64_t stages, double sigma, const std::string& kind, bool save) {
+                                  int64_t stages, double sigma, const std::string& kind,
+                                  bool save) {
     check_operands("encode_l0", x, w, s, bias, stages);
     const int64_t batch = x.size(0), p = w.size(0);
     Call call(x);

@@ -1,9 +1,8 @@
 // The M-sparse encoder: W x + b by torch's product, then a gather stage each (cuda/encode.h), or a
 // product with the dense code where flops are cheaper. Its backward by products on supports and
 // unit lists (cuda/unit_lists.h), or dense products.
-#include "cuda/encode.h"
-
 #include "cuda/decode.h"
+#include "cuda/encode.h"
 #include "cuda/entries.h"
 #include "cuda/thresholds.h"
 #include "cuda/top_m.h"
@@ -50,8 +49,8 @@ Encoded encode(const Tensor& x, const Tensor& w, const std::optional<Tensor>& s,
     const int64_t block = std::min(batch, most);
     const bool fits = p <= cuda::gather_top_m_most();
 
-    Encoded out{empty(x, {batch, m}, ScalarType::Float), empty(x, {batch, m}, ScalarType::Long),
-                {}, {}};
+    Encoded out{
+        empty(x, {batch, m}, ScalarType::Float), empty(x, {batch, m}, ScalarType::Long), {}, {}};
     if (save) {
         out.saved_values = empty(x, {stages - 1, batch, m}, ScalarType::Float);
         out.saved_indices = empty(x, {stages - 1, batch, m}, ScalarType::Long);
@@ -105,7 +104,8 @@ Encoded encode(const Tensor& x, const Tensor& w, const std::optional<Tensor>& s,
         for (int64_t k = 1; k < stages; ++k) {
             const Code from = codes[k - 1].from(row, m), to = codes[k].from(row, m);
             if (gather) {
-                if (k == 1 || s->dim() == 3) atoms->make(stage_matrix(*s, k - 1), workspace, stream);
+                if (k == 1 || s->dim() == 3)
+                    atoms->make(stage_matrix(*s, k - 1), workspace, stream);
                 const cuda::DType dtype = dtype_of(*s, "S");
                 if (fits) {
                     cuda::gather_top_m({wx_data, p, from.values, from.indices, dtype, atoms->data,
@@ -261,8 +261,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_backward(
     const bool gather = gathers_pay(p, m);
     // Of dS alone the first stage's du is for nothing.
     const int64_t lowest = wants_first ? 0 : wants_s ? 1 : steps;
-    const bool sorts =
-        sorting_pays(p, m * stages, 2.0 * double(batch) * double(p) * double(n));
+    const bool sorts = sorting_pays(p, m * stages, 2.0 * double(batch) * double(p) * double(n));
     const int64_t entries = batch * m, all = stages * entries;
 
     if (mask == 0) {
@@ -326,8 +325,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_backward(
             cuda::unpool(4, du_of(k), index_of(k), batch, m, p, workspace.at<float>(dense_piece),
                          stream);
             Tensor dense = workspace.matrix(below_piece, batch, p);
-            product(dense, workspace.matrix(dense_piece, batch, p),
-                    cast(step, ScalarType::Float));
+            product(dense, workspace.matrix(dense_piece, batch, p), cast(step, ScalarType::Float));
             cuda::entries_at(workspace.at<float>(below_piece), index_of(k - 1),
                              values ? code_of(k - 1) : nullptr, batch, m, p, below, stream);
         }
@@ -343,9 +341,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_backward(
         if (steps > 0) {
             auto* stacked = workspace.at<int64_t>(index_piece);
             const auto copy = [&](int64_t* to, const int64_t* from, int64_t count) {
-                cuda::check(cudaMemcpyAsync(to, from, size_t(8 * count), cudaMemcpyDeviceToDevice,
-                                            stream),
-                            "cudaMemcpyAsync");
+                cuda::check(
+                    cudaMemcpyAsync(to, from, size_t(8 * count), cudaMemcpyDeviceToDevice, stream),
+                    "cudaMemcpyAsync");
             };
             copy(stacked, saved, steps * entries);
             copy(stacked ? stacked + steps * entries : nullptr, last_index, entries);

@@ -52,8 +52,8 @@ Tensor view(const Tensor& t, int64_t rows, int64_t columns, int64_t row_stride,
             int64_t column_stride, int64_t offset) {
     const std::array<int64_t, 2> sizes{rows, columns}, strides{row_stride, column_stride};
     AtenTensorHandle handle = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), 2, sizes.data(), strides.data(),
-                                                          offset, &handle));
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch__reinterpret_tensor(t.get(), 2, sizes.data(), strides.data(), offset, &handle));
     return Tensor(handle);
 }
 
@@ -116,8 +116,8 @@ Tensor gradient_of_matrix(const Tensor& t, ScalarType type) {
     const std::array<int64_t, 3> sizes{shape[0], shape[2], shape[1]},
         strides{shape[1] * shape[2], 1, shape[2]};
     AtenTensorHandle handle = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(memory.get(), 3, sizes.data(),
-                                                          strides.data(), 0, &handle));
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch__reinterpret_tensor(memory.get(), 3, sizes.data(), strides.data(), 0, &handle));
     return Tensor(handle);
 }
 

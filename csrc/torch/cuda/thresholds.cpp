@@ -50,8 +50,8 @@ GradientOfTheta::GradientOfTheta(const Thresholds& thresholds, int64_t rows, int
     const int64_t partial_rows = p == 0 ? 0 : floats / p;
     partials_ = workspace.floats(floats);
     row_ = workspace.floats(p);
-    sums_ = workspace.floats(std::max(cuda::column_sums_workspace(partial_rows, p),
-                                      cuda::column_sums_workspace(p, 1)));
+    sums_ = workspace.floats(
+        std::max(cuda::column_sums_workspace(partial_rows, p), cuda::column_sums_workspace(p, 1)));
 }
 
 void GradientOfTheta::into(cuda::ThresholdBackward& a, const Workspace& workspace) {

@@ -75,7 +75,7 @@ Tensor apply_mask(Tensor u, Tensor mask) {
 }
 
 void probe(int64_t device) {
-    Call call(int32_t(device));
+    Call call{int32_t(device)};
     cuda::probe();
 }
 
