@@ -29,7 +29,7 @@ import deepl0_kernels as dk
 from . import gpu_device, rivals
 from .rivals import eager_encode_l0, eager_encode_top_m
 
-BURSTS, CALLS = (2, 3) if gpu_device.STUB else (60, 25)
+BURSTS, CALLS = (2, 3) if gpu_device.STUB else (300, 5)
 BATCH, N, P, M = 4, 8, 32, 4
 SIGMA = 0.2
 

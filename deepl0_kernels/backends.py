@@ -32,7 +32,8 @@ class Kernel(NamedTuple):
     run: Callable[..., Any]  # the operator's arguments and results
     saving: Callable[..., Any]  # those of its twin, where it has one; else ``run``
     checks: bool  # whether it refuses arguments that do not fit, so that nothing else need to
-    wide: bool  # whether it takes float64
+    wide: bool  # whether it takes every dtype, float64 among them; else these
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)
     call: tuple[str, str, str] | None = None  # what a report says of it
 
 
@@ -161,10 +162,11 @@ _implementations: dict[str, dict[str, Callable]] = {}
 # Operator and device type -> the native backends that have it there: looked up in every call.
 _served: dict[tuple[str, str], tuple[str, ...]] = {}
 # Operator, or with the index of a GPU: what serves plain eager calls; filled as they come.
-_kernels: dict[str | tuple[str, int], Kernel | None] = {}
+KERNELS: dict[str | tuple[str, int], Kernel | None] = {}
 _forced: str | None = None
 _blocks: list[use_backend] = []  # the ``with`` blocks that are open, in the order of their begin
-_last: tuple[str, str, str] | None = None
+# What served the last public call: operator, backend, reason.
+LAST: list[tuple[str, str, str] | None] = [None]
 
 
 class Call(NamedTuple):
@@ -179,7 +181,7 @@ class Call(NamedTuple):
 def register(operator: str, **implementations: Callable) -> None:
     """Tell which function serves ``operator`` on which backend."""
     _implementations[operator] = implementations
-    _kernels.clear()
+    KERNELS.clear()
     for device in _NATIVE:
         _served[operator, device] = _natives(operator, device)
 
@@ -187,7 +189,7 @@ def register(operator: str, **implementations: Callable) -> None:
 def serve_device(device: str, *backends: str) -> None:
     """Tell which native backends serve tensors of the type ``device``; none: the reference."""
     _NATIVE[device] = backends
-    _kernels.clear()
+    KERNELS.clear()
     if not backends:
         del _NATIVE[device]
     for operator in _implementations:
@@ -206,7 +208,6 @@ def implementation(operator: str, tensor: Tensor) -> Callable:
     kernel asks :func:`choose`. The choice stands above autograd: what the reference serves is
     differentiated by PyTorch, any number of times.
     """
-    global _last
     natives = _served.get((operator, tensor.device.type), ())
     native = natives[0] if natives else "reference"
     if native in ("cuda", "triton") and tensor.dtype == torch.float64:
@@ -223,13 +224,14 @@ def implementation(operator: str, tensor: Tensor) -> Callable:
     else:
         raise ValueError(f"backend {_forced!r} does not serve {tensor.device.type!r} tensors")
     if not torch.compiler.is_compiling():
-        _last = operator, backend, reason
+        LAST[0] = operator, backend, reason
     return _implementations[operator][backend]
 
 
 def kernel_of(operator: str, tensor: Tensor) -> Kernel | None:
-    """The native kernel of an operator for a plain tensor under the current override, for a call
-    that nothing but a kernel has to see; None where there is none, or the reference serves."""
+    """The native kernel of an operator for a plain tensor under the current override, of whatever
+    dtypes it takes, for a call that nothing but a kernel has to see; None where there is none, or
+    the reference serves. Kept in ``KERNELS``."""
     if tensor.is_cpu:
         key: str | tuple[str, int] = operator
     elif tensor.is_cuda:
@@ -237,11 +239,9 @@ def kernel_of(operator: str, tensor: Tensor) -> Kernel | None:
     else:
         return None
     try:
-        found = _kernels[key]
+        found = KERNELS[key]
     except KeyError:
-        found = _kernels[key] = _find_kernel(operator, tensor)
-    if found is not None and not found.wide and tensor.dtype == torch.float64:
-        return None
+        found = KERNELS[key] = _find_kernel(operator, tensor)
     return found
 
 
@@ -263,12 +263,6 @@ def _find_kernel(operator: str, tensor: Tensor) -> Kernel | None:
     return made._replace(call=(operator, name, reason) if public else None)
 
 
-def report(served: Kernel) -> None:
-    """Tell :func:`last_call` of a public call that a kernel has served."""
-    global _last
-    _last = served.call
-
-
 def choose(operator: str, backends: Sequence[str], args: Sequence) -> str:
     """Which of the GPU backends that have ``operator`` serves this call.
 
@@ -278,10 +272,9 @@ def choose(operator: str, backends: Sequence[str], args: Sequence) -> str:
     lost (docs/benchmarks-gpu.md), and nothing is compiled on first use. Triton has the operators
     that CUDA has not, and serves AMD GPUs.
     """
-    global _last
     backend, reason = _chosen(backends, args)
-    if _forced is None and _last is not None and _last[0] == operator:
-        _last = operator, backend, reason
+    if _forced is None and LAST[0] is not None and LAST[0][0] == operator:
+        LAST[0] = operator, backend, reason
     return backend
 
 
@@ -302,11 +295,10 @@ def _runs_cuda(args: Sequence) -> bool:
 def by_reference(operator: str, why: str) -> Callable | None:
     """The reference of ``operator``, for what its native kernels do not differentiate; None where a
     native backend is forced. The report says ``why``."""
-    global _last
     if _forced not in (None, "reference"):
         return None
     if not torch.compiler.is_compiling():
-        _last = operator, "reference", why
+        LAST[0] = operator, "reference", why
     return _implementations.get(operator, {}).get("reference")
 
 
@@ -332,9 +324,9 @@ def last_call() -> Call | None:
     Calls inside a ``torch.compile`` graph are not seen: there the choice was made when the graph
     was traced.
     """
-    if _last is None:
+    if LAST[0] is None:
         return None
-    operator, backend, reason = _last
+    operator, backend, reason = LAST[0]
     return Call(operator, backend, _C.active_isa() if backend == "cpu" else None, reason)
 
 
@@ -384,7 +376,7 @@ class use_backend:  # noqa: N801 - used like a function
 def _force(name: str | None) -> None:
     global _forced
     _forced = name
-    _kernels.clear()
+    KERNELS.clear()
 
 
 def available() -> tuple[str, ...]:

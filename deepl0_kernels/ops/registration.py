@@ -32,14 +32,14 @@ from torch.autograd import forward_ad
 from .._isolation import isolated
 from ..backends import (
     GPU,
+    KERNELS,
+    LAST,
     SAVING,
-    Kernel,
     by_reference,
     choose,
     implementation,
     kernel_of,
     register,
-    report,
     serve_device,
 )
 from . import checks
@@ -128,7 +128,7 @@ def _at_once(name: str, operator, as_is: Callable[..., bool] | None = None) -> C
     allowed = [_types(argument) for argument in operator._schema.arguments]
     tensors_of: dict[tuple[type, ...], tuple[int, ...] | None] = {}  # of the types of arguments
     included, autocast = torch._C._dispatch_tls_local_include_set, torch._C._is_any_autocast_enabled
-    records, kernel_for, formulas = torch.is_grad_enabled, kernel_of, _formulas
+    records, formulas, kernels = torch.is_grad_enabled, _formulas, KERNELS
 
     def at_once(args, public):
         kinds = tuple(map(type, args))
@@ -144,13 +144,17 @@ def _at_once(name: str, operator, as_is: Callable[..., bool] | None = None) -> C
             or autocast()
             or forward_ad._current_level >= 0
             or (as_is is not None and not as_is(*args))
-            or (kernel := kernel_for(name, args[0])) is None
         ):
+            return _NOT
+        first = args[0]
+        key = name if first.is_cpu else (name, first.get_device()) if first.is_cuda else None
+        kernel = kernels[key] if key in kernels else kernel_of(name, first)
+        if kernel is None or (not kernel.wide and first.dtype not in kernel.dtypes):
             return _NOT
         if public:
             if not kernel.checks:
                 return _NOT
-            report(kernel)
+            LAST[0] = kernel.call
         if records():
             for at in tensors:
                 if args[at].requires_grad:
@@ -320,7 +324,7 @@ def _differentiate(overload: str, operator, twin, setup, backward) -> None:
     name = overload.partition(".")[0]
     formula = None
     if backward is not None:
-        formula = _formula(operator, twin is not operator, setup, isolated()(backward))
+        formula = _formula(operator, twin is not operator, setup, backward)
         # The method of the base class: that of torch.autograd.Function looks for torch.func's
         # transforms in every argument, of which an ordinary call has none.
         _formulas[overload] = super(torch.autograd.Function, formula).apply
@@ -360,14 +364,18 @@ def _formula(operator, saves: bool, setup, backward) -> type[torch.autograd.Func
             return output
         return output[0] if count == 1 else output[:count]
 
-    arguments = len(operator._schema.arguments)
+    nothing = (None,) * (len(operator._schema.arguments) + 1)
+    elsewhere = isolated()(backward)
+    autocast, dtype = torch._C._is_any_autocast_enabled, torch.get_default_dtype
 
     def differentiated(ctx, *grads):
         for grad in grads:
             if grad is not None:
                 break
         else:
-            return (None,) * (arguments + 1)
+            return nothing
+        if autocast() or dtype() is not torch.float32:
+            return *elsewhere(ctx, *grads), None
         return *backward(ctx, *grads), None
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(differentiated)}
@@ -423,7 +431,11 @@ def mask(ctx, *positions: int) -> int:
 
 def wanted(bits: int, *grads: Tensor) -> list[Tensor | None]:
     """The gradients that were asked for; the others, which are empty, as None."""
-    return [grad if bits >> i & 1 else None for i, grad in enumerate(grads)]
+    found: list[Tensor | None] = []
+    for grad in grads:
+        found.append(grad if bits & 1 else None)
+        bits >>= 1
+    return found
 
 
 def gradient(operand: Tensor, wanted: int | bool) -> Tensor:
