@@ -104,40 +104,50 @@ def native(name: str) -> Callable:
     packet = getattr(torch.ops.deepl0, name)
     operator = packet.default
     other, at = getattr(packet, "Tensor", operator), _position_of_sigma(operator)
-    at_once = _at_once(name, operator)
 
-    def call(*args):
-        if not torch.compiler.is_compiling() and (out := at_once(args, False)) is not _NOT:
-            return out
+    def otherwise(args, error):
+        if error is not None:
+            raise error
         return (operator if at is None or not isinstance(args[at], Tensor) else other)(*args)
 
-    return call
+    return _at_once(name, operator, None, otherwise, public=False)
 
 
-_NOT = object()
-
-
-def _at_once(name: str, operator, as_is: Callable[..., bool] | None = None) -> Callable:
-    """A function of arguments, and whether they are a public call's, not checked yet: what the
-    kernel for them returns, where nothing but a kernel and autograd has to see the call; else
-    ``_NOT``. That is an eager one of plain tensors under no tracing, mode, transform of torch.func,
-    autocast or forward mode.
+def _at_once(
+    name: str,
+    operator,
+    as_is: Callable[..., bool] | None,
+    otherwise: Callable[[tuple, Exception | None], Any],
+    public: bool,
+) -> Callable:
+    """The operator ``name``: by its kernel, where nothing but a kernel and autograd has to see the
+    call, an eager one of plain tensors under no tracing, mode, transform of torch.func, autocast or
+    forward mode; else by ``otherwise``, which is also told of the kernel's error.
 
     It stands in the way of every small call, so it is one function, of locals.
+
+    Args:
+        as_is: whether arguments of the right types have the form that the operator takes.
+        public: whether arguments may be wrong, which the kernel has to check, and the call is one
+            that is reported.
     """
     allowed = [_types(argument) for argument in operator._schema.arguments]
     tensors_of: dict[tuple[type, ...], tuple[int, ...] | None] = {}  # of the types of arguments
     included, autocast = torch._C._dispatch_tls_local_include_set, torch._C._is_any_autocast_enabled
-    records, formulas, kernels = torch.is_grad_enabled, _formulas, KERNELS
+    records, formulas, kernels, last = torch.is_grad_enabled, _formulas, KERNELS, LAST
+    is_compiling = torch.compiler.is_compiling
 
-    def at_once(args, public):
+    def tensors_among(kinds: tuple[type, ...]) -> tuple[int, ...] | None:
+        plain = len(kinds) == len(allowed) and all(map(frozenset.__contains__, allowed, kinds))
+        found = tuple(i for i, kind in enumerate(kinds) if kind in _TENSORS)
+        tensors_of[kinds] = found if plain else None
+        return tensors_of[kinds]
+
+    def call(*args):
+        if is_compiling():
+            return otherwise(args, None)
         kinds = tuple(map(type, args))
-        try:
-            tensors = tensors_of[kinds]
-        except KeyError:
-            plain = len(kinds) == len(allowed) and all(map(frozenset.__contains__, allowed, kinds))
-            at = (i for i, kind in enumerate(kinds) if kind in _TENSORS)
-            tensors = tensors_of[kinds] = tuple(at) if plain else None
+        tensors = tensors_of[kinds] if kinds in tensors_of else tensors_among(kinds)
         if (
             tensors is None
             or included().raw_repr() & _MODES
@@ -145,26 +155,31 @@ def _at_once(name: str, operator, as_is: Callable[..., bool] | None = None) -> C
             or forward_ad._current_level >= 0
             or (as_is is not None and not as_is(*args))
         ):
-            return _NOT
+            return otherwise(args, None)
         first = args[0]
         key = name if first.is_cpu else (name, first.get_device()) if first.is_cuda else None
         kernel = kernels[key] if key in kernels else kernel_of(name, first)
-        if kernel is None or (not kernel.wide and first.dtype not in kernel.dtypes):
-            return _NOT
+        if (
+            kernel is None
+            or not (kernel.wide or first.dtype in kernel.dtypes)
+            or (public and not kernel.checks)
+        ):
+            return otherwise(args, None)
         if public:
-            if not kernel.checks:
-                return _NOT
-            LAST[0] = kernel.call
-        if records():
-            for at in tensors:
-                if args[at].requires_grad:
-                    if name in formulas:
-                        return formulas[name](*args, kernel.saving)
-                    with torch.no_grad():
-                        return kernel.run(*args)
-        return kernel.run(*args)
+            last[0] = kernel.call
+        try:
+            if records():
+                for at in tensors:
+                    if args[at].requires_grad:
+                        if name in formulas:
+                            return formulas[name](*args, kernel.saving)
+                        with torch.no_grad():
+                            return kernel.run(*args)
+            return kernel.run(*args)
+        except (RuntimeError, TypeError, OverflowError) as error:
+            return otherwise(args, error)
 
-    return at_once
+    return call
 
 
 def serve(
@@ -207,22 +222,14 @@ def serve(
     register(name, reference=by_operators_of_torch, **dict.fromkeys(("cpu", *floors), run))
     if prepare is None:
         return lambda *args: implementation(name, args[0])(*args)
-    at_once = _at_once(name, operator, as_is)
 
-    def call(*args):
-        if not torch.compiler.is_compiling():
-            try:
-                if (out := at_once(args, True)) is not _NOT:
-                    return out
-            except (RuntimeError, TypeError, OverflowError):
-                given, args = args, prepare(*args)
-                if all(a is b for a, b in zip(given, args, strict=True)):
-                    raise
-                return implementation(name, args[0])(*args)
-        args = prepare(*args)
+    def otherwise(args, error):
+        given, args = args, prepare(*args)
+        if error is not None and all(a is b for a, b in zip(given, args, strict=True)):
+            raise error
         return implementation(name, args[0])(*args)
 
-    return call
+    return _at_once(name, operator, as_is, otherwise, public=True)
 
 
 def _types(argument) -> frozenset:
