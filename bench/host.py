@@ -5,11 +5,12 @@ it is waited for, outside of the time. Elsewhere the CUDA floor runs on CPU tens
 emulated runtime of the tests, whose launches do nothing (it takes nvcc): products are PyTorch's, as
 its rivals' are, of operands so small that the arithmetic is next to nothing on both sides.
 
-``python -m bench.host --json`` prints one object, case -> ours_us, eager_us, their ratio, and
-calls: the operators that the dispatcher is asked for, the floor's own and PyTorch's, without
-allocations, views and what a PyTorch operator calls in its turn. Microseconds are the fastest of
-the bursts' means; the rest is noise of the machine. ``--instructions CASE`` runs ours alone, for
-callgrind.
+``python -m bench.host --json`` prints one object, case -> ours_us, eager_us, their ratio; calls: the
+operators that the dispatcher is asked for, the floor's own and PyTorch's, without allocations, views
+and what a PyTorch operator or product calls in its turn (a composed pass calls float32 products past
+the dispatcher); python: the functions, Python's and C's, that the interpreter calls. Microseconds are
+the fastest of the bursts' means; the rest is noise of the machine, which the counts do not have.
+``--instructions CASE`` runs ours alone, for callgrind.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import contextlib
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -36,7 +38,7 @@ SIGMA = 0.2
 # Memory and views are no work of the dispatcher's that a composition could spare.
 _NO_WORK = re.compile(
     r"aten::(empty|new_empty|resize|detach|view|reshape|as_strided|t$|transpose|expand|select"
-    r"|slice|alias|unsqueeze|squeeze|flatten|result_type|is_|lift_fresh)"
+    r"|slice|alias|unsqueeze|squeeze|flatten|result_type|is_|lift_fresh|resolve_)"
 )
 
 Case = tuple[Callable[[], object], Callable[[], object]]  # ours, eager's
@@ -157,10 +159,30 @@ def calls_of(function: Callable[[], object]) -> int:
 def _within_torch(event) -> bool:
     parent = event.cpu_parent
     while parent is not None:
-        if parent.name.startswith("aten::"):
+        # Beneath a composed pass there is what its products call, and copies of half types.
+        if parent.name.startswith("aten::") or (
+            parent.name.startswith("deepl0_") and event.name in ("aten::copy_", "aten::expand")
+        ):
             return True
         parent = parent.cpu_parent
     return False
+
+
+def python_calls(function: Callable[[], object]) -> int:
+    """Functions that the interpreter calls in one call, those of the backward among them."""
+    count = 0
+
+    def event(frame, kind, argument) -> None:
+        nonlocal count
+        count += kind in ("call", "c_call")
+
+    function()
+    sys.setprofile(event)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return count - 1  # that of the end of the profile
 
 
 def measured(case: Case) -> tuple[float, float]:
@@ -185,6 +207,7 @@ def report(case: Case) -> dict[str, float]:
         "ratio": round(ours / eager, 3),
         "calls": calls_of(case[0]),
         "eager_calls": calls_of(case[1]),
+        "python": python_calls(case[0]),
     }
 
 

@@ -106,7 +106,9 @@ def _cpu_kernel(operator: str) -> Kernel:
     return Kernel(run, saving, True, True)
 
 
-SAVING = "_saving"  # after the name of an operator: its twin, which also returns what backward reads
+SAVING = (
+    "_saving"  # after the name of an operator: its twin, which also returns what backward reads
+)
 _SELECTION = ("top_m", "keep_top_m", "unpool", "apply_mask")
 GPU = {
     backend.name: backend
@@ -115,8 +117,15 @@ GPU = {
             "cuda",
             {"encode_factored": ("encode_top_m_factored", "encode_top_m_factored_backward")},
             (
-                *_SELECTION, "batch_top_m", "encode_top_m", "encode_top_m_backward", "encode_l0",
-                "encode_l0_backward", "threshold", "threshold_backward", "decode",
+                *_SELECTION,
+                "batch_top_m",
+                "encode_top_m",
+                "encode_top_m_backward",
+                "encode_l0",
+                "encode_l0_backward",
+                "threshold",
+                "threshold_backward",
+                "decode",
                 "decode_backward",
             ),  # fmt: skip
             # A ROCm torch cannot run them.
