@@ -110,7 +110,12 @@ class Emulator:
         self.record: Callable[[Job], None] | None = None  # takes the launches, and nothing runs
         self.error = b""
         self._run = RUN(self._launch)  # as long as the library may call it
+        self.restore()
+
+    def restore(self) -> None:
+        """Launches are executed, by this object."""
         self.library.emulator_set_run(self._run)
+        self.library.emulator_set_fill(0xFF)
         self.set_device(*BIG)
 
     def set_device(self, multiprocessors: int, shared_bytes: int) -> None:

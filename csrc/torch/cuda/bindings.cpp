@@ -46,6 +46,7 @@ Call::Call(int32_t device) {
 }
 
 void* Call::workspace(const Tensor& like, size_t bytes) {
+    if (bytes == 0) return nullptr;
     memory_.push_back(empty(like, {int64_t(bytes)}, ScalarType::Byte));
     return mutable_data_of(memory_.back());
 }
