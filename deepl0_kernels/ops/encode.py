@@ -265,7 +265,7 @@ def encode_top_m(
         return SparseCode(*found, W.shape[0])
     if D is None:
         _no_factors(step)
-        if isinstance(m, Sequence):
+        if type(m) is not int and isinstance(m, Sequence):
             raise ValueError(f"m must be one number without D, got {m!r}")
         values, indices = _encode_top_m(x, W, S, bias, m, num_stages, positive)
     else:
