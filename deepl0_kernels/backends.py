@@ -172,6 +172,15 @@ def implementation(operator: str, tensor: Tensor) -> Callable:
     return _implementations[operator][backend]
 
 
+def plan_serves(operator: str) -> bool:
+    """Whether a plan may call the CPU kernels of ``operator`` in the operator's place."""
+    global _last
+    if _forced not in (None, "cpu") or _served.get((operator, "cpu"), ())[:1] != ("cpu",):
+        return False
+    _last = operator, "cpu", "kept ready by a plan"
+    return True
+
+
 def choose(operator: str, backends: Sequence[str], args: Sequence) -> str:
     """Which of the GPU backends that have ``operator`` serves this call.
 

@@ -186,22 +186,23 @@ DEEPL0_INLINE const void* packed_rows(const Panel& s, int64_t row) {
 
 /// u[32, 32] (rows of stride ld) = the rows [row, row + 32) times group g, bias and z with it.
 DEEPL0_INLINE void approximate(const Panel& s, int64_t row, int64_t g, float* u, int64_t ld) {
-    const int64_t n = s.q.n;
+    const int64_t n = s.q.n, some = smaller(32, s.rows - row);
     const float* const bias = s.bias ? s.bias + g * kScreenGroup : nullptr;
 #if DEEPL0_HAS_BF16
-    if (is_bf16(s.q.kind)) {
-        const auto block = uses_tiles(s.q) ? amx_block : vector_block;
-        block(static_cast<const uint16_t*>(packed_rows(s, row)),
-              static_cast<const uint16_t*>(s.w.group(g)), bias, (n + 31) / 32, u, ld);
-    }
+    if (uses_tiles(s.q))
+        amx_block(static_cast<const uint16_t*>(packed_rows(s, row)),
+                  static_cast<const uint16_t*>(s.w.group(g)), bias, (n + 31) / 32, u, ld);
+    else if (is_bf16(s.q.kind))
+        vector_block(static_cast<const uint16_t*>(packed_rows(s, row)), some,
+                     static_cast<const uint16_t*>(s.w.group(g)), bias, (n + 31) / 32, u, ld);
 #endif
 #if DEEPL0_HAS_INT8
     if (s.q.kind == ScreenKind::int8_vectors)
-        int8_block(static_cast<const int8_t*>(packed_rows(s, row)), s.int8.from(row), s.w.group(g),
-                   bias, n, u, ld);
+        int8_block(static_cast<const int8_t*>(packed_rows(s, row)), s.int8.from(row), some,
+                   s.w.group(g), bias, n, u, ld);
 #endif
     if (s.q.kind == ScreenKind::float32)
-        float32_block(static_cast<const float*>(packed_rows(s, row)),
+        float32_block(static_cast<const float*>(packed_rows(s, row)), some,
                       static_cast<const float*>(s.w.group(g)), bias, n, u, ld);
     if (s.layout.added == 0) return;
     const int32_t* start = s.z.start + row / 32 * s.w.groups + g;
@@ -240,6 +241,7 @@ DEEPL0_NOINLINE void prepare_added(Panel& s, int64_t rows) {
 /// Packs and prepares a panel; fills it up to a multiple of 32 with rows that take no candidates.
 DEEPL0_INLINE void prepare_rows(Panel& s, int64_t rows) {
     const ScreenProblem& q = s.q;
+    s.rows = rows;
     constexpr int64_t kSome = 16;
     for (int64_t r = 0; r < round_up(rows, 32); r += kSome) {
         float whole[kSome] = {}, lost[kSome] = {};
@@ -321,7 +323,7 @@ template <bool Positive>
 DEEPL0_INLINE void scan_block(Panel& s, int64_t row, const float* u, int64_t g) {
     constexpr int kRange = 0xb;  // of two values the larger modulus
     alignas(64) float bound[32];
-    alignas(64) uint16_t hit[32];
+    alignas(64) uint16_t hit[32] = {};
     const F32 norm = broadcast(s.w.group_norm[g]), error = broadcast(s.w.group_error[g]);
     const F32 slack = broadcast(s.w.group_slack[g]);
     uint32_t open = 0;  // rows that are not shut
@@ -332,8 +334,9 @@ DEEPL0_INLINE void scan_block(Panel& s, int64_t row, const float* u, int64_t g) 
         store(bound + v, least - e);
         open |= bits(_mm512_cmp_ps_mask(least, broadcast(__builtin_inff()), _CMP_NEQ_UQ)) << v;
     }
+    const int some = int(smaller(32, s.rows - row));  // of the others u may hold anything
 #pragma GCC unroll 8
-    for (int r = 0; r < 32; ++r) {
+    for (int r = 0; r < some; ++r) {
         const F32 u0 = load(u + 32 * r), u1 = load(u + 32 * r + 16);
         const F32 top = Positive ? _mm512_max_ps(u0, u1) : _mm512_range_ps(u0, u1, kRange);
         hit[r] = not_less(top, broadcast(bound[r]));  // a NaN of an unbounded unit is a hit

@@ -57,13 +57,15 @@ DEEPL0_INLINE void add_quads(I32& sum, I32 w, I32 x) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
 }
 
-/// u[32, 32] (rows of stride ld) = 32 packed rows times a packed group, plus its bias [32], if any.
-DEEPL0_VNNI static void int8_block(const int8_t* x, const Int8Rows& rows, const void* group,
-                                   const float* bias, int64_t n, float* u, int64_t ld) {
+/// u[32, 32] (rows of stride ld) = 32 packed rows, of which those beyond some - rounded up to 8 -
+/// are left out, times a packed group, plus its bias [32], if any.
+DEEPL0_VNNI static void int8_block(const int8_t* x, const Int8Rows& rows, int64_t some,
+                                   const void* group, const float* bias, int64_t n, float* u,
+                                   int64_t ld) {
     constexpr int kRows = 8;
     const int64_t quads = int8_bytes(n) / 4;
     const auto& units = *static_cast<const Int8Units*>(group);
-    for (int64_t r = 0; r < 32; r += kRows) {
+    for (int64_t r = 0; r < some; r += kRows) {
         const int8_t* xr = x + r / 16 * quads * 64 + r % 16 * 4;
         const auto* w = reinterpret_cast<const uint8_t*>(&units + 1);
         I32 acc[kRows][2];

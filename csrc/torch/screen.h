@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "core/screen.h"
+#include "torch/kept.h"
 #include "torch/panels.h"
 
 namespace deepl0::torch_ops {
@@ -14,14 +15,17 @@ namespace deepl0::torch_ops {
 /// Whether one stage is served by screen_top_m: always for large p, where its codes are promised to
 /// be batch-invariant, below that where screening in bf16 or int8 (packing W included) is the
 /// fastest way. Rule and measurements in docs/screening.md. The environment variable DEEPL0_SCREEN
-/// forbids these (0) or asks for them wherever the CPU can (1). Throws at another word.
+/// forbids these (0) or asks for them wherever the CPU can (1). Throws at another word. What is kept
+/// has no say, so that no bit depends on it.
 bool screens(int64_t batch, int64_t n, int64_t p, int64_t m);
 
 /// W [p, n] and bias [p] (may be null) prepared for screening `batch` rows at a time, at most m of
-/// p entries kept of each. Refers to the memory of both.
+/// p entries kept of each. Refers to the memory of both, and packs W only where it is not kept, with
+/// this bias.
 class Screen {
   public:
-    Screen(Matrix<const float> w, const float* bias, int64_t batch, int64_t m);
+    Screen(Matrix<const float> w, const float* bias, int64_t batch, int64_t m,
+           Kept* kept = nullptr);
 
     /// A code in memory: values and indices [rows, m].
     struct Code {
@@ -38,7 +42,8 @@ class Screen {
   private:
     struct Packed {
         ScreenKind kind;
-        std::optional<Buffer<char>> w;  // none: nothing is screened
+        const char* w = nullptr;  // null: nothing is screened
+        std::optional<Buffer<char>> own = {};
     };
 
     void pack(Packed& to) const;
@@ -46,12 +51,13 @@ class Screen {
 
     Matrix<const float> w_;
     const float* bias_;
+    Kept* kept_;
     Packed packed_;
     // Where int8 decides too few rows, W is packed once more.
     enum class Int8 { untried, good, bad };
     mutable std::atomic<Int8> int8_{Int8::untried};
     mutable std::once_flag once_;
-    mutable Packed float32_{ScreenKind::float32, {}};
+    mutable Packed float32_{ScreenKind::float32};
 };
 
 /// One stage, u = x W' + bias: x [B, n], W [p, n] float32, checked, -> values [B, m] float32,
@@ -59,5 +65,9 @@ class Screen {
 /// and DEEPL0_SCREEN.
 std::tuple<Tensor, Tensor> screen_top_m(Tensor x, Tensor W, const float* bias, int64_t m,
                                         bool positive);
+
+/// The same to memory that is there.
+void screen_top_m(Matrix<const float> x, Matrix<const float> w, const float* bias, bool positive,
+                  Screen::Code out, Kept* kept);
 
 }  // namespace deepl0::torch_ops
