@@ -147,24 +147,31 @@ bool plain(bool* recording) {
 struct Weight {
     Ref shape, strides;
     const void* data = nullptr;
-    int64_t version = 0, element = 0, rows = 0, cols = 0, row_stride = 0, col_stride = 0;
+    int64_t version = 0, element = 0, count = 1, rows = 0, cols = 0;
+    int64_t stride = 0, row_stride = 0, col_stride = 0;
     uint64_t few = 0, many = 0;  // fingerprints
 
     bool given() const { return bool(shape); }
 
-    /// A mix of some entries on a diagonal. Writes that PyTorch does not count (through .data, NumPy
-    /// or DLPack) change it, where they change enough; at most max(rows, cols) entries.
+    /// A mix of entries on the diagonals of the matrices. Writes that PyTorch does not count (through
+    /// .data, NumPy or DLPack) change it, where they change one of these. all: of every row and every
+    /// column one, else 16 of a matrix.
     uint64_t fingerprint(bool all) const {
         const int64_t longest = rows > cols ? rows : cols;
-        const int64_t count = all || longest < 16 ? longest : 16;
+        const int64_t step = all || longest < 16 ? 1 : longest / 16;
+        const int64_t down = step % rows, right = step % cols;
         uint64_t h = 0;
-        for (int64_t i = 0; i < count; ++i) {
-            const int64_t at = i * longest / count;
-            const char* e = static_cast<const char*>(data) +
-                            element * (at % rows * row_stride + at % cols * col_stride);
-            uint64_t bits = 0;
-            memcpy(&bits, e, size_t(element));
-            h = (h ^ bits) * 0x9e3779b97f4a7c15u;
+        for (int64_t k = 0; k < count; ++k) {
+            const char* const matrix = static_cast<const char*>(data) + element * (k * stride);
+            for (int64_t i = 0, r = 0, c = 0; i < longest; i += step) {
+                uint64_t bits = 0;
+                memcpy(&bits, matrix + element * (r * row_stride + c * col_stride), size_t(element));
+                h = (h ^ bits) * 0x9e3779b97f4a7c15u;
+                r += down;
+                r -= r >= rows ? rows : 0;
+                c += right;
+                c -= c >= cols ? cols : 0;
+            }
         }
         return h;
     }
@@ -182,6 +189,10 @@ struct Weight {
         while (sizes.size() < 2) {
             sizes.insert(sizes.begin(), 1);
             strides.insert(strides.begin(), 0);
+        }
+        if (sizes.size() > 2) {
+            w.count = sizes[0];
+            w.stride = strides[0];
         }
         w.cols = sizes.back();
         w.rows = sizes[sizes.size() - 2];

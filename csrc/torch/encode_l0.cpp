@@ -26,7 +26,7 @@ struct Plan {
 /// `most` does not depend on how S lies or what is kept, so that no bit does.
 template <class T>
 Plan make_plan(int64_t batch, int64_t p, bool s_by_columns, bool kept) {
-    const int64_t size = sizeof(T), width = panel_width<T>(p);
+    const int64_t size = sizeof(T), width = panel_width<T>(p, kept);
     const bool in_l2 = p * p * size * 3 <= l2_bytes() * 2, few = batch <= kFew;
     const int64_t most = few ? p / 8 : in_l2 ? p * 3 / 10 : p / 4;
     const int64_t rows = panel_rows(p, size, 256);

@@ -40,7 +40,7 @@ Path path_of_sums(int64_t batch, int64_t p, int64_t m, int64_t steps, int64_t pa
     const int64_t read = batch * m * steps;  // rows of S'
     if (s_by_columns || kept) {
         if (in_l2 || batch <= kFew) return Path::rows;
-        return read * (kept ? 2 : 1) <= (kept ? 3 : 4) * p * packings ? Path::rows : Path::panels;
+        return read <= (kept ? 2 : 4) * p * packings ? Path::rows : Path::panels;
     }
     if (read <= (p <= 256 ? 32 : 200) * packings) return Path::columns;
     return in_l2 ? Path::rows : Path::panels;
@@ -82,7 +82,7 @@ void encode_to(Matrix<const T> x, Matrix<const T> w, std::optional<StepsInMemory
                                                    s->by_columns(), kept != nullptr)
                                  : Path::dense;
     const bool panels = path == Path::panels, dense = path == Path::dense;
-    const int64_t width = panel_width<T>(p), most_rows = panel_rows(p, sizeof(T), panels ? 1024 : 256);
+    const int64_t width = panel_width<T>(p, kept != nullptr), most_rows = panel_rows(p, sizeof(T), panels ? 1024 : 256);
     std::optional<Steps<T>> steps;
     if (s && stages > 1 && m > 0) steps.emplace(*s, p, path == Path::rows, panels, kept);
     const StepMatrices<T> kept_panels = steps ? steps->panels() : StepMatrices<T>{};

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,8 +64,10 @@ class Plan:
             return None
         if not plan_serves("encode_top_m" if D is None else "encode_top_m_factored"):
             return None
-        found = self._call("encode_top_m", x, (W, S, D, bias), step, tuple(m), positive)
-        return found if found is None or x.dtype == torch.float32 else (found[0].to(x.dtype), found[1])
+        found = self._call(_C.Plan.encode_top_m, x, (W, S, D, bias), step, tuple(m), positive)
+        if found is None or self._dtype is torch.float32:
+            return found
+        return found[0].to(x.dtype), found[1]
 
     def encode_l0(
         self,
@@ -84,24 +87,27 @@ class Plan:
             return None
         if not plan_serves("encode_l0" if D is None else "encode_l0_factored"):
             return None
-        z = self._call("encode_l0", x, (W, S, D, bias), step, theta, num_stages, sigma, kind)
-        return z if z is None or x.dtype == torch.float32 else z.to(x.dtype)
+        z = self._call(
+            _C.Plan.encode_l0, x, (W, S, D, bias), step, theta, num_stages, sigma, kind
+        )
+        return z if z is None or self._dtype is torch.float32 else z.to(x.dtype)
 
-    def _call(self, name: str, x: Tensor, weights: _Operands, step: Tensor | None, *rest):
-        if x.dim() != 2:
-            x = x.reshape(-1, x.shape[-1]) if x.dim() else x
-        if step is not None and not _is_step(step):
+    def _call(
+        self, function: Callable, x: Tensor, weights: _Operands, step: Tensor | None, *rest: object
+    ) -> Any:
+        native = self._native or self._renew(weights)
+        if native is None or (step is not None and not _is_step(step)):
             return None
-        native = self._native
-        if native is None and (native := self._renew(weights)) is None:
-            return None
-        if x.dtype is not self._dtype:
-            return None
-        x = x if x.dtype is torch.float32 else x.float()
+        if self._dtype is not torch.float32:  # else the function looks at it
+            if x.dtype is not self._dtype:
+                return None
+            x = x.float()
+        if x.dim() > 2:
+            x = x.reshape(-1, x.shape[-1])
         try:
-            found = getattr(native, name)(x, *weights, step, *rest)
+            found = function(native, x, *weights, step, *rest)
             if found is False and (native := self._renew(weights)) is not None:
-                found = getattr(native, name)(x, *weights, step, *rest)
+                found = function(native, x, *weights, step, *rest)
         except RuntimeError:  # the operator says it by name
             return None
         return None if found is False else found
