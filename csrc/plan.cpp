@@ -1,6 +1,6 @@
-// _C.Plan, the object behind dk.prepare: kept weights, and a way into the kernels that is shorter than
-// PyTorch's dispatcher. It serves what needs nothing of that (plain CPU tensors, no gradient, no mode)
-// and whose weights are those that it was made of; of anything else it says so.
+// _C.Plan, the object behind dk.prepare: kept weights, and a way into the kernels that is shorter
+// than PyTorch's dispatcher. It serves what needs nothing of that (plain CPU tensors, no gradient,
+// no mode) and whose weights are those that it was made of; of anything else it says so.
 #include "plan.h"
 
 #include <cstring>
@@ -153,9 +153,9 @@ struct Weight {
 
     bool given() const { return bool(shape); }
 
-    /// A mix of entries on the diagonals of the matrices. Writes that PyTorch does not count (through
-    /// .data, NumPy or DLPack) change it, where they change one of these. all: of every row and every
-    /// column one, else 16 of a matrix.
+    /// A mix of entries on the diagonals of the matrices. Writes that PyTorch does not count
+    /// (through .data, NumPy or DLPack) change it, where they change one of these. all: of every
+    /// row and every column one, else 16 of a matrix.
     uint64_t fingerprint(bool all) const {
         const int64_t longest = rows > cols ? rows : cols;
         const int64_t step = all || longest < 16 ? 1 : longest / 16;
@@ -165,7 +165,8 @@ struct Weight {
             const char* const matrix = static_cast<const char*>(data) + element * (k * stride);
             for (int64_t i = 0, r = 0, c = 0; i < longest; i += step) {
                 uint64_t bits = 0;
-                memcpy(&bits, matrix + element * (r * row_stride + c * col_stride), size_t(element));
+                memcpy(&bits, matrix + element * (r * row_stride + c * col_stride),
+                       size_t(element));
                 h = (h ^ bits) * 0x9e3779b97f4a7c15u;
                 r += down;
                 r -= r >= rows ? rows : 0;
@@ -225,15 +226,15 @@ enum Operand { kW, kS, kD, kBias, kOperands };
 /// What stands behind the Python object.
 struct State {
     Weight weights[kOperands];
-    Ref held[kOperands];    // tensors that keep the memory of the weights, so that it is not given out
+    Ref held[kOperands];    // tensors that keep the memory of the weights, so that it is not given
+                            // out
     Ref served[kOperands];  // float32, what the kernels read
     int64_t n = 0, p = 0, per_step = 0;
     std::unique_ptr<torch_ops::Plan> plan;
 };
 
 struct Object {
-    PyObject_HEAD
-    State* state;
+    PyObject_HEAD State* state;
 };
 
 PlanMatrix matrix_of(PyObject* t) {
@@ -273,8 +274,8 @@ PyObject* guarded(const F& f) {
 /// Plan(weights, held, served): tuples of W, S, D and bias, None where there is none.
 PyObject* create(PyTypeObject* type, PyObject* args, PyObject*) {
     PyObject *given, *held, *served;
-    if (!PyArg_ParseTuple(args, "O!O!O!", &PyTuple_Type, &given, &PyTuple_Type, &held, &PyTuple_Type,
-                          &served))
+    if (!PyArg_ParseTuple(args, "O!O!O!", &PyTuple_Type, &given, &PyTuple_Type, &held,
+                          &PyTuple_Type, &served))
         return nullptr;
     return guarded([&] {
         auto state = std::make_unique<State>();
@@ -387,11 +388,12 @@ bool fits(const State& s, PyObject* const* operands, int64_t stages) {
 PyObject* encode_top_m(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     return guarded([&]() -> PyObject* {
         if (count != 8) {
-            PyErr_SetString(PyExc_TypeError, "encode_top_m takes x, W, S, D, bias, step, m, positive");
+            PyErr_SetString(PyExc_TypeError,
+                            "encode_top_m takes x, W, S, D, bias, step, m, positive");
             throw PythonError();
         }
         const State& s = *reinterpret_cast<Object*>(self)->state;
-        PyObject *x = args[0], *const* operands = args + 1, *step = args[5];
+        PyObject *x = args[0], *const *operands = args + 1, *step = args[5];
         const int64_t stages = PyTuple_GET_SIZE(args[6]);
         std::vector<int64_t> m;
         for (Py_ssize_t k = 0; k < stages; ++k)
@@ -406,9 +408,8 @@ PyObject* encode_top_m(PyObject* self, PyObject* const* args, Py_ssize_t count) 
         auto* at = static_cast<int64_t*>(const_cast<void*>(address(indices.get())));
         const bool factored = operands[kD] != Py_None, positive = args[7] == Py_True;
         const std::vector<float> steps = factors(step, stages);
-        unlocked([&] {
-            s.plan->encode_top_m(call.x, call.rows, m, steps, factored, positive, v, at);
-        });
+        unlocked(
+            [&] { s.plan->encode_top_m(call.x, call.rows, m, steps, factored, positive, v, at); });
         return PyTuple_Pack(2, values.get(), indices.get());
     });
 }
@@ -423,15 +424,14 @@ PyObject* encode_l0(PyObject* self, PyObject* const* args, Py_ssize_t count) {
         }
         const State& s = *reinterpret_cast<Object*>(self)->state;
         const Torch& t = torch_names();
-        PyObject *x = args[0], *const* operands = args + 1, *const* others = args + 5;
+        PyObject *x = args[0], *const *operands = args + 1, *const *others = args + 5;
         const int64_t stages = integer(Ref::to(args[7]));
         const Call call(s, x, operands, stages, others, 2);
         PyObject* theta = args[6];
         if (call.match != Match::yes || !fits(s, operands, stages)) return call.refusal();
         const auto sizes = integers(checked(PyObject_GetAttr(theta, t.shape)));
-        const bool shaped =
-            sizes.empty() || (sizes.size() == 1 && sizes[0] == s.p) ||
-            (sizes.size() == 2 && sizes[0] == stages && sizes[1] == s.p);
+        const bool shaped = sizes.empty() || (sizes.size() == 1 && sizes[0] == s.p) ||
+                            (sizes.size() == 2 && sizes[0] == stages && sizes[1] == s.p);
         if (!shaped || checked(PyObject_GetAttr(theta, t.dtype)).get() != t.float32 ||
             !flag(theta, t.is_cpu) ||
             !is_true(checked(PyObject_CallMethodNoArgs(theta, t.contiguous))))
@@ -445,8 +445,7 @@ PyObject* encode_l0(PyObject* self, PyObject* const* args, Py_ssize_t count) {
         auto* out = static_cast<float*>(const_cast<void*>(address(z.get())));
         const bool factored = operands[kD] != Py_None;
         const std::vector<float> steps = factors(args[5], stages);
-        unlocked(
-            [&] { s.plan->encode_l0(call.x, call.rows, h, stages, steps, factored, out); });
+        unlocked([&] { s.plan->encode_l0(call.x, call.rows, h, stages, steps, factored, out); });
         return z.release();
     });
 }
@@ -467,7 +466,8 @@ PyObject* nbytes(PyObject* self, void*) {
 PyMethodDef methods[] = {
     {"encode_top_m", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(encode_top_m)),
      METH_FASTCALL,
-     "x, W, S, D, bias, step, m of every stage, positive -> (values, indices); None: not a call for "
+     "x, W, S, D, bias, step, m of every stage, positive -> (values, indices); None: not a call "
+     "for "
      "a plan; False: not these weights."},
     {"encode_l0", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(encode_l0)),
      METH_FASTCALL,

@@ -1,7 +1,7 @@
 // out = x W' + bias in float32 by our own kernel, where the BLAS does not use the processor's
-// vectors, or is slow to begin: tiles of a few rows by two vectors of units, over a packed W. Every entry is one
-// chain of fma in ascending order of the terms (at level scalar each product is rounded), so it
-// does not depend on the number of rows or threads.
+// vectors, or is slow to begin: tiles of a few rows by two vectors of units, over a packed W. Every
+// entry is one chain of fma in ascending order of the terms (at level scalar each product is
+// rounded), so it does not depend on the number of rows or threads.
 #pragma once
 
 #include <cstdint>

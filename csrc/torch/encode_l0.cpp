@@ -129,8 +129,9 @@ void step(const Plan& plan, const StageThresholds& h, int64_t k, Panel<T>& panel
 /// The codes of x to out [batch, p], the pre-activations of all stages to saved [stages, batch, p],
 /// if any.
 template <class T>
-void encode_to(Matrix<const T> x, Matrix<const T> w, std::optional<StepsInMemory<T>> s, const T* bias,
-            const StageThresholds& h, int64_t stages, T* out, T* saved, Kept* kept) {
+void encode_to(Matrix<const T> x, Matrix<const T> w, std::optional<StepsInMemory<T>> s,
+               const T* bias, const StageThresholds& h, int64_t stages, T* out, T* saved,
+               Kept* kept) {
     const int64_t batch = x.rows, p = w.rows;
     const Plan plan = make_plan<T>(batch, p, s && s->by_columns(), kept != nullptr);
     std::optional<Steps<T>> steps;
@@ -166,7 +167,7 @@ std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, std::optional<Tensor> s, c
     std::optional<StepsInMemory<T>> steps;
     if (s) steps = steps_in_memory<T>(*s, wm.rows);
     encode_to<T>(xm, wm, steps, bias.data<T>(), h, stages, static_cast<T*>(z.mutable_data_ptr()),
-              save ? static_cast<T*>(saved.mutable_data_ptr()) : nullptr, nullptr);
+                 save ? static_cast<T*>(saved.mutable_data_ptr()) : nullptr, nullptr);
     return {z, saved};
 }
 

@@ -17,7 +17,8 @@ namespace {
 /// if any.
 template <class T>
 void encode_to(Matrix<const T> x, Matrix<const T> w, const Tensor& d, const T* bias,
-            const std::vector<T>& steps, const StageThresholds& h, T* out, T* saved, Kept* kept) {
+               const std::vector<T>& steps, const StageThresholds& h, T* out, T* saved,
+               Kept* kept) {
     const int64_t batch = x.rows, n = x.cols, p = w.rows, stages = int64_t(steps.size());
     const StageProduct<T> product(w, bias, batch, true, kept);
     const Residuals<T> residuals(x, d, stages > 1 ? batch * p : 0, stages > 1 ? kept : nullptr);
@@ -52,7 +53,7 @@ std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, const Tensor& d, const Bia
     if (save) saved = torch::stable::new_empty(x, {int64_t(steps.size()), xm.rows, wm.rows});
     if (xm.rows > 0)
         encode_to<T>(xm, wm, d, bias.data<T>(), steps, h, static_cast<T*>(z.mutable_data_ptr()),
-                  save ? static_cast<T*>(saved.mutable_data_ptr()) : nullptr, nullptr);
+                     save ? static_cast<T*>(saved.mutable_data_ptr()) : nullptr, nullptr);
     return {z, saved};
 }
 

@@ -20,9 +20,9 @@ enum class Path {
 };
 
 /// Whether z S' is a gather-sum of m rows of S'. Measured on one core of an Intel with 2 MiB of L2,
-/// float32: it costs 0.014 m us a row at p = 512 and 0.065 m at p = 2048 (panels), the dense product
-/// 2.6 and 42 us, so they meet at m = 0.45 p (L2) and 0.35 p (panels). On a Zen 5 with 1 MiB the
-/// BLAS is slow (product_pays), so that the sums win up to 0.75 p.
+/// float32: it costs 0.014 m us a row at p = 512 and 0.065 m at p = 2048 (panels), the dense
+/// product 2.6 and 42 us, so they meet at m = 0.45 p (L2) and 0.35 p (panels). On a Zen 5 with 1
+/// MiB the BLAS is slow (product_pays), so that the sums win up to 0.75 p.
 template <class T>
 bool sums_pay(int64_t p, int64_t m) {
     const bool in_l2 = p * p * int64_t(sizeof(T)) * 3 <= l2_bytes() * 2;
@@ -31,8 +31,9 @@ bool sums_pay(int64_t p, int64_t m) {
 
 /// How S' is read, which changes no bit of the sums: entry by entry they are the same in the rows
 /// of S', in S as it is, and in panels. steps: products with S per row; packings: of S'. On an Ice
-/// Lake with 1.25 MiB of L2 the scattered entries of S cost p m 0.5 ns a row (1.8 beyond L2), panels
-/// packed on the way 46 us at p = 512 and 1.3 ms at p = 2048, rows of S' in L3 8 KB at 22 GB/s.
+/// Lake with 1.25 MiB of L2 the scattered entries of S cost p m 0.5 ns a row (1.8 beyond L2),
+/// panels packed on the way 46 us at p = 512 and 1.3 ms at p = 2048, rows of S' in L3 8 KB at 22
+/// GB/s.
 template <class T>
 Path path_of_sums(int64_t batch, int64_t p, int64_t m, int64_t steps, int64_t packings,
                   bool s_by_columns, bool kept) {
@@ -72,8 +73,8 @@ void encode_dense(const T* wx, int64_t rows, int64_t p, const Steps<T>& s, TopMC
 
 /// All stages of x to the codes, that many as these have.
 template <class T>
-void encode_to(Matrix<const T> x, Matrix<const T> w, std::optional<StepsInMemory<T>> s, const T* bias,
-            const TopMCodes<T>& codes, Kept* kept) {
+void encode_to(Matrix<const T> x, Matrix<const T> w, std::optional<StepsInMemory<T>> s,
+               const T* bias, const TopMCodes<T>& codes, Kept* kept) {
     const int64_t batch = x.rows, p = w.rows, m = codes.m, stages = codes.stages;
     const int64_t packings = s ? s->matrices : 1;
     Path path = Path::rows;
@@ -82,7 +83,8 @@ void encode_to(Matrix<const T> x, Matrix<const T> w, std::optional<StepsInMemory
                                                    s->by_columns(), kept != nullptr)
                                  : Path::dense;
     const bool panels = path == Path::panels, dense = path == Path::dense;
-    const int64_t width = panel_width<T>(p, kept != nullptr), most_rows = panel_rows(p, sizeof(T), panels ? 1024 : 256);
+    const int64_t width = panel_width<T>(p, kept != nullptr),
+                  most_rows = panel_rows(p, sizeof(T), panels ? 1024 : 256);
     std::optional<Steps<T>> steps;
     if (s && stages > 1 && m > 0) steps.emplace(*s, p, path == Path::rows, panels, kept);
     const StepMatrices<T> kept_panels = steps ? steps->panels() : StepMatrices<T>{};
@@ -143,7 +145,8 @@ Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, const Bias& bias, int6
     if (batch == 0) return {values, indices, saved_values, saved_indices};
     std::optional<StepsInMemory<T>> steps;
     if (s) steps = steps_in_memory<T>(*s, wm.rows);
-    const Tensor &below = kept > 0 ? saved_values : values, &at = kept > 0 ? saved_indices : indices;
+    const Tensor &below = kept > 0 ? saved_values : values,
+                 &at = kept > 0 ? saved_indices : indices;
     const TopMCodes<T> codes{static_cast<T*>(values.mutable_data_ptr()),
                              static_cast<int64_t*>(indices.mutable_data_ptr()),
                              static_cast<T*>(below.mutable_data_ptr()),
@@ -172,7 +175,7 @@ void planned_top_m(const KeptWeights& weights, Matrix<const float> x, int64_t m,
         steps = steps_in_memory<float>(s, w.rows);
     }
     encode_to<float>(x, w, steps, weights.bias,
-                  {values, indices, values, indices, m, stages, 0, positive}, &weights.kept);
+                     {values, indices, values, indices, m, stages, 0, positive}, &weights.kept);
 }
 
 Codes encode_top_m(Tensor x, Tensor W, std::optional<Tensor> S, std::optional<Tensor> bias,

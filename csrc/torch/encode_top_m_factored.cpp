@@ -54,8 +54,8 @@ class DenseStage {
 /// All stages of x, each with its factor of W, to their codes.
 template <class T>
 void encode_to(Matrix<const T> x, Matrix<const T> w, const Tensor& d, const T* bias,
-            const std::vector<T>& steps, const std::vector<Codes<T>>& codes, bool positive,
-            Kept* kept) {
+               const std::vector<T>& steps, const std::vector<Codes<T>>& codes, bool positive,
+               Kept* kept) {
     const int64_t batch = x.rows, n = x.cols, p = w.rows, stages = int64_t(codes.size());
     int64_t most = 0;
     for (const Codes<T>& code : codes) most = std::max(most, code.m);
@@ -124,11 +124,11 @@ Encoded encode(Tensor x, Tensor w, Tensor d, const Bias& bias, const std::vector
     Tensor lower_indices = fresh({batch * before}, ScalarType::Long);
     if (batch > 0)
         encode_to<T>(xm, wm, d, bias.data<T>(), steps,
-                  codes_of(m, batch, static_cast<T*>(values.mutable_data_ptr()),
-                           static_cast<int64_t*>(indices.mutable_data_ptr()),
-                           static_cast<T*>(lower_values.mutable_data_ptr()),
-                           static_cast<int64_t*>(lower_indices.mutable_data_ptr())),
-                  positive, nullptr);
+                     codes_of(m, batch, static_cast<T*>(values.mutable_data_ptr()),
+                              static_cast<int64_t*>(indices.mutable_data_ptr()),
+                              static_cast<T*>(lower_values.mutable_data_ptr()),
+                              static_cast<int64_t*>(lower_indices.mutable_data_ptr())),
+                     positive, nullptr);
     return {values, indices, lower_values, lower_indices};
 }
 
@@ -141,8 +141,8 @@ void planned_top_m_factored(const KeptWeights& weights, Matrix<const float> x,
     const Buffer<float> lower_values(before);
     const Buffer<int64_t> lower_indices(before);
     encode_to<float>(x, weights.w, *weights.d, weights.bias, steps,
-                  codes_of(m, x.rows, values, indices, lower_values.get(), lower_indices.get()),
-                  positive, &weights.kept);
+                     codes_of(m, x.rows, values, indices, lower_values.get(), lower_indices.get()),
+                     positive, &weights.kept);
 }
 
 Encoded encode_top_m_factored(Tensor x, Tensor W, Tensor D, std::optional<Tensor> bias,

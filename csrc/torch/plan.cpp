@@ -19,8 +19,7 @@ Tensor tensor_of(const float* data, const std::vector<int64_t>& sizes,
 std::optional<Tensor> tensor_of(const PlanMatrix& m) {
     if (!m.data) return std::nullopt;
     if (m.per_step)
-        return tensor_of(m.data, {m.count, m.rows, m.cols},
-                         {m.stride, m.row_stride, m.col_stride});
+        return tensor_of(m.data, {m.count, m.rows, m.cols}, {m.stride, m.row_stride, m.col_stride});
     return tensor_of(m.data, {m.rows, m.cols}, {m.row_stride, m.col_stride});
 }
 

@@ -1,5 +1,5 @@
-// Encoders over weights that are kept ready (dk.prepare), by pointers alone: what the Python object of
-// csrc/plan.cpp calls.
+// Encoders over weights that are kept ready (dk.prepare), by pointers alone: what the Python object
+// of csrc/plan.cpp calls.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +25,8 @@ struct PlanThresholds {
     std::string kind;
 };
 
-/// Refers to the memory of the weights and makes of it what calls ask for. Calls may come from several
-/// threads. x: float32, contiguous, at least one row.
+/// Refers to the memory of the weights and makes of it what calls ask for. Calls may come from
+/// several threads. x: float32, contiguous, at least one row.
 class Plan {
   public:
     /// bias: [p], or null.

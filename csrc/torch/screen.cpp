@@ -94,12 +94,9 @@ void Screen::pack(Packed& to) const {
 }
 
 void Screen::run(const Packed& by, Matrix<const float> x, Code z, bool positive, Code out) const {
-    const ScreenProblem q{by.kind,    x.data,        x.row_stride,
-                          w_.data,    w_.row_stride, w_.cols,
-                          w_.rows,    out.m,         by.w,
-                          out.values, out.indices,   positive,
-                          bias_,      z.values,      z.indices,
-                          z.m};
+    const ScreenProblem q{by.kind, x.data,   x.row_stride, w_.data,    w_.row_stride, w_.cols,
+                          w_.rows, out.m,    by.w,         out.values, out.indices,   positive,
+                          bias_,   z.values, z.indices,    z.m};
     const Buffer<char> workspace(
         screen_workspace_bytes(by.kind, x.rows, w_.rows, w_.cols, out.m, z.m));
     ScreenCounts counts;

@@ -15,13 +15,13 @@ namespace deepl0::torch_ops {
 /// Whether one stage is served by screen_top_m: always for large p, where its codes are promised to
 /// be batch-invariant, below that where screening in bf16 or int8 (packing W included) is the
 /// fastest way. Rule and measurements in docs/screening.md. The environment variable DEEPL0_SCREEN
-/// forbids these (0) or asks for them wherever the CPU can (1). Throws at another word. What is kept
-/// has no say, so that no bit depends on it.
+/// forbids these (0) or asks for them wherever the CPU can (1). Throws at another word. What is
+/// kept has no say, so that no bit depends on it.
 bool screens(int64_t batch, int64_t n, int64_t p, int64_t m);
 
 /// W [p, n] and bias [p] (may be null) prepared for screening `batch` rows at a time, at most m of
-/// p entries kept of each. Refers to the memory of both, and packs W only where it is not kept, with
-/// this bias.
+/// p entries kept of each. Refers to the memory of both, and packs W only where it is not kept,
+/// with this bias.
 class Screen {
   public:
     Screen(Matrix<const float> w, const float* bias, int64_t batch, int64_t m,

@@ -50,7 +50,7 @@ void pack_panel(Matrix<const T> s, int64_t c, int64_t n, T* out) {
 /// fastest at p = 512 to 2048, wider ones slower again.
 template <class T>
 int64_t panel_width(int64_t p, bool kept) {
-    const int64_t column = p * int64_t(sizeof(T)), l2 = l2_bytes();
+    const int64_t column = std::max<int64_t>(1, p) * int64_t(sizeof(T)), l2 = l2_bytes();
     if (kept && 64 * column * 20 <= l2 * 9) return 64;
     return std::clamp<int64_t>(l2 / 4 / column / 16 * 16, 16, 256);
 }
@@ -72,8 +72,7 @@ class Steps {
                             0, (p + width - 1) / width, 1, [&](int64_t begin, int64_t end) {
                                 for (int64_t c = begin * width; c < std::min(p, end * width);
                                      c += width)
-                                    pack_panel(s, c, std::min(width, p - c),
-                                               out + (k * p + c) * p);
+                                    pack_panel(s, c, std::min(width, p - c), out + (k * p + c) * p);
                             });
                     }
                 };

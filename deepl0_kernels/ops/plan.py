@@ -19,12 +19,12 @@ _Operands = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 class Plan:
     """What :func:`prepare` returns, for the keyword ``plan`` of the encoders.
 
-    A plan is told of nothing: each call compares the weights with those that it was made of and makes
-    it anew if they are others. It holds a reference to their memory. Copies and pickles of a plan are
-    those of its weights. One plan may serve several threads.
+    A plan is told of nothing: each call compares the weights with those that it was made of, and
+    makes it anew if they are others. It holds a reference to their memory. Copies and pickles of a
+    plan are those of its weights. One plan may serve several threads.
     """
 
-    __slots__ = ("_at_once", "_dtype", "_native", "_seen", "_weights", "__weakref__")
+    __slots__ = ("__weakref__", "_at_once", "_dtype", "_native", "_seen", "_weights")
 
     _native: _C.Plan | None
 
@@ -38,7 +38,7 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are kept beside the weights; parts are made by the first call that reads them."""
+        """Bytes kept beside the weights; each part is made by the first call that reads it."""
         native = self._native
         if native is None:
             return 0
@@ -55,7 +55,7 @@ class Plan:
         bias: Tensor | None,
         positive: bool,
         D: Tensor | None,
-        step: Tensor | None,
+        step: object,
     ) -> tuple[Tensor, Tensor] | None:
         """Values and indices; None where the operator has to serve, or to say what is wrong."""
         if type(m) is int and type(num_stages) is int:
@@ -80,20 +80,18 @@ class Plan:
         kind: str,
         bias: Tensor | None,
         D: Tensor | None,
-        step: Tensor | None,
+        step: object,
     ) -> Tensor | None:
         """z; None where the operator has to serve, or to say what is wrong."""
         if not isinstance(theta, Tensor) or type(sigma) is not float or type(num_stages) is not int:
             return None
         if not plan_serves("encode_l0" if D is None else "encode_l0_factored"):
             return None
-        z = self._call(
-            _C.Plan.encode_l0, x, (W, S, D, bias), step, theta, num_stages, sigma, kind
-        )
+        z = self._call(_C.Plan.encode_l0, x, (W, S, D, bias), step, theta, num_stages, sigma, kind)
         return z if z is None or self._dtype is torch.float32 else z.to(x.dtype)
 
     def _call(
-        self, function: Callable, x: Tensor, weights: _Operands, step: Tensor | None, *rest: object
+        self, function: Callable, x: Tensor, weights: _Operands, step: object, *rest: object
     ) -> Any:
         native = self._native or self._renew(weights)
         if native is None or (step is not None and not _is_step(step)):
@@ -115,18 +113,22 @@ class Plan:
     def _renew(self, weights: _Operands) -> _C.Plan | None:
         """A plan of these weights; None where none can be, or they are seen for the first time."""
         self._native, self._weights = None, (None, None, None, None)
-        if not _can_be_kept(*weights):
+        if not _can_be_kept(weights):
             return None
         if not self._at_once:
-            seen = tuple(t if t is None else (t.data_ptr(), t._version, t.stride()) for t in weights)
+            seen = tuple(
+                t if t is None else (t.data_ptr(), t._version, t.stride()) for t in weights
+            )
             if seen != self._seen:
                 self._seen = seen
                 return None
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            held = tuple(None if t is None else t.detach() for t in weights)
+            W, S, D, bias = (None if t is None else t.detach() for t in weights)
+            assert W is not None
+            held = W, S, D, bias
             served = tuple(None if t is None else _plain(t.float()) for t in held)
             native = _C.Plan(weights, held, served)
-        self._dtype, self._weights, self._native = held[0].dtype, held, native
+        self._dtype, self._weights, self._native = W.dtype, held, native
         return native
 
     def __reduce__(self):
@@ -135,15 +137,42 @@ class Plan:
         return prepare, self._weights[:3]
 
 
+class Planned(torch.nn.Module):
+    """A module that keeps its weights ready in evaluation mode, from the second call with the same
+    ones on. The plan is no part of its state: not of ``state_dict``, copies, pickles or graphs."""
+
+    def _plan(self) -> Plan | None:
+        if self.training or torch.compiler.is_compiling():
+            return None
+        plan = self.__dict__.get("_kept")
+        if plan is None:
+            plan = self.__dict__["_kept"] = Plan()
+        return plan
+
+    def train(self, mode: bool = True):
+        """As of any module; what was kept of the weights is given back."""
+        self.__dict__.pop("_kept", None)
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
+
 def _is_step(step: object) -> bool:
     return (
-        type(step) is Tensor and step.dtype is torch.float32 and step.is_cpu and step.is_contiguous()
+        type(step) is Tensor
+        and step.dtype is torch.float32
+        and step.is_cpu
+        and step.is_contiguous()
     )
 
 
-def _can_be_kept(W: Tensor, S: Tensor | None, D: Tensor | None, bias: Tensor | None) -> bool:
+def _can_be_kept(weights: _Operands) -> bool:
     """Plain tensors whose writes are counted, that fit together."""
-    for t in (W, S, D, bias):
+    W, S, D, bias = weights
+    if W is None:
+        return False
+    for t in weights:
         if t is not None and not (
             type(t) in (Tensor, torch.nn.Parameter)
             and t.is_cpu
@@ -167,47 +196,56 @@ def _can_be_kept(W: Tensor, S: Tensor | None, D: Tensor | None, bias: Tensor | N
 
 def _plain(t: Tensor) -> Tensor:
     """The matrix as it is where it is contiguous or transposed, else a contiguous copy."""
-    if t.dim() < 2 or t.is_contiguous() or t.mT.is_contiguous() or (t.stride(-1) == 1 and t.dim() == 2):
+    if (
+        t.dim() < 2
+        or t.is_contiguous()
+        or t.mT.is_contiguous()
+        or (t.stride(-1) == 1 and t.dim() == 2)
+    ):
         return t
     return t.contiguous()
 
 
 def prepare(W: Tensor, S: Tensor | None = None, D: Tensor | None = None) -> Plan:
-    """Keep weights ready for many calls of :func:`encode_top_m` and :func:`encode_l0`, which take the
-    plan by the keyword ``plan`` beside the weights: the same codes, bit for bit, sooner.
+    """Keep weights ready for many calls of :func:`encode_top_m` and :func:`encode_l0`, which take
+    the plan by the keyword ``plan`` beside the weights: the same codes, bit for bit, sooner.
 
     Args:
         W: [p, n]. S: [p, p] or [num_stages - 1, p, p], or None. D: [n, p], or None. As the encoders
             take them; float32, float16 or bfloat16.
 
     Returns:
-        :class:`Plan`. It serves calls for plain CPU tensors that no gradient, autocast, vmap, trace or
-        other mode has to do with; any other call, and those on a GPU, goes on as without. Encoders of
-        :mod:`deepl0_kernels.nn` and autoencoders have one of their own in evaluation mode.
+        :class:`Plan`. It serves calls for plain CPU tensors that no gradient, autocast, vmap, trace
+        or other mode has to do with; any other call, and those on a GPU, goes on as without.
+        Encoders of :mod:`deepl0_kernels.nn` and autoencoders have one in evaluation mode.
 
     Raises:
         TypeError, ValueError: a weight of wrong kind, shape, dtype or device.
 
-    A weight that has changed is prepared anew by the next call: by an in-place write, an optimiser's
-    step, ``load_state_dict``, an assignment to ``.data``, or as another tensor in its place. PyTorch
-    does not count writes through ``.data``, NumPy or DLPack. They are looked for: 16 entries on a
-    diagonal of each weight are compared in a call of less than 32 rows, and one in every row and every
-    column in others. One that changes none of these goes unnoticed: call :func:`prepare` again, or
-    write under ``torch.no_grad()`` to the weight itself. Tensors made in inference mode, whose writes
-    are not counted either, are not kept.
+    A weight that has changed is prepared anew by the next call: after an in-place write, an
+    optimiser's step, ``load_state_dict``, an assignment to ``.data``, and where another tensor
+    stands in its place. PyTorch does not count writes through ``.data``, NumPy or DLPack. They are
+    looked for: 16 entries of a diagonal of each weight are compared in a call of less than 32 rows,
+    and one in every row and every column in others. One that changes none of these goes unnoticed:
+    write to the weight itself under ``torch.no_grad()``, or call :func:`prepare` again. Tensors
+    made in inference mode, whose writes are not counted either, are not kept.
 
-    Memory beside the weights, each part made by the first call that reads it: ``4 K' p^2`` bytes for
-    the rows of S' (K' matrices; none where S is stored by columns) and as much for its column panels,
-    where it does not fit L2; ``4 p n`` for W packed; where a dictionary is screened, ``p n`` (int8),
-    ``2 p n`` (bfloat16) or ``4 p n`` and 24 p; ``4 p n`` for D' where D is not stored by columns. Of
-    half types also a float32 copy of each. ``plan.nbytes`` tells.
+    Memory beside the weights, each part made by the first call that reads it: ``4 K' p^2`` bytes
+    for the rows of S' (K' matrices; none where S is stored by columns) and as much for its column
+    panels, where it does not fit L2; ``4 p n`` for W packed; where a dictionary is screened
+    ``p n`` (int8), ``2 p n`` (bfloat16) or ``4 p n``, and 24 p; ``4 p n`` for D' where D is not
+    stored by columns. Of half types a float32 copy of each besides. ``plan.nbytes`` tells.
     """
-    checks.first_operands(W, W, None)
+    checks.floating("W", W, 2)
+    if W.dim() != 2:
+        raise ValueError(f"W must have shape [p, n], got {checks.shape(W)}")
     if S is not None:
         checks.like("S", S, "W", W)
         p = W.shape[0]
         if S.dim() not in (2, 3) or S.shape[-2:] != (p, p):
-            raise ValueError(f"S must have shape [{p}, {p}] or [K - 1, {p}, {p}], got {checks.shape(S)}")
+            raise ValueError(
+                f"S must have shape [{p}, {p}] or [K - 1, {p}, {p}], got {checks.shape(S)}"
+            )
     if D is not None:
         checks.like("D", D, "W", W)
         checks.has_shape("D", D, (W.shape[1], W.shape[0]), "[n, p]")

@@ -175,11 +175,22 @@ class SparseAutoencoder(Autoencoder):
                 bias=bias,
                 positive=True,
                 D=D,
+                plan=self._plan(),
             )
         W, bias, _ = self._units()
         x, bias = self._shifted(x, W, bias)
         m = self.m if D is not None else self.m[0]
-        return encode_top_m(x, W, None, m, num_stages=K, bias=bias, positive=self.positive, D=D)
+        return encode_top_m(
+            x,
+            W,
+            None,
+            m,
+            num_stages=K,
+            bias=bias,
+            positive=self.positive,
+            D=D,
+            plan=self._plan() if W is self.W else None,
+        )
 
     def _synthesis(self, code: SparseCode | Tensor) -> Tensor:
         """``D z``, without b_dec."""
