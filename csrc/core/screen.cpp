@@ -2,6 +2,7 @@
 
 #include "kernel_table.h"
 #include "screen_candidates.h"
+#include "screen_few.h"
 
 namespace deepl0 {
 namespace DEEPL0_ISA {
@@ -435,6 +436,27 @@ void top_m(const ScreenProblem& q, int64_t begin, int64_t end, void* workspace,
     }
 }
 
+void few(const ScreenProblem& q, int64_t rows, StepMatrices<float> steps, float largest_s,
+         TopMCodes<float> out, void* workspace, bool* decided) {
+    Panel s(q, rows, workspace);
+    s.begin = 0;
+    const int64_t ld = s.w.groups * kScreenGroup;
+    char* at = static_cast<char*>(workspace) + round_up(s.layout.bytes(), 64);
+    float* const u = reinterpret_cast<float*>(at);
+    const FewScratch scratch(at + round_up(32 * ld * 4, 64), q.p, q.m);
+    prepare_rows(s, rows);
+#if DEEPL0_HAS_BF16
+    if (uses_tiles(q)) amx_begin();
+#endif
+    for (int64_t g = 0; g < s.w.groups; ++g) approximate(s, 0, g, u + g * kScreenGroup, ld);
+#if DEEPL0_HAS_BF16
+    if (uses_tiles(q)) amx_end();
+#endif
+    const auto row = q.positive ? few_row<true> : few_row<false>;
+    for (int64_t r = 0; r < rows; ++r)
+        decided[r] = q.m > 0 && row(s, r, u + r * ld, steps, largest_s, out, scratch);
+}
+
 void bounds(const ScreenProblem& q, int64_t begin, int64_t end, void* workspace, float* u,
             float* e) {
     Panel s(q, end - begin, workspace);
@@ -464,7 +486,7 @@ void bounds(const ScreenProblem& q, int64_t begin, int64_t end, void* workspace,
 }  // namespace
 
 extern const ScreenKernels screen_table;
-const ScreenKernels screen_table = {pack, top_m, bounds};
+const ScreenKernels screen_table = {pack, top_m, few, bounds};
 
 }  // namespace DEEPL0_ISA
 
@@ -494,6 +516,11 @@ int64_t screen_packed_bytes(ScreenKind kind, int64_t p, int64_t n) {
 int64_t screen_workspace_bytes(ScreenKind kind, int64_t rows, int64_t p, int64_t n, int64_t m,
                                int64_t z_m) {
     return scalar::Layout(kind, rows, p, n, m, z_m).bytes();
+}
+
+int64_t screen_few_workspace_bytes(ScreenKind kind, int64_t rows, int64_t p, int64_t n, int64_t m) {
+    return round_up(scalar::Layout(kind, rows, p, n, m, 0).bytes(), 64) +
+           round_up(32 * round_up(p, kScreenGroup) * 4, 64) + scalar::FewScratch::bytes(p, m);
 }
 #endif
 

@@ -38,6 +38,7 @@ struct Kept {
     KeptPart transposed;             // S'
     KeptPart panels;                 // S' in column panels
     KeptPart atoms;                  // D'
+    KeptPart largest;                // the largest modulus of S, NaN if there is one
     std::array<KeptPart, 4> screen;  // W, for each kind of screening
     // Calls to come that do not try int8, after one that it could not decide.
     std::atomic<int> without_int8{0};

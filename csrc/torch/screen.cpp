@@ -40,6 +40,18 @@ bool few_rescored(const ScreenCounts& counts, int64_t rows, int64_t p) {
     return counts.full_rows * 8 <= rows && counts.rescored * 32 <= rows * p;
 }
 
+/// The best kind for few rows of a kept W; float32: none.
+ScreenKind kind_for_few(int64_t batch, int64_t n, int64_t p, int64_t m) {
+    const int wish = screen_wish();
+    const bool pays = batch <= kFew && few_enough(p, m) && p * n * 4 >= int64_t(1) << 20;
+    for (const ScreenKind kind :
+         {ScreenKind::bfloat16_tiles, ScreenKind::bfloat16_vectors, ScreenKind::int8_vectors}) {
+        const bool worth = pays && (kind != ScreenKind::int8_vectors || n <= 1024);
+        if (wish != 0 && worth && screen_is_fast(kind, n)) return kind;
+    }
+    return ScreenKind::float32;
+}
+
 /// The best kind for the task. Low precision must pay: below 32 rows packing W costs more than it
 /// saves, unless it is kept. (Where p is not large, kinds have codes of their own, and what is kept
 /// must not choose among them.)
@@ -61,12 +73,21 @@ bool screens(int64_t batch, int64_t n, int64_t p, int64_t m) {
     return kind_for(batch, n, p, m) != ScreenKind::float32 || (p >= kLarge && few_enough(p, m));
 }
 
-Screen::Screen(Matrix<const float> w, const float* bias, int64_t batch, int64_t m, Kept* kept)
+bool screens_few(int64_t batch, int64_t n, int64_t p, int64_t m, Kept& kept) {
+    if (kind_for_few(batch, n, p, m) == ScreenKind::float32) return false;
+    if (kept.without_int8 <= 0) return true;
+    --kept.without_int8;
+    return false;
+}
+
+Screen::Screen(Matrix<const float> w, const float* bias, int64_t batch, int64_t m, Kept* kept,
+               bool few)
     : w_(w),
       bias_(bias),
       kept_(kept),
-      packed_{kind_for(batch, w.cols, w.rows, m, kept != nullptr)} {
-    if (kept && packed_.kind == ScreenKind::int8_vectors && kept->without_int8 > 0) {
+      packed_{few ? kind_for_few(batch, w.cols, w.rows, m)
+                  : kind_for(batch, w.cols, w.rows, m, kept != nullptr)} {
+    if (!few && kept && packed_.kind == ScreenKind::int8_vectors && kept->without_int8 > 0) {
         --kept->without_int8;
         packed_.kind = ScreenKind::float32;
     }
@@ -116,6 +137,18 @@ void Screen::rows(Matrix<const float> x, Code z, bool positive, Code out) const 
     const bool coarse = packed_.kind == ScreenKind::int8_vectors && int8_ == Int8::bad;
     if (coarse) std::call_once(once_, [&] { pack(float32_); });
     run(coarse ? float32_ : packed_, x.range(done, x.rows), z.from(done), positive, out.from(done));
+}
+
+void Screen::few(Matrix<const float> x, bool positive, StepMatrices<float> steps, float largest_s,
+                 TopMCodes<float> codes, bool* decided) const {
+    ScreenProblem q{packed_.kind, x.data,  x.row_stride, w_.data,  w_.row_stride,
+                    w_.cols,      w_.rows, codes.m,      packed_.w};
+    q.positive = positive;
+    q.bias = bias_;
+    Blocks blocks;
+    void* const workspace = blocks.take<char>(
+        screen_few_workspace_bytes(packed_.kind, x.rows, w_.rows, w_.cols, codes.m));
+    screen_kernels().few(q, x.rows, steps, largest_s, codes, workspace, decided);
 }
 
 void screen_top_m(Matrix<const float> x, Matrix<const float> w, const float* bias, bool positive,

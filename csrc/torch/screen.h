@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cmath>
 #include <mutex>
 #include <optional>
 #include <tuple>
@@ -9,6 +10,7 @@
 #include "core/screen.h"
 #include "torch/kept.h"
 #include "torch/panels.h"
+#include "torch/steps.h"
 
 namespace deepl0::torch_ops {
 
@@ -24,8 +26,8 @@ bool screens(int64_t batch, int64_t n, int64_t p, int64_t m);
 /// with this bias.
 class Screen {
   public:
-    Screen(Matrix<const float> w, const float* bias, int64_t batch, int64_t m,
-           Kept* kept = nullptr);
+    Screen(Matrix<const float> w, const float* bias, int64_t batch, int64_t m, Kept* kept = nullptr,
+           bool few = false);
 
     /// A code in memory: values and indices [rows, m].
     struct Code {
@@ -38,6 +40,9 @@ class Screen {
     /// Rows of x to the m entries of largest |u|, u = x W' + bias + z, or of max(u, 0), ascending.
     /// z: a code of ascending indices, or m = 0 for none. Single-threaded.
     void rows(Matrix<const float> x, Code z, bool positive, Code out) const;
+    /// ScreenKernels::few.
+    void few(Matrix<const float> x, bool positive, StepMatrices<float> steps, float largest_s,
+             TopMCodes<float> codes, bool* decided) const;
 
   private:
     struct Packed {
@@ -59,6 +64,38 @@ class Screen {
     mutable std::once_flag once_;
     mutable Packed float32_{ScreenKind::float32};
 };
+
+/// Whether all stages of a few rows, W x of which is a pass over W, are screened, from a kept W:
+/// the bits are the same. W that stays in L2 is read as fast as it is screened. (Not for some calls
+/// after one that it could not decide.)
+bool screens_few(int64_t batch, int64_t n, int64_t p, int64_t m, Kept& kept);
+
+/// The codes of x by ScreenKernels::few, and of the rows that it does not decide by `otherwise(x,
+/// codes)`. steps: so many matrices, transposed.
+template <class F>
+void screen_few(Matrix<const float> x, Matrix<const float> w, const float* bias,
+                StepMatrices<float> steps, int64_t matrices, TopMCodes<float> codes, Kept& kept,
+                const F& otherwise) {
+    const Screen screen(w, bias, 1, codes.m, &kept, true);
+    const float largest = *kept.largest.get<float>(1, [&](float* out) {
+        *out = 0.0f;
+        for (int64_t i = 0; i < matrices * w.rows * w.rows; ++i) {
+            const int64_t at = i / (w.rows * w.rows) * steps.step_stride + i % (w.rows * w.rows);
+            const float size = std::fabs(steps.data[at]);
+            if (!(size <= *out)) *out = size;  // a NaN stays
+        }
+    });
+    bool decided[kFew];
+    screen.few(x, codes.positive, steps, largest, codes, decided);
+    for (int64_t r = 0; r < x.rows; ++r) {
+        if (decided[r]) continue;
+        kept.without_int8 = 16;
+        TopMCodes<float> one = codes;
+        for (float** at : {&one.values, &one.saved_values}) *at += r * codes.m;
+        for (int64_t** at : {&one.indices, &one.saved_indices}) *at += r * codes.m;
+        otherwise(x.range(r, r + 1), one);
+    }
+}
 
 /// One stage, u = x W' + bias: x [B, n], W [p, n] float32, checked, -> values [B, m] float32,
 /// indices [B, m] int64. [B, p] is never formed. The same bits for every batch, number of threads

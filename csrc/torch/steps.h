@@ -5,6 +5,7 @@
 #include <optional>
 #include <type_traits>
 
+#include "core/product.h"
 #include "torch/kept.h"
 #include "torch/panels.h"
 
@@ -46,13 +47,13 @@ void pack_panel(Matrix<const T> s, int64_t c, int64_t n, T* out) {
 }
 
 /// Columns of a panel of S'. Packed on the way it takes a quarter of L2. A kept one and the next,
-/// which is fetched meanwhile, fit L2 together: on an Ice Lake with 1.25 MiB 64 columns were the
-/// fastest at p = 512 to 2048, wider ones slower again.
+/// which is fetched meanwhile, fit L2 together. On an Ice Lake with 1.25 MiB 64 columns were the
+/// fastest at p = 512 to 2048 of kept panels, to 1024 of others, wider ones slower again.
 template <class T>
 int64_t panel_width(int64_t p, bool kept) {
     const int64_t column = std::max<int64_t>(1, p) * int64_t(sizeof(T)), l2 = l2_bytes();
     if (kept && 64 * column * 20 <= l2 * 9) return 64;
-    return std::clamp<int64_t>(l2 / 4 / column / 16 * 16, 16, 256);
+    return std::clamp<int64_t>(l2 / 4 / column / 16 * 16, 16, product_pays() ? 256 : 64);
 }
 
 /// S of every step in the layout that a kernel wants: as it is, S' in rows, or S' in column panels.

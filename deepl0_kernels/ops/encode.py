@@ -206,7 +206,7 @@ def encode_l0(
     checks.one_of("grad", grad, tuple(GRADS))
     kind = kind_of(GRADS[grad], positive)
     if plan is not None and _may_serve(x):
-        z = plan.encode_l0(x, W, S, theta, num_stages, sigma, kind, bias, D, step)
+        z = plan._encode_l0(x, W, S, theta, num_stages, sigma, kind, bias, D, step)
         if z is not None:
             return z if x.dim() == 2 else z.reshape(*x.shape[:-1], W.shape[0])
     if D is None:
@@ -266,7 +266,7 @@ def encode_top_m(
     """
     found = None
     if plan is not None and _may_serve(x):
-        found = plan.encode_top_m(x, W, S, m, num_stages, bias, positive, D, step)
+        found = plan._encode_top_m(x, W, S, m, num_stages, bias, positive, D, step)
     if found is not None:
         values, indices = found
     elif D is None:

@@ -22,6 +22,9 @@ class Plan:
     A plan is told of nothing: each call compares the weights with those that it was made of, and
     makes it anew if they are others. It holds a reference to their memory. Copies and pickles of a
     plan are those of its weights. One plan may serve several threads.
+
+    Args:
+        at_once: prepare weights when they are first seen, not when they come again.
     """
 
     __slots__ = ("__weakref__", "_at_once", "_dtype", "_native", "_seen", "_weights")
@@ -29,7 +32,6 @@ class Plan:
     _native: _C.Plan | None
 
     def __init__(self, at_once: bool = False) -> None:
-        """at_once: prepare weights when they are first seen, not when they come again."""
         self._at_once = at_once
         self._native = None
         self._seen: tuple | None = None
@@ -45,7 +47,7 @@ class Plan:
         copies = 0 if self._dtype == torch.float32 else 4
         return native.nbytes + sum(copies * t.numel() for t in self._weights if t is not None)
 
-    def encode_top_m(
+    def _encode_top_m(
         self,
         x: Tensor,
         W: Tensor,
@@ -69,7 +71,7 @@ class Plan:
             return found
         return found[0].to(x.dtype), found[1]
 
-    def encode_l0(
+    def _encode_l0(
         self,
         x: Tensor,
         W: Tensor,
@@ -150,7 +152,7 @@ class Planned(torch.nn.Module):
         return plan
 
     def train(self, mode: bool = True):
-        """As of any module; what was kept of the weights is given back."""
+        """As of any module, for either ``mode``; what was kept of the weights is given back."""
         self.__dict__.pop("_kept", None)
         return super().train(mode)
 

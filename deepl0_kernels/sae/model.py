@@ -44,7 +44,8 @@ class SparseAutoencoder(Autoencoder):
     ``sae(x)``: reconstruction of x [..., n]. Weights start as random unit atoms D, W = D',
     biases 0. With "top_m" nothing of [B, p] is formed. Costs and derivatives are those of
     :func:`deepl0_kernels.encode_top_m`, :func:`deepl0_kernels.encode_l0` and
-    :func:`deepl0_kernels.decode`.
+    :func:`deepl0_kernels.decode`. In evaluation mode the encoder's weights are kept ready for the
+    CPU from the second call on, as :func:`deepl0_kernels.prepare` says.
 
     Raises:
         TypeError, ValueError: an argument of another kind or out of range, named with its value.
