@@ -17,6 +17,7 @@ from ._C import build_info
 from .backends import backends, last_call, use_backend
 from .cuda.library import allow_atomics
 from .ops import (
+    Plan,
     SparseCode,
     batch_top_m,
     decode,
@@ -25,6 +26,7 @@ from .ops import (
     hard_threshold,
     helu,
     keep_top_m,
+    prepare,
     soft_threshold,
     threshold_stage,
     top_m,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from .distributed import encode_dataset
 
 __all__ = [
+    "Plan",
     "SparseCode",
     "__version__",
     "allow_atomics",
@@ -54,6 +57,7 @@ __all__ = [
     "keep_top_m",
     "last_call",
     "nn",
+    "prepare",
     "soft_threshold",
     "solvers",
     "threshold_stage",

@@ -127,7 +127,7 @@ GPU = {
                 "threshold_backward",
                 "decode",
                 "decode_backward",
-            ),  # fmt: skip
+            ),
             # A ROCm torch cannot run them.
             lambda: bool(_C.build_info()["cuda"]) and torch.version.hip is None,
             "built without nvcc",
@@ -270,6 +270,14 @@ def _find_kernel(operator: str, tensor: Tensor) -> Kernel | None:
         name, reason = _chosen(names, (tensor,))
         made = GPU[name].kernel(operator)
     return made._replace(call=(operator, name, reason) if public else None)
+
+
+def plan_serves(operator: str) -> bool:
+    """Whether a plan may call the CPU kernels of ``operator`` in the operator's place."""
+    if _forced not in (None, "cpu") or _served.get((operator, "cpu"), ())[:1] != ("cpu",):
+        return False
+    LAST[0] = operator, "cpu", "kept ready by a plan"
+    return True
 
 
 def choose(operator: str, backends: Sequence[str], args: Sequence) -> str:
