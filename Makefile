@@ -16,8 +16,8 @@ PIP := $(BIN)/pip install --quiet --no-compile
 INSTALL := $(PIP) --no-build-isolation --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench gpu reproduce lint format cpp-test instructions install-test \
-	install-test-oldest sae-test clean
+.PHONY: help demo test bench gpu reproduce docs docs-check lint format cpp-test instructions \
+	install-test install-test-oldest sae-test clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -60,6 +60,17 @@ gpu:  ## build, test and measure on this machine's GPU into OUT, within MINUTES
 reproduce: $(VENV)/test  ## Tables 1 to 3 on all of MNIST (DEEPL0_DATA), docs/reproduction.md from them
 	$(BIN)/deepl0 reproduce table1 table2 table3 --out build/reproduction
 	$(BIN)/python -m deepl0_kernels.paper.pages.reproduction build/reproduction --variations
+
+$(VENV)/docs: $(VENV)/test
+	$(INSTALL) '.[docs]'
+	touch $@
+
+docs: $(VENV)/docs  ## the site into build/docs/html; warnings are errors
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs/html
+
+docs-check: docs  ## look at every page of it in headless Chromium, which must be there
+	$(PIP) playwright
+	$(BIN)/python docs/check.py build/docs/html
 
 lint: $(VENV)/test  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .

@@ -240,6 +240,15 @@ def load(path: str | PathLike[str]) -> Any:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is none of ours, or is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> from deepl0_kernels.sklearn import IHTSparseCoder, load
+        >>> model = IHTSparseCoder(torch.eye(6).numpy(), m=2).fit(torch.randn(10, 6).numpy())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(f"{folder}/coder.safetensors")
+        ...     print(load(f"{folder}/coder.safetensors").m)
+        2
     """
     safetensors = require("safetensors", "loading an estimator", extra="sklearn")
     try:

@@ -35,6 +35,14 @@ class DeepL0Classifier(ClassifierMixin, DeepEstimator):
         TypeError, ValueError: from ``fit``, an argument out of range, named with its value.
 
     Source: Wang, Ling, Huang 2016, section 5.
+
+    Example:
+        >>> from deepl0_kernels.sklearn import DeepL0Classifier
+        >>> x, y = torch.randn(64, 6).numpy(), [0, 1] * 32
+        >>> quick = dict(dictionary_epochs=1, epochs=1, min_steps=1, random_state=0)
+        >>> model = DeepL0Classifier(code_size=8, m=2, **quick)
+        >>> model.fit(x, y).predict(x).shape, model.transform(x).shape
+        ((64,), (64, 8))
     """
 
     classes_: np.ndarray

@@ -47,6 +47,14 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
         TypeError, ValueError: from ``fit``, an argument out of range, named with its value.
 
     Source: Wang, Ling, Huang 2016, eq. 12.
+
+    Example:
+        >>> from deepl0_kernels.sklearn import DeepL0Clusterer
+        >>> x = torch.randn(64, 6).numpy()
+        >>> quick = dict(dictionary_epochs=1, epochs=1, min_steps=1, random_state=0)
+        >>> model = DeepL0Clusterer(2, code_size=8, m=2, **quick)
+        >>> model.fit_predict(x).shape
+        (64,)
     """
 
     labels_: np.ndarray

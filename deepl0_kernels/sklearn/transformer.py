@@ -29,6 +29,14 @@ class DeepL0Transformer(DeepEstimator):
         TypeError, ValueError: from ``fit``, an argument out of range, named with its value.
 
     Source: Wang, Ling, Huang 2016.
+
+    Example:
+        >>> from deepl0_kernels.sklearn import DeepL0Transformer
+        >>> x = torch.randn(64, 6).numpy()
+        >>> quick = dict(dictionary_epochs=1, epochs=1, min_steps=1, random_state=0)
+        >>> model = DeepL0Transformer(code_size=8, m=2, **quick)
+        >>> (model.fit_transform(x) != 0).sum(1).max()
+        np.int64(2)
     """
 
     @isolated(grad=True)
