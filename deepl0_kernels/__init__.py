@@ -11,9 +11,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-import torch  # noqa: F401 - its libraries must be loaded before the extension's
+import torch  # its libraries must be loaded before the extension's
 
-from ._C import build_info
+try:
+    from ._C import build_info
+except ImportError as error:
+    raise ImportError(
+        f"the extension deepl0_kernels._C cannot be loaded beside torch {torch.__version__}: "
+        f"{error}. `pip install --no-build-isolation .` builds it; it needs torch 2.10 or later"
+    ) from error
 from .backends import backends, last_call, use_backend
 from .cuda.library import allow_atomics
 from .ops import (

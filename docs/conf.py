@@ -24,11 +24,12 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "commands",
     "docstrings",
     "figures",
     "gallery",
 ]
-exclude_patterns = ["_ext", "_static"]
+exclude_patterns = ["_ext", "_generated", "_static"]
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
