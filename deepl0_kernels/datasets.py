@@ -110,7 +110,7 @@ def mnist_subset() -> Digits:
     return _read_npz(EMBEDDED)
 
 
-def mnist(folder: str | os.PathLike | None = None) -> Digits:
+def mnist(folder: str | os.PathLike[str] | None = None) -> Digits:
     """All of MNIST, 60,000 and 10,000 digits, from ``folder`` (default: ``$DEEPL0_DATA``).
 
     Accepts ``mnist.npz`` with the keys x, y, x_test, y_test (or x_train, y_train, as Keras names

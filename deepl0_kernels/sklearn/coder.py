@@ -84,7 +84,7 @@ class IHTSparseCoder(SparseEstimator):
         self.positive_code = positive_code
 
     @isolated(grad=False)
-    def fit(self, X, y: Any = None) -> IHTSparseCoder:
+    def fit(self, X: Any, y: Any = None) -> IHTSparseCoder:
         """Learn the dictionary from X [N, n], or check that the given one fits; y is ignored."""
         x, seed = self._signals(X, reset=True), self._seed()
         p = self._check(x)

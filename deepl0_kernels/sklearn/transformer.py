@@ -40,7 +40,7 @@ class DeepL0Transformer(DeepEstimator):
     """
 
     @isolated(grad=True)
-    def fit(self, X, y: Any = None) -> DeepL0Transformer:
+    def fit(self, X: Any, y: Any = None) -> DeepL0Transformer:
         """Learn dictionary and encoder from X [N, n]; y is ignored."""
         x, seed = self._signals(X, reset=True), self._seed()
         with seeded(seed):
@@ -51,7 +51,7 @@ class DeepL0Transformer(DeepEstimator):
         return self
 
     @isolated(grad=True)
-    def partial_fit(self, X, y: Any = None) -> DeepL0Transformer:
+    def partial_fit(self, X: Any, y: Any = None) -> DeepL0Transformer:
         """One epoch over X [N, n]; y is ignored.
 
         The first call learns the dictionary from its X; it stays, so that codes keep their meaning.

@@ -345,7 +345,7 @@ def learn_dictionary(
     max_iter: int = 1000,
     seed: int = 0,
     positive: bool = False,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> DictionaryResult:
     """Learn a dictionary from a set of signals: epochs of a :class:`DictionaryLearner`.
@@ -429,8 +429,8 @@ def _advance(x: Tensor, update: Update) -> Outcome:
     return update(x)
 
 
-def _path(checkpoint: str | os.PathLike) -> Path:
-    if not isinstance(checkpoint, (str, os.PathLike)):
+def _path(checkpoint: str | os.PathLike[str]) -> Path:
+    if not isinstance(checkpoint, (str, os.PathLike[str])):
         raise TypeError(f"checkpoint must be a path, got {checkpoint!r}")
     return Path(checkpoint)
 
