@@ -44,9 +44,37 @@ def search(page: Page, root: Path, word: str) -> int:
     return page.locator("#search-results li").count()
 
 
+def report(page: Page, file: Path, wrong: list[str]) -> None:
+    """The page of `deepl0 report`, used: sort by each column, hide a row and show it again."""
+    page.goto(file.as_uri())
+    first = page.locator("table").first
+    heads, names = first.locator("thead tr").first.locator("th"), first.locator("tbody th")
+    before = names.all_inner_texts()
+    heads.nth(1).click()
+    numbers = [
+        float(t.split()[0]) for t in first.locator("tbody td:nth-child(2)").all_inner_texts() if t
+    ]
+    if numbers != sorted(numbers) or heads.nth(1).get_attribute("aria-sort") != "ascending":
+        wrong.append(f"{file.name}: a click does not sort: {numbers}")
+    heads.nth(1).press("Enter")
+    heads.nth(1).click()
+    if names.all_inner_texts() != before:
+        wrong.append(f"{file.name}: a third click does not restore the order")
+    names.first.click()
+    if names.first.is_visible():
+        wrong.append(f"{file.name}: a click on a name does not hide its row")
+    page.locator("button:visible").first.click()
+    if not names.first.is_visible():
+        wrong.append(f"{file.name}: hidden rows do not come back")
+    page.set_viewport_size(PHONE)
+    if (wider := page.evaluate(WIDER)) > 0:
+        wrong.append(f"{file.name}: {wider} pixels wider than a phone")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("site", type=Path)
+    parser.add_argument("--report", type=Path, help="also a page of deepl0 report")
     parser.add_argument("--pictures", type=Path, help="folder of screenshots")
     options = parser.parse_args()
     root = options.site.resolve()
@@ -73,6 +101,8 @@ def main() -> None:
                     wrong.append(f"{file.name}: no {target}")
                 elif anchor and target in found and unquote(anchor) not in found[target][1]:
                     wrong.append(f"{file.name}: no anchor {link}")
+        if options.report:
+            report(page, options.report.resolve(), wrong)
         results = search(page, root, "keep_top_m")
         if not results:
             wrong.append("the search finds nothing")

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A layer of your own, compiled
 #
-# A transformer's feed-forward in which each token keeps its 32 largest hidden units. `torch.compile`
-# sees one operator for the selection, and batches of any size run in the same graph.
+# A transformer's feed-forward in which each token keeps its 32 largest hidden units.
+# `torch.compile` sees one operator for the selection, and batches of any size run in one graph.
 
 # %%
 import torch

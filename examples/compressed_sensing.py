@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Compressed sensing: error against the number of stages
 #
-# Signals of 128 entries, 6 of them nonzero, are measured 48 times. Encoders of K stages are trained to
-# recover them, and compared with as many iterations of hard thresholding, and with pursuits that
+# Signals of 128 entries, 6 of them nonzero, are measured 48 times. Encoders of K stages are trained
+# to recover them, and compared with as many iterations of hard thresholding, and with pursuits that
 # iterate until they converge.
 
 # %%

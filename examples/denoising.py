@@ -2,9 +2,8 @@
 # # Denoising an image by its patches
 #
 # Every 7 x 7 patch of a noisy image is written with two atoms of a dictionary that was learned from
-# the noisy patches themselves; the overlapping patches are averaged. This is scikit-learn's example of
-# [image denoising](https://scikit-learn.org/stable/auto_examples/decomposition/plot_image_denoising.html),
-# with its coder beside ours on the same dictionaries.
+# the noisy patches themselves; the overlapping patches are averaged. It follows scikit-learn's
+# example of image denoising, with its coder beside ours on the same dictionary.
 
 # %%
 import numpy as np

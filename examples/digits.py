@@ -35,7 +35,7 @@ plt.show()
 # %% [markdown]
 # ## The encoder
 #
-# It starts as two iterations of hard thresholding, and is trained on the codes of the training digits.
+# It starts as two iterations of hard thresholding, and is trained on the training digits' codes.
 
 # %%
 encoder = problem.encoder(learned.D, num_stages=2)

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Hyperspectral pixels
 #
-# Pixels of Indian Pines (200 bands, 16 classes of land) are written with few nonnegative atoms, so that
-# a code reads as a mixture. `DEEPL0_DATA` names the folder of the scene; without it the loader says
-# where to get it.
+# Pixels of Indian Pines (200 bands, 16 classes of land) are written with few nonnegative atoms, so
+# that a code reads as a mixture. `DEEPL0_DATA` names the folder of the scene; without it the loader
+# says where to get it.
 
 # %%
 import torch
@@ -14,8 +14,8 @@ import deepl0_kernels as dk
 from deepl0_kernels import scenes
 
 scene = scenes.indian_pines()
-pixels = scene.cube.reshape(-1, scene.cube.shape[-1]).float()
-labels = scene.labels.reshape(-1)
+pixels = scene.x.reshape(-1, scene.x.shape[-1])
+labels = scene.y.reshape(-1)
 x, y = pixels[labels > 0], labels[labels > 0]
 x = x / x.norm(dim=1, keepdim=True)  # brightness is no property of the land
 print(f"{len(x):,} labelled pixels of {x.shape[1]} bands, {int(y.max())} classes")

@@ -15,15 +15,15 @@ from matplotlib import pyplot as plt
 from deepl0_kernels import sae
 
 torch.manual_seed(0)
-vectors = sae.Activations.open(Path(os.environ["DEEPL0_DATA"]) / "minilm_activations.npz")
-held_out, train = vectors.part(slice(0, 2000)), vectors.part(slice(2000, None))
+file = Path(os.environ["DEEPL0_DATA"]) / "minilm_activations.npz"
+train, held_out = sae.Activations.open(f"{file}:train"), sae.Activations.open(f"{file}:test")
 print(f"{len(train):,} vectors to train on, {len(held_out):,} held out")
 
 # %% [markdown]
 # ## One stage: a TopK autoencoder
 
 # %%
-model = sae.SparseAutoencoder(vectors.rows(slice(0, 1)).shape[1], 1024, m=16)
+model = sae.SparseAutoencoder(384, 1024, m=16)
 history = sae.fit(model, train, steps=300, batch=512, lr=2e-3)
 one = sae.evaluate(model, held_out)
 print(f"one stage:  FVU {one.fvu:.4f}, L0 {one.l0:.1f}")
