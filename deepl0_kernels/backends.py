@@ -320,7 +320,12 @@ def by_reference(operator: str, why: str) -> Callable | None:
 
 
 def backends() -> dict[str, dict[str, str]]:
-    """Operator -> device type -> backend that serves it now; ``"other"`` is any other device."""
+    """Operator -> device type -> backend that serves it now; ``"other"`` is any other device.
+
+    Example:
+        >>> dk.backends()["top_m"]["cpu"]
+        'cpu'
+    """
     return {
         operator: {
             **{device: _forced or _report(operator, device) for device in _NATIVE},
@@ -340,6 +345,11 @@ def last_call() -> Call | None:
 
     Calls inside a ``torch.compile`` graph are not seen: there the choice was made when the graph
     was traced.
+
+    Example:
+        >>> values, indices = dk.top_m(torch.randn(10), 2)
+        >>> dk.last_call().backend, dk.last_call().reason
+        ('cpu', 'default for the device')
     """
     if LAST[0] is None:
         return None
@@ -356,6 +366,12 @@ class use_backend:  # noqa: N801 - used like a function
 
     Raises:
         ValueError: ``name`` is unknown, or its kernels are not in this build.
+
+    Example:
+        >>> with dk.use_backend("reference"):
+        ...     values, indices = dk.top_m(torch.tensor([3.0, -5.0]), 1)
+        >>> dk.last_call().backend
+        'reference'
     """
 
     def __init__(self, name: str | None) -> None:

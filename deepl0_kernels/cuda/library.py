@@ -27,6 +27,10 @@ def allow_atomics(allowed: bool = True) -> None:
 
     Under ``torch.use_deterministic_algorithms(True)`` such a backward raises a RuntimeError, with
     ``warn_only=True`` it warns.
+
+    Example:
+        >>> dk.allow_atomics()  # faster sums of dS on a GPU, no fixed order
+        >>> dk.allow_atomics(False)
     """
     global _atomics, _told_tf32
     _atomics = bool(allowed)

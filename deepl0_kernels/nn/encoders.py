@@ -48,6 +48,14 @@ class DeepL0Encoder(Thresholded):
     ValueError. In evaluation mode the weights are kept ready for the CPU from the second call on,
     as :func:`deepl0_kernels.prepare` says; ``train()`` gives that memory back. Source: Wang, Ling,
     Huang 2016, eq. 6 and 9.
+
+    Example:
+        >>> D = torch.nn.functional.normalize(torch.randn(16, 32), dim=0)
+        >>> encoder = dk.nn.DeepL0Encoder.from_dictionary(D, lam=0.1, num_stages=2)
+        >>> z = encoder(torch.randn(8, 16))
+        >>> z.square().sum().backward()
+        >>> encoder.W.grad.shape
+        torch.Size([32, 16])
     """
 
     def __init__(
@@ -175,6 +183,12 @@ class DeepMSparseEncoder(Encoder):
     ``relu(topk(W x + b))``; with bias alone that of its signed form. Costs, derivatives and errors
     are those of :func:`deepl0_kernels.encode_top_m`; in evaluation mode the weights are kept ready
     as in :class:`DeepL0Encoder`. Source: Wang, Ling, Huang 2016, eq. 10.
+
+    Example:
+        >>> encoder = dk.nn.DeepMSparseEncoder(16, 32, m=3)
+        >>> z = encoder(torch.randn(8, 16))
+        >>> (z != 0).sum(1)
+        tensor([3, 3, 3, 3, 3, 3, 3, 3])
     """
 
     m: int | tuple[int, ...]
@@ -269,6 +283,12 @@ class LISTA(Thresholded):
     Arguments, initialisation and errors are those of :class:`DeepL0Encoder`; theta starts at
     lam mu. ``encoder(x)``: [..., n] -> dense codes [..., p]. 2 B p (n + (K - 1) p) flops, made of
     PyTorch's products and :func:`soft_threshold`.
+
+    Example:
+        >>> D = torch.nn.functional.normalize(torch.randn(16, 32), dim=0)
+        >>> encoder = dk.nn.LISTA.from_dictionary(D, lam=0.1, num_stages=3)
+        >>> encoder(torch.randn(8, 16)).shape
+        torch.Size([8, 32])
     """
 
     def __init__(

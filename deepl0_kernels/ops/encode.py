@@ -202,6 +202,14 @@ def encode_l0(
 
     At most 2 B p (n + (K - 1) p) flops, with D 2 B p n (2 K - 1); for training, the K
     pre-activations [B, p] are saved. Source: Wang, Ling, Huang 2016, eq. 6 and 9.
+
+    Example:
+        >>> D = torch.nn.functional.normalize(torch.randn(16, 32), dim=0)
+        >>> step = 0.99 / torch.linalg.matrix_norm(D, 2) ** 2
+        >>> W, S = step * D.T, torch.eye(32) - step * D.T @ D  # two iterations of IHT
+        >>> z = dk.encode_l0(torch.randn(8, 16), W, S, theta=0.5, num_stages=2)
+        >>> z.shape, bool((z[z != 0].abs() >= 0.5).all())
+        (torch.Size([8, 32]), True)
     """
     sharded.refuse("encode_l0", x, W, D)
     checks.one_of("grad", grad, tuple(GRADS))
@@ -268,6 +276,12 @@ def encode_top_m(
     B p or p^2 entries; a D stored by columns (``D.t().contiguous().t()``) spares a copy of it, and
     for a few signals an S stored so is several times faster. Source: Wang, Ling, Huang 2016,
     eq. 10.
+
+    Example:
+        >>> x, W, S = torch.randn(8, 16), torch.randn(32, 16) / 4, torch.randn(32, 32) / 32
+        >>> code = dk.encode_top_m(x, W, S, m=3, num_stages=2)
+        >>> code.values.shape, code.indices.shape, code.to_dense().shape
+        (torch.Size([8, 3]), torch.Size([8, 3]), torch.Size([8, 32]))
     """
     if sharded.is_dtensor(x, W):
         found = sharded.encode_top_m(x, W, S, m, num_stages, bias, positive, D, step)

@@ -5,8 +5,8 @@ The CPU kernels are registered by the compiled extension (csrc/torch_ops.cpp), t
 
 Where a call goes. The public function hands its arguments to what :func:`serve` has returned. An
 ordinary one, eager, of plain tensors, in no mode that PyTorch's dispatcher has a key for
-(:func:`_at_once`), goes straight to the kernel of its floor
-(:func:`deepl0_kernels.backends.kernel_of`), or to it by way of a ``torch.autograd.Function`` where a gradient is recorded: of the attachments to
+(:func:`_at_once`), goes straight to the kernel of its floor (:func:`deepl0_kernels.backends.kernel_of`),
+or to it by way of a ``torch.autograd.Function`` where a gradient is recorded: of the attachments to
 autograd that were measured the cheapest (docs/benchmarks-host.md). For any other call
 :func:`deepl0_kernels.backends.implementation` names the reference, or PyTorch's operator, of whose
 keys

@@ -54,6 +54,13 @@ class SparseAutoencoder(Autoencoder):
 
     Sources: Makhzani and Frey 2013 and Gao et al. 2024 (TopK), Rajamanoharan et al. 2024
     (JumpReLU), Wang, Ling, Huang 2016, eq. 10 (stages).
+
+    Example:
+        >>> from deepl0_kernels import sae
+        >>> model = sae.SparseAutoencoder(16, 64, m=4)  # a TopK autoencoder
+        >>> code = model.encode(torch.randn(8, 16))
+        >>> code.values.shape, model.decode(code).shape
+        (torch.Size([8, 4]), torch.Size([8, 16]))
     """
 
     # -- encoding and decoding
