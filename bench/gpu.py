@@ -235,7 +235,7 @@ class Part(NamedTuple):
 
 # In the order they are done. ncu only if it is asked for.
 PARTS = {
-    "build": Part(build, 300, 0),
+    "build": Part(build, 300, 300),  # nothing runs without it
     "tests": Part(tests, 180, 60),
     "sanitizer": Part(sanitizer, 60, 20),
     "bench": Part(bench, 240, 120),

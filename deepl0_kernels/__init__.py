@@ -9,14 +9,21 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch  # noqa: F401 - its libraries must be loaded before the extension's
+import torch  # its libraries must be loaded before the extension's
 
-from ._C import build_info
+try:
+    from ._C import build_info
+except ImportError as error:
+    raise ImportError(
+        f"the extension deepl0_kernels._C cannot be loaded beside torch {torch.__version__}: "
+        f"{error}. `pip install --no-build-isolation .` builds it; it needs torch 2.10 or later"
+    ) from error
 from .backends import backends, last_call, use_backend
 from .cuda.library import allow_atomics
 from .ops import (
+    Plan,
     SparseCode,
     batch_top_m,
     decode,
@@ -25,6 +32,7 @@ from .ops import (
     hard_threshold,
     helu,
     keep_top_m,
+    prepare,
     soft_threshold,
     threshold_stage,
     top_m,
@@ -38,6 +46,7 @@ if TYPE_CHECKING:
     from .distributed import encode_dataset
 
 __all__ = [
+    "Plan",
     "SparseCode",
     "__version__",
     "allow_atomics",
@@ -54,6 +63,7 @@ __all__ = [
     "keep_top_m",
     "last_call",
     "nn",
+    "prepare",
     "soft_threshold",
     "solvers",
     "threshold_stage",
@@ -68,7 +78,7 @@ __all__ = [
 _LAZY = ("datasets", "nn", "solvers")
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name == "encode_dataset":
         return importlib.import_module(f"{__name__}.distributed").encode_dataset
     if name in _LAZY:
@@ -77,4 +87,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY, "encode_dataset"})
+    return sorted(__all__)

@@ -13,7 +13,14 @@ def main() -> None:
         require("typer", "the deepl0 command")
     except ModuleNotFoundError as error:
         sys.exit(str(error))
-    _app()()
+    _app()(prog_name="deepl0")
+
+
+EXIT_CODES = """\b
+Exit codes: 0 done; 1 a verdict is no (demo, doctor); 2 wrong input, which is named in a line;
+130 interrupted.
+Results go to standard output, progress and remarks to standard error.
+"""
 
 
 def _app():
@@ -25,22 +32,64 @@ def _app():
     import typer
 
     from .sae.command import app as sae
+    from .sae.command import examples
 
     app = typer.Typer(
-        help="Fused operators for deep l0 encoders.", no_args_is_help=True, add_completion=False
+        help="Fused operators for deep l0 encoders.",
+        epilog=EXIT_CODES,
+        no_args_is_help=True,
+        # Plain help: examples keep their lines. Tracebacks are Python's.
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.add_typer(sae, name="sae")
+    Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of text.")]
 
-    @app.command()
+    def version(asked: bool) -> None:
+        if asked:
+            from .version import __version__
+
+            typer.echo(f"deepl0_kernels {__version__}")
+            raise typer.Exit
+
+    @app.callback()
+    def deepl0(
+        version: Annotated[
+            bool,
+            typer.Option("--version", callback=version, is_eager=True, help="Print the version."),
+        ] = False,
+    ) -> None: ...
+
+    @app.command(epilog=examples("deepl0 doctor", "deepl0 doctor --json > report.json"))
+    def doctor(as_json: Json = False) -> None:
+        """Say what was built and serves here; a self-test.
+
+        Every native kernel that can run here is compared with the reference. Takes
+        seconds. The report can be pasted into an issue. Exits with 1 when a check differs.
+        """
+        from . import doctor as examination
+
+        found = examination.examine(_remark if sys.stderr.isatty() else lambda line: None)
+        typer.echo(json.dumps(found, indent=2) if as_json else examination.text(found))
+        if not found["ok"]:
+            raise typer.Exit(1)
+
+    @app.command(epilog=examples("deepl0 demo", "deepl0 demo --quick --out /tmp/demo --json"))
     def demo(
         out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("deepl0-demo"),
         seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
-        quick: Annotated[bool, typer.Option(help="A run of seconds, without a verdict.")] = False,
+        quick: Annotated[
+            bool, typer.Option("--quick", help="A run of seconds, without a verdict.")
+        ] = False,
+        as_json: Json = False,
         progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
     ) -> None:
-        """Train the encoders on real digits and race them against the iterative solver.
+        """Race trained encoders against the solver.
 
-        Exits with 1 when an encoder does not beat ten iterations.
+        Trains on real digits, and compares errors and times with the iterative solver's.
+        Takes one to three minutes on one thread. Exits with 1 when an encoder does not beat ten
+        iterations.
         """
         from .paper import demo as experiment
 
@@ -52,12 +101,17 @@ def _app():
         except (ModuleNotFoundError, OSError) as error:
             typer.echo(f"deepl0 demo: {error}", err=True)
             raise typer.Exit(2) from None
-        typer.echo(experiment.table(result))
-        typer.echo(f"wrote record.json, table.txt, figure.png, figure.svg to {out}")
+        typer.echo(f"wrote record.json, table.txt, figure.png, figure.svg to {out}", err=True)
+        typer.echo(json.dumps(result, indent=2) if as_json else experiment.table(result).rstrip())
         if not (result["claim_holds"] or quick):
             raise typer.Exit(1)
 
-    @app.command()
+    @app.command(
+        epilog=examples(
+            "deepl0 encode sae.safetensors --source vectors/ --out codes",
+            "torchrun --nproc-per-node 4 -m deepl0_kernels.cli encode sae --source x --out codes",
+        )
+    )
     def encode(
         model: Annotated[Path, typer.Argument(help="File or folder of a sparse autoencoder.")],
         source: Annotated[
@@ -72,6 +126,7 @@ def _app():
         memory: Annotated[int, typer.Option(help="MiB for the rows that are worked on.")] = 256,
         ray: Annotated[bool, typer.Option("--ray", help="By a pool of actors of Ray.")] = False,
         workers: Annotated[int | None, typer.Option(help="Actors; by default all CPUs.")] = None,
+        as_json: Json = False,
         progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
     ) -> None:
         """Code vectors that need not fit into memory; parquet with indices and values.
@@ -105,12 +160,22 @@ def _app():
         except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
             typer.echo(f"deepl0 encode: {error}", err=True)
             raise typer.Exit(2) from None
+        if as_json:
+            typer.echo(json.dumps(done, indent=2))
+            return
         typer.echo(
             f"{done['rows_coded']} of {done['rows']} rows coded in {done['parts_coded']} of "
             f"{done['parts']} parts in {out}"
         )
 
-    @app.command()
+    @app.command(
+        epilog=examples(
+            "deepl0 reproduce table1 --quick",
+            "deepl0 reproduce table1 table2 --p 128 256 --seeds 2 --out run",
+            "deepl0 reproduce table1 --set lam=0.1 --out other",
+            "deepl0 reproduce table1 --quick --json | jq '.codes[0]'",
+        )
+    )
     def reproduce(
         tables: Annotated[list[str], typer.Argument(help="table1 to table7; or all.")],
         p: Annotated[
@@ -120,18 +185,23 @@ def _app():
         out: Annotated[Path, typer.Option(help="Folder of the run; resumed if it exists.")] = Path(
             "deepl0-tables"
         ),
-        quick: Annotated[bool, typer.Option(help="A few minutes on the shipped digits.")] = False,
+        quick: Annotated[
+            bool, typer.Option("--quick", help="A few minutes on the shipped digits.")
+        ] = False,
         settings: Annotated[
             list[str] | None,
             typer.Option("--set", help="NAME=VALUE changes a choice of the protocol; repeatable."),
         ] = None,
         pareto: Annotated[bool, typer.Option(help="Race all methods at the smallest p.")] = True,
+        as_json: Json = False,
         progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
     ) -> None:
-        """Compute tables of the paper: errors of predicted codes (1 to 3), of classes (4, 5).
+        """Compute tables of the paper.
 
-        And of clusters (6, 7). Needs the full MNIST (DEEPL0_DATA) unless --quick, Indian Pines for
-        table5, COIL-20 for table6, CMU PIE for table7. Interrupted, it goes on where it stopped.
+        Tables 1 to 3 are errors in % of predicted codes, 4 and 5 of classes, 6 and 7 of clusters.
+        Needs the full MNIST (DEEPL0_DATA) unless --quick, Indian Pines for table5, COIL-20 for
+        table6, CMU PIE for table7. Interrupted, the same command goes on where it stopped.
+        Protocol, seeds and machine stand in the files of the folder.
         """
         from .paper import report
         from .paper.codes import race
@@ -176,17 +246,27 @@ def _app():
         except (ModuleNotFoundError, OSError, RuntimeError, ValueError) as error:
             typer.echo(f"deepl0 reproduce: {error}", err=True)
             raise typer.Exit(2) from None
-        typer.echo("\n".join((out / study.text_file).read_text() for study in chosen))
-        typer.echo(f"wrote the results, tables, figures and report.html to {out}")
+        files = ", ".join(study.text_file for study in chosen)
+        typer.echo(f"wrote results, {files}, figures and report.html to {out}", err=True)
+        if as_json:
+            lines = {study.name: study.lines(study.read(out)) for study in chosen}
+            typer.echo(json.dumps(lines, indent=2))
+            return
+        for study in chosen:
+            # What was chosen and where it ran is for the file.
+            text = (out / study.text_file).read_text()
+            typer.echo(text.partition("\n## Protocol of")[0].rstrip())
 
-    @app.command()
+    @app.command(epilog=examples("deepl0 timing run", "deepl0 timing run --seconds 60"))
     def timing(
         folder: Annotated[Path, typer.Argument(help="Folder of a run of deepl0 reproduce.")],
-        seconds: Annotated[float, typer.Option(min=0.0, help="Of each race.")] = 20.0,
+        seconds: Annotated[float, typer.Option(min=0.0, help="Seconds of each race.")] = 20.0,
+        as_json: Json = False,
     ) -> None:
-        """Take the times of a run again, on one thread, and draw its figures anew.
+        """Take the times of a run again.
 
-        No error is computed anew: for a machine that was busy when the run was made.
+        On one thread; the figures are drawn anew, no error is computed anew: for a machine that
+        was busy when the run was made.
         """
         from .paper import report
         from .paper.codes import race
@@ -200,14 +280,18 @@ def _app():
         except (ModuleNotFoundError, OSError, ValueError) as error:
             typer.echo(f"deepl0 timing: {error}", err=True)
             raise typer.Exit(2) from None
-        for found in race.read(folder):
+        races = race.read(folder)
+        if as_json:
+            typer.echo(json.dumps(races, indent=2))
+            return
+        for found in races:
             typer.echo(f"* {race.time_of_codes(found)}")
 
-    @app.command("report")
+    @app.command("report", epilog=examples("deepl0 report run"))
     def report_command(
         folder: Annotated[Path, typer.Argument(help="Folder of a run of deepl0 reproduce.")],
     ) -> None:
-        """Turn a run into one self-contained HTML page."""
+        """Turn a run into one HTML page, print its path."""
         from .paper import report
 
         try:
@@ -216,9 +300,9 @@ def _app():
             typer.echo(f"deepl0 report: {error}", err=True)
             raise typer.Exit(2) from None
 
-    @app.command()
+    @app.command(epilog=examples("deepl0 info", "deepl0 info | jq .build.isa_active"))
     def info() -> None:
-        """Print how the extension was built and which backend serves which operator."""
+        """Print build and backends as JSON."""
         import torch
 
         import deepl0_kernels as dk
@@ -231,15 +315,27 @@ def _app():
         }
         typer.echo(json.dumps(report, indent=2))
 
-    @app.command()
+    @app.command(
+        epilog=examples("deepl0 tune", "deepl0 tune --p 512 --p 2048 --dtype bfloat16 --batch 8192")
+    )
     def tune(
-        p: Annotated[list[int] | None, typer.Option(min=1, help="Code size; repeatable.")] = None,
+        p: Annotated[
+            list[int] | None,
+            typer.Option(min=1, help="Code size; repeatable; by default 128, 256, 512, 2048."),
+        ] = None,
         batch: Annotated[int, typer.Option(min=1, help="Samples in a call.")] = 4096,
-        dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16, float16.")] = None,
+        dtype: Annotated[
+            list[str] | None,
+            typer.Option(
+                help="float32, bfloat16 or float16; repeatable; by default the first two."
+            ),
+        ] = None,
+        as_json: Json = False,
     ) -> None:
-        """Measure the GPU kernels' configurations on this GPU and keep the fastest.
+        """Tune the GPU kernels on this GPU.
 
-        The result serves from then on; DEEPL0_TUNED names its file.
+        Measures their configurations and keeps the fastest of each.
+        Times are microseconds a call. The result serves from then on; DEEPL0_TUNED names its file.
         """
         import torch
 
@@ -263,12 +359,20 @@ def _app():
         ):
             typer.echo(
                 f"{choice.kernel} p={choice.p} {choice.dtype}: {choice.default:.1f} us, "
-                f"best {choice.best:.1f} us with {tuple(choice.config)}"
+                f"best {choice.best:.1f} us with {tuple(choice.config)}",
+                err=as_json,
             )
             chosen.append(choice)
-        typer.echo(f"wrote {tuned.store(tuning.results(chosen, device))}")
+        results = tuning.results(chosen, device)
+        typer.echo(f"wrote {tuned.store(results)}", err=True)
+        if as_json:
+            typer.echo(json.dumps(results, indent=2))
 
     return app
+
+
+def _remark(line: str) -> None:
+    print(f"... {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,11 @@ class Digits(NamedTuple):
     Attributes:
         x, x_test: [N, 28, 28] uint8, ink is high.
         y, y_test: [N] int64 in 0..9.
+
+    Example:
+        >>> digits = dk.datasets.mnist_subset()
+        >>> digits.x.shape, digits.y_test.shape
+        (torch.Size([12000, 28, 28]), torch.Size([2000]))
     """
 
     x: Tensor
@@ -73,6 +78,11 @@ class Patches(NamedTuple):
     Attributes:
         x: [n, size * size] float32, every row of mean 0 and variance 1.
         kept: [N] bool, which of the N images gave a row.
+
+    Example:
+        >>> patches = dk.datasets.preprocess(dk.datasets.mnist_subset().x_test[:10])
+        >>> patches.x.shape, int(patches.kept.sum())
+        (torch.Size([10, 256]), 10)
     """
 
     x: Tensor
@@ -92,11 +102,15 @@ def mnist_subset() -> Digits:
 
     Raises:
         ModuleNotFoundError: NumPy is missing.
+
+    Example:
+        >>> dk.datasets.mnist_subset().y[:5]
+        tensor([5, 0, 4, 1, 9])
     """
     return _read_npz(EMBEDDED)
 
 
-def mnist(folder: str | os.PathLike | None = None) -> Digits:
+def mnist(folder: str | os.PathLike[str] | None = None) -> Digits:
     """All of MNIST, 60,000 and 10,000 digits, from ``folder`` (default: ``$DEEPL0_DATA``).
 
     Accepts ``mnist.npz`` with the keys x, y, x_test, y_test (or x_train, y_train, as Keras names
@@ -107,6 +121,11 @@ def mnist(folder: str | os.PathLike | None = None) -> Digits:
         FileNotFoundError: no folder is named, or the files are not in it; says where they are
             published.
         ValueError: the file is not MNIST.
+
+    Example:
+        >>> digits = dk.datasets.mnist("folder of mnist.npz")  # doctest: +SKIP
+        >>> digits.x.shape  # doctest: +SKIP
+        torch.Size([60000, 28, 28])
     """
     folder = folder_of(folder, "mnist.npz", WHERE)
     if (folder / "mnist.npz").is_file():
@@ -151,6 +170,10 @@ def area_resize(images: Tensor, size: int = 16) -> Tensor:
     Raises:
         TypeError: images are no tensor, or size is no integer.
         ValueError: images without height or width, or size < 1.
+
+    Example:
+        >>> dk.datasets.area_resize(torch.tensor([[0.0, 4.0], [4.0, 8.0]]), size=1)
+        tensor([[4.]])
     """
     checks.integer("size", size, 1)
     _is_tensor(images)
@@ -173,6 +196,11 @@ def preprocess(images: Tensor, size: int = 16, min_std: float = 0.1) -> Patches:
         ValueError: images of another shape or dtype, or min_std not > 0.
 
     Source: Wang, Ling, Huang 2016, section 4 (mean removed, variance normalised per patch).
+
+    Example:
+        >>> x, kept = dk.datasets.preprocess(dk.datasets.mnist_subset().x[:100])
+        >>> x.shape, bool(x.mean(1).abs().max() < 1e-5)
+        (torch.Size([100, 256]), True)
     """
     _is_tensor(images)
     if images.dim() != 3 or images.dtype != torch.uint8:
@@ -197,6 +225,11 @@ def random_shifts(images: Tensor, radius: int, seed: int) -> Tensor:
     Raises:
         TypeError: images are no tensor, or radius is no integer.
         ValueError: images of another shape, or a radius that moves them out of sight.
+
+    Example:
+        >>> image = torch.eye(3, dtype=torch.uint8)[None]
+        >>> dk.datasets.random_shifts(image, radius=1, seed=0).shape
+        torch.Size([1, 3, 3])
     """
     _is_tensor(images)
     if images.dim() != 3 or 0 in images.shape[1:]:

@@ -65,6 +65,18 @@ def test_a_part_takes_its_limit_and_leaves_the_later_ones_theirs(tmp_path):
     assert log == []
 
 
+def test_the_build_has_its_time_however_little_there_is(tmp_path):
+    log: list = []
+    parts = {
+        name: gpu.PARTS[name]._replace(work=part.work)
+        for name, part in parts_of(
+            log, build=passes, tests=passes, bench=passes, tune=passes
+        ).items()
+    }
+    gpu.perform(run_of(tmp_path, 120), list(parts), parts)
+    assert log[0] == ("build", 120)
+
+
 def test_what_is_there_for_the_commit_is_not_done_again(tmp_path):
     log: list = []
     outcomes = iter([gpu.Outcome("cut", False), passes(), passes()])
@@ -267,10 +279,11 @@ def test_without_a_gpu_it_says_so_and_fails(tmp_path):
         ("--minutes", "0", "--minutes must be > 0, got 0"),
     ],
 )
-def test_bad_options_are_named(tmp_path, option, value, words):
-    done = command("--out", tmp_path, option, value)
-    assert done.returncode == 2
-    assert words in done.stderr
+def test_bad_options_are_named(tmp_path, capsys, option, value, words):
+    with pytest.raises(SystemExit) as ended:
+        gpu.main(["--out", str(tmp_path), option, value])
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
 
 
 def test_the_stub_goes_to_the_end_and_a_second_call_has_nothing_to_do(tmp_path):

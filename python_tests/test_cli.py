@@ -7,7 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+import deepl0_kernels as dk
+import deepl0_kernels.doctor
 from deepl0_kernels import cli
 from deepl0_kernels.paper import demo
 
@@ -18,11 +21,62 @@ def command(*arguments: str, code: str = "from deepl0_kernels.cli import main; m
     )
 
 
-def test_help_lists_the_commands():
-    result = command("--help")
-    assert result.returncode == 0
-    assert "demo" in result.stdout
-    assert "info" in result.stdout
+def leaves(group, name="deepl0"):
+    """Every command below a group, by its full name."""
+    for word, one in group.commands.items():
+        if hasattr(one, "commands"):
+            yield from leaves(one, f"{name} {word}")
+        else:
+            yield f"{name} {word}", one
+
+
+def test_every_help_has_a_summary_that_fits_examples_and_defaults():
+    typer = pytest.importorskip("typer")
+    every = dict(leaves(typer.main.get_command(cli._app())))
+    assert {"deepl0 demo", "deepl0 doctor", "deepl0 sae train"} <= set(every)
+    for name, one in every.items():
+        assert not one.get_short_help_str(60).endswith("..."), name
+        assert one.epilog, name
+        lines = one.epilog.splitlines()[2:]
+        assert lines, name
+        for line in lines:  # the example is a call of this command, of options that it has
+            assert line.strip().startswith(name), line
+            options = {option for p in one.params for option in (*p.opts, *p.secondary_opts)}
+            words = line.partition("|")[0].partition(">")[0].split()
+            assert {word for word in words if word.startswith("--")} <= options, line
+        for parameter in one.params:
+            if parameter.opts[0].startswith("--") and not getattr(parameter, "hidden", False):
+                assert parameter.help, f"{name} {parameter.opts}"
+
+
+def test_version_and_a_wrong_word():
+    result = command("--version")
+    assert (result.returncode, result.stdout) == (0, f"deepl0_kernels {dk.__version__}\n")
+    result = command("demoo")
+    assert result.returncode == 2
+    assert "demo" in result.stderr
+    assert not result.stdout
+
+
+def test_doctor(monkeypatch):
+    testing = pytest.importorskip("typer.testing")
+    result = command("doctor", "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["ok"]
+    assert found["torch"] == torch.__version__
+    assert len(found["checks"]) >= 7
+
+    def wrong(u, m):  # a kernel that errs
+        values, indices = dk.top_m(u, m)
+        forced = dk.backends.__globals__["_forced"]
+        return values, indices + (forced != "reference")
+
+    monkeypatch.setattr(dk.doctor, "top_m", wrong)
+    result = testing.CliRunner().invoke(cli._app(), ["doctor"])
+    assert result.exit_code == 1
+    assert "FAIL selection (cpu)" in result.output
+    assert result.output.splitlines()[-1] == "1 of 7 checks differ from the reference"
 
 
 def test_info():
@@ -74,7 +128,8 @@ def test_the_exit_code_is_the_verdict(arguments, holds, code, monkeypatch, tmp_p
         cli._app(), ["demo", "--out", str(tmp_path), "--seed", "7", *arguments]
     )
     assert result.exit_code == code, result.output
-    assert "TABLE" in result.output
+    assert result.stdout == "TABLE\n"
+    assert "record.json" in result.stderr
     assert seen["config"].seed == 7
     assert seen["config"].quick == bool(arguments)
     assert seen["out"] == tmp_path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -42,6 +43,81 @@ def label(axes, text: str, at: tuple[float, float], color: str, offset=(8, -3), 
     """A word beside a point; ``offset`` in points of type."""
     options = {"fontsize": 9, **more}
     axes.annotate(text, at, xytext=offset, textcoords="offset points", color=color, **options)
+
+
+# Where else a word may stand: offsets in points, and what of it is held there.
+_PLACES = [
+    (x, y, ha, va)
+    for distance in (8, 16, 28, 44)
+    for x, y, ha, va in (
+        (distance, 0, "left", "center"),
+        (-distance, 0, "right", "center"),
+        (0, distance, "center", "bottom"),
+        (0, -distance, "center", "top"),
+        (distance, distance, "left", "bottom"),
+        (-distance, distance, "right", "bottom"),
+        (distance, -distance, "left", "top"),
+        (-distance, -distance, "right", "top"),
+    )
+]
+
+
+def _around(x: float, y: float, half: float):
+    from matplotlib.transforms import Bbox
+
+    return Bbox.from_extents(x - half, y - half, x + half, y + half)
+
+
+def spread(figure) -> None:
+    """Move words of :func:`label` that would be printed over each other or over points.
+
+    Those that were written first stay where they are as far as they can; all others go to the
+    nearest place beside their point that is free, or to the one that covers least.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
+
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for axes in figure.axes:
+        for text in axes.texts:
+            text.set_in_layout(False)  # else the panels move with the words
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        taken = []
+        for line in axes.lines:
+            if line.get_marker() in ("", "None", None):
+                continue  # rules of the panel may be crossed
+            points = axes.transData.transform(line.get_xydata())
+            half = line.get_markersize() * figure.dpi / 144
+            taken += [_around(x, y, half) for x, y in points]
+            for (x, y), (u, v) in itertools.pairwise(points):
+                steps = [i / 16 for i in range(1, 16)]
+                taken += [_around(x + t * (u - x), y + t * (v - y), 1.0) for t in steps]
+        inside = axes.get_window_extent(renderer)
+
+        def covered(box, taken=taken, inside=inside) -> float:
+            """Pixels of others below a box, and of itself outside of the panel."""
+            others = [Bbox.intersection(box, other) for other in taken]
+            within = Bbox.intersection(box, inside)
+            out = box.width * box.height - (within.width * within.height if within else 0)
+            return out + sum(part.width * part.height for part in others if part)
+
+        for text in (t for t in axes.texts if isinstance(t, Annotation)):
+            first = (*text.xyann, text.get_ha(), text.get_va())
+            best = None
+            for x, y, ha, va in (first, *_PLACES):
+                text.xyann = (x, y)
+                text.set(ha=ha, va=va)
+                bad = covered(text.get_window_extent(renderer))
+                if best is None or bad < best[0]:
+                    best = (bad, x, y, ha, va)
+                if not bad:
+                    break
+            _, x, y, ha, va = best
+            text.xyann = (x, y)
+            text.set(ha=ha, va=va)
+            taken.append(text.get_window_extent(renderer))
 
 
 def tidy(axes) -> None:

@@ -12,13 +12,75 @@ from .drawing import Drawn, Heading, embedded
 Block = Heading | Drawn | list[str] | str | Any
 
 _STYLE = """
+:root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
        color: #1a202c; }
 table { border-collapse: collapse; margin: 1rem 0; }
 td, th { padding: .25rem .8rem; border-bottom: 1px solid #e3e6ea; text-align: right; }
 td:first-child, th:first-child { text-align: left; }
+thead th { cursor: pointer; user-select: none; white-space: nowrap; }
+thead th:hover, thead th:focus { background: #edf2f7; }
+th[aria-sort=ascending]::after { content: " \\25b2"; }
+th[aria-sort=descending]::after { content: " \\25bc"; }
+tbody th { cursor: pointer; font-weight: normal; }
+tbody tr:hover { background: #f7fafc; }
+tr.off { display: none; }
+.scroll { overflow-x: auto; }
+button { font: inherit; border: 1px solid #a0aec0; border-radius: 4px; background: #fff; }
 svg { max-width: 100%; height: auto; }
 .note { color: #555b66; }
+@media print { button { display: none; } body { margin: 0; max-width: none; }
+               h2, figure { break-after: avoid; } figure, table { break-inside: avoid; } }
+"""
+
+# Columns sort by a click on their head, rows hide by one on their name; without scripts the page
+# is the same, standing still. No library: two gestures do not pay for one.
+_SCRIPT = """
+for (const table of document.querySelectorAll('table')) {
+  const body = table.tBodies[0], first = [...body.rows];
+  const box = document.createElement('div');
+  box.className = 'scroll';
+  table.replaceWith(box);
+  const back = document.createElement('button');
+  back.hidden = true;
+  box.append(table, back);
+  const count = () => {
+    const off = first.filter(r => r.className === 'off').length;
+    back.hidden = !off;
+    back.textContent = `show ${off} hidden row${off > 1 ? 's' : ''}`;
+  };
+  back.onclick = () => { first.forEach(r => r.className = ''); count(); };
+  for (const row of first) {
+    const name = row.cells[0];
+    name.title = 'click to hide';
+    name.onclick = () => { row.className = 'off'; count(); };
+  }
+  const value = (row, i) => {
+    const text = row.cells[i].textContent, number = parseFloat(text);
+    return isNaN(number) ? text : number;
+  };
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, i) => {
+    head.tabIndex = 0;
+    head.title = 'click to sort';
+    const sort = () => {
+      const next = {ascending: 'descending', descending: null}[head.getAttribute('aria-sort')];
+      const order = next === undefined ? 'ascending' : next;
+      heads.forEach(h => h.removeAttribute('aria-sort'));
+      if (order) head.setAttribute('aria-sort', order);
+      const sign = order === 'descending' ? -1 : 1;
+      const sorted = order === null ? first : [...first].sort((a, b) => {
+        const [x, y] = [value(a, i), value(b, i)];
+        if (x === '' || y === '') return (x === '') - (y === '');  // blanks last
+        return sign * (typeof x === typeof y && typeof x === 'number' ? x - y
+                       : String(x).localeCompare(String(y)));
+      });
+      body.append(...sorted);
+    };
+    head.onclick = sort;
+    head.onkeydown = e => { if (e.key === 'Enter') sort(); };
+  });
+}
 """
 
 
@@ -69,6 +131,7 @@ def document(title: str, parts: Sequence[str]) -> bytes:
     """A page of such parts."""
     page = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
-        f"<style>{_STYLE}</style>\n" + "\n".join(parts) + "</html>\n"
+        "<meta name=viewport content='width=device-width'>"
+        f"<style>{_STYLE}</style>\n" + "\n".join(parts) + f"<script>{_SCRIPT}</script></html>\n"
     )
     return page.encode()

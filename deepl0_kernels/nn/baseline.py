@@ -17,6 +17,10 @@ class BaselineEncoder(nn.Sequential):
 
     ``encoder(x)``: [..., n] -> [..., p]. 2 p (n + 2 p) flops a sample. Errors beyond those of the
     sizes are those of :class:`torch.nn.Linear`. Source: Wang, Ling, Huang 2016.
+
+    Example:
+        >>> dk.nn.BaselineEncoder(16, 32, readout=True)(torch.randn(8, 16)).shape
+        torch.Size([8, 32])
     """
 
     def __init__(self, in_features: int, code_size: int, readout: bool = False) -> None:

@@ -45,7 +45,17 @@ class DeepL0Encoder(Thresholded):
 
     ``encoder(x)``: [..., n] -> dense codes [..., p], of the weights' dtype. Costs, derivatives and
     errors are those of :func:`deepl0_kernels.encode_l0`; an x that does not fit the weights is a
-    ValueError. Source: Wang, Ling, Huang 2016, eq. 6 and 9.
+    ValueError. In evaluation mode the weights are kept ready for the CPU from the second call on,
+    as :func:`deepl0_kernels.prepare` says; ``train()`` gives that memory back. Source: Wang, Ling,
+    Huang 2016, eq. 6 and 9.
+
+    Example:
+        >>> D = torch.nn.functional.normalize(torch.randn(16, 32), dim=0)
+        >>> encoder = dk.nn.DeepL0Encoder.from_dictionary(D, lam=0.1, num_stages=2)
+        >>> z = encoder(torch.randn(8, 16))
+        >>> z.square().sum().backward()
+        >>> encoder.W.grad.shape
+        torch.Size([32, 16])
     """
 
     def __init__(
@@ -171,7 +181,14 @@ class DeepMSparseEncoder(Encoder):
     :meth:`encode` gives the same as a :class:`deepl0_kernels.SparseCode`, without its zeros.
     One stage with bias and positive is the encoder of a TopK sparse autoencoder,
     ``relu(topk(W x + b))``; with bias alone that of its signed form. Costs, derivatives and errors
-    are those of :func:`deepl0_kernels.encode_top_m`. Source: Wang, Ling, Huang 2016, eq. 10.
+    are those of :func:`deepl0_kernels.encode_top_m`; in evaluation mode the weights are kept ready
+    as in :class:`DeepL0Encoder`. Source: Wang, Ling, Huang 2016, eq. 10.
+
+    Example:
+        >>> encoder = dk.nn.DeepMSparseEncoder(16, 32, m=3)
+        >>> z = encoder(torch.randn(8, 16))
+        >>> (z != 0).sum(1)
+        tensor([3, 3, 3, 3, 3, 3, 3, 3])
     """
 
     m: int | tuple[int, ...]
@@ -266,6 +283,12 @@ class LISTA(Thresholded):
     Arguments, initialisation and errors are those of :class:`DeepL0Encoder`; theta starts at
     lam mu. ``encoder(x)``: [..., n] -> dense codes [..., p]. 2 B p (n + (K - 1) p) flops, made of
     PyTorch's products and :func:`soft_threshold`.
+
+    Example:
+        >>> D = torch.nn.functional.normalize(torch.randn(16, 32), dim=0)
+        >>> encoder = dk.nn.LISTA.from_dictionary(D, lam=0.1, num_stages=3)
+        >>> encoder(torch.randn(8, 16)).shape
+        torch.Size([8, 32])
     """
 
     def __init__(

@@ -55,6 +55,12 @@ class ClusterHead(nn.Module):
         ValueError: a size < 1; codes of another length, dtype or device than the weight's.
 
     2 p flops a sample and cluster. Source: Wang, Ling, Huang 2016, eq. 12.
+
+    Example:
+        >>> head = dk.nn.ClusterHead(code_size=32, clusters=4)
+        >>> probabilities = head(torch.randn(8, 32))
+        >>> probabilities.shape, torch.allclose(probabilities.sum(1), torch.ones(8))
+        (torch.Size([8, 4]), True)
     """
 
     def __init__(self, code_size: int, clusters: int) -> None:

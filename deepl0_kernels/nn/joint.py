@@ -107,6 +107,15 @@ class JointSparseClustering(nn.Module):
     reading of the abstract of Wang, Yang, Chang, Li, Fu, Huang, "A joint optimization framework of
     sparse coding and discriminative clustering", IJCAI 2015; the gradient is that of Mairal, Bach,
     Ponce 2012 with a graph.
+
+    Example:
+        >>> x = torch.randn(40, 8)
+        >>> D = torch.nn.functional.normalize(torch.randn(8, 12), dim=0)
+        >>> laplacian = dk.solvers.graph_laplacian(dk.solvers.knn_affinity(x))
+        >>> head = dk.nn.ClusterHead(12, clusters=3)
+        >>> joint = dk.nn.JointSparseClustering(D, head, lam=0.1, alpha=0.5)
+        >>> joint(x, laplacian).shape
+        torch.Size([40, 3])
     """
 
     def __init__(

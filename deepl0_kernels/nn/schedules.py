@@ -24,6 +24,13 @@ class SigmaSchedule:
         ValueError: a number outside its interval.
 
     Source: Wang, Ling, Huang 2016 (0.2, divided by 10 after each epoch); the floor is ours.
+
+    Example:
+        >>> encoder = dk.nn.DeepL0Encoder(16, 32)
+        >>> schedule = dk.nn.SigmaSchedule(encoder, initial=0.2, factor=0.5)
+        >>> schedule.step()  # after an epoch
+        >>> encoder.sigma
+        0.1
     """
 
     def __init__(

@@ -29,6 +29,12 @@ class TAGNet(LISTA):
 
     2 N p (n + (K - 1) p) + 2 (K - 1) edges p flops. A reading of the abstract of Wang, Chang, Zhou,
     Wang, Huang, "Learning a task-specific deep architecture for clustering" (TAGnet), SDM 2016.
+
+    Example:
+        >>> x = torch.randn(20, 8)
+        >>> laplacian = dk.solvers.graph_laplacian(dk.solvers.knn_affinity(x))
+        >>> dk.nn.TAGNet(8, 12, gamma=0.1)(x, laplacian).shape
+        torch.Size([20, 12])
     """
 
     def __init__(

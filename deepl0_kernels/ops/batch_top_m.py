@@ -79,6 +79,12 @@ def batch_top_m(u: Tensor, m: int, *, positive: bool = False) -> tuple[Tensor, T
 
     O(B p), one pass over u on a CPU. Source: BatchTopK (Bussmann, Leask, Nanda 2024); tie and NaN
     rules are this package's.
+
+    Example:
+        >>> u = torch.tensor([[3.0, -9.0, 1.0], [0.5, 2.0, 0.0]])
+        >>> offsets, values, indices = dk.batch_top_m(u, 1)  # one a row on average
+        >>> offsets, values, indices
+        (tensor([0, 2, 2]), tensor([ 3., -9.]), tensor([0, 1]))
     """
     values, indices, offsets = _batch_top_m(u, m, positive)
     return offsets, values, indices

@@ -69,6 +69,11 @@ def decode(code: SparseCode, D: Tensor) -> Tensor:
 
     2 B m n flops, m rows of n read per sample. The gradient in D is grouped by atom. Source: the
     synthesis ``x = D a`` of Wang, Ling, Huang 2016, eq. 1.
+
+    Example:
+        >>> D = torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 2.0]])  # two pixels, three atoms
+        >>> dk.decode(dk.SparseCode(torch.tensor([[0.5]]), torch.tensor([[2]]), 3), D)
+        tensor([[1., 1.]])
     """
     if placements.is_dtensor(D, getattr(code, "values", None)):
         return sharded.decode(code, D)

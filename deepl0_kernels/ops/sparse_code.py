@@ -34,6 +34,11 @@ class SparseCode:
 
     Raises:
         TypeError, ValueError: size is not an integer >= 0.
+
+    Example:
+        >>> code = dk.SparseCode(torch.tensor([[2.0, -1.0]]), torch.tensor([[0, 3]]), size=4)
+        >>> code.to_dense()
+        tensor([[ 2.,  0.,  0., -1.]])
     """
 
     values: Tensor

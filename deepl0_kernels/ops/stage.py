@@ -147,6 +147,11 @@ def threshold_stage(
         RuntimeError: on CPU, a theta with a value that is not > 0.
 
     2 B p (n + p) flops. Source: Wang, Ling, Huang 2016, eq. 6 and 9.
+
+    Example:
+        >>> x, W = torch.ones(1, 2), torch.eye(2)
+        >>> dk.threshold_stage(x, W, z=torch.tensor([[0.5, -0.5]]), S=torch.eye(2), theta=1.0)
+        tensor([[1.5000, 0.0000]])
     """
     return _threshold_stage(x, W, z, S, bias, theta, sigma, kind_of("helu", positive))
 
@@ -165,5 +170,10 @@ def top_m_stage(
 
     Operands and errors are those of :func:`threshold_stage`; 0 <= m <= p, selection as in
     :func:`top_m`. 2 B p (n + p) flops. Source: Wang, Ling, Huang 2016, eq. 10.
+
+    Example:
+        >>> x, W = torch.ones(1, 2), torch.eye(2)
+        >>> dk.top_m_stage(x, W, z=torch.tensor([[0.5, -0.5]]), S=torch.eye(2), m=1)
+        tensor([[1.5000, 0.0000]])
     """
     return _top_m_stage(x, W, z, S, bias, m, positive)[0]

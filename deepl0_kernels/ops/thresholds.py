@@ -52,9 +52,9 @@ def _double_backward(ctx, grad_u, grad_theta):
     u, theta = ctx.saved_tensors
     d_u, d_theta = coefficients(u.to(theta.dtype), theta, ctx.sigma, ctx.kind)
     terms = []
-    if ctx.mask & 1:
+    if ctx.mask & 1 and grad_u is not None:
         terms.append(grad_u * d_u)
-    if ctx.mask & 2:
+    if ctx.mask & 2 and grad_theta is not None:
         terms.append(grad_theta * d_theta)
     return sum(terms[1:], terms[0]).to(u.dtype), None, None, None, None, None
 
@@ -98,6 +98,10 @@ def hard_threshold(u: Tensor, theta: float | Tensor, *, positive: bool = False) 
             a GPU do not look at the values; a NaN theta gives NaN there.)
 
     Source: Blumensath and Davies 2008; kept at equality.
+
+    Example:
+        >>> dk.hard_threshold(torch.tensor([-2.0, -0.5, 0.5, 1.0]), 1.0)
+        tensor([-2.,  0.,  0.,  1.])
     """
     return _threshold(u, theta, 0.0, kind_of("hard", positive))
 
@@ -109,6 +113,10 @@ def soft_threshold(u: Tensor, theta: float | Tensor, *, positive: bool = False) 
     Arguments, result and errors are those of :func:`hard_threshold`; the derivatives are 1 in u and
     ``-sign(u)`` in theta where ``|u| > theta``, else 0. O(size of u): one read, one write. Source:
     Gregor and LeCun 2010.
+
+    Example:
+        >>> dk.soft_threshold(torch.tensor([-2.0, 0.5, 1.5]), 1.0)
+        tensor([-1.0000,  0.0000,  0.5000])
     """
     return _threshold(u, theta, 0.0, kind_of("soft", positive))
 
@@ -151,6 +159,11 @@ def helu(
     In ``torch.compile`` a number costs two compilations, one for its first value and one for all
     others (sigma = 0 has one of its own); a tensor [] costs one. O(size of u): one read, one write.
     Source: Wang, Ling, Huang 2016, eq. 9.
+
+    Example:
+        >>> u = torch.tensor([0.7, 0.9, 1.5])
+        >>> dk.helu(u, theta=1.0, sigma=0.2)  # nothing below 0.8, a ramp up to 1, then u
+        tensor([0.0000, 0.5000, 1.5000])
     """
     checks.one_of("grad", grad, tuple(GRADS))
     return _threshold(u, theta, sigma, kind_of(GRADS[grad], positive))

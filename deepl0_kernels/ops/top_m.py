@@ -129,6 +129,11 @@ def top_m(u: Tensor, m: int, *, positive: bool = False) -> tuple[Tensor, Tensor]
 
     O(p) per row, one pass over u while a row fits in L1. Source: Wang, Ling, Huang 2016 (max_M
     pooling); tie and NaN rules are this package's.
+
+    Example:
+        >>> values, indices = dk.top_m(torch.tensor([3.0, -5.0, 1.0, 4.0]), 2)
+        >>> values, indices
+        (tensor([-5.,  4.]), tensor([1, 3]))
     """
     return _top_m(u, m, positive)
 
@@ -153,6 +158,10 @@ def unpool(values: Tensor, indices: Tensor, size: int) -> Tensor:
             written.
 
     O(size) per row, written once. Source: Wang, Ling, Huang 2016 (max_M unpooling).
+
+    Example:
+        >>> dk.unpool(torch.tensor([-5.0, 4.0]), torch.tensor([1, 3]), size=4)
+        tensor([ 0., -5.,  0.,  4.])
     """
     return _unpool(values, indices, size)
 
@@ -164,5 +173,9 @@ def keep_top_m(u: Tensor, m: int, *, positive: bool = False) -> Tensor:
     arguments, contract and errors are those of :func:`top_m`.
     Bytes moved: one read and one write of u, and p / 8 of mask for the backward. Source: Wang,
     Ling, Huang 2016, eq. 10 (h_M).
+
+    Example:
+        >>> dk.keep_top_m(torch.tensor([3.0, -5.0, 1.0, 4.0]), 2)
+        tensor([ 0., -5.,  0.,  4.])
     """
     return _keep_top_m(u, m, positive)[0]

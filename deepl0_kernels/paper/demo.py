@@ -28,7 +28,7 @@ from torch import Tensor
 from .._files import write_atomically
 from .._optional import require
 from .._report import record
-from .._report.drawing import BLUE, GREEN, GREY, RED, label, save, sheet, tidy
+from .._report.drawing import BLUE, GREEN, GREY, RED, label, save, sheet, spread, tidy
 from ..solvers.step import safe_step
 from ..training import L0Regularized, MSparse, Problem
 from .codes.protocol import ITERATIONS, Protocol, Signals, describe, signals
@@ -126,17 +126,7 @@ def draw(result: dict[str, Any]) -> dict[str, bytes]:
     plain = FuncFormatter(lambda value, _: f"{value:g}")
     for axes, problem in zip(panels, result["problems"].values(), strict=True):
         rows = {row["method"]: row for row in problem["rows"]}
-        for start, color in (("zero", BLUE), ("l1", GREY)):
-            points = [
-                (row["microseconds"], row["prediction_error"], name.split()[1])
-                for name, row in rows.items()
-                if name.startswith("iterative") and name.endswith(start)
-            ]
-            axes.plot(*zip(*[p[:2] for p in points], strict=True), "o-", color=color, ms=6, lw=1.6)
-            for x, y, k in points:
-                label(axes, k, (x, y), color, (7, 3))
-            x, y, _ = points[0]
-            label(axes, f"iterative k\nfrom {start}", (x, y), color, (-8, 17), fontweight="bold")
+        # What is written first keeps its place: the encoder.
         for name, row in rows.items():
             x, y = row["microseconds"], row["prediction_error"]
             if name.startswith("encoder"):
@@ -151,6 +141,17 @@ def draw(result: dict[str, Any]) -> dict[str, bytes]:
                     axes, name.replace(" (", "\n("), (x, y), GREEN, (0, 9),
                     ha="center", fontweight="bold",
                 )  # fmt: skip
+        for start, color in (("zero", BLUE), ("l1", GREY)):
+            points = [
+                (row["microseconds"], row["prediction_error"], name.split()[1])
+                for name, row in rows.items()
+                if name.startswith("iterative") and name.endswith(start)
+            ]
+            axes.plot(*zip(*[p[:2] for p in points], strict=True), "o-", color=color, ms=6, lw=1.6)
+            for x, y, k in points:
+                label(axes, k, (x, y), color, (7, 3))
+            x, y, _ = points[0]
+            label(axes, f"iterative k\nfrom {start}", (x, y), color, (-8, 17), fontweight="bold")
         axes.axhline(problem["iterative_error"], color=BLUE, lw=0.8, ls=":", zorder=1)
         axes.set(xscale="log", yscale="log", title=problem["name"])
         axes.set_xlabel("microseconds per sample, one thread")
@@ -170,6 +171,7 @@ def draw(result: dict[str, Any]) -> dict[str, bytes]:
         fontsize=8,
         color="#555b66",
     )
+    spread(figure)
     return save(figure, "figure")
 
 

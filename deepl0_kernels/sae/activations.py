@@ -32,6 +32,12 @@ class Activations:
 
     Raises:
         TypeError, ValueError: another kind, shape or dtype, or no vector; named with what was seen.
+
+    Example:
+        >>> from deepl0_kernels import sae
+        >>> vectors = sae.Activations(torch.randn(100, 16))
+        >>> len(vectors), vectors.rows(slice(0, 2)).shape
+        (100, torch.Size([2, 16]))
     """
 
     def __init__(self, source: Any, name: str = "activations") -> None:

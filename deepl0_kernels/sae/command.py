@@ -11,10 +11,16 @@ from typing import Annotated, Any
 import typer
 
 app = typer.Typer(
-    help="Sparse autoencoders: look at files, convert, evaluate, train.",
+    help="Sparse autoencoders: inspect, convert, train.",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,
 )
+
+
+def examples(*lines: str) -> str:
+    """What ends the help of a command."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
 
 Where = Annotated[Path, typer.Argument(help="File or folder of the autoencoder.")]
 Format = Annotated[
@@ -50,7 +56,11 @@ def _reporting(command: str, resumes: str = "") -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "deepl0 sae inspect folder", "deepl0 sae inspect sae.safetensors --activations X.npy --json"
+    )
+)
 def inspect(
     path: Where,
     activations: MaybeVectors = None,
@@ -58,7 +68,10 @@ def inspect(
     as_json: Json = False,
     progress: Progress = True,
 ) -> None:
-    """Say what a file holds: format, shapes, selection, norms; with activations its dead units."""
+    """Say what a file holds.
+
+    Format, shapes, selection, norms; with activations also its dead units.
+    """
     with _reporting("inspect"):
         model = _load(path, format)
         found = _description(model)
@@ -67,14 +80,17 @@ def inspect(
     _print(found, as_json)
 
 
-@app.command()
+@app.command(epilog=examples("deepl0 sae convert ae.pt folder --to saelens"))
 def convert(
     path: Where,
     out: Annotated[Path, typer.Argument(help="Folder, or file of the format deepl0.")],
     to: Annotated[str, typer.Option(help="saelens, sparsify or deepl0.")],
     format: Format = None,
 ) -> None:
-    """Write an autoencoder in another format; what the format has no place for is refused."""
+    """Write an autoencoder in another format.
+
+    What the format has no place for is refused.
+    """
     with _reporting("convert"):
         from . import save
 
@@ -83,7 +99,7 @@ def convert(
     typer.echo(f"wrote {out} as {to}, from {model.source}")
 
 
-@app.command("eval")
+@app.command("eval", epilog=examples("deepl0 sae eval folder --activations X.npz:layer3 --json"))
 def evaluate_command(
     path: Where,
     activations: Vectors,
@@ -92,13 +108,22 @@ def evaluate_command(
     as_json: Json = False,
     progress: Progress = True,
 ) -> None:
-    """Reconstruct activations: fraction of variance unexplained, L0, dead units, firing."""
+    """Reconstruct activations: FVU, L0, dead units.
+
+    FVU is the fraction of variance unexplained, 0 at best; L0 the nonzeros of a code.
+    """
     with _reporting("eval"):
         found = _evaluated(_load(path, format), path, activations, batch, progress)
     _print(found, as_json)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "deepl0 sae train --activations X.npy --out run --p 8192 --m 32",
+        "deepl0 sae train --activations X.npy --out run --p 8192 --m 32 --stages 1 2 3 --epochs 2",
+        "deepl0 sae train --activations X.npy --out deeper --start folder --stages 1 2",
+    )
+)
 def train(
     activations: Vectors,
     out: Annotated[Path, typer.Option(help="Folder of the run; gone on with if it exists.")],
@@ -139,9 +164,12 @@ def train(
     timeout: Annotated[
         float, typer.Option(help="Seconds that a process waits for another one.")
     ] = 1800.0,
+    as_json: Json = False,
     progress: Progress = True,
 ) -> None:
-    """Train an autoencoder, and deeper copies of it, and write a report.
+    """Train an autoencoder and deeper copies of it.
+
+    The folder gets the autoencoders, tables and a page of figures.
 
     Interrupted, the same command goes on to the same bits. Without --held-out the last tenth of the
     vectors, at most 16,384, is not trained on. Under torchrun its processes train together:
@@ -191,16 +219,21 @@ def train(
         ranks.close()
     if not ranks.first:
         return
+    typer.echo(f"wrote autoencoders, results.json, results.csv and report.html to {out}", err=True)
+    if as_json:
+        typer.echo(json.dumps(results["evaluations"], indent=2))
+        return
     for row in results["evaluations"]:
         if row["trained_m"]:
             typer.echo(
                 f"{row['method']:<24} FVU {row['fvu']:.4f}  L0 {row['l0']:.2f}  "
                 f"dead {row['dead']} of {row['units']}"
             )
-    typer.echo(f"wrote autoencoders, results.json, results.csv and report.html to {out}")
 
 
-@app.command("activations")
+@app.command(
+    "activations", epilog=examples("deepl0 sae activations --text book.txt --layer 3 --out X.npy")
+)
 def activations_command(
     text: Annotated[list[Path], typer.Option(help="A text in UTF-8; repeatable.")],
     out: Annotated[Path, typer.Option(help="The .npy to write.")],
@@ -209,7 +242,10 @@ def activations_command(
     batch: Annotated[int, typer.Option(help="Windows at a time.")] = 32,
     progress: Progress = True,
 ) -> None:
-    """Residual-stream vectors of all-MiniLM-L6-v2 on your text, a token each. Offline."""
+    """Write a language model's vectors of a text.
+
+    Of the residual stream of all-MiniLM-L6-v2, a token each. Needs no network.
+    """
     with _reporting("activations"):
         from .text import write_activations
 

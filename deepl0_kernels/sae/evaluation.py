@@ -31,6 +31,13 @@ class Evaluation:
         l0: mean number of nonzeros of a code.
         vectors: how many there were.
         fired: int64 [p], vectors that each unit has a nonzero in.
+
+    Example:
+        >>> from deepl0_kernels import sae
+        >>> vectors = sae.Activations(torch.randn(100, 16))
+        >>> found = sae.evaluate(sae.SparseAutoencoder(16, 64, m=4), vectors)
+        >>> found.vectors, found.l0 <= 4, found.fired.shape
+        (100, True, torch.Size([64]))
     """
 
     fvu: float
@@ -94,6 +101,12 @@ def evaluate(
     Raises:
         TypeError, ValueError: another width, or an argument out of range, named with its value;
             vectors that are all equal, and have no variance.
+
+    Example:
+        >>> from deepl0_kernels import sae
+        >>> vectors = sae.Activations(torch.randn(100, 16))
+        >>> sae.evaluate(sae.SparseAutoencoder(16, 64, m=4), vectors).vectors
+        100
     """
     activations.fits(model.in_features, "the autoencoder")
     batch = checks.integer("batch", batch, 1)

@@ -34,6 +34,15 @@ def load(path: str | PathLike[str], format: str | None = None) -> SparseAutoenco
             would compute otherwise; the message names file, entry and value.
 
     Formats in safetensors need that package; if it is missing, the error names the extra.
+
+    Example:
+        >>> import tempfile
+        >>> from deepl0_kernels import sae
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     sae.save(sae.SparseAutoencoder(16, 64, m=4), folder, format="saelens")
+        ...     model = sae.load(folder)
+        >>> model.code_size
+        64
     """
     path = Path(path)
     if not path.exists():
@@ -89,6 +98,14 @@ def save(sae: SparseAutoencoder, path: str | PathLike[str], format: str = "saele
     Raises:
         TypeError: sae is not a :class:`SparseAutoencoder`.
         ValueError: the format is not written, or has no place for this form, which is named.
+
+    Example:
+        >>> import os, tempfile
+        >>> from deepl0_kernels import sae
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     sae.save(sae.SparseAutoencoder(16, 64, m=4), folder, format="saelens")
+        ...     sorted(os.listdir(folder))
+        ['cfg.json', 'sae_weights.safetensors']
     """
     if not isinstance(sae, SparseAutoencoder):
         raise TypeError(f"sae must be a SparseAutoencoder, got {type(sae).__name__}")

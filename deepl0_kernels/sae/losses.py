@@ -21,6 +21,13 @@ class Losses(NamedTuple):
         aux: what the dead units leave of the residual, 0 without any.
         l0: nonzeros of a code, of a gradient in theta alone; see :func:`l0`.
         reconstruction: x_hat. code: of ``encode``.
+
+    Example:
+        >>> from deepl0_kernels import sae
+        >>> losses = sae.SparseAutoencoder(16, 64, m=4).loss(torch.randn(32, 16))
+        >>> losses.loss.backward()
+        >>> losses.reconstruction.shape, losses.code.values.shape
+        (torch.Size([32, 16]), torch.Size([32, 4]))
     """
 
     loss: Tensor
@@ -40,6 +47,12 @@ def fvu(x: Tensor, x_hat: Tensor) -> Tensor:
 
     Raises:
         ValueError: shapes, dtypes or devices differ.
+
+    Example:
+        >>> from deepl0_kernels import sae
+        >>> x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+        >>> sae.fvu(x, 0.5 * x)
+        tensor(0.2500)
     """
     checks.floating("x", x)
     checks.like("x_hat", x_hat, "x", x)
@@ -60,6 +73,11 @@ def l0(code: SparseCode | Tensor, theta: Tensor | None = None) -> Tensor:
             the code's other ancestors. None: no gradient.
 
     O(B m), or O(B p) of a dense code. Source: Rajamanoharan et al. 2024.
+
+    Example:
+        >>> from deepl0_kernels import sae
+        >>> sae.l0(torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 3.0]]))
+        tensor(1.5000)
     """
     if isinstance(code, SparseCode):
         return _counts(code.values)
@@ -88,6 +106,13 @@ class DeadUnits(nn.Module):
 
     Raises:
         TypeError, ValueError: an argument of another kind or out of range, named with its value.
+
+    Example:
+        >>> from deepl0_kernels import sae
+        >>> dead = sae.DeadUnits(4, after=2)
+        >>> dead.update(torch.tensor([[1.0, 0, 0, 0], [0, 2.0, 0, 0], [0, 3.0, 0, 0]]))
+        >>> dead.units()
+        tensor([2, 3])
     """
 
     seen: Tensor

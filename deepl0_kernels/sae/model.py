@@ -46,13 +46,21 @@ class SparseAutoencoder(Autoencoder):
     ``sae(x)``: reconstruction of x [..., n]. Weights start as random unit atoms D, W = D',
     biases 0. With "top_m" nothing of [B, p] is formed. Costs and derivatives are those of
     :func:`deepl0_kernels.encode_top_m`, :func:`deepl0_kernels.encode_l0` and
-    :func:`deepl0_kernels.decode`.
+    :func:`deepl0_kernels.decode`. In evaluation mode the encoder's weights are kept ready for the
+    CPU from the second call on, as :func:`deepl0_kernels.prepare` says.
 
     Raises:
         TypeError, ValueError: an argument of another kind or out of range, named with its value.
 
     Sources: Makhzani and Frey 2013 and Gao et al. 2024 (TopK), Rajamanoharan et al. 2024
     (JumpReLU), Wang, Ling, Huang 2016, eq. 10 (stages).
+
+    Example:
+        >>> from deepl0_kernels import sae
+        >>> model = sae.SparseAutoencoder(16, 64, m=4)  # a TopK autoencoder
+        >>> code = model.encode(torch.randn(8, 16))
+        >>> code.values.shape, model.decode(code).shape
+        (torch.Size([8, 4]), torch.Size([8, 16]))
     """
 
     # -- encoding and decoding
@@ -183,11 +191,22 @@ class SparseAutoencoder(Autoencoder):
                 bias=bias,
                 positive=True,
                 D=D,
+                plan=self._plan(),
             )
         W, bias, _ = self._units()
         x, bias = self._shifted(x, W, bias)
         m = self.m if D is not None else self.m[0]
-        return encode_top_m(x, W, None, m, num_stages=K, bias=bias, positive=self.positive, D=D)
+        return encode_top_m(
+            x,
+            W,
+            None,
+            m,
+            num_stages=K,
+            bias=bias,
+            positive=self.positive,
+            D=D,
+            plan=self._plan() if W is self.W else None,
+        )
 
     def _synthesis(self, code: SparseCode | Tensor) -> Tensor:
         """``D z``, without b_dec."""

@@ -40,6 +40,13 @@ class SparseAdam(torch.optim.Optimizer):
             than two dimensions, named with what was seen.
 
     Source: Kingma and Ba 2015, algorithm 1; the parallel part as in Bricken et al. 2023.
+
+    Example:
+        >>> from deepl0_kernels import sae
+        >>> model = sae.SparseAutoencoder(16, 64, m=4)
+        >>> optimizer = sae.SparseAdam(model.parameters(), lr=1e-3)
+        >>> model.loss(torch.randn(32, 16)).loss.backward()
+        >>> optimizer.step()
     """
 
     def __init__(

@@ -77,6 +77,14 @@ def fit(
         TypeError, ValueError: an argument that does not fit, or activations with a number that is
             not finite, named with the value; a checkpoint of another training, whose settings that
             differ are named, or one that cannot be read; a loss that is not finite.
+
+    Example:
+        >>> from deepl0_kernels import sae
+        >>> model = sae.SparseAutoencoder(16, 64, m=4)
+        >>> vectors = sae.Activations(torch.randn(512, 16))
+        >>> history = sae.fit(model, vectors, steps=20, batch=64)
+        >>> history.shape, bool(history[-1, 0] < history[0, 0])
+        (torch.Size([20, 6]), True)
     """
     activations.fits(model.in_features, "the autoencoder")
     refuse_inference(model)

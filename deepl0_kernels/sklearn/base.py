@@ -60,7 +60,7 @@ class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         if cls.__module__.startswith(f"{_FORMAT}."):
             _CLASSES[cls.__name__] = cls
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
@@ -77,7 +77,7 @@ class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         raise NotImplementedError(type(self).__name__)
 
     @isolated(grad=False)
-    def transform(self, X):
+    def transform(self, X: Any) -> Any:
         """Codes of X.
 
         Args:
@@ -88,7 +88,7 @@ class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         """
         return self._output(self._encode(self._signals(X)))
 
-    def inverse_transform(self, X):
+    def inverse_transform(self, X: Any) -> np.ndarray:
         """Signals ``X @ components_`` [N, n] of codes X [N, p], dense or CSR."""
         check_is_fitted(self)
         codes = check_array(X, accept_sparse="csr", dtype=self.components_.dtype)
@@ -98,7 +98,7 @@ class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             )
         return codes @ self.components_
 
-    def _signals(self, X, y: Any = None, *, reset: bool = False):
+    def _signals(self, X: Any, y: Any = None, *, reset: bool = False):
         """X as a tensor [N, n] of its own, in the dtype of the training data; y beside it."""
         if not reset:
             check_is_fitted(self)
@@ -240,6 +240,15 @@ def load(path: str | PathLike[str]) -> Any:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is none of ours, or is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> from deepl0_kernels.sklearn import IHTSparseCoder, load
+        >>> model = IHTSparseCoder(torch.eye(6).numpy(), m=2).fit(torch.randn(10, 6).numpy())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(f"{folder}/coder.safetensors")
+        ...     print(load(f"{folder}/coder.safetensors").m)
+        2
     """
     safetensors = require("safetensors", "loading an estimator", extra="sklearn")
     try:

@@ -35,13 +35,21 @@ class DeepL0Classifier(ClassifierMixin, DeepEstimator):
         TypeError, ValueError: from ``fit``, an argument out of range, named with its value.
 
     Source: Wang, Ling, Huang 2016, section 5.
+
+    Example:
+        >>> from deepl0_kernels.sklearn import DeepL0Classifier
+        >>> x, y = torch.randn(64, 6).numpy(), [0, 1] * 32
+        >>> quick = dict(dictionary_epochs=1, epochs=1, min_steps=1, random_state=0)
+        >>> model = DeepL0Classifier(code_size=8, m=2, **quick)
+        >>> model.fit(x, y).predict(x).shape, model.transform(x).shape
+        ((64,), (64, 8))
     """
 
     classes_: np.ndarray
     network_: Classifier
 
     @isolated(grad=True)
-    def fit(self, X, y, sample_weight: Any = None) -> DeepL0Classifier:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> DeepL0Classifier:
         """Learn from X [N, n] and labels y [N].
 
         Args:
@@ -67,7 +75,9 @@ class DeepL0Classifier(ClassifierMixin, DeepEstimator):
         return self
 
     @isolated(grad=True)
-    def partial_fit(self, X, y, classes: Any = None, sample_weight: Any = None) -> DeepL0Classifier:
+    def partial_fit(
+        self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
+    ) -> DeepL0Classifier:
         """One epoch over X [N, n] and y [N].
 
         The first call learns the dictionary from its X, and must know all ``classes``. A changed
@@ -103,26 +113,26 @@ class DeepL0Classifier(ClassifierMixin, DeepEstimator):
             self.loss_.append(self._one_pass(self.network_, loss, len(x), seed))
         return self
 
-    def decision_function(self, X):
+    def decision_function(self, X: Any) -> np.ndarray:
         """Logits [N, classes] of X [N, n]; of two classes the second's minus the first's [N]."""
         logits = self._logits(X).numpy()
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities [N, classes] of X [N, n], columns in the order of ``classes_``."""
         return self._logits(X).softmax(1).numpy()
 
-    def predict_log_proba(self, X):
+    def predict_log_proba(self, X: Any) -> np.ndarray:
         """Logarithms of :meth:`predict_proba` of X [N, n]."""
         return self._logits(X).log_softmax(1).numpy()
 
-    def predict(self, X):
+    def predict(self, X: Any) -> np.ndarray:
         """The most probable label [N] of X [N, n]."""
         best = self._logits(X).argmax(1).numpy()  # also checks that there is a fit
         return self.classes_[best]
 
     @isolated(grad=False)
-    def _logits(self, X) -> Tensor:
+    def _logits(self, X: Any) -> Tensor:
         x = self._signals(X)  # also checks that there is a fit
         return self.network_(x)
 

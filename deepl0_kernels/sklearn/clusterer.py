@@ -47,6 +47,14 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
         TypeError, ValueError: from ``fit``, an argument out of range, named with its value.
 
     Source: Wang, Ling, Huang 2016, eq. 12.
+
+    Example:
+        >>> from deepl0_kernels.sklearn import DeepL0Clusterer
+        >>> x = torch.randn(64, 6).numpy()
+        >>> quick = dict(dictionary_epochs=1, epochs=1, min_steps=1, random_state=0)
+        >>> model = DeepL0Clusterer(2, code_size=8, m=2, **quick)
+        >>> model.fit_predict(x).shape
+        (64,)
     """
 
     labels_: np.ndarray
@@ -96,7 +104,7 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
         self.init = init
 
     @isolated(grad=True)
-    def fit(self, X, y: Any = None) -> DeepL0Clusterer:
+    def fit(self, X: Any, y: Any = None) -> DeepL0Clusterer:
         """Cluster X [N, n]; y is ignored."""
         x, seed = self._signals(X, reset=True), self._seed()
         clusters = checks.integer("n_clusters", self.n_clusters, 1)
@@ -143,16 +151,16 @@ class DeepL0Clusterer(ClusterMixin, DeepEstimator):
             )
         return torch.from_numpy(labels.astype(np.int64))
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities [N, n_clusters] of X [N, n], eq. 12."""
         return self._assign(X).numpy()
 
-    def predict(self, X):
+    def predict(self, X: Any) -> np.ndarray:
         """The most probable cluster [N] int64 of X [N, n]."""
         return self._assign(X).argmax(1).numpy()
 
     @isolated(grad=False)
-    def _assign(self, X) -> Tensor:
+    def _assign(self, X: Any) -> Tensor:
         x = self._signals(X)  # also checks that there is a fit
         return self.network_(x)
 

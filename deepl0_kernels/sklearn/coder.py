@@ -39,6 +39,13 @@ class IHTSparseCoder(SparseEstimator):
     There is no ``partial_fit``: a dictionary that moves changes what all codes before it meant.
     Costs are those of :func:`deepl0_kernels.solvers.iht` and ``learn_dictionary``.
     Source: Blumensath and Davies 2008.
+
+    Example:
+        >>> from deepl0_kernels.sklearn import IHTSparseCoder
+        >>> atoms = torch.nn.functional.normalize(torch.randn(8, 6), dim=1).numpy()  # a row an atom
+        >>> x = torch.randn(10, 6).numpy()
+        >>> IHTSparseCoder(atoms, m=2).fit(x).transform(x).shape
+        (10, 8)
     """
 
     _later: ClassVar = {"positive_code": False}
@@ -77,7 +84,7 @@ class IHTSparseCoder(SparseEstimator):
         self.positive_code = positive_code
 
     @isolated(grad=False)
-    def fit(self, X, y: Any = None) -> IHTSparseCoder:
+    def fit(self, X: Any, y: Any = None) -> IHTSparseCoder:
         """Learn the dictionary from X [N, n], or check that the given one fits; y is ignored."""
         x, seed = self._signals(X, reset=True), self._seed()
         p = self._check(x)

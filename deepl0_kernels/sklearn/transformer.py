@@ -29,10 +29,18 @@ class DeepL0Transformer(DeepEstimator):
         TypeError, ValueError: from ``fit``, an argument out of range, named with its value.
 
     Source: Wang, Ling, Huang 2016.
+
+    Example:
+        >>> from deepl0_kernels.sklearn import DeepL0Transformer
+        >>> x = torch.randn(64, 6).numpy()
+        >>> quick = dict(dictionary_epochs=1, epochs=1, min_steps=1, random_state=0)
+        >>> model = DeepL0Transformer(code_size=8, m=2, **quick)
+        >>> (model.fit_transform(x) != 0).sum(1).max()
+        np.int64(2)
     """
 
     @isolated(grad=True)
-    def fit(self, X, y: Any = None) -> DeepL0Transformer:
+    def fit(self, X: Any, y: Any = None) -> DeepL0Transformer:
         """Learn dictionary and encoder from X [N, n]; y is ignored."""
         x, seed = self._signals(X, reset=True), self._seed()
         with seeded(seed):
@@ -43,7 +51,7 @@ class DeepL0Transformer(DeepEstimator):
         return self
 
     @isolated(grad=True)
-    def partial_fit(self, X, y: Any = None) -> DeepL0Transformer:
+    def partial_fit(self, X: Any, y: Any = None) -> DeepL0Transformer:
         """One epoch over X [N, n]; y is ignored.
 
         The first call learns the dictionary from its X; it stays, so that codes keep their meaning.

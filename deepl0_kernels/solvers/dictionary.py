@@ -44,6 +44,12 @@ class DictionaryResult:
         dead_atoms: atoms that no signal has used since they were drawn or replaced.
         replaced: how many atoms were dead and replaced on the way.
         atom_norms: smallest and largest norm of an atom.
+
+    Example:
+        >>> x = torch.randn(256, 8)
+        >>> result = dk.solvers.learn_dictionary(x, 12, m=2, epochs=2, batch_size=64)
+        >>> result.D.shape, len(result.loss), result.usage.shape
+        (torch.Size([8, 12]), 2, torch.Size([12]))
     """
 
     D: Tensor
@@ -95,6 +101,13 @@ class DictionaryLearner:
 
     Raises:
         TypeError, ValueError: an argument out of range, named with the value seen.
+
+    Example:
+        >>> learner = dk.solvers.DictionaryLearner(24, m=3)
+        >>> for _ in range(5):  # a stream of batches
+        ...     objective = learner.partial_fit(torch.randn(64, 16))
+        >>> learner.result().D.shape
+        torch.Size([16, 24])
     """
 
     def __init__(
@@ -332,7 +345,7 @@ def learn_dictionary(
     max_iter: int = 1000,
     seed: int = 0,
     positive: bool = False,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> DictionaryResult:
     """Learn a dictionary from a set of signals: epochs of a :class:`DictionaryLearner`.
@@ -355,6 +368,12 @@ def learn_dictionary(
         ValueError: x not finite or all 0, sizes that do not fit, m or lam that the method does not
             take; or the checkpoint is damaged or of other signals or arguments.
         ModuleNotFoundError: ``progress`` without tqdm.
+
+    Example:
+        >>> x = torch.randn(256, 8)
+        >>> result = dk.solvers.learn_dictionary(x, 12, m=2, epochs=2, batch_size=64)
+        >>> result.D.shape
+        torch.Size([8, 12])
     """
     x = _signals(x)
     p = checks.integer("p", p, 1, len(x), "N")
@@ -410,8 +429,8 @@ def _advance(x: Tensor, update: Update) -> Outcome:
     return update(x)
 
 
-def _path(checkpoint: str | os.PathLike) -> Path:
-    if not isinstance(checkpoint, (str, os.PathLike)):
+def _path(checkpoint: str | os.PathLike[str]) -> Path:
+    if not isinstance(checkpoint, (str, os.PathLike[str])):
         raise TypeError(f"checkpoint must be a path, got {checkpoint!r}")
     return Path(checkpoint)
 

@@ -49,6 +49,12 @@ def fista(
     With k nonzeros min(2 k p, 2 (n k + n p)) flops a sample and iteration, in one operator.
     Sources: Beck and Teboulle 2009; the momentum restarts where it points uphill (O'Donoghue and
     Candes 2015); the falling penalty is Hale, Yin and Zhang 2008.
+
+    Example:
+        >>> D = torch.nn.functional.normalize(torch.randn(16, 32), dim=0)
+        >>> result = dk.solvers.fista(torch.randn(8, 16), D, lam=0.5)
+        >>> bool(result.converged.all()), bool((result.code == 0).any())
+        (True, True)
     """
     steps.signals(x, D)
     positive = checks.boolean("positive", positive)

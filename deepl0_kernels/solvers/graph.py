@@ -37,6 +37,10 @@ def knn_affinity(x: Tensor, neighbours: int = 5, width: float | None = None) -> 
             leaves no width to choose.
 
     O(N^2 n). Source: Belkin and Niyogi 2003.
+
+    Example:
+        >>> dk.solvers.knn_affinity(torch.randn(20, 4), neighbours=3).shape
+        torch.Size([20, 20])
     """
     checks.floating("x", x)
     if x.dim() != 2 or x.dtype not in (torch.float32, torch.float64):
@@ -87,6 +91,12 @@ def graph_laplacian(affinity: Tensor, normalized: bool = True) -> Tensor:
         ValueError: affinity is no such matrix.
 
     O(edges). Source: Chung 1997.
+
+    Example:
+        >>> affinity = torch.tensor([[0.0, 2.0], [2.0, 0.0]]).to_sparse_coo()
+        >>> dk.solvers.graph_laplacian(affinity, normalized=False).to_dense()
+        tensor([[ 2., -2.],
+                [-2.,  2.]])
     """
     V = _symmetric("affinity", affinity)
     if V.values().numel() and V.values().min() < 0:
@@ -128,6 +138,12 @@ def eigengap(laplacian: Tensor, clusters: int) -> float:
     O(N^3) time and 8 N^2 bytes: all eigenvalues, dense in float64. Eigenvalues below 8 eps
     lambda_N, eps that of L's dtype, are taken for 0, since L's entries are rounded. Source: the
     eigengap heuristic, von Luxburg 2007, section 8.3.
+
+    Example:
+        >>> x = torch.cat([torch.randn(20, 2), torch.randn(20, 2) + 100])  # two far groups
+        >>> laplacian = dk.solvers.graph_laplacian(dk.solvers.knn_affinity(x, neighbours=10))
+        >>> dk.solvers.eigengap(laplacian, clusters=2) > 0.9
+        True
     """
     L = _symmetric("laplacian", laplacian)
     clusters = checks.integer("clusters", clusters, 1, len(L) - 1, "N - 1")
@@ -220,6 +236,13 @@ def graph_sparse_code(
     FISTA with restarts at step ``1 / (||D||_2^2 + lam2 + alpha max_i sum_j |L_ij|)``; 4 N n p +
     2 edges p flops an iteration. Sources: Zheng et al. 2011 (graph-regularised sparse coding), Beck
     and Teboulle 2009.
+
+    Example:
+        >>> x = torch.randn(20, 8)
+        >>> D = torch.nn.functional.normalize(torch.randn(8, 12), dim=0)
+        >>> laplacian = dk.solvers.graph_laplacian(dk.solvers.knn_affinity(x))
+        >>> dk.solvers.graph_sparse_code(x, D, laplacian, lam=0.1, alpha=0.5).code.shape
+        torch.Size([20, 12])
     """
     rows = steps.signals(x, D)
     if x.dim() != 2:

@@ -68,6 +68,13 @@ def iht(
     "accelerated" are loops in Python over PyTorch's dense products, 2 n p flops and more for each
     trial of the step: they need fewer iterations, which cost more. Sources: Blumensath and Davies
     2008, 2010 (NIHT); Blumensath 2012 (AIHT), with the momentum of Beck and Teboulle 2009.
+
+    Example:
+        >>> D = torch.nn.functional.normalize(torch.randn(16, 32), dim=0)
+        >>> result = dk.solvers.iht(torch.randn(8, 16), D, lam=0.1)
+        >>> objective = result.objective  # [iterations + 1, 8]
+        >>> bool((objective[-1] <= objective[0]).all())
+        True
     """
     rows, D = steps.signals(x, D), D.detach()
     lam, tol = steps.weight("lam", lam), checks.positive("tol", tol)
@@ -122,6 +129,12 @@ def iht_m(
         :class:`SolverResult` with a :class:`SparseCode`; the objective is without any penalty.
 
     Sources: Blumensath and Davies 2008, 2010 (NIHT).
+
+    Example:
+        >>> D = torch.nn.functional.normalize(torch.randn(16, 32), dim=0)
+        >>> result = dk.solvers.iht_m(torch.randn(8, 16), D, m=3)
+        >>> result.code.indices.shape
+        torch.Size([8, 3])
     """
     rows, D = steps.signals(x, D), D.detach()
     m = checks.integer("m", m, 1, D.shape[1], "p")

@@ -54,6 +54,12 @@ def omp(x: Tensor, D: Tensor, m: int, *, tol: float = 1e-6, positive: bool = Fal
     pivots the pursuit chooses. Few samples, or a Gram matrix above 1 GiB: O(n p) a sample and atom
     through the residual. Sources: Pati, Rezaiifar, Krishnaprasad 1993; Rubinstein, Zibulevsky, Elad
     2008; Sturm, Christensen 2012.
+
+    Example:
+        >>> D = torch.nn.functional.normalize(torch.randn(32, 64), dim=0)
+        >>> a = torch.zeros(1, 64).index_fill_(1, torch.tensor([5, 40]), 1.0)
+        >>> dk.solvers.omp(a @ D.T, D, m=2).code.indices
+        tensor([[ 5, 40]])
     """
     rows = steps.signals(x, D)
     D = D.detach()

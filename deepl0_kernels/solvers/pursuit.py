@@ -48,6 +48,13 @@ def htp(
         ValueError: non-finite or mismatched x or D, an argument out of range.
 
     O(min(p^2, 2 n p) + m^3) a sample and iteration. Source: Foucart 2011.
+
+    Example:
+        >>> D = torch.nn.functional.normalize(torch.randn(32, 64), dim=0)
+        >>> a = torch.zeros(1, 64).index_fill_(1, torch.tensor([5, 40]), 1.0)
+        >>> result = dk.solvers.htp(a @ D.T, D, m=2)
+        >>> bool(result.converged), round(result.objective[-1].item(), 6)
+        (True, 0.0)
     """
     rows, D, m, tol, max_iter = _checked(x, D, m, tol, max_iter, share=1)
     mu = steps.safe_step(D) if step is None else steps.weight("step", step)
@@ -79,6 +86,12 @@ def cosamp(
     Arguments, result, and errors are those of :func:`htp`, but 3 m <= min(n, p).
 
     O(min(p^2, 2 n p) + 27 m^3) a sample and iteration. Source: Needell and Tropp 2009.
+
+    Example:
+        >>> D = torch.nn.functional.normalize(torch.randn(32, 64), dim=0)
+        >>> a = torch.zeros(1, 64).index_fill_(1, torch.tensor([5, 40]), 1.0)
+        >>> dk.solvers.cosamp(a @ D.T, D, m=2).code.indices
+        tensor([[ 5, 40]])
     """
     rows, D, m, tol, max_iter = _checked(x, D, m, tol, max_iter, share=3)
     fit = LeastSquares(D)

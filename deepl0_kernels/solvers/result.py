@@ -21,6 +21,12 @@ class SolverResult:
         objective: [T + 1, ...] of each sample before the first and after each of the T iterations;
             a sample that has converged repeats its last value. Only the first and the last row when
             the solver was called with ``history=False``.
+
+    Example:
+        >>> D = torch.nn.functional.normalize(torch.randn(16, 32), dim=0)
+        >>> result = dk.solvers.iht_m(torch.randn(8, 16), D, m=3, max_iter=10)
+        >>> result.dense.shape, result.converged.shape, len(result.objective) <= 11
+        (torch.Size([8, 32]), torch.Size([8]), True)
     """
 
     code: Tensor | SparseCode

@@ -47,6 +47,12 @@ def support_margin(
 
     O(n p) a sample. For m it is half the gap between the kept and the other entries of ``|u|``, for
     lam the distance of ``|u|`` to ``sqrt(2 lam mu)``.
+
+    Example:
+        >>> x, D = torch.randn(8, 16), torch.nn.functional.normalize(torch.randn(16, 32), dim=0)
+        >>> result = dk.solvers.iht_m(x, D, m=3)
+        >>> dk.solvers.support_margin(x, D, result.code, m=3).shape
+        torch.Size([8])
     """
     rows, D = steps.signals(x, D), D.detach()
     if (m is None) == (lam is None):

@@ -30,6 +30,10 @@ def squared_norm(D: Tensor) -> float:
         ValueError: D is no such matrix.
 
     O(n p min(n, p)), beyond 1024 O(3200 n p).
+
+    Example:
+        >>> round(dk.solvers.squared_norm(torch.tensor([[3.0, 0.0], [0.0, 2.0]])), 4)
+        9.0
     """
     dictionary("D", D)
     n, p = D.shape

@@ -40,6 +40,12 @@ def elastic_net(
         ValueError, TypeError: those of :func:`fista`, or lam2 not > 0.
 
     O(p^2) a sample and iteration. Source: Zou and Hastie 2005.
+
+    Example:
+        >>> D = torch.nn.functional.normalize(torch.randn(16, 32), dim=0)
+        >>> result = dk.solvers.elastic_net(torch.randn(8, 16), D, lam=0.5, lam2=0.01)
+        >>> bool(result.converged.all()), bool((result.code == 0).any())
+        (True, True)
     """
     steps.signals(x, D)
     x, D = x.detach(), D.detach()
@@ -144,6 +150,14 @@ class TaskDrivenDictionary(nn.Module):
 
     A training step costs the codes, O(p^2) a sample and iteration, and k^3 / 3 flops a sample with
     k active atoms. Source: Mairal, Bach, Ponce 2012.
+
+    Example:
+        >>> x, y = torch.randn(40, 8), torch.arange(40) % 2
+        >>> D = torch.nn.functional.normalize(torch.randn(8, 12), dim=0)
+        >>> model = dk.solvers.TaskDrivenDictionary(D, classes=2, lam=0.1)
+        >>> losses = model.fit(x, y, epochs=2, batch_size=20)
+        >>> model(x).shape, len(losses)
+        (torch.Size([40, 2]), 2)
     """
 
     @isolated(True)

@@ -56,6 +56,16 @@ def minimise(
         TypeError, ValueError: a number out of range, named with the value seen; a parameter of the
             network was made in inference mode.
         RuntimeError: the loss is not finite any more.
+
+    Example:
+        >>> from deepl0_kernels import training
+        >>> layer, x = torch.nn.Linear(4, 1), torch.randn(32, 4)
+        >>> options = dict(epochs=3, batch_size=8, lr=0.1, clip=1.0, seed=0)
+        >>> def loss(rows):
+        ...     return layer(x[rows]).square().mean()
+        >>> losses = training.minimise(layer, loss, 32, **options)
+        >>> losses[-1] < losses[0]
+        True
     """
     refuse_inference(network)
     epochs = checks.integer("epochs", epochs, 1)
@@ -116,6 +126,14 @@ class Course:
 
     Attributes:
         nonzeros: of a code, the mean of each look. dead_units: entries that no code uses.
+
+    Example:
+        >>> from deepl0_kernels import training
+        >>> encoder = dk.nn.DeepMSparseEncoder(16, 32, m=4)
+        >>> course = training.Course(encoder, encoder, torch.randn(100, 16))
+        >>> course.look()
+        >>> course.nonzeros
+        [4.0]
     """
 
     SIGNALS = 256
@@ -143,6 +161,16 @@ def fit_to_codes(encoder: nn.Module, x: Tensor, a: Tensor, **options: Any) -> li
     """Train ``encoder`` to predict codes a [N, p] of signals x [N, n]: squared error a signal.
 
     The options, the result and the errors are those of :func:`minimise`.
+
+    Example:
+        >>> from deepl0_kernels import training
+        >>> x, D = torch.randn(64, 16), torch.nn.functional.normalize(torch.randn(16, 32), dim=0)
+        >>> problem = training.MSparse(m=3)
+        >>> optimal, encoder = problem.optimal(x, D).dense, problem.encoder(D)
+        >>> options = dict(epochs=5, batch_size=16, lr=1e-3, clip=1.0, seed=0)
+        >>> losses = training.fit_to_codes(encoder, x, optimal, **options)
+        >>> losses[-1] < losses[0]
+        True
     """
 
     def loss(rows: Tensor) -> Tensor:
@@ -168,6 +196,13 @@ class Classifier(nn.Sequential):
 
     The layer starts at zero: nothing is known of the classes, and all of its errors are informative
     from the first step.
+
+    Example:
+        >>> from deepl0_kernels import training
+        >>> encoder = dk.nn.DeepMSparseEncoder(16, 32, m=4)
+        >>> network = training.Classifier(encoder, code_size=32, classes=3)
+        >>> network(torch.randn(8, 16)).shape
+        torch.Size([8, 3])
     """
 
     def __init__(self, encoder: nn.Module, code_size: int, classes: int) -> None:
@@ -181,7 +216,14 @@ def cross_entropies(
     network: nn.Module, x: Tensor, y: Tensor, weights: Tensor | None = None
 ) -> Callable[[Tensor], Tensor]:
     """The loss of a batch for :func:`minimise`: mean softmax cross-entropy of ``network(x)``
-    [N, classes] against y [N] int64, each times its weight, of ``weights`` [N]."""
+    [N, classes] against y [N] int64, each times its weight, of ``weights`` [N].
+
+    Example:
+        >>> from deepl0_kernels import training
+        >>> network, x, y = torch.nn.Linear(4, 3), torch.randn(10, 4), torch.arange(10) % 3
+        >>> training.cross_entropies(network, x, y)(torch.tensor([0, 1, 2])).shape
+        torch.Size([])
+    """
 
     def loss(rows: Tensor) -> Tensor:
         if weights is None:
@@ -200,12 +242,28 @@ def fit_to_classes(
 
     The arguments are those of :func:`cross_entropies`; the options, the result and the errors are
     those of :func:`minimise`.
+
+    Example:
+        >>> from deepl0_kernels import training
+        >>> x, y = torch.randn(64, 16), torch.arange(64) % 3
+        >>> network = training.Classifier(dk.nn.DeepMSparseEncoder(16, 32, m=4), 32, 3)
+        >>> options = dict(epochs=3, batch_size=16, lr=1e-2, clip=1.0, seed=0)
+        >>> losses = training.fit_to_classes(network, x, y, **options)
+        >>> losses[-1] < losses[0]
+        True
     """
     return minimise(network, cross_entropies(network, x, y, weights), len(x), **options)
 
 
 class Clusters(nn.Module):
-    """An ``encoder`` of dense codes and a :class:`ClusterHead`, ``head``, of its code size."""
+    """An ``encoder`` of dense codes and a :class:`ClusterHead`, ``head``, of its code size.
+
+    Example:
+        >>> from deepl0_kernels import training
+        >>> encoder = dk.nn.DeepMSparseEncoder(16, 32, m=4)
+        >>> training.Clusters(encoder, dk.nn.ClusterHead(32, 3))(torch.randn(8, 16)).shape
+        torch.Size([8, 3])
+    """
 
     def __init__(self, encoder: nn.Module, head: ClusterHead) -> None:
         super().__init__()
@@ -224,6 +282,15 @@ def fit_to_clusters(
 
     Start the head from a clustering. The other options, the result and the errors are those of
     :func:`minimise`.
+
+    Example:
+        >>> from deepl0_kernels import training
+        >>> x, encoder = torch.randn(64, 16), dk.nn.DeepMSparseEncoder(16, 32, m=4)
+        >>> head = training.start_head(encoder(x).detach(), clusters=3, seed=0)
+        >>> network = training.Clusters(encoder, head)
+        >>> options = dict(epochs=2, batch_size=16, lr=1e-3, clip=1.0, seed=0)
+        >>> len(training.fit_to_clusters(network, x, balance=1.0, **options))
+        2
     """
 
     def loss(rows: Tensor) -> Tensor:

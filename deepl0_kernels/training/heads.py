@@ -25,6 +25,11 @@ def start_head(
 
     Raises:
         ModuleNotFoundError: scikit-learn is missing.
+
+    Example:
+        >>> from deepl0_kernels import training
+        >>> training.start_head(torch.randn(30, 8), clusters=3, seed=0)(torch.randn(2, 8)).shape
+        torch.Size([2, 3])
     """
     cluster = require("sklearn.cluster", "k-means")
     means = cluster.KMeans(clusters, n_init=inits, random_state=seed)
@@ -42,6 +47,12 @@ def logistic_head(
 
     Args:
         labels: [N] int64 in 0 .. clusters - 1. ridge: as in :func:`start_head`.
+
+    Example:
+        >>> from deepl0_kernels import training
+        >>> head = training.logistic_head(torch.randn(30, 8), torch.arange(30) % 3, clusters=3)
+        >>> head(torch.randn(2, 8)).shape
+        torch.Size([2, 3])
     """
     codes = codes.detach()
     head = ClusterHead(codes.shape[1], clusters).to(codes)

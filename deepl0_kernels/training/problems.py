@@ -25,6 +25,11 @@ class Problem(ABC):
             :func:`deepl0_kernels.solvers.iht`.
 
     Signals x are [..., n], dictionaries D [n, p], codes [..., p].
+
+    Example:
+        >>> from deepl0_kernels import training
+        >>> isinstance(training.MSparse(m=3), training.Problem)
+        True
     """
 
     positive: bool = False
@@ -105,6 +110,13 @@ class MSparse(Problem):
 
     The l1 penalty is so small that its solution has m nonzeros: at the other problem's lam many
     have fewer, and the first gradient step would choose the rest.
+
+    Example:
+        >>> from deepl0_kernels import training
+        >>> D = torch.nn.functional.normalize(torch.randn(16, 32), dim=0)
+        >>> problem = training.MSparse(m=3)
+        >>> problem.optimal(torch.randn(8, 16), D).code.indices.shape
+        torch.Size([8, 3])
     """
 
     m: int = 32
@@ -142,6 +154,13 @@ class L0Regularized(Problem):
     Args:
         lam: > 0.
         positive, tol, max_iter: as in :class:`Problem`.
+
+    Example:
+        >>> from deepl0_kernels import training
+        >>> D = torch.nn.functional.normalize(torch.randn(16, 32), dim=0)
+        >>> problem = training.L0Regularized(lam=0.1)
+        >>> problem.optimal(torch.randn(8, 16), D).code.shape, type(problem.encoder(D)).__name__
+        (torch.Size([8, 32]), 'DeepL0Encoder')
     """
 
     lam: float = 0.5

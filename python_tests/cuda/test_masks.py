@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from deepl0_kernels import reference
-from deepl0_kernels.cuda import library
 from python_tests.triton.test_masks import Watched
 
 from .recording import recording
@@ -40,9 +39,9 @@ def compare(device, operator, args, of) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize(("stages", "tied"), [(1, True), (2, True), (3, False)])
 def test_what_is_wanted_of_the_encoder_is_the_same(
-    device, monkeypatch, p, stages, tied, sorted_sums, positive
+    device, force, p, stages, tied, sorted_sums, positive
 ):
-    monkeypatch.setattr(library, "sorting_pays", lambda *sizes: sorted_sums)
+    force("gathers" if sorted_sums else "rules")
     x, W = torch.randn(5, 7), torch.randn(p, 7)
     S = torch.randn(p, p).t() if tied else torch.randn(stages - 1, p, p)
     bias = torch.where(torch.arange(p) < 4, 0.0, -1e6) if positive else None

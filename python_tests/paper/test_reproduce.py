@@ -302,11 +302,15 @@ def test_the_command_its_times_and_their_renewal(tmp_path, monkeypatch):
     assert {f"pareto-{key}-p40.{kind}" for key in ("l0", "m_sparse")
             for kind in ("json", "svg", "png")} <= made  # fmt: skip
     assert "## Times" in done.output
-    assert done.output.startswith((out / "tables.md").read_text())
+    tables = (out / "tables.md").read_text()
+    assert done.stdout.strip() == tables[: tables.index("\n## Protocol of")].strip()
     first = {path.name: path.read_text() for path in out.glob("pareto-*.json")}
     # The same command takes no time anew; the other takes all of them, and computes no error.
     monkeypatch.setattr(Codes, "cell", lambda *a: pytest.fail("the cell is there already"))
-    assert runner.invoke(cli._app(), arguments).exit_code == 0
+    done = runner.invoke(cli._app(), [*arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    lines = json.loads(done.stdout)["results"]
+    assert {line["p"] for line in lines} == {40}
     assert {path.name: path.read_text() for path in out.glob("pareto-*.json")} == first
     results = (out / "results.json").read_text()
     done = runner.invoke(cli._app(), ["timing", str(out), "--seconds", "0"])

@@ -1,0 +1,72 @@
+"""The pages: every public name has its place, links lead somewhere, and what can be pasted runs."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from python_tests.test_examples import MODULES
+
+ROOT = Path(__file__).parents[1]
+WRITTEN = ("_generated", "gallery")  # by the build
+PAGES = sorted(p for p in (ROOT / "docs").rglob("*.md") if p.parent.name not in WRITTEN)
+PASTED = [p for p in PAGES if p.parent.name == "how-to"] + [
+    ROOT / "docs" / f"{name}.md" for name in ("index", "getting-started", "errors", "migration")
+]  # fmt: skip
+
+
+def test_every_public_name_is_on_a_page_of_the_reference():
+    text = "\n".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    directive = r"^\.\. (?:autofunction|autoclass|py:function|py:data):: ([\w.]+)"
+    found = re.findall(directive, text, re.M)
+    assert len(found) == len(set(found))
+    names = set()
+    for module in MODULES:
+        room = importlib.import_module(f"deepl0_kernels.{module}".rstrip("."))
+        for name in room.__all__:
+            if not isinstance(getattr(room, name), types.ModuleType):
+                names.add(f"{room.__name__}.{name}")
+    assert set(found) == names
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda p: p.stem
+)
+def test_relative_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = target.partition("#")
+        if re.match(r"\w+:", path):
+            continue
+        file = (page.parent / path).resolve() if path else page
+        if file.parent.name == "gallery":  # written of the scripts when the site is built
+            file = ROOT / "examples" / f"{file.stem}.py"
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor and file.suffix == ".md":
+            heads = re.findall(r"^#+ (.+)$", file.read_text(), re.M)
+            slugs = {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in heads}
+            assert anchor in slugs, f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PASTED, ids=lambda p: p.stem)
+def test_what_can_be_pasted_runs(page, monkeypatch, tmp_path, capsys):
+    """The blocks of a page in their order, as one script."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    threads = torch.get_num_threads()
+    if any("spams" in block for block in blocks):
+        pytest.importorskip("spams")
+    scope: dict[str, object] = {"__name__": "__main__"}
+    try:
+        for block in blocks:
+            exec(compile(block, str(page), "exec"), scope)
+    finally:
+        torch.set_num_threads(threads)
+    for line in re.findall(r"print\(.*\)  # (.+)$", "\n".join(blocks), re.M):
+        if line.startswith("m must be"):
+            assert line in capsys.readouterr().out
