@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops import checks, sharded
+from ..ops import checks, placements
 
 # Parameters that have a unit in every row, or in every column. Others are the same on every rank.
 _DIMENSIONS = {"W": 0, "bias": 0, "atoms": 0, "D": 1}
@@ -45,9 +45,9 @@ def shard_units(module: nn.Module, mesh: Any) -> None:
             "an autoencoder whose units are sharded must have selection='top_m' and "
             f"scale_by_norms=False, got {module}"
         )
-    if sharded.is_dtensor(*own.values()):
+    if placements.is_dtensor(*own.values()):
         raise ValueError("module must have plain parameters to be sharded, got DTensors")
-    units = sharded.units_of(own["W"].shape[0], mesh, range(mesh.ndim))
+    units = placements.units_of(own["W"].shape[0], mesh, range(mesh.ndim))
     for name, dim in _DIMENSIONS.items():
         parameter = own.get(name)
         if parameter is None:
@@ -74,20 +74,20 @@ def gather_units(module: nn.Module) -> None:
     Every rank calls it; each then has the memory of all units.
     """
     for name, parameter in list(module.named_parameters(recurse=False)):
-        if sharded.is_dtensor(parameter):
-            plain = nn.Parameter(sharded.whole(parameter), parameter.requires_grad)
+        if placements.is_dtensor(parameter):
+            plain = nn.Parameter(placements.whole(parameter), parameter.requires_grad)
             setattr(module, name, plain)
 
 
 def part_of(t: Tensor, like: Tensor) -> Tensor:
     """``t``, whole, as ``like`` is held: this rank's part of it as a DTensor, or itself."""
-    if not sharded.is_dtensor(like):
+    if not placements.is_dtensor(like):
         return t
     from torch.distributed.tensor import DTensor
 
     given: Any = like
     dim = next(p.dim for p in given.placements if p.is_shard())
-    units = sharded.units_of_tensor(given)
+    units = placements.units_of_tensor(given)
     local = given.to_local()
     mine = torch.empty_like(local).copy_(t.narrow(dim, units.offset, units.count))
     return DTensor.from_local(

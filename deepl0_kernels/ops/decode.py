@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import reference
 from .._matrices import gradient_of_matrix
-from . import checks, registration, sharded
+from . import checks, placements, registration, sharded
 from .sparse_code import SparseCode
 
 registration.define(
@@ -75,7 +75,7 @@ def decode(code: SparseCode, D: Tensor) -> Tensor:
         >>> dk.decode(dk.SparseCode(torch.tensor([[0.5]]), torch.tensor([[2]]), 3), D)
         tensor([[1., 1.]])
     """
-    if sharded.is_dtensor(D, getattr(code, "values", None)):
+    if placements.is_dtensor(D, getattr(code, "values", None)):
         return sharded.decode(code, D)
     if not isinstance(code, SparseCode):
         raise TypeError(f"code must be a SparseCode, got {type(code).__name__}")

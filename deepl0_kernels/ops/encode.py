@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import reference
 from .._matrices import gradient_of_matrix
 from ..reference.precision import accumulation_dtype
-from . import checks, registration, sharded
+from . import checks, placements, registration, sharded
 from .encode_factored import encode_l0_factored, encode_top_m_factored, entries_of_stages
 from .plan import Plan
 from .sparse_code import SparseCode
@@ -211,7 +211,7 @@ def encode_l0(
         >>> z.shape, bool((z[z != 0].abs() >= 0.5).all())
         (torch.Size([8, 32]), True)
     """
-    sharded.refuse("encode_l0", x, W, D)
+    placements.refuse("encode_l0", x, W, D)
     checks.one_of("grad", grad, tuple(GRADS))
     kind = kind_of(GRADS[grad], positive)
     if plan is not None and _may_serve(x):
@@ -283,7 +283,7 @@ def encode_top_m(
         >>> code.values.shape, code.indices.shape, code.to_dense().shape
         (torch.Size([8, 3]), torch.Size([8, 3]), torch.Size([8, 32]))
     """
-    if sharded.is_dtensor(x, W):
+    if placements.is_dtensor(x, W):
         found = sharded.encode_top_m(x, W, S, m, num_stages, bias, positive, D, step)
         return SparseCode(*found, W.shape[0])
     found = None

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..backends import implementation
 
-_LARGEST = 2**31 - 1
+LARGEST = 2**31 - 1
 _FACTS = 8  # of a call, at most
 
 

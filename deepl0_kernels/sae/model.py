@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..ops import SparseCode, checks, decode, encode_l0, encode_top_m, sharded
+from ..ops import SparseCode, checks, decode, encode_l0, encode_top_m, placements, sharded
 from .base import Autoencoder
 from .losses import Losses, fvu, l0
 
@@ -299,7 +299,7 @@ class SparseAutoencoder(Autoencoder):
 
     def _aux(self, x: Tensor, residual: Tensor, dead: Tensor, k: int) -> Tensor:
         """Mean of ``||residual - D z||^2``, z the k largest entries among the dead units."""
-        if sharded.is_dtensor(self.W):
+        if placements.is_dtensor(self.W):
             some = sharded.Some(self.W, self.bias, self.D, dead)
             x, bias = self._shifted(x, some.W, some.bias, some.units.sum)
             rows, like = checks.rows(x), checks.rows(residual)
@@ -409,9 +409,9 @@ class _ShiftOfInput(torch.autograd.Function):
         (W,) = ctx.saved_tensors
         if not ctx.needs_input_grad[1]:
             return grad, None, None, None
-        if sharded.is_dtensor(W):
+        if placements.is_dtensor(W):
             own = grad.to_local() @ W.to_local()
-            return grad, -sharded.units_of_tensor(W).sum(own), None, None
+            return grad, -placements.units_of_tensor(W).sum(own), None, None
         shift = grad @ W
         return grad, -(ctx.sum_over_shards or _as_it_is)(shift), None, None
 

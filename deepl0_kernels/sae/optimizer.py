@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops import checks, sharded
+from ..ops import checks, placements
 from ..ops.sparse_adam import sparse_adam_
 
 
@@ -127,7 +127,7 @@ class SparseAdam(torch.optim.Optimizer):
 
 
 def _here(t: Any) -> Tensor:
-    return t.to_local() if sharded.is_dtensor(t) else t
+    return t.to_local() if placements.is_dtensor(t) else t
 
 
 def _is_by_columns(p: Tensor) -> bool:

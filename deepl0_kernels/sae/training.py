@@ -17,7 +17,7 @@ from .._isolation import isolated, refuse_inference
 from .._optional import progress_bar
 from .._report import record
 from ..distributed.sharding import part_of
-from ..ops import checks, sharded
+from ..ops import checks, placements
 from .activations import Activations
 from .losses import DeadUnits
 from .model import SparseAutoencoder
@@ -172,7 +172,7 @@ def _of_all(told: Tensor, x: Tensor, data: Any) -> Tensor:
 def _mean(t: Any, data: Any) -> Any:
     """Over the ranks that share a batch, in place; each has as much of it."""
     if data is not None and t is not None:
-        here = t.to_local() if sharded.is_dtensor(t) else t
+        here = t.to_local() if placements.is_dtensor(t) else t
         flat = here.t() if here.dim() == 2 and not here.is_contiguous() else here
         dist.all_reduce(flat, group=data)
         flat /= dist.get_world_size(data)
@@ -182,10 +182,10 @@ def _mean(t: Any, data: Any) -> Any:
 def has_unit_atoms(model: SparseAutoencoder) -> bool:
     """All of norm 1, but for rounding."""
     D: Any = model.D.detach()
-    here = D.to_local() if sharded.is_dtensor(D) else D
+    here = D.to_local() if placements.is_dtensor(D) else D
     norms = torch.linalg.vector_norm(here, dim=0)
     far = ((norms - 1).abs() >= 1e-3).sum()
-    return not (sharded.units_of_tensor(D).sum(far) if sharded.is_dtensor(D) else far)
+    return not (placements.units_of_tensor(D).sum(far) if placements.is_dtensor(D) else far)
 
 
 def schedule(step: int, steps: int) -> float:
@@ -284,7 +284,7 @@ class _Run:
 
 
 def _whole(t: Any) -> Any:
-    return sharded.whole(t) if sharded.is_dtensor(t) else t
+    return placements.whole(t) if placements.is_dtensor(t) else t
 
 
 def _tree(held: Any, change: Callable[[Any], Any]) -> Any:

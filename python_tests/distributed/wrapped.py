@@ -158,9 +158,9 @@ def units_under_ddp():
 
 
 def _whole_units(t):
-    from deepl0_kernels.ops import sharded
+    from deepl0_kernels.ops import placements
 
-    return sharded.whole(t) if sharded.is_dtensor(t) else t
+    return placements.whole(t) if placements.is_dtensor(t) else t
 
 
 def checkpoints_in_another_world():
