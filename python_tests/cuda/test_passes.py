@@ -62,7 +62,8 @@ def test_schemas_are_those_of_the_operators_they_serve(emulator):
         for of in (name, name + "_saving"):
             if hasattr(torch.ops.deepl0, of):
                 mine, theirs = (
-                    schema(getattr(ops, of)) for ops in (torch.ops.deepl0_emulated, torch.ops.deepl0)
+                    schema(getattr(ops, of))
+                    for ops in (torch.ops.deepl0_emulated, torch.ops.deepl0)
                 )
                 assert mine == theirs
 
@@ -72,7 +73,9 @@ def test_a_pass_asks_torch_for_nothing_that_waits(emulator):
     to the dispatcher beside these is a copy, a cast or a product of half types."""
     wanted = set()
     for path in build.build().library.parent.glob("cuda_*.o"):
-        out = subprocess.run(["nm", "--undefined-only", path], capture_output=True, text=True).stdout
+        out = subprocess.run(
+            ["nm", "--undefined-only", path], capture_output=True, text=True
+        ).stdout
         wanted |= set(re.findall(r"\bU (\w*torch_\w+)", out))
     assert not {name for name in wanted if re.search("item|copy_to|synchronize|to_cpu", name)}
     named = set()
@@ -106,10 +109,10 @@ def test_a_training_step_of_a_layer_can_be_captured(emulator, name):
         for _ in range(2):
             optimizer.zero_grad()
             code = layer(x)
-            out = dk.decode(code, decoder) if isinstance(code, dk.SparseCode) else code @ decoder.t()
+            out = (
+                dk.decode(code, decoder) if isinstance(code, dk.SparseCode) else code @ decoder.t()
+            )
             (out - x).square().mean().backward()
             optimizer.step()
     assert len(launches) > 4
     assert all(p.grad is not None for p in layer.parameters())
-
-
