@@ -267,8 +267,14 @@ def _find_kernel(operator: str, tensor: Tensor) -> Kernel | None:
         name, reason = "cpu", "forced by use_backend" if _forced else "default for the device"
         made = _cpu_kernel(operator)
     else:
-        name, reason = _chosen(names, (tensor,))
+        name, reason = _chosen(operator, names, (tensor,))
         made = GPU[name].kernel(operator)
+        if len(names) > 1 and operator in _FLOAT32_BY_CUDA and _forced is None:
+            made = made._replace(dtypes=tuple(
+                dtype
+                for dtype in made.dtypes
+                if _chosen(operator, names, (tensor.new_empty(0, dtype=dtype),))[0] == name
+            ))  # fmt: skip
     return made._replace(call=(operator, name, reason) if public else None)
 
 
@@ -289,18 +295,25 @@ def choose(operator: str, backends: Sequence[str], args: Sequence) -> str:
     lost (docs/benchmarks-gpu.md), and nothing is compiled on first use. Triton has the operators
     that CUDA has not, and serves AMD GPUs.
     """
-    backend, reason = _chosen(backends, args)
+    backend, reason = _chosen(operator, backends, args)
     if _forced is None and LAST[0] is not None and LAST[0][0] == operator:
         LAST[0] = operator, backend, reason
     return backend
 
 
-def _chosen(backends: Sequence[str], args: Sequence) -> tuple[str, str]:
+# Its code between the stages is float32, and so are its products: of half types Triton's are on
+# tensor cores.
+_FLOAT32_BY_CUDA = ("encode_l0", "encode_l0_backward")
+
+
+def _chosen(operator: str, backends: Sequence[str], args: Sequence) -> tuple[str, str]:
     usable = [b for b in backends if b != "cuda" or _runs_cuda(args)]
     if _forced in backends:
         return str(_forced), "forced by use_backend"
+    if "triton" in usable and operator in _FLOAT32_BY_CUDA and args[0].dtype != torch.float32:
+        return "triton", "its products of half types are on tensor cores"
     if "cuda" in usable and len(usable) > 1:
-        return "cuda", "measured to be the faster one"
+        return "cuda", "the faster one, in a graph or to the host"
     return (usable or backends)[0], "the only kernel for the device"
 
 

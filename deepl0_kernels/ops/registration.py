@@ -7,7 +7,7 @@ Where a call goes. The public function hands its arguments to what :func:`serve`
 ordinary one, eager, of plain tensors, in no mode that PyTorch's dispatcher has a key for
 (:func:`_at_once`), goes straight to the kernel of its floor (:func:`deepl0_kernels.backends.kernel_of`),
 or to it by way of a ``torch.autograd.Function`` where a gradient is recorded: of the attachments to
-autograd that were measured the cheapest (docs/benchmarks-host.md). For any other call
+autograd that were measured the cheapest (docs/gpu.md). For any other call
 :func:`deepl0_kernels.backends.implementation` names the reference, or PyTorch's operator, of whose
 keys
 
