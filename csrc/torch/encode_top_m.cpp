@@ -41,7 +41,7 @@ Path path_of_sums(int64_t batch, int64_t p, int64_t m, int64_t steps, int64_t pa
     const int64_t read = batch * m * steps;  // rows of S'
     if (s_by_columns || kept) {
         if (in_l2 || batch <= kFew) return Path::rows;
-        return read <= (kept ? 2 : 4) * p * packings ? Path::rows : Path::panels;
+        return read * 2 <= (kept ? 3 : 8) * p * packings ? Path::rows : Path::panels;
     }
     if (read <= (p <= 256 ? 32 : 200) * packings) return Path::columns;
     return in_l2 ? Path::rows : Path::panels;
