@@ -56,16 +56,14 @@ print(
     f"the same atoms, our OMP:            {psnr(denoised(dk.decode(same.code, D).numpy())):.2f} dB"
 )
 
-learned = dk.solvers.learn_dictionary(
-    signals[::4].contiguous(), ATOMS, method="ksvd", m=M, epochs=6
-)
+learned = dk.solvers.learn_dictionary(signals[::4].contiguous(), ATOMS, method="mod", m=M, epochs=6)
 own = dk.solvers.omp(signals, learned.D, m=M)
 ours = denoised(dk.decode(own.code, learned.D).numpy())
-print(f"K-SVD dictionary, our OMP:          {psnr(ours):.2f} dB")
+print(f"MOD dictionary, our OMP:            {psnr(ours):.2f} dB")
 
 # %%
 figure, panels = plt.subplots(1, 4, figsize=(11, 3))
-shown = (("clean", clean), ("noisy", noisy), ("scikit-learn", theirs), ("K-SVD, OMP", ours))
+shown = (("clean", clean), ("noisy", noisy), ("scikit-learn", theirs), ("MOD, OMP", ours))
 for axes, (title, image) in zip(panels, shown, strict=True):
     axes.imshow(image, cmap="gray", vmin=0, vmax=1)
     axes.set_title(f"{title}, {psnr(image):.1f} dB" if title != "clean" else title)

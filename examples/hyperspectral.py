@@ -24,7 +24,7 @@ print(f"{len(x):,} labelled pixels of {x.shape[1]} bands, {int(y.max())} classes
 # ## A nonnegative dictionary, and mixtures of at most five atoms
 
 # %%
-learned = dk.solvers.learn_dictionary(x, 48, method="ksvd", m=5, epochs=4, positive=True)
+learned = dk.solvers.learn_dictionary(x, 48, method="mod", m=5, epochs=4, positive=True)
 code = dk.solvers.omp(x, learned.D, m=5, positive=True).code
 x_hat = dk.decode(code, learned.D)
 angle = torch.nn.functional.cosine_similarity(x, x_hat).clamp(max=1).acos()

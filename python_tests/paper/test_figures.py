@@ -165,3 +165,27 @@ def test_the_best_method_is_on_the_map(run, monkeypatch):
     assert [cell["error"] for cell in drawn[:2]] == [errors[0], errors[-1]]
     assert drawn[2] == drawn[0]["method"]
     assert found.lacking == ["confusion", "map", "filters", "theta", "training"]
+
+
+def test_words_keep_clear_of_each_other_and_of_points():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.transforms import Bbox
+
+    from deepl0_kernels._report import drawing as words
+
+    figure, (axes,) = words.sheet(1, 1, (4, 3))
+    axes.plot([1, 1.02, 5], [1, 1.05, 5], "o-")
+    for at in ((1, 1), (1.02, 1.05), (1, 1)):
+        words.label(axes, "a longer word\nof two lines", at, "black")
+
+    def overlaps() -> int:
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        figure.draw_without_rendering()
+        boxes = [text.get_window_extent(renderer) for text in axes.texts]
+        points = axes.transData.transform(axes.lines[0].get_xydata())
+        pairs = [bool(Bbox.intersection(a, b)) for i, a in enumerate(boxes) for b in boxes[:i]]
+        return sum(pairs) + sum(box.contains(*point) for box in boxes for point in points)
+
+    assert overlaps() > 0
+    words.spread(figure)
+    assert overlaps() == 0
