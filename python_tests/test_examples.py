@@ -11,7 +11,7 @@ import torch
 
 import deepl0_kernels as dk
 
-MODULES = ("", "datasets", "nn", "sae", "sklearn", "solvers", "training")
+MODULES = ("", "datasets", "distributed", "nn", "sae", "sklearn", "solvers", "training")
 
 
 def public() -> list[tuple[str, object]]:

@@ -9,8 +9,8 @@ What travels, and when it pays: docs/scale.md.
 
 from __future__ import annotations
 
-from .dataset import encode_dataset
+from .dataset import encode_dataset as encode_dataset
 from .ranks import Ranks, launched
 from .sharding import gather_units, shard_units
 
-__all__ = ["Ranks", "encode_dataset", "gather_units", "launched", "shard_units"]
+__all__ = ["Ranks", "gather_units", "launched", "shard_units"]

@@ -84,6 +84,10 @@ def encode_dataset(
             place), values beyond float16; a folder that holds codes of something else. From a data
             set of Ray, Ray's own error with that text.
         ModuleNotFoundError: pyarrow or Ray is missing; says what to install.
+
+    >>> model = dk.nn.DeepMSparseEncoder(64, 256, m=8, num_stages=1)
+    >>> dk.encode_dataset("X.npy", model, "codes")  # doctest: +SKIP
+    {'rows': 5000, 'parts': 1, 'rows_coded': 5000, 'parts_coded': 1}
     """
     require("pyarrow", _COMMAND, extra="parquet")
     checks.one_of("values", values, tuple(_DTYPES))

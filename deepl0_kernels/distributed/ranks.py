@@ -24,6 +24,10 @@ class Ranks:
         mesh: ``DeviceMesh`` with the dimensions "data", whose ranks share a batch, and "units",
             whose ranks share a dictionary; None: one process.
         first: whether this is the rank that writes files and reports.
+
+    >>> from deepl0_kernels import distributed
+    >>> distributed.Ranks().once(lambda: "one process")
+    'one process'
     """
 
     mesh: Any = None
@@ -76,6 +80,10 @@ def launched(units: int = 1, timeout: float = 1800.0) -> Ranks:
 
     Raises:
         TypeError, ValueError: units is no such number.
+
+    >>> from deepl0_kernels import distributed
+    >>> distributed.launched().first
+    True
     """
     units = checks.integer("units", units, 1)
     timeout = checks.positive("timeout", timeout)

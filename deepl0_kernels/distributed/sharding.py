@@ -29,6 +29,9 @@ def shard_units(module: nn.Module, mesh: Any) -> None:
     Raises:
         ValueError: the module couples its units (S), has thresholds or ranks by norms, or its
             parameters are DTensors already.
+
+    >>> from deepl0_kernels import distributed
+    >>> distributed.shard_units(model, mesh)  # doctest: +SKIP
     """
     from torch.distributed.tensor import DTensor, Shard
 
@@ -71,7 +74,11 @@ def gather_units(module: nn.Module) -> None:
     """Give every rank all units again, as plain parameters, in place: the inverse of
     :func:`shard_units`.
 
-    Every rank calls it; each then has the memory of all units.
+    Args:
+        module: of every rank; each then has the memory of all units.
+
+    >>> from deepl0_kernels import distributed
+    >>> distributed.gather_units(model)  # doctest: +SKIP
     """
     for name, parameter in list(module.named_parameters(recurse=False)):
         if placements.is_dtensor(parameter):

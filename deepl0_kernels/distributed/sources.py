@@ -126,7 +126,7 @@ def open_sources(source: Any, column: str | None) -> list[Source]:
     """
     given = [source] if isinstance(source, (str, PathLike)) else list(source)
     paths: list[Path] = []
-    for path in map(Path, given):
+    for path in (Path(one).resolve() for one in given):  # workers may run elsewhere
         if path.is_dir():
             inside = (p for p in path.iterdir() if p.suffix in (".npy", ".parquet", ".safetensors"))
             paths += sorted(inside)

@@ -284,8 +284,8 @@ def encode_top_m(
         (torch.Size([8, 3]), torch.Size([8, 3]), torch.Size([8, 32]))
     """
     if placements.is_dtensor(x, W):
-        found = sharded.encode_top_m(x, W, S, m, num_stages, bias, positive, D, step)
-        return SparseCode(*found, W.shape[0])
+        values, indices = sharded.encode_top_m(x, W, S, m, num_stages, bias, positive, D, step)
+        return SparseCode(values, indices, W.shape[0])
     found = None
     if plan is not None and _may_serve(x):
         found = plan._encode_top_m(x, W, S, m, num_stages, bias, positive, D, step)
