@@ -131,7 +131,7 @@ GPU = {
                 "threshold_backward",
                 "decode",
                 "decode_backward",
-            ),  # fmt: skip
+            ),
             # A ROCm torch cannot run them.
             lambda: bool(_C.build_info()["cuda"]) and torch.version.hip is None,
             "built without nvcc",
