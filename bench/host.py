@@ -5,12 +5,12 @@ it is waited for, outside of the time. Elsewhere the CUDA floor runs on CPU tens
 emulated runtime of the tests, whose launches do nothing (it takes nvcc): products are PyTorch's, as
 its rivals' are, of operands so small that the arithmetic is next to nothing on both sides.
 
-``python -m bench.host --json`` prints one object, case -> ours_us, eager_us, their ratio; calls: the
-operators that the dispatcher is asked for, the floor's own and PyTorch's, without allocations, views
-and what a PyTorch operator or product calls in its turn (a composed pass calls float32 products past
-the dispatcher); python: the functions, Python's and C's, that the interpreter calls. Microseconds are
-the fastest of the bursts' means; the rest is noise of the machine, which the counts do not have.
-``--instructions CASE`` runs ours alone, for callgrind.
+``python -m bench.host --json`` prints one object, case -> ours_us, eager_us, their ratio; calls:
+the operators that the dispatcher is asked for, the floor's own and PyTorch's, without allocations,
+views and what a PyTorch operator or product calls in its turn (a composed pass calls float32
+products past the dispatcher); python: the functions, Python's and C's, that the interpreter calls.
+Microseconds are the fastest of the bursts' means; the rest is noise of the machine, which the
+counts do not have. ``--instructions CASE`` runs ours alone, for callgrind.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ def test_without_triton_everything_else_works():
     # Without Triton, a build with CUDA kernels serves GPUs by them where they have the operator.
     floors = ["cuda"] if GPU["cuda"].installed() else []
     assert out.splitlines() == [
-        repr({"cpu": "cpu", **dict.fromkeys(floors, "reference"), "other": "reference"}),
+        repr({"cpu": "cpu", **dict.fromkeys(floors, "cuda"), "other": "reference"}),
         "8 cpu",
         "3 reference",
         "backend 'triton' is not in this build: triton is not installed; "

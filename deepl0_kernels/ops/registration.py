@@ -4,8 +4,8 @@ The CPU kernels are registered by the compiled extension (csrc/torch_ops.cpp), t
 :func:`serve_natively`.
 
 Where a call goes. The public function hands its arguments to what :func:`serve` has returned. An
-ordinary one, eager, of plain tensors, in no mode that PyTorch's dispatcher has a key for
-(:func:`_at_once`), goes straight to the kernel of its floor (:func:`deepl0_kernels.backends.kernel_of`),
+ordinary one, eager, of plain tensors, in no mode that PyTorch's dispatcher has a key for, goes
+straight to the kernel of its floor (:func:`_at_once`, :func:`deepl0_kernels.backends.kernel_of`),
 or to it by way of a ``torch.autograd.Function`` where a gradient is recorded: of the attachments to
 autograd that were measured the cheapest (docs/gpu.md). For any other call
 :func:`deepl0_kernels.backends.implementation` names the reference, or PyTorch's operator, of whose
@@ -334,7 +334,7 @@ def _differentiate(overload: str, operator, twin, setup, backward) -> None:
         formula = _formula(operator, twin is not operator, setup, backward)
         # The method of the base class: that of torch.autograd.Function looks for torch.func's
         # transforms in every argument, of which an ordinary call has none.
-        _formulas[overload] = super(torch.autograd.Function, formula).apply
+        _formulas[overload] = super(torch.autograd.Function, formula).apply  # type: ignore[misc]
 
     def kernel(keyset, *args):
         if why := _beyond_native(args):

@@ -55,7 +55,7 @@ def variant(mangled: str) -> str:
 
 def report(source: str, arch: str) -> str:
     """What ptxas says of the kernels of a file, compiled as a build does; kept beside the PTX."""
-    folder = build.build().library.parent
+    folder = build.build().kernels
     kept = folder / f"{source}.sm_{arch}.txt"
     if not kept.exists():
         tools = build.toolkit()

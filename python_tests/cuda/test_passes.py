@@ -1,5 +1,5 @@
-"""A pass is one native call: what a call costs the host, in counts that do not depend on the machine,
-and that a whole training step of every layer can be captured in a graph."""
+"""A pass is one native call: what a call costs the host, in counts that do not depend on the
+machine, and that a whole training step of every layer can be captured in a graph."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def test_schemas_are_those_of_the_operators_they_serve(emulator):
 
 
 def test_a_pass_asks_torch_for_nothing_that_waits(emulator):
-    """Of torch's C functions the bindings need sizes, allocation, views and products; what they name
-    to the dispatcher beside these is a copy, a cast or a product of half types."""
+    """Of torch's C functions the bindings need sizes, allocation, views and products; what they
+    name to the dispatcher is a product of half types."""
     wanted = set()
     for path in build.build().library.parent.glob("cuda_*.o"):
         out = subprocess.run(
