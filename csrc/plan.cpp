@@ -489,6 +489,11 @@ PyType_Spec spec = {"deepl0_kernels._C.Plan", sizeof(Object), 0, Py_TPFLAGS_DEFA
 
 }  // namespace
 
-PyObject* plan_type() { return PyType_FromSpec(&spec); }
+PyObject* plan_type() {
+    return guarded([] {
+        torch_names();  // once and for all, before there are threads that wait for one another
+        return PyType_FromSpec(&spec);
+    });
+}
 
 }  // namespace deepl0
