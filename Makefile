@@ -17,7 +17,7 @@ INSTALL := $(PIP) --no-build-isolation --editable
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench gpu reproduce docs docs-check examples wheel lint format cpp-test instructions \
-	install-test install-test-oldest sae-test clean
+	install-test install-test-oldest sae-test scale-test clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -134,6 +134,18 @@ sae-test: $(VENV)/test $(SAE)/installed  ## inside SAELens, its own trainings be
 	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
 		DEEPL0_SAE_RECORD=bench/records/saelens.json \
 		$(SAE)/python -m pytest -q -m saelens python_tests/sae/client
+
+# What Ray brings is half a gigabyte: an environment of its own, as for SAELens.
+SCALE := build/scale/bin
+$(SCALE)/installed: Makefile pyproject.toml
+	test -x $(SCALE)/python || $(PYTHON) -m venv build/scale
+	$(SCALE)/pip install --quiet --no-compile '$(TORCH)' 'ray[data]' numpy pandas pyarrow pytest hypothesis \
+		safetensors matplotlib typer tqdm
+	touch $@
+
+scale-test: $(VENV)/test $(SCALE)/installed  ## data sets on Ray, trainings under torchrun; half a gigabyte
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(SCALE)/python -m pytest -q -m scale \
+		python_tests/distributed/client
 
 clean:  ## remove what was built
 	rm -rf build deepl0_kernels/*.so *.egg-info csrc/tests/build .pytest_cache .ruff_cache .mypy_cache

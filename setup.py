@@ -140,8 +140,8 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
         # The last two are wrong about the intrinsics of gcc 12 (its bug 105593).
         "-Wno-unused-parameter -Wno-psabi -Wno-maybe-uninitialized -Wno-uninitialized",
         # Errors name csrc/..., not where this machine built it.
-        f"-fmacro-prefix-map={in_command(ROOT)}/=",
-        f"-I{in_command(CSRC)}",
+        f"-fmacro-prefix-map={in_command(from_build(ROOT))}/=",
+        f"-I{in_command(from_build(CSRC))}",
         os.environ.get("CXXFLAGS", ""),
     ]
     # The bindings alone see torch and what the stable ABI is asked for; the module alone Python and
@@ -186,7 +186,7 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
 
     def compile_one(source: Path, name: str, extra: str) -> None:
         objects.append(name)
-        lines.append(f"build {name}: cxx {in_graph(source)}")
+        lines.append(f"build {name}: cxx {in_graph(from_build(source))}")
         lines.append(f"  extra = {extra}")
 
     if cuda:  # first, because nvcc takes longest; the short ones last leave no core idle
@@ -194,7 +194,7 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
         lines += [
             f"nvcc = {in_command(toolkit.nvcc)}",
             "cuflags = -std=c++17 -O3 -ccbin $cxx -Xcompiler -fPIC,-fvisibility=hidden,-Wall"
-            f" -I{in_command(CSRC)} {' '.join(cuda_toolkit.flags(cuda.archs))}",
+            f" -I{in_command(from_build(CSRC))} {' '.join(cuda_toolkit.flags(cuda.archs))}",
             "rule cuda",
             "  command = $nvcc -MMD -MF $out.d $cuflags -c $in -o $out",
             "  depfile = $out.d",
@@ -203,11 +203,12 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
         ]
         for source in sorted((CSRC / "cuda").glob("*.cu")):
             objects.append(f"cuda/{source.stem}.o")
-            lines.append(f"build {objects[-1]}: cuda {in_graph(source)}")
+            lines.append(f"build {objects[-1]}: cuda {in_graph(from_build(source))}")
         cuda_flags = f"{binding_flags} -isystem {in_command(toolkit.include)}"
         for source in sorted((CSRC / "torch" / "cuda").glob("*.cpp")):
             compile_one(source, f"{bound}/cuda/{source.stem}.o", cuda_flags)
-    compile_one(CSRC / "module.cpp", f"{bound}/module.o", module_flags)
+    for name in ("module", "plan"):
+        compile_one(CSRC / f"{name}.cpp", f"{bound}/python_{name}.o", module_flags)
     for source in [*sorted((CSRC / "torch").glob("*.cpp")), CSRC / "torch_ops.cpp"]:
         compile_one(source, f"{bound}/{source.stem}.o", binding_flags)
     for source in sorted((CSRC / "core").glob("*.cpp")):
@@ -220,6 +221,11 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
     lines.append(f"build {in_graph(target)}: link {' '.join(objects)}")
     lines.append(f"default {in_graph(target)}")
     return "\n".join(lines) + "\n"
+
+
+def from_build(path: Path) -> str:
+    """A path of the project as the build folder sees it: what is built there serves every copy."""
+    return os.path.relpath(path, build_folder())
 
 
 def in_command(path: Path | str) -> str:

@@ -18,15 +18,16 @@ from .rivals import (
 )
 
 N = 256
+PREPARED = "deepl0, prepared"
 SIZES = [
     (batch, p, m, stages)
     for stages in (2, 10)
     for p in (128, 512, 2048)
     for m in (10, 32, 64)
-    for batch in (1, 128, 4096)
+    for batch in (1, 16, 128, 4096)
 ]  # fmt: skip
 # One stage, a large dictionary: S does not exist.
-LARGE = [(batch, 16384, m, 1) for m in (10, 32, 64) for batch in (1, 128, 4096)]
+LARGE = [(batch, 16384, m, 1) for m in (10, 32, 64) for batch in (1, 16, 128, 4096)]
 HUGE = [(batch, 131072, 32, 1) for batch in (1, 128)]
 # Without S: stages z + W (x - D z) + b.
 FACTORED = [(1024, 16384, 32, 2), (128, 131072, 32, 3)]
@@ -59,10 +60,12 @@ def same_supports(want, *others):
 def test_encode_top_m(race, shape, threads):
     batch, p, m, stages = shape
     x, (W, S) = torch.randn(batch, N), weights(p)
+    plan = dk.prepare(W, S)
     providers = {
         EAGER: lambda: eager_encode_top_m(x, W, S, m, stages),
         FLOOR: lambda: x @ W.t(),
         OURS: lambda: rivals.encode_top_m(x, W, S, m, num_stages=stages),
+        PREPARED: lambda: rivals.encode_top_m(x, W, S, m, num_stages=stages, plan=plan),
     }
     if batch == 1 and S is not None:
         # One signal is served faster from S stored by columns, which is for the caller to choose.
@@ -87,6 +90,7 @@ def test_encode_top_m(race, shape, threads):
 def test_sparse_autoencoder(race, p, batch, threads):
     """One stage with bias and nonnegative codes, and what these two cost."""
     m, x, (W, _) = 32, torch.randn(batch, N), weights(p)
+    plan = dk.prepare(W)
     bias = W.norm(dim=1).mean() * torch.randn(p) / 4
     neither = "deepl0, neither"
     want = dk.reference.encode_top_m(x, W, None, bias, m, 1, positive=True)
@@ -100,6 +104,9 @@ def test_sparse_autoencoder(race, p, batch, threads):
             OURS: lambda: rivals.encode_top_m(
                 x, W, None, m, num_stages=1, bias=bias, positive=True
             ),
+            PREPARED: lambda: rivals.encode_top_m(
+                x, W, None, m, num_stages=1, bias=bias, positive=True, plan=plan
+            ),
         },
         same_supports(want, neither),
     )
@@ -111,6 +118,7 @@ def test_encode_top_m_factored(race, shape, threads):
     batch, p, m, stages = shape
     x, atoms = torch.randn(batch, N), torch.nn.functional.normalize(torch.randn(p, N))
     W, D, bias = 0.99 / squared_norm(atoms.t()) * atoms, atoms.t(), torch.zeros(p)
+    plan = dk.prepare(W, D=D)
     want = dk.reference.encode_top_m_factored(x, W, D, bias, None, [m] * stages, True)
     race(
         "encode_top_m, factored",
@@ -121,12 +129,15 @@ def test_encode_top_m_factored(race, shape, threads):
             OURS: lambda: rivals.encode_top_m(
                 x, W, None, m, D=D, num_stages=stages, bias=bias, positive=True
             ),
+            PREPARED: lambda: rivals.encode_top_m(
+                x, W, None, m, D=D, num_stages=stages, bias=bias, positive=True, plan=plan
+            ),
         },
         same_supports(want),
     )
 
 
-@pytest.mark.parametrize("shape", [s for s in SIZES if s[0] > 1 and s[3] == 2], ids=str)
+@pytest.mark.parametrize("shape", [s for s in SIZES if s[0] > 16 and s[3] == 2], ids=str)
 def test_encode_top_m_training(race, shape, threads):
     """Forward and backward into W and S, as in a training step on data."""
     batch, p, m, stages = shape
@@ -154,7 +165,7 @@ def test_encode_top_m_training(race, shape, threads):
 
 
 @pytest.mark.parametrize("active", [0.05, 0.3])
-@pytest.mark.parametrize("batch", [1, 128, 4096])
+@pytest.mark.parametrize("batch", [1, 16, 128, 4096])
 @torch.no_grad()
 def test_encode_l0(race, batch, active, threads):
     p, stages = 512, 2
@@ -166,7 +177,7 @@ def test_encode_l0(race, batch, active, threads):
     def check(name, out):
         assert ((out - want).abs() > 1e-4).float().mean() < 1e-3, name
 
-    compiled = torch.compile(eager_encode_l0)
+    compiled, plan = torch.compile(eager_encode_l0), dk.prepare(W, S)
     race(
         "encode_l0",
         f"B={batch} p={p} active={active} K={stages}",
@@ -175,6 +186,7 @@ def test_encode_l0(race, batch, active, threads):
             FLOOR: lambda: x @ W.t(),
             "torch.compile": lambda: compiled(x, W, S, theta, stages),
             OURS: lambda: dk.encode_l0(x, W, S, theta, num_stages=stages),
+            PREPARED: lambda: dk.encode_l0(x, W, S, theta, num_stages=stages, plan=plan),
         },
         check,
     )

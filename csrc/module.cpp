@@ -7,6 +7,7 @@
 
 #include "core/isa.h"
 #include "core/screen.h"
+#include "plan.h"
 
 namespace {
 
@@ -77,5 +78,12 @@ PyMODINIT_FUNC PyInit__C() {
         PyErr_SetString(PyExc_ImportError, error.what());
         return nullptr;
     }
-    return PyModule_Create(&definition);
+    PyObject* module = PyModule_Create(&definition);
+    PyObject* type = module ? deepl0::plan_type() : nullptr;
+    if (!type || PyModule_AddObject(module, "Plan", type) < 0) {
+        Py_XDECREF(type);
+        Py_XDECREF(module);
+        return nullptr;
+    }
+    return module;
 }

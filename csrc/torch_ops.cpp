@@ -101,6 +101,7 @@ STABLE_TORCH_LIBRARY_IMPL(deepl0, CPU, m) {
     m.impl("encode_top_m_factored", TORCH_BOX(&encode_top_m_factored));
     m.impl("encode_top_m_factored_saving", TORCH_BOX(&encode_top_m_factored_saving));
     m.impl("encode_top_m_factored_backward", TORCH_BOX(&ops::encode_top_m_factored_backward));
+    m.impl("shard_top_m", TORCH_BOX(&ops::shard_top_m));
     m.impl("decode", TORCH_BOX(&ops::decode));
     m.impl("decode_backward", TORCH_BOX(&ops::decode_backward));
     m.impl("omp", TORCH_BOX(&ops::omp));

@@ -9,8 +9,7 @@
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch  # its libraries must be loaded before the extension's
 
@@ -24,6 +23,7 @@ except ImportError as error:
 from .backends import backends, last_call, use_backend
 from .cuda.library import allow_atomics
 from .ops import (
+    Plan,
     SparseCode,
     batch_top_m,
     decode,
@@ -32,6 +32,7 @@ from .ops import (
     hard_threshold,
     helu,
     keep_top_m,
+    prepare,
     soft_threshold,
     threshold_stage,
     top_m,
@@ -42,8 +43,10 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from . import datasets, nn, solvers
+    from .distributed import encode_dataset
 
 __all__ = [
+    "Plan",
     "SparseCode",
     "__version__",
     "allow_atomics",
@@ -52,6 +55,7 @@ __all__ = [
     "build_info",
     "datasets",
     "decode",
+    "encode_dataset",
     "encode_l0",
     "encode_top_m",
     "hard_threshold",
@@ -59,6 +63,7 @@ __all__ = [
     "keep_top_m",
     "last_call",
     "nn",
+    "prepare",
     "soft_threshold",
     "solvers",
     "threshold_stage",
@@ -73,7 +78,9 @@ __all__ = [
 _LAZY = ("datasets", "nn", "solvers")
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
+    if name == "encode_dataset":
+        return importlib.import_module(f"{__name__}.distributed").encode_dataset
     if name in _LAZY:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,6 +22,8 @@ AUTOCAST_DEVICES = tuple(
 
 def autocast_device() -> str | None:
     """A device type for which autocast is on, if there is one."""
+    if not torch._C._is_any_autocast_enabled():  # the rule, and all of them asked at once
+        return None
     for device in AUTOCAST_DEVICES:
         if torch.is_autocast_enabled(device):
             return device

@@ -22,8 +22,19 @@ import torch
 from torch import Tensor
 
 from . import _C
-from .cuda.library import refusal
+from .cuda import library
 from .triton import tuned
+
+
+class Kernel(NamedTuple):
+    """What computes an operator on a floor, below autograd and the dispatcher's other keys."""
+
+    run: Callable[..., Any]  # the operator's arguments and results
+    saving: Callable[..., Any]  # those of its twin, where it has one; else ``run``
+    checks: bool  # whether it refuses arguments that do not fit, so that nothing else need to
+    wide: bool  # whether it takes every dtype, float64 among them; else these
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16)
+    call: tuple[str, str, str] | None = None  # what a report says of it
 
 
 @dataclass(eq=False)
@@ -32,6 +43,8 @@ class Backend:
 
     name: str
     modules: Mapping[str, tuple[str, ...]]  # module -> the operators that it serves, by their names
+    # Operators that are one of the extension's, and its twin; not of half types where they lose.
+    composed: tuple[str, ...]
     installed: Callable[[], bool]
     missing: str  # why it is not installed where it is not
     serving: Callable[[Tensor], AbstractContextManager]  # around a call on such a tensor
@@ -39,7 +52,9 @@ class Backend:
     @property
     def operators(self) -> dict[str, str]:
         """Operator of torch.ops.deepl0 -> module."""
-        return {name: module for module, names in self.modules.items() for name in names}
+        return dict.fromkeys(self.composed, "library") | {
+            name: module for module, names in self.modules.items() for name in names
+        }
 
     def launcher(self, operator: str) -> Callable[..., Any]:
         """The function that serves ``operator``."""
@@ -54,20 +69,65 @@ class Backend:
 
         return launch
 
+    def kernel(self, operator: str) -> Kernel:
+        """What computes ``operator``."""
+        if operator in self.composed:
+            return Kernel(*library.composed(operator, SAVING), checks=True, wide=False)
+        launch, count = self.launcher(operator), len(_packet(operator).default._schema.returns)
+        if not hasattr(torch.ops.deepl0, operator + SAVING):
+            return Kernel(launch, launch, False, False)
 
+        # An operator and its saving twin are one function, which is told.
+        def run(*args):
+            results = launch(*args, False)
+            return results[0] if count == 1 else results[:count]
+
+        return Kernel(run, lambda *args: launch(*args, True), False, False)
+
+
+def _packet(operator: str):
+    return getattr(torch.ops.deepl0, operator)
+
+
+def _cpu_kernel(operator: str) -> Kernel:
+    """The extension's, which autograd's keys stand before."""
+
+    def below(name: str) -> Callable[..., Any]:
+        run = _packet(name).default._op
+
+        def call(*args):
+            with torch._C._AutoDispatchBelowAutograd():
+                return run(*args)
+
+        return call
+
+    run, twin = below(operator), operator + SAVING
+    saving = below(twin) if hasattr(torch.ops.deepl0, twin) else run
+    return Kernel(run, saving, True, True)
+
+
+SAVING = (
+    "_saving"  # after the name of an operator: its twin, which also returns what backward reads
+)
 _SELECTION = ("top_m", "keep_top_m", "unpool", "apply_mask")
 GPU = {
     backend.name: backend
     for backend in (
         Backend(
             "cuda",
-            {
-                "top_m": _SELECTION,
-                "batch_top_m": ("batch_top_m",),
-                "encode": ("encode_top_m", "encode_top_m_backward"),
-                "encode_factored": ("encode_top_m_factored", "encode_top_m_factored_backward"),
-                "decode": ("decode", "decode_backward"),
-            },
+            {"encode_factored": ("encode_top_m_factored", "encode_top_m_factored_backward")},
+            (
+                *_SELECTION,
+                "batch_top_m",
+                "encode_top_m",
+                "encode_top_m_backward",
+                "encode_l0",
+                "encode_l0_backward",
+                "threshold",
+                "threshold_backward",
+                "decode",
+                "decode_backward",
+            ),
             # A ROCm torch cannot run them.
             lambda: bool(_C.build_info()["cuda"]) and torch.version.hip is None,
             "built without nvcc",
@@ -94,6 +154,7 @@ GPU = {
                     "encode_top_m_factored_backward",
                 ),
             },
+            (),
             # Looked up, not imported.
             lambda: importlib.util.find_spec("triton") is not None,
             "triton is not installed",
@@ -109,9 +170,12 @@ _NATIVE: dict[str, tuple[str, ...]] = {"cpu": ("cpu",)}
 _implementations: dict[str, dict[str, Callable]] = {}
 # Operator and device type -> the native backends that have it there: looked up in every call.
 _served: dict[tuple[str, str], tuple[str, ...]] = {}
+# Operator, or with the index of a GPU: what serves plain eager calls; filled as they come.
+KERNELS: dict[str | tuple[str, int], Kernel | None] = {}
 _forced: str | None = None
 _blocks: list[use_backend] = []  # the ``with`` blocks that are open, in the order of their begin
-_last: tuple[str, str, str] | None = None
+# What served the last public call: operator, backend, reason.
+LAST: list[tuple[str, str, str] | None] = [None]
 
 
 class Call(NamedTuple):
@@ -126,6 +190,7 @@ class Call(NamedTuple):
 def register(operator: str, **implementations: Callable) -> None:
     """Tell which function serves ``operator`` on which backend."""
     _implementations[operator] = implementations
+    KERNELS.clear()
     for device in _NATIVE:
         _served[operator, device] = _natives(operator, device)
 
@@ -133,6 +198,7 @@ def register(operator: str, **implementations: Callable) -> None:
 def serve_device(device: str, *backends: str) -> None:
     """Tell which native backends serve tensors of the type ``device``; none: the reference."""
     _NATIVE[device] = backends
+    KERNELS.clear()
     if not backends:
         del _NATIVE[device]
     for operator in _implementations:
@@ -151,7 +217,6 @@ def implementation(operator: str, tensor: Tensor) -> Callable:
     kernel asks :func:`choose`. The choice stands above autograd: what the reference serves is
     differentiated by PyTorch, any number of times.
     """
-    global _last
     natives = _served.get((operator, tensor.device.type), ())
     native = natives[0] if natives else "reference"
     if native in ("cuda", "triton") and tensor.dtype == torch.float64:
@@ -168,8 +233,57 @@ def implementation(operator: str, tensor: Tensor) -> Callable:
     else:
         raise ValueError(f"backend {_forced!r} does not serve {tensor.device.type!r} tensors")
     if not torch.compiler.is_compiling():
-        _last = operator, backend, reason
+        LAST[0] = operator, backend, reason
     return _implementations[operator][backend]
+
+
+def kernel_of(operator: str, tensor: Tensor) -> Kernel | None:
+    """The native kernel of an operator for a plain tensor under the current override, of whatever
+    dtypes it takes, for a call that nothing but a kernel has to see; None where there is none, or
+    the reference serves. Kept in ``KERNELS``."""
+    if tensor.is_cpu:
+        key: str | tuple[str, int] = operator
+    elif tensor.is_cuda:
+        key = operator, tensor.get_device()
+    else:
+        return None
+    try:
+        found = KERNELS[key]
+    except KeyError:
+        found = KERNELS[key] = _find_kernel(operator, tensor)
+    return found
+
+
+def _find_kernel(operator: str, tensor: Tensor) -> Kernel | None:
+    names = [
+        name
+        for name in _NATIVE.get(tensor.device.type, ())
+        if name == "cpu" or operator in GPU[name].operators
+    ]
+    public = operator in _implementations
+    if not names or (public and _forced not in (None, *names)):
+        return None
+    if names == ["cpu"]:
+        name, reason = "cpu", "forced by use_backend" if _forced else "default for the device"
+        made = _cpu_kernel(operator)
+    else:
+        name, reason = _chosen(operator, names, (tensor,))
+        made = GPU[name].kernel(operator)
+        if len(names) > 1 and operator in _FLOAT32_BY_CUDA and _forced is None:
+            made = made._replace(dtypes=tuple(
+                dtype
+                for dtype in made.dtypes
+                if _chosen(operator, names, (tensor.new_empty(0, dtype=dtype),))[0] == name
+            ))  # fmt: skip
+    return made._replace(call=(operator, name, reason) if public else None)
+
+
+def plan_serves(operator: str) -> bool:
+    """Whether a plan may call the CPU kernels of ``operator`` in the operator's place."""
+    if _forced not in (None, "cpu") or _served.get((operator, "cpu"), ())[:1] != ("cpu",):
+        return False
+    LAST[0] = operator, "cpu", "kept ready by a plan"
+    return True
 
 
 def choose(operator: str, backends: Sequence[str], args: Sequence) -> str:
@@ -181,32 +295,40 @@ def choose(operator: str, backends: Sequence[str], args: Sequence) -> str:
     lost (docs/benchmarks-gpu.md), and nothing is compiled on first use. Triton has the operators
     that CUDA has not, and serves AMD GPUs.
     """
-    global _last
+    backend, reason = _chosen(operator, backends, args)
+    if _forced is None and LAST[0] is not None and LAST[0][0] == operator:
+        LAST[0] = operator, backend, reason
+    return backend
+
+
+# Its code between the stages is float32, and so are its products: of half types Triton's are on
+# tensor cores.
+_FLOAT32_BY_CUDA = ("encode_l0", "encode_l0_backward")
+
+
+def _chosen(operator: str, backends: Sequence[str], args: Sequence) -> tuple[str, str]:
     usable = [b for b in backends if b != "cuda" or _runs_cuda(args)]
     if _forced in backends:
-        backend, reason = str(_forced), "forced by use_backend"
-    elif "cuda" in usable and len(usable) > 1:
-        backend, reason = "cuda", "measured to be the faster one"
-    else:
-        backend, reason = (usable or backends)[0], "the only kernel for the device"
-    if _forced is None and _last is not None and _last[0] == operator:
-        _last = operator, backend, reason
-    return backend
+        return str(_forced), "forced by use_backend"
+    if "triton" in usable and operator in _FLOAT32_BY_CUDA and args[0].dtype != torch.float32:
+        return "triton", "its products of half types are on tensor cores"
+    if "cuda" in usable and len(usable) > 1:
+        return "cuda", "the faster one, in a graph or to the host"
+    return (usable or backends)[0], "the only kernel for the device"
 
 
 def _runs_cuda(args: Sequence) -> bool:
     device = args[0].device
-    return device.type != "cuda" or refusal(device) is None
+    return device.type != "cuda" or library.refusal(device) is None
 
 
 def by_reference(operator: str, why: str) -> Callable | None:
     """The reference of ``operator``, for what its native kernels do not differentiate; None where a
     native backend is forced. The report says ``why``."""
-    global _last
     if _forced not in (None, "reference"):
         return None
     if not torch.compiler.is_compiling():
-        _last = operator, "reference", why
+        LAST[0] = operator, "reference", why
     return _implementations.get(operator, {}).get("reference")
 
 
@@ -242,9 +364,9 @@ def last_call() -> Call | None:
         >>> dk.last_call().backend, dk.last_call().reason
         ('cpu', 'default for the device')
     """
-    if _last is None:
+    if LAST[0] is None:
         return None
-    operator, backend, reason = _last
+    operator, backend, reason = LAST[0]
     return Call(operator, backend, _C.active_isa() if backend == "cpu" else None, reason)
 
 
@@ -266,19 +388,18 @@ class use_backend:  # noqa: N801 - used like a function
     """
 
     def __init__(self, name: str | None) -> None:
-        global _forced
         if name is not None and name not in NAMES:
             raise ValueError(f"name must be one of {NAMES} or None, got {name!r}")
         if name not in (None, *available()):
             why = f": {GPU[name].missing}" if name in GPU else ""
             raise ValueError(f"backend {name!r} is not in this build{why}; it has {available()}")
         self._name, self._previous, self._fresh = name, _forced, True
-        _forced = name
+        _force(name)
 
     def __enter__(self) -> use_backend:
-        global _forced
         if not self._fresh:
-            self._previous, _forced = _forced, self._name
+            self._previous = _forced
+            _force(self._name)
         self._fresh = False
         _blocks.append(self)
         return self
@@ -289,14 +410,19 @@ class use_backend:  # noqa: N801 - used like a function
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        global _forced
         at = _blocks.index(self)
         if at + 1 < len(_blocks):
             # A block of another thread began within this one and still lasts: it inherits.
             _blocks[at + 1]._previous = self._previous
         else:
-            _forced = self._previous
+            _force(self._previous)
         del _blocks[at]
+
+
+def _force(name: str | None) -> None:
+    global _forced
+    _forced = name
+    KERNELS.clear()
 
 
 def available() -> tuple[str, ...]:

@@ -108,6 +108,68 @@ def _app():
 
     @app.command(
         epilog=examples(
+            "deepl0 encode sae.safetensors --source vectors/ --out codes",
+            "torchrun --nproc-per-node 4 -m deepl0_kernels.cli encode sae --source x --out codes",
+        )
+    )
+    def encode(
+        model: Annotated[Path, typer.Argument(help="File or folder of a sparse autoencoder.")],
+        source: Annotated[
+            list[Path], typer.Option(help=".npy, .safetensors, .parquet, or a folder; repeatable.")
+        ],
+        out: Annotated[Path, typer.Option(help="Folder of the codes; gone on with if it exists.")],
+        column: Annotated[
+            str | None, typer.Option(help="Of a file with several tensors or columns.")
+        ] = None,
+        values: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+        rows: Annotated[int, typer.Option(help="Of the source in a file of codes.")] = 1 << 20,
+        memory: Annotated[int, typer.Option(help="MiB for the rows that are worked on.")] = 256,
+        ray: Annotated[bool, typer.Option("--ray", help="By a pool of actors of Ray.")] = False,
+        workers: Annotated[int | None, typer.Option(help="Actors; by default all CPUs.")] = None,
+        as_json: Json = False,
+        progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
+    ) -> None:
+        """Code vectors that need not fit into memory; parquet with indices and values.
+
+        Interrupted, the same command goes on. Under torchrun every process takes its parts.
+        """
+        from functools import partial
+
+        from . import sae
+        from .distributed import encode_dataset, launched
+
+        try:
+            ranks = launched()
+            done = encode_dataset(
+                source,
+                partial(sae.load, model),
+                out,
+                column=column,
+                values=values,
+                rows=rows,
+                memory=memory << 20,
+                engine="ray" if ray else "loop",
+                workers=workers,
+                ranks=ranks,
+                progress=progress and sys.stderr.isatty(),
+            )
+            ranks.close()
+        except KeyboardInterrupt:
+            typer.echo(f"interrupted; the same command goes on from what {out} holds", err=True)
+            raise typer.Exit(130) from None
+        except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+            typer.echo(f"deepl0 encode: {error}", err=True)
+            raise typer.Exit(2) from None
+        if as_json:
+            typer.echo(json.dumps(done, indent=2))
+            return
+        typer.echo(
+            f"{done['rows_coded']} of {done['rows']} rows coded in {done['parts_coded']} of "
+            f"{done['parts']} parts in {out}"
+        )
+
+    @app.command(
+        epilog=examples(
             "deepl0 reproduce table1 --quick",
             "deepl0 reproduce table1 table2 --p 128 256 --seeds 2 --out run",
             "deepl0 reproduce table1 --set lam=0.1 --out other",

@@ -27,7 +27,7 @@ def test_default_and_report():
     served = dk.backends()
     floors = [name for name, floor in GPU.items() if floor.installed()]
     assert served["threshold"] == {"cpu": "cpu", "other": "reference"} | (
-        {"cuda": "triton" if GPU["triton"].installed() else "reference"} if floors else {}
+        {"cuda": floors[0]} if floors else {}
     )
     assert served["top_m"].get("cuda", "") == (floors[0] if floors else "")
     assert served["omp"].get("cuda", "reference") == "reference"
@@ -51,6 +51,7 @@ def test_default_and_report():
         "iht_l0",
         "iht_top_m",
         "omp",
+        "shard_top_m",
         "sparse_adam_",
     }
 

@@ -143,11 +143,11 @@ void panels_impl(T* wx, int64_t rows, int64_t p, StepMatrices<T> s, int64_t widt
         const T* step = s.data + (k - 1) * s.step_stride;
         T* sum = k + 1 < out.stages ? u : wx;  // the last stage may overwrite W x
         for (int64_t c = 0; c < p; c += width) {
-            const int64_t n = smaller(width, p - c);
-            const int64_t fetch = s.transposed ? 0 : smaller(width, p - c - n) * p;
-            pack_columns(s, step, p, c, n, panel);
-            add_panel(sum, wx, rows, p, c, n, panel, step + (c + n) * p, fetch,
-                      Code<T>(out, k - 1, 0), out.m);
+            const int64_t n = smaller(width, p - c), next = smaller(width, p - c - n) * p;
+            const int64_t fetch = panel && s.transposed ? 0 : next;
+            if (panel) pack_columns(s, step, p, c, n, panel);
+            add_panel(sum, wx, rows, p, c, n, panel ? panel : step + c * p, step + (c + n) * p,
+                      fetch, Code<T>(out, k - 1, 0), out.m);
         }
         select_impl(static_cast<const T*>(sum), rows, p, out, k, workspace);
     }

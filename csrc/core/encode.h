@@ -51,7 +51,8 @@ struct EncodeKernels {
     /// The same for an S beyond L2: a stage at a time, and within it one column panel of S' at a
     /// time over all rows, so that S is read once per call and step, not once per row. A panel is
     /// packed where it is used and never leaves L2. wx is overwritten.
-    /// panel: p * width elements; u: rows * p elements, unused for two stages.
+    /// panel: p * width elements; null: s is in panels already, panel c of step k at data + k *
+    /// step_stride + c * p. u: rows * p elements, unused for two stages.
     void (*panels)(T* wx, int64_t rows, int64_t p, StepMatrices<T> s, int64_t width,
                    TopMCodes<T> out, T* u, T* panel, void* workspace);
 

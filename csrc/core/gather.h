@@ -144,9 +144,9 @@ DEEPL0_INLINE void gather_sum(T* u, const T* base, const T* rows, int64_t ld, co
 }
 
 /// N rows of gather_columns.
-template <int N, class T>
+template <int N, class T, class Index>
 DEEPL0_INLINE void gather_rows(T* u, const T* base, const T* s, int64_t ld, const T* v,
-                               const int64_t* idx, int64_t m) {
+                               const Index* idx, int64_t m) {
     T sum[N];
     for (int r = 0; r < N; ++r) sum[r] = base ? base[r] : T(0);
     for (int64_t j = 0; j < m; ++j)
@@ -158,9 +158,9 @@ DEEPL0_INLINE void gather_rows(T* u, const T* base, const T* s, int64_t ld, cons
 /// The same with the matrix transposed: u[i] = base[i] + sum_j v[j] * s[i * ld + idx[j]], i in [0,
 /// n); base may be null. Eight rows at a time keep enough scattered loads in flight; hardware
 /// gathers and prefetching gained nothing.
-template <class T>
+template <class T, class Index>
 DEEPL0_INLINE void gather_columns(T* u, const T* base, const T* s, int64_t ld, const T* v,
-                                  const int64_t* idx, int64_t m, int64_t n) {
+                                  const Index* idx, int64_t m, int64_t n) {
     const auto at = [&](int64_t i) { return base ? base + i : nullptr; };
     int64_t i = 0;
     for (; i + 8 <= n; i += 8) gather_rows<8>(u + i, at(i), s + i * ld, ld, v, idx, m);

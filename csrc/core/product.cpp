@@ -125,6 +125,14 @@ bool product_pays() {
 #endif
 }
 
+bool product_pays(int64_t rows, int64_t weights) {
+#if DEEPL0_X86
+    if (active_isa() == Isa::avx512 && __builtin_cpu_is("intel"))
+        return rows > 4 && rows <= (weights <= 1 << 16 ? 256 : 64);
+#endif
+    return rows >= 16 && product_pays();
+}
+
 int64_t product_packed_size(int64_t p, int64_t n) {
     return scalar::groups_of(p) * kProductGroup * n;
 }

@@ -1,7 +1,7 @@
-// out = x W' + bias in float32 by our own kernel, for processors on which the BLAS does not use
-// their vectors: tiles of a few rows by two vectors of units, over a packed W. Every entry is one
-// chain of fma in ascending order of the terms (at level scalar each product is rounded), so it
-// does not depend on the number of rows or threads.
+// out = x W' + bias in float32 by our own kernel, where the BLAS does not use the processor's
+// vectors, or is slow to begin: tiles of a few rows by two vectors of units, over a packed W. Every
+// entry is one chain of fma in ascending order of the terms (at level scalar each product is
+// rounded), so it does not depend on the number of rows or threads.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +11,14 @@ namespace deepl0 {
 /// Units are packed in groups of this many.
 constexpr int64_t kProductGroup = 32;
 
-/// Whether it is known to beat the BLAS: level avx512 on an AMD processor, where MKL stays with
-/// AVX2 (2.5 times slower, measured on Zen 5).
+/// Whether it is known to beat the BLAS at all sizes, packing W included: level avx512 on an AMD
+/// processor, where MKL stays with AVX2 (2.5 times slower, measured on Zen 5).
 bool product_pays();
+
+/// Whether it does for so many rows by p n weights. On Intel at level avx512 MKL's product takes
+/// some 40 us to begin from 16 rows on, and runs kernels of half the speed below; beyond 64 rows
+/// (256 of few weights) it is as fast (measured on Ice Lake, p = 128 to 2048, n = 256).
+bool product_pays(int64_t rows, int64_t weights);
 
 /// Floats of packed W [p, n].
 int64_t product_packed_size(int64_t p, int64_t n);

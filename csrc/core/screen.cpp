@@ -2,6 +2,7 @@
 
 #include "kernel_table.h"
 #include "screen_candidates.h"
+#include "screen_few.h"
 
 namespace deepl0 {
 namespace DEEPL0_ISA {
@@ -186,22 +187,23 @@ DEEPL0_INLINE const void* packed_rows(const Panel& s, int64_t row) {
 
 /// u[32, 32] (rows of stride ld) = the rows [row, row + 32) times group g, bias and z with it.
 DEEPL0_INLINE void approximate(const Panel& s, int64_t row, int64_t g, float* u, int64_t ld) {
-    const int64_t n = s.q.n;
+    const int64_t n = s.q.n, some = smaller(32, s.rows - row);
     const float* const bias = s.bias ? s.bias + g * kScreenGroup : nullptr;
 #if DEEPL0_HAS_BF16
-    if (is_bf16(s.q.kind)) {
-        const auto block = uses_tiles(s.q) ? amx_block : vector_block;
-        block(static_cast<const uint16_t*>(packed_rows(s, row)),
-              static_cast<const uint16_t*>(s.w.group(g)), bias, (n + 31) / 32, u, ld);
-    }
+    if (uses_tiles(s.q))
+        amx_block(static_cast<const uint16_t*>(packed_rows(s, row)),
+                  static_cast<const uint16_t*>(s.w.group(g)), bias, (n + 31) / 32, u, ld);
+    else if (is_bf16(s.q.kind))
+        vector_block(static_cast<const uint16_t*>(packed_rows(s, row)), some,
+                     static_cast<const uint16_t*>(s.w.group(g)), bias, (n + 31) / 32, u, ld);
 #endif
 #if DEEPL0_HAS_INT8
     if (s.q.kind == ScreenKind::int8_vectors)
-        int8_block(static_cast<const int8_t*>(packed_rows(s, row)), s.int8.from(row), s.w.group(g),
-                   bias, n, u, ld);
+        int8_block(static_cast<const int8_t*>(packed_rows(s, row)), s.int8.from(row), some,
+                   s.w.group(g), bias, n, u, ld);
 #endif
     if (s.q.kind == ScreenKind::float32)
-        float32_block(static_cast<const float*>(packed_rows(s, row)),
+        float32_block(static_cast<const float*>(packed_rows(s, row)), some,
                       static_cast<const float*>(s.w.group(g)), bias, n, u, ld);
     if (s.layout.added == 0) return;
     const int32_t* start = s.z.start + row / 32 * s.w.groups + g;
@@ -240,6 +242,7 @@ DEEPL0_NOINLINE void prepare_added(Panel& s, int64_t rows) {
 /// Packs and prepares a panel; fills it up to a multiple of 32 with rows that take no candidates.
 DEEPL0_INLINE void prepare_rows(Panel& s, int64_t rows) {
     const ScreenProblem& q = s.q;
+    s.rows = rows;
     constexpr int64_t kSome = 16;
     for (int64_t r = 0; r < round_up(rows, 32); r += kSome) {
         float whole[kSome] = {}, lost[kSome] = {};
@@ -321,7 +324,7 @@ template <bool Positive>
 DEEPL0_INLINE void scan_block(Panel& s, int64_t row, const float* u, int64_t g) {
     constexpr int kRange = 0xb;  // of two values the larger modulus
     alignas(64) float bound[32];
-    alignas(64) uint16_t hit[32];
+    alignas(64) uint16_t hit[32] = {};
     const F32 norm = broadcast(s.w.group_norm[g]), error = broadcast(s.w.group_error[g]);
     const F32 slack = broadcast(s.w.group_slack[g]);
     uint32_t open = 0;  // rows that are not shut
@@ -332,8 +335,9 @@ DEEPL0_INLINE void scan_block(Panel& s, int64_t row, const float* u, int64_t g) 
         store(bound + v, least - e);
         open |= bits(_mm512_cmp_ps_mask(least, broadcast(__builtin_inff()), _CMP_NEQ_UQ)) << v;
     }
+    const int some = int(smaller(32, s.rows - row));  // of the others u may hold anything
 #pragma GCC unroll 8
-    for (int r = 0; r < 32; ++r) {
+    for (int r = 0; r < some; ++r) {
         const F32 u0 = load(u + 32 * r), u1 = load(u + 32 * r + 16);
         const F32 top = Positive ? _mm512_max_ps(u0, u1) : _mm512_range_ps(u0, u1, kRange);
         hit[r] = not_less(top, broadcast(bound[r]));  // a NaN of an unbounded unit is a hit
@@ -432,6 +436,27 @@ void top_m(const ScreenProblem& q, int64_t begin, int64_t end, void* workspace,
     }
 }
 
+void few(const ScreenProblem& q, int64_t rows, StepMatrices<float> steps, float largest_s,
+         TopMCodes<float> out, void* workspace, bool* decided) {
+    Panel s(q, rows, workspace);
+    s.begin = 0;
+    const int64_t ld = s.w.groups * kScreenGroup;
+    char* at = static_cast<char*>(workspace) + round_up(s.layout.bytes(), 64);
+    float* const u = reinterpret_cast<float*>(at);
+    const FewScratch scratch(at + round_up(32 * ld * 4, 64), q.p, q.m);
+    prepare_rows(s, rows);
+#if DEEPL0_HAS_BF16
+    if (uses_tiles(q)) amx_begin();
+#endif
+    for (int64_t g = 0; g < s.w.groups; ++g) approximate(s, 0, g, u + g * kScreenGroup, ld);
+#if DEEPL0_HAS_BF16
+    if (uses_tiles(q)) amx_end();
+#endif
+    const auto row = q.positive ? few_row<true> : few_row<false>;
+    for (int64_t r = 0; r < rows; ++r)
+        decided[r] = q.m > 0 && row(s, r, u + r * ld, steps, largest_s, out, scratch);
+}
+
 void bounds(const ScreenProblem& q, int64_t begin, int64_t end, void* workspace, float* u,
             float* e) {
     Panel s(q, end - begin, workspace);
@@ -461,7 +486,7 @@ void bounds(const ScreenProblem& q, int64_t begin, int64_t end, void* workspace,
 }  // namespace
 
 extern const ScreenKernels screen_table;
-const ScreenKernels screen_table = {pack, top_m, bounds};
+const ScreenKernels screen_table = {pack, top_m, few, bounds};
 
 }  // namespace DEEPL0_ISA
 
@@ -491,6 +516,11 @@ int64_t screen_packed_bytes(ScreenKind kind, int64_t p, int64_t n) {
 int64_t screen_workspace_bytes(ScreenKind kind, int64_t rows, int64_t p, int64_t n, int64_t m,
                                int64_t z_m) {
     return scalar::Layout(kind, rows, p, n, m, z_m).bytes();
+}
+
+int64_t screen_few_workspace_bytes(ScreenKind kind, int64_t rows, int64_t p, int64_t n, int64_t m) {
+    return round_up(scalar::Layout(kind, rows, p, n, m, 0).bytes(), 64) +
+           round_up(32 * round_up(p, kScreenGroup) * 4, 64) + scalar::FewScratch::bytes(p, m);
 }
 #endif
 

@@ -17,6 +17,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "encode.h"
+
 namespace deepl0 {
 
 enum class ScreenKind : int { float32, bfloat16_vectors, bfloat16_tiles, int8_vectors };
@@ -69,6 +71,9 @@ struct ScreenCounts {
 int64_t screen_workspace_bytes(ScreenKind kind, int64_t rows, int64_t p, int64_t n, int64_t m,
                                int64_t z_m = 0);
 
+/// The same for ScreenKernels::few.
+int64_t screen_few_workspace_bytes(ScreenKind kind, int64_t rows, int64_t p, int64_t n, int64_t m);
+
 /// The kernels of one ISA level.
 struct ScreenKernels {
     /// Packs the units [begin, end) of W [p, n], rows of stride ldw, and of bias, if any. begin
@@ -82,6 +87,15 @@ struct ScreenKernels {
     /// 2 n p flops per row in the precision of the kind, then about 2 n (m + some) in float32.
     void (*top_m)(const ScreenProblem& problem, int64_t begin, int64_t end, void* workspace,
                   ScreenCounts* counts);
+
+    /// All stages of a few rows of an encoder, u = W x + b + S z, whose W x is screened; of the
+    /// problem, x, W, n, p, m, packed, positive and bias are looked at. steps: transposed;
+    /// largest_s: the largest modulus of S. The codes are those of EncodeKernels::product and rows,
+    /// bit for bit, of the rows that are marked as decided; of the others nothing is promised.
+    /// workspace: screen_few_workspace_bytes. Beside the screening 2 m p flops a row and step, and
+    /// about 2 n (m + some) a stage.
+    void (*few)(const ScreenProblem& problem, int64_t rows, StepMatrices<float> steps,
+                float largest_s, TopMCodes<float> out, void* workspace, bool* decided);
 
     /// For tests: the approximations and bounds of rows [begin, end), [end - begin, p] each; an
     /// infinite bound marks what is always computed again.

@@ -75,11 +75,12 @@ DEEPL0_AMX static void amx_block(const uint16_t* x, const uint16_t* w, const flo
     _tile_stored(3, u + 16 * ld + 16, ld * 4);
 }
 
-/// The same in vector registers: 8 rows at a time, two vectors of units.
-DEEPL0_BF16 static void vector_block(const uint16_t* x, const uint16_t* w, const float* bias,
-                                     int64_t steps, float* u, int64_t ld) {
+/// The same in vector registers: 8 rows at a time, two vectors of units; of the rows beyond some,
+/// rounded up to 8, nothing.
+DEEPL0_BF16 static void vector_block(const uint16_t* x, int64_t some, const uint16_t* w,
+                                     const float* bias, int64_t steps, float* u, int64_t ld) {
     constexpr int kRows = 8, kPairs = 16;
-    for (int64_t r = 0; r < 32; r += kRows) {
+    for (int64_t r = 0; r < some; r += kRows) {
         const uint16_t* const xr = x + r / 16 * steps * 512 + r % 16 * 32;
         F32 acc[kRows][2];
         for (int a = 0; a < kRows; ++a) {

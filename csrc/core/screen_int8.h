@@ -57,43 +57,57 @@ DEEPL0_INLINE void add_quads(I32& sum, I32 w, I32 x) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
 }
 
-/// u[32, 32] (rows of stride ld) = 32 packed rows times a packed group, plus its bias [32], if any.
-DEEPL0_VNNI static void int8_block(const int8_t* x, const Int8Rows& rows, const void* group,
-                                   const float* bias, int64_t n, float* u, int64_t ld) {
-    constexpr int kRows = 8;
-    const int64_t quads = int8_bytes(n) / 4;
+/// u[r, 32], r < kRows, = the packed rows from r on times a packed group, plus its bias [32], if
+/// any.
+template <int kRows>
+DEEPL0_VNNI static void int8_rows(const int8_t* x, const Int8Rows& rows, int64_t r,
+                                  const void* group, const float* bias, int64_t quads, float* u,
+                                  int64_t ld) {
     const auto& units = *static_cast<const Int8Units*>(group);
-    for (int64_t r = 0; r < 32; r += kRows) {
-        const int8_t* xr = x + r / 16 * quads * 64 + r % 16 * 4;
-        const auto* w = reinterpret_cast<const uint8_t*>(&units + 1);
-        I32 acc[kRows][2];
+    const int8_t* xr = x + r / 16 * quads * 64 + r % 16 * 4;
+    const auto* w = reinterpret_cast<const uint8_t*>(&units + 1);
+    I32 acc[kRows][2];
 #pragma GCC unroll 8
-        for (int a = 0; a < kRows; ++a) acc[a][0] = acc[a][1] = broadcast(rows.start[r + a]);
-        for (int64_t k = 0; k < quads; ++k, xr += 64, w += 128) {
-            const I32 w0 = _mm512_load_si512(w), w1 = _mm512_load_si512(w + 64);
-            __builtin_prefetch(xr + 1024, 0, 3);  // the rows stream from L2
+    for (int a = 0; a < kRows; ++a) acc[a][0] = acc[a][1] = broadcast(rows.start[r + a]);
+    for (int64_t k = 0; k < quads; ++k, xr += 64, w += 128) {
+        const I32 w0 = _mm512_load_si512(w), w1 = _mm512_load_si512(w + 64);
+        __builtin_prefetch(xr + 1024, 0, 3);  // the rows stream from L2
 #pragma GCC unroll 8
-            for (int a = 0; a < kRows; ++a) {
-                int32_t quad;
-                memcpy(&quad, xr + a * 4, sizeof quad);
-                const I32 xv = broadcast(quad);
-                add_quads(acc[a][0], w0, xv);
-                add_quads(acc[a][1], w1, xv);
-            }
+        for (int a = 0; a < kRows; ++a) {
+            int32_t quad;
+            memcpy(&quad, xr + a * 4, sizeof quad);
+            const I32 xv = broadcast(quad);
+            add_quads(acc[a][0], w0, xv);
+            add_quads(acc[a][1], w1, xv);
         }
+    }
 #pragma GCC unroll 2
-        for (int v = 0; v < 2; ++v) {
-            const F32 scale = load(units.scale + 16 * v), mean = load(units.mean + 16 * v);
-            const F32 offset = load(units.offset + 16 * v);
-            const F32 base = bias ? load(bias + 16 * v) : zero();
+    for (int v = 0; v < 2; ++v) {
+        const F32 scale = load(units.scale + 16 * v), mean = load(units.mean + 16 * v);
+        const F32 offset = load(units.offset + 16 * v);
+        const F32 base = bias ? load(bias + 16 * v) : zero();
 #pragma GCC unroll 8
-            for (int a = 0; a < kRows; ++a) {
-                const F32 rest = fma(broadcast(rows.with_offset[r + a]), offset,
-                                     fma(broadcast(rows.with_mean[r + a]), mean, base));
-                const F32 steps_of = _mm512_cvtepi32_ps(acc[a][v]) * scale;
-                store(u + (r + a) * ld + 16 * v, fma(steps_of, broadcast(rows.scale[r + a]), rest));
-            }
+        for (int a = 0; a < kRows; ++a) {
+            const F32 rest = fma(broadcast(rows.with_offset[r + a]), offset,
+                                 fma(broadcast(rows.with_mean[r + a]), mean, base));
+            const F32 steps_of = _mm512_cvtepi32_ps(acc[a][v]) * scale;
+            store(u + (r + a) * ld + 16 * v, fma(steps_of, broadcast(rows.scale[r + a]), rest));
         }
+    }
+}
+
+/// u[32, 32] (rows of stride ld) = 32 packed rows, of which those beyond some, rounded up, are left
+/// out, times a packed group, plus its bias [32], if any.
+DEEPL0_INLINE void int8_block(const int8_t* x, const Int8Rows& rows, int64_t some,
+                              const void* group, const float* bias, int64_t n, float* u,
+                              int64_t ld) {
+    const int64_t quads = int8_bytes(n) / 4;
+    if (some <= 2) {
+        int8_rows<2>(x, rows, 0, group, bias, quads, u, ld);
+    } else if (some <= 4) {
+        int8_rows<4>(x, rows, 0, group, bias, quads, u, ld);
+    } else {
+        for (int64_t r = 0; r < some; r += 8) int8_rows<8>(x, rows, r, group, bias, quads, u, ld);
     }
 }
 

@@ -41,11 +41,12 @@ DEEPL0_NOINLINE void pack_float32_rows(const float* x, int64_t ldx, int64_t rows
     interleave<kBlockRows>(x, ldx, rows, n, out, squares);
 }
 
-/// u[32, 32] (rows of stride ld) = 32 packed rows times a packed group, plus its bias [32], if any.
-DEEPL0_NOINLINE void float32_block(const float* x, const float* w, const float* bias, int64_t n,
-                                   float* u, int64_t ld) {
+/// u[32, 32] (rows of stride ld) = 32 packed rows, of which those beyond some - rounded up to 8 -
+/// are left out, times a packed group, plus its bias [32], if any.
+DEEPL0_NOINLINE void float32_block(const float* x, int64_t some, const float* w, const float* bias,
+                                   int64_t n, float* u, int64_t ld) {
     constexpr int kR = DEEPL0_ISA_LEVEL == 2 ? 8 : 4, kV = 2;
-    for (int64_t r = 0; r < 32; r += kR) {
+    for (int64_t r = 0; r < some; r += kR) {
         const float* xr = x + r / kBlockRows * kBlockRows * n + r % kBlockRows;
         for (int64_t i = 0; i < kScreenGroup; i += kV * kLanes) {
             F32 acc[kR][kV];

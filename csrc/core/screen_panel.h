@@ -63,6 +63,7 @@ struct Added {
 struct Panel {
     const ScreenProblem& q;
     int64_t begin = 0;  // row of the problem that is row 0 of the panel
+    int64_t rows = 0;   // of the panel; a block may leave the others out
     Layout layout;
     int64_t m;
     bool positive;

@@ -143,12 +143,23 @@ void gather_impl(SparseRows<T> z, int64_t rows, const T* w, int64_t ldw, int64_t
 }
 
 template <class T>
+void gather_columns_impl(SparseRows<T> z, int64_t rows, const T* wt, int64_t p, int64_t n,
+                         const T* base, T* out, int64_t ldo) {
+    for (int64_t r = 0; r < rows; ++r) {
+        const int64_t begin = z.begin(r);
+        gather_columns(out + r * ldo, base ? base + r * ldo : nullptr, wt, p, z.value + begin,
+                       z.index + begin, z.end(r) - begin, n);
+    }
+}
+
+template <class T>
 constexpr UnitKernels<T> kUnits = {group_impl<T>,
                                    product_on_support_impl<T>,
                                    product_on_lists_impl<T>,
                                    outer_impl<T>,
                                    combine_impl<T>,
                                    gather_impl<T>,
+                                   gather_columns_impl<T>,
                                    nonzeros<T>};
 
 }  // namespace

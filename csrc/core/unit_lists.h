@@ -63,6 +63,11 @@ struct UnitKernels {
     void (*gather)(SparseRows<T> z, int64_t rows, const T* w, int64_t ldw, int64_t n, const T* base,
                    T* out, int64_t ldo);
 
+    /// The same of w transposed [n, p], as it lies: out[r, i] = base[r, i] + sum_e value[e] * wt[i,
+    /// index[e]], term by term in the same order. Scattered reads: for a few rows.
+    void (*gather_columns)(SparseRows<T> z, int64_t rows, const T* wt, int64_t p, int64_t n,
+                           const T* base, T* out, int64_t ldo);
+
     /// The entries of z [p] that are not 0, in order; returns how many. index and value: room for
     /// p + 16.
     int64_t (*compress)(const T* z, int64_t p, int32_t* index, T* value);

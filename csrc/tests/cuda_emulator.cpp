@@ -78,12 +78,22 @@ void may_touch(const void* data, int64_t bytes) {
     ranges.push_back({reinterpret_cast<uint64_t>(data), uint64_t(bytes)});
 }
 
+/// NaN and -1, so that what a kernel forgets to write is not there by chance.
+int fill_byte = 0xff;
+void fill(void* data, int64_t bytes) { std::memset(data, fill_byte, size_t(bytes)); }
+
 /// One that no launcher can have made up.
 cudaStream_t current_stream() { return reinterpret_cast<cudaStream_t>(0x57eea3); }
 
 }  // namespace deepl0::torch_ops::on_cuda
 
 EXPORT void emulator_set_run(Run callback) { run = callback; }
+
+/// A callback: what the host does of a call is then all that is done.
+EXPORT int emulator_do_nothing(const Launch*) { return 0; }
+
+/// By which new memory is filled; zeros are results that PyTorch's operators take.
+EXPORT void emulator_set_fill(int byte) { deepl0::torch_ops::on_cuda::fill_byte = byte; }
 
 EXPORT void emulator_set_device(int processors, int shared) {
     multiprocessors = processors;
@@ -162,19 +172,37 @@ EXPORT cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) {
     return refusal == nullptr ? cudaSuccess : cudaErrorNoKernelImageForDevice;
 }
 
-EXPORT cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t stream) {
+namespace {
+
+bool is_known(const void* data, size_t bytes) {
     const auto begin = reinterpret_cast<uint64_t>(data);
-    if (data == nullptr) {  // of a tensor without data: recorded like a launch
-        const Launch job{"memset", {1, 1, 1}, {1, 1, 1}, bytes, bytes, nullptr, nullptr, 0, stream};
-        return run != nullptr && run(&job) == 0 ? cudaSuccess : cudaErrorLaunchFailure;
-    }
-    for (const Range& r : ranges) {
-        if (r.begin <= begin && begin + bytes <= r.begin + r.bytes) {
-            std::memset(data, value, bytes);
-            return cudaSuccess;
-        }
-    }
-    return bytes == 0 ? cudaSuccess : cudaErrorInvalidValue;
+    for (const Range& r : ranges)
+        if (r.begin <= begin && begin + bytes <= r.begin + r.bytes) return true;
+    return bytes == 0;
+}
+
+/// Of a tensor without data: recorded like a launch.
+cudaError_t recorded(const char* name, size_t bytes, cudaStream_t stream) {
+    const Launch job{name, {1, 1, 1}, {1, 1, 1}, bytes, bytes, nullptr, nullptr, 0, stream};
+    return run != nullptr && run(&job) == 0 ? cudaSuccess : cudaErrorLaunchFailure;
+}
+
+}  // namespace
+
+EXPORT cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t stream) {
+    if (data == nullptr) return recorded("memset", bytes, stream);
+    if (!is_known(data, bytes)) return cudaErrorInvalidValue;
+    std::memset(data, value, bytes);
+    return cudaSuccess;
+}
+
+EXPORT cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                                   cudaStream_t stream) {
+    if (kind != cudaMemcpyDeviceToDevice) return cudaErrorInvalidValue;  // the host is not read
+    if (to == nullptr) return recorded("memcpy", bytes, stream);
+    if (!is_known(to, bytes) || !is_known(from, bytes)) return cudaErrorInvalidValue;
+    std::memcpy(to, from, bytes);
+    return cudaSuccess;
 }
 
 EXPORT cudaError_t cudaGetDevice(int* device) {

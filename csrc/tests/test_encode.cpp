@@ -85,7 +85,7 @@ struct Codes {
     }
 };
 
-enum class Path { rows, columns, panels, panels_of_transposed };
+enum class Path { rows, columns, panels, panels_of_transposed, kept_panels };
 
 /// width: of the column panels; parts: of the rows, one call each.
 template <class T>
@@ -109,9 +109,18 @@ Codes<T> encode(const Problem<T>& q, Path path, int64_t width = 16, int64_t part
         } else if (path == Path::columns) {
             kernels.columns(wx.get(), n, c.p, q.matrices(false), out, workspace.get());
         } else {
-            const Exact<T> u(c.stages > 2 ? n * c.p : 0), panel(c.p * width);
-            kernels.panels(wx.get(), n, c.p, q.matrices(path == Path::panels_of_transposed), width,
-                           out, u.get(), panel.get(), workspace.get());
+            const bool kept = path == Path::kept_panels;
+            const Exact<T> u(c.stages > 2 ? n * c.p : 0), panel(kept ? 0 : c.p * width);
+            const Exact<T> packed(kept ? q.s.n : 0);
+            for (int64_t k = 0; kept && k < q.steps; ++k)
+                for (int64_t at = 0, b = 0; b < c.p; b += width)
+                    for (int64_t j = 0; j < c.p; ++j)
+                        for (int64_t i = b; i < std::min(c.p, b + width); ++i)
+                            packed[k * c.p * c.p + at++] = q.st[(k * c.p + j) * c.p + i];
+            StepMatrices<T> s = q.matrices(path != Path::panels);
+            if (kept) s.data = packed.get();
+            kernels.panels(wx.get(), n, c.p, s, width, out, u.get(), kept ? nullptr : panel.get(),
+                           workspace.get());
         }
         if (path == Path::rows || path == Path::columns)
             CHECK(!memcmp(wx.get(), q.wx.get() + b * c.p, size_t(n * c.p) * sizeof(T)),
@@ -202,6 +211,7 @@ void test_case(const char* isa, const Case& c) {
     for (int64_t width : {int64_t(1), int64_t(16), int64_t(48), c.p, c.p + 3}) {
         if (width > 1 || c.p < 40) equal("panels", encode(q, Path::panels, width));
         equal("panels of S'", encode(q, Path::panels_of_transposed, width));
+        equal("kept panels", encode(q, Path::kept_panels, width));
     }
     equal("panels in parts", encode(q, Path::panels, 32, 2));
     if (c.save || c.stages == 1) {

@@ -354,6 +354,76 @@ void test_units_switched_off(const char* isa, bool fused, ScreenKind kind) {
           long(got.counts.full_rows));
 }
 
+/// All stages of a few rows: bit for bit what the encoder's kernels make of them, and decided.
+void test_few(const char* isa, ScreenKind kind) {
+    std::mt19937_64 rng(7);
+    for (const int64_t p : {200, 1030}) {
+        for (const int64_t stages : {1, 3}) {
+            for (int what = 0; what < kData; ++what) {
+                Data d(3, 70, p, 12, 2);
+                fill(d, what, rng);
+                d.positive = what % 2;
+                if (what % 3 == 0) {
+                    d.bias.resize(size_t(p));
+                    for (float& b : d.bias) b = float(rng() % 100) / 400;
+                }
+                std::vector<float> st(size_t(p * p)), wx(size_t(d.rows * p));
+                float largest_s = 0;
+                for (float& v : st) {
+                    v = (float(rng() % 2001) - 1000) / 8000;
+                    largest_s = std::max(largest_s, std::fabs(v));
+                }
+                const float* bias = d.bias.empty() ? nullptr : d.bias.data();
+                const auto& encode = encode_kernels<float>();
+                encode.product(d.x.data(), d.ldx, d.rows, d.w.data(), d.ldw, p, d.n, bias, 0,
+                               wx.data(), p);
+                const size_t size = size_t(d.rows * d.m);
+                std::vector<float> values(size), saved(2 * size), want(size), want_saved(2 * size);
+                std::vector<int64_t> at(size), saved_at(2 * size), want_at(size),
+                    want_saved_at(2 * size);
+                const StepMatrices<float> s{st.data(), 0, true};
+                const Block rows_block(encode_workspace<float>(p, d.m));
+                const int64_t stride = d.rows * d.m;
+                encode.rows(wx.data(), d.rows, p, s,
+                            {want.data(), want_at.data(), want_saved.data(), want_saved_at.data(),
+                             d.m, stages, stride, d.positive},
+                            rows_block.get());
+                const Block packed(screen_packed_bytes(kind, p, d.n));
+                screen_kernels().pack(kind, d.w.data(), d.ldw, bias, p, d.n, 0, p, packed.get());
+                ScreenProblem q{kind, d.x.data(), d.ldx, d.w.data(),  d.ldw,
+                                d.n,  p,          d.m,   packed.get()};
+                q.positive = d.positive;
+                q.bias = bias;
+                const Block block(screen_few_workspace_bytes(kind, d.rows, p, d.n, d.m));
+                bool decided[3];
+                screen_kernels().few(q, d.rows, s, largest_s,
+                                     {values.data(), at.data(), saved.data(), saved_at.data(), d.m,
+                                      stages, stride, d.positive},
+                                     block.get(), decided);
+                for (int64_t r = 0; r < d.rows; ++r) {
+                    if (what == 0)
+                        CHECK(decided[r], "%s, %s: p %d, a row of normal numbers was not decided",
+                              isa, kKinds[int(kind)], int(p));
+                    if (!decided[r]) continue;
+                    const auto equal = [&](const float* v, const float* u, const int64_t* i,
+                                           const int64_t* j) {
+                        return !memcmp(v + r * d.m, u + r * d.m, size_t(d.m) * 4) &&
+                               std::equal(i + r * d.m, i + (r + 1) * d.m, j + r * d.m);
+                    };
+                    bool good = equal(values.data(), want.data(), at.data(), want_at.data());
+                    for (int64_t k = 0; k + 1 < stages; ++k)
+                        good =
+                            good &&
+                            equal(saved.data() + k * stride, want_saved.data() + k * stride,
+                                  saved_at.data() + k * stride, want_saved_at.data() + k * stride);
+                    CHECK(good, "%s, %s: p %d, %d stages, data %d, row %d: few rows", isa,
+                          kKinds[int(kind)], int(p), int(stages), what, int(r));
+                }
+            }
+        }
+    }
+}
+
 void test_bound(const char* isa, bool fused, ScreenKind kind) {
     std::mt19937_64 rng(11);
     for (int64_t n : {1, 31, 256, 1000}) {
@@ -397,6 +467,7 @@ int main() {
         for (ScreenKind kind : kinds()) {
             test_bound(isa, fused, kind);
             test_units_switched_off(isa, fused, kind);
+            test_few(isa, kind);
         }
         // A bound ten times too small does harm, and these tests would see it.
         for (ScreenKind kind : kinds()) {

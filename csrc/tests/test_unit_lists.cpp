@@ -188,6 +188,19 @@ void test_shape(const char* isa, const Shape& c, uint64_t seed) {
             }
             CHECK(same(out.get(), want_out.get(), out.n), "%s n=%ld how=%d: gather", where, long(n),
                   how);
+            // The same of w transposed.
+            const Exact<T> transposed(n * c.p);
+            for (int64_t i = 0; i < n; ++i)
+                for (int64_t j = 0; j < c.p; ++j) transposed[i * c.p + j] = w[j * ldx + i];
+            std::fill_n(out.get(), out.n, T(kRubbish));
+            if (how == 2) std::copy_n(base.get(), base.n, out.get());
+            kernels.gather_columns(z.view(), c.rows, transposed.get(), c.p, n,
+                                   how == 0   ? nullptr
+                                   : how == 1 ? base.get()
+                                              : out.get(),
+                                   out.get(), ldo);
+            CHECK(same(out.get(), want_out.get(), out.n), "%s n=%ld how=%d: gather_columns", where,
+                  long(n), how);
         }
     }
 }

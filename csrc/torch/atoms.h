@@ -2,8 +2,10 @@
 #pragma once
 
 #include <optional>
+#include <type_traits>
 
 #include "core/decode.h"
+#include "torch/kept.h"
 #include "torch/lists.h"
 
 namespace deepl0::torch_ops {
@@ -13,8 +15,8 @@ namespace deepl0::torch_ops {
 template <class T>
 class Atoms {
   public:
-    explicit Atoms(const Tensor& d)
-        : d_(d), n_(d.size(0)), p_(d.size(1)), transposed_(by_columns(d)) {}
+    explicit Atoms(const Tensor& d, Kept* kept = nullptr)
+        : d_(d), n_(d.size(0)), p_(d.size(1)), transposed_(by_columns(d)), kept_(kept) {}
 
     bool transposed() const { return transposed_; }
     int64_t n() const { return n_; }
@@ -25,9 +27,11 @@ class Atoms {
     }
     const T* rows() {
         if (transposed_) return data();
+        const auto fill = [&](T* out) { transpose_matrix<T>(data(), n_, p_, out); };
+        if (kept_ && std::is_same_v<T, float>) return kept_->atoms.get<T>(n_ * p_, fill);
         if (!copy_) {
             copy_.emplace(n_ * p_);
-            transpose_matrix<T>(data(), n_, p_, copy_->get());
+            fill(copy_->get());
         }
         return copy_->get();
     }
@@ -36,6 +40,7 @@ class Atoms {
     Tensor d_;
     int64_t n_, p_;
     bool transposed_;
+    Kept* kept_;
     std::optional<Buffer<T>> copy_;
 };
 

@@ -182,6 +182,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> encode_top_m_factored_backwar
     Tensor grad_values, std::optional<Tensor> values, Tensor indices, Tensor saved_values,
     Tensor saved_indices, Tensor x, Tensor W, Tensor D, std::optional<Tensor> step,
     std::vector<int64_t> m, int64_t mask);
+std::tuple<Tensor, Tensor> shard_top_m(Tensor x, Tensor W, std::optional<Tensor> bias,
+                                       Tensor z_values, Tensor z_indices, int64_t m, bool positive);
 Tensor decode(Tensor values, Tensor indices, Tensor D);
 std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor D,
                                            int64_t mask);

@@ -9,33 +9,30 @@
 #include <tuple>
 
 #include "core/unit_lists.h"
+#include "torch/planned.h"
 #include "torch/product.h"
-#include "torch/stage_thresholds.h"
 
 namespace deepl0::torch_ops {
 namespace {
 
-/// Where S z of a row is cheaper as a gather-sum, and how.
+/// Where S z of a row is cheaper as a gather-sum, and how S' is read for it.
 struct Plan {
-    bool by_rows;    // S' is there and in L2: row by row
-    bool by_panels;  // beyond L2: column panels, packed on the fly
-    int64_t most;    // nonzeros of a sparse row
-    int64_t width;   // of the column panels
-    int64_t rows;    // of a panel of x
+    enum class By { rows, columns, panels } by;  // of S', of S as it is, of S' in column panels
+    int64_t most;                                // nonzeros of a sparse row
+    int64_t width;                               // of the panels
+    int64_t rows;                                // of a panel of x
 };
 
+/// `most` does not depend on how S lies or what is kept, so that no bit does.
 template <class T>
-Plan make_plan(int64_t batch, int64_t p, int64_t steps, bool s_by_columns) {
-    const int64_t size = sizeof(T), l2 = l2_bytes();
-    const bool in_l2 = p * p * size * 3 <= l2 * 2;
-    const bool enough = batch * steps >= (in_l2 ? 14 : 6);
-    if ((in_l2 && (enough || s_by_columns)) || (batch <= kFew && s_by_columns))
-        return {true, false, p * 3 / 10, p, panel_rows(p, size, 256)};
-    if (!in_l2 && enough) {
-        const int64_t width = std::clamp<int64_t>(l2 / 4 / (p * size) / 16 * 16, 16, 256);
-        return {false, true, p / 4, width, panel_rows(p, size, 1024)};
-    }
-    return {false, false, 0, p, panel_rows(p, size, 256)};
+Plan make_plan(int64_t batch, int64_t p, bool s_by_columns, bool kept) {
+    const int64_t size = sizeof(T), width = panel_width<T>(p, kept);
+    const bool in_l2 = p * p * size * 3 <= l2_bytes() * 2, few = batch <= kFew;
+    const int64_t most = few ? p / 8 : in_l2 ? p * 3 / 10 : p / 4;
+    const int64_t rows = panel_rows(p, size, 256);
+    if (few && !s_by_columns && !kept) return {Plan::By::columns, most, width, rows};
+    if (in_l2 || few) return {Plan::By::rows, most, width, rows};
+    return {Plan::By::panels, most, width, panel_rows(p, size, 1024)};
 }
 
 /// The buffers of one thread.
@@ -50,9 +47,9 @@ struct Panel {
           u(rows * p),
           z(steps > 0 ? rows * p : 0),
           product(steps > 0 ? rows * p : 0),
-          value((plan.by_panels ? rows * plan.most : 0) + p + 16),
-          packed(plan.by_panels ? p * plan.width : 0),
-          index((plan.by_panels ? rows * plan.most : 0) + p + 16),
+          value((plan.by == Plan::By::panels ? rows * plan.most : 0) + p + 16),
+          packed(plan.by == Plan::By::panels ? p * plan.width : 0),
+          index((plan.by == Plan::By::panels ? rows * plan.most : 0) + p + 16),
           start(rows + 1) {}
 };
 
@@ -82,17 +79,17 @@ void add_dense(Panel<T>& panel, const T* wx, int64_t rows, int64_t p, Matrix<con
 /// u[:, c : c + n] = wx + z S' panel by panel of S', for the sparse rows of the lists.
 template <class T>
 void add_by_panels(Panel<T>& panel, const T* wx, int64_t rows, int64_t p, int64_t width,
-                   Matrix<const T> s, T* u) {
+                   const Steps<T>& steps, int64_t k, T* u) {
     const SparseRows<T> z{panel.index.get(), panel.value.get(), panel.start.get(), 0};
+    const StepMatrices<T> kept = steps.panels();
     for (int64_t c = 0; c < p; c += width) {
         const int64_t n = std::min(width, p - c);
-        if (s.col_stride == 1) {
-            encode_kernels<T>().transpose(s.data + c * p, n, p, 0, n, panel.packed.get());
-        } else {
-            for (int64_t j = 0; j < p; ++j)
-                memcpy(panel.packed.get() + j * n, s.data + j * p + c, size_t(n) * sizeof(T));
-        }
-        unit_kernels<T>().gather(z, rows, panel.packed.get(), n, n, wx + c, u + c, p);
+        const T* packed = panel.packed.get();
+        if (kept.data)
+            packed = kept.data + k * kept.step_stride + c * p;
+        else
+            pack_panel(steps[k], c, n, panel.packed.get());
+        unit_kernels<T>().gather(z, rows, packed, n, n, wx + c, u + c, p);
     }
 }
 
@@ -108,48 +105,46 @@ void step(const Plan& plan, const StageThresholds& h, int64_t k, Panel<T>& panel
         T* z = panel.z.get() + int64_t(panel.dense_rows.size()) * p;
         h.apply(k, below + r * p, 1, p, z);
         start[r + 1] = start[r];
-        const int64_t at = plan.by_panels ? start[r] : 0;
+        const int64_t at = plan.by == Plan::By::panels ? start[r] : 0;
         int32_t* index = panel.index.get() + at;
         T* value = panel.value.get() + at;
-        const int64_t n =
-            plan.most > 0 ? unit_kernels<T>().compress(z, p, index, value) : plan.most + 1;
-        if (n > plan.most) {
+        const int64_t n = unit_kernels<T>().compress(z, p, index, value);
+        const T* rows_of = steps.matrices().data + k * steps.matrices().step_stride;
+        if (n > plan.most)
             panel.dense_rows.push_back(r);
-        } else if (plan.by_rows) {
-            unit_kernels<T>().gather({index, value, nullptr, n}, 1,
-                                     steps.matrices().data + k * steps.matrices().step_stride, p, p,
-                                     wx + r * p, u + r * p, p);
-        } else {
+        else if (plan.by == Plan::By::rows)
+            unit_kernels<T>().gather({index, value, nullptr, n}, 1, rows_of, p, p, wx + r * p,
+                                     u + r * p, p);
+        else if (plan.by == Plan::By::columns)
+            unit_kernels<T>().gather_columns({index, value, nullptr, n}, 1, rows_of, p, p,
+                                             wx + r * p, u + r * p, p);
+        else
             start[r + 1] += int32_t(n);
-        }
     }
-    if (plan.by_panels && int64_t(panel.dense_rows.size()) < rows)
-        add_by_panels(panel, wx, rows, p, plan.width, s, u);
+    if (plan.by == Plan::By::panels && int64_t(panel.dense_rows.size()) < rows)
+        add_by_panels(panel, wx, rows, p, plan.width, steps, k, u);
     add_dense(panel, wx, rows, p, s, u);
 }
 
+/// The codes of x to out [batch, p], the pre-activations of all stages to saved [stages, batch, p],
+/// if any.
 template <class T>
-std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, std::optional<Tensor> s, const Bias& bias,
-                                  const StageThresholds& h, int64_t stages, bool save) {
-    const Matrix<const T> xm = matrix<T>(x), wm = matrix<T>(w);
-    const int64_t batch = xm.rows, p = wm.rows;
-    Tensor z = torch::stable::new_empty(x, {batch, p});
-    Tensor saved = torch::stable::new_empty(x, {save ? stages : 0, batch, p});
-    if (batch == 0) return {z, saved};
-    const bool by_columns = s && s->stride(s->dim() - 2) == 1 && p > 1;
-    const Plan plan = make_plan<T>(batch, p, stages - 1, by_columns);
+void encode_to(Matrix<const T> x, Matrix<const T> w, std::optional<StepsInMemory<T>> s,
+               const T* bias, const StageThresholds& h, int64_t stages, T* out, T* saved,
+               Kept* kept) {
+    const int64_t batch = x.rows, p = w.rows;
+    const Plan plan = make_plan<T>(batch, p, s && s->by_columns(), kept != nullptr);
     std::optional<Steps<T>> steps;
-    if (s) steps.emplace(*s, p, plan.by_rows);
-    T* out = static_cast<T*>(z.mutable_data_ptr());
-    T* kept = save ? static_cast<T*>(saved.mutable_data_ptr()) : nullptr;
-    const RowProduct<T> product(xm, wm, bias.data<T>());
+    if (s && stages > 1)
+        steps.emplace(*s, p, plan.by == Plan::By::rows, plan.by == Plan::By::panels, kept);
+    const RowProduct<T> product(x, w, bias, kept);
 
     each_range(batch, [&](int64_t begin, int64_t end) {
         const int64_t most = std::min(plan.rows, end - begin);
         Panel<T> panel(plan, most, p, stages - 1);
         each_panel(begin, end, most, [&](int64_t b, int64_t rows) {
             const auto u_of = [&](int64_t k) {
-                if (kept) return kept + (k * batch + b) * p;
+                if (saved) return saved + (k * batch + b) * p;
                 return k == 0 ? panel.wx.get() : panel.u.get();
             };
             T* wx = u_of(0);
@@ -159,10 +154,35 @@ std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, std::optional<Tensor> s, c
             h.apply(stages - 1, u_of(stages - 1), rows, p, out + b * p);
         });
     });
+}
+
+/// The same with memory for the results.
+template <class T>
+std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, std::optional<Tensor> s, const Bias& bias,
+                                  const StageThresholds& h, int64_t stages, bool save) {
+    const Matrix<const T> xm = matrix<T>(x), wm = matrix<T>(w);
+    Tensor z = fresh({xm.rows, wm.rows}, x.scalar_type()), saved = z;
+    if (save) saved = torch::stable::new_empty(x, {stages, xm.rows, wm.rows});
+    if (xm.rows == 0) return {z, saved};
+    std::optional<StepsInMemory<T>> steps;
+    if (s) steps = steps_in_memory<T>(*s, wm.rows);
+    encode_to<T>(xm, wm, steps, bias.data<T>(), h, stages, static_cast<T*>(z.mutable_data_ptr()),
+                 save ? static_cast<T*>(saved.mutable_data_ptr()) : nullptr, nullptr);
     return {z, saved};
 }
 
 }  // namespace
+
+void planned_l0(const KeptWeights& weights, Matrix<const float> x, const StageThresholds& h,
+                int64_t stages, float* z) {
+    std::optional<StepsInMemory<float>> steps;
+    Tensor s;
+    if (stages > 1) {
+        s = *weights.s;
+        steps = steps_in_memory<float>(s, weights.w.rows);
+    }
+    encode_to<float>(x, weights.w, steps, weights.bias, h, stages, z, nullptr, &weights.kept);
+}
 
 std::tuple<Tensor, Tensor> encode_l0(Tensor x, Tensor W, std::optional<Tensor> S,
                                      std::optional<Tensor> bias, Tensor theta, int64_t num_stages,

@@ -7,34 +7,30 @@
 #include <tuple>
 
 #include "torch/factored.h"
+#include "torch/planned.h"
 #include "torch/product.h"
-#include "torch/stage_thresholds.h"
 
 namespace deepl0::torch_ops {
 namespace {
 
+/// The codes of x to out [batch, p], the pre-activations of all stages to saved [stages, batch, p],
+/// if any.
 template <class T>
-std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, Tensor d, const Bias& bias,
-                                  const std::vector<T>& steps, const StageThresholds& h,
-                                  bool save) {
-    const Matrix<const T> xm = row_major_matrix<T>(x), wm = matrix<T>(w);
-    const int64_t batch = xm.rows, n = xm.cols, p = wm.rows, stages = int64_t(steps.size());
-    Tensor z = torch::stable::new_empty(x, {batch, p});
-    Tensor saved = torch::stable::new_empty(x, {save ? stages : 0, batch, p});
-    if (batch == 0) return {z, saved};
-    T* const out = static_cast<T*>(z.mutable_data_ptr());
-    T* const kept = save ? static_cast<T*>(saved.mutable_data_ptr()) : nullptr;
-    const StageProduct<T> product(wm, bias.data<T>(), batch);
-    const Residuals<T> residuals(xm, d, stages > 1 ? batch * p : 0);
+void encode_to(Matrix<const T> x, Matrix<const T> w, const Tensor& d, const T* bias,
+               const std::vector<T>& steps, const StageThresholds& h, T* out, T* saved,
+               Kept* kept) {
+    const int64_t batch = x.rows, n = x.cols, p = w.rows, stages = int64_t(steps.size());
+    const StageProduct<T> product(w, bias, batch, true, kept);
+    const Residuals<T> residuals(x, d, stages > 1 ? batch * p : 0, stages > 1 ? kept : nullptr);
 
     each_range(batch, [&](int64_t begin, int64_t end) {
         const int64_t most = std::min(panel_rows(p, sizeof(T), 256), end - begin);
-        const Buffer<T> r(most * n), u(kept ? 0 : most * p);
+        const Buffer<T> r(most * n), u(saved ? 0 : most * p);
         const Listed<T> listed(stages > 1 ? most : 0, p);
         each_panel(begin, end, most, [&](int64_t b, int64_t rows) {
             T* const code = out + b * p;
             for (int64_t k = 0; k < stages; ++k) {
-                T* const uk = kept ? kept + (k * batch + b) * p : u.get();
+                T* const uk = saved ? saved + (k * batch + b) * p : u.get();
                 if (k == 0)
                     residuals(b, rows, Codes<T>{}, steps[0], r.get());
                 else
@@ -45,10 +41,28 @@ std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, Tensor d, const Bias& bias
             }
         });
     });
+}
+
+/// The same with memory for the results.
+template <class T>
+std::tuple<Tensor, Tensor> encode(Tensor x, Tensor w, const Tensor& d, const Bias& bias,
+                                  const std::vector<T>& steps, const StageThresholds& h,
+                                  bool save) {
+    const Matrix<const T> xm = row_major_matrix<T>(x), wm = matrix<T>(w);
+    Tensor z = fresh({xm.rows, wm.rows}, x.scalar_type()), saved = z;
+    if (save) saved = torch::stable::new_empty(x, {int64_t(steps.size()), xm.rows, wm.rows});
+    if (xm.rows > 0)
+        encode_to<T>(xm, wm, d, bias.data<T>(), steps, h, static_cast<T*>(z.mutable_data_ptr()),
+                     save ? static_cast<T*>(saved.mutable_data_ptr()) : nullptr, nullptr);
     return {z, saved};
 }
 
 }  // namespace
+
+void planned_l0_factored(const KeptWeights& weights, Matrix<const float> x,
+                         const StageThresholds& h, const std::vector<float>& steps, float* z) {
+    encode_to<float>(x, weights.w, *weights.d, weights.bias, steps, h, z, nullptr, &weights.kept);
+}
 
 std::tuple<Tensor, Tensor> encode_l0_factored(Tensor x, Tensor W, Tensor D,
                                               std::optional<Tensor> bias,

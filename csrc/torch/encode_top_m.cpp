@@ -2,6 +2,7 @@
 #include <tuple>
 
 #include "core/encode.h"
+#include "torch/planned.h"
 #include "torch/product.h"
 #include "torch/screen.h"
 
@@ -18,37 +19,32 @@ enum class Path {
     dense,    // product with the unpooled code
 };
 
-struct Plan {
-    Path path;
-    int64_t rows;   // of a panel
-    int64_t width;  // of the column panels of S'
-};
-
-/// steps: products with S per row; packings: of S'. Measured on one core of an Intel with 2 MiB of
-/// L2, float32: the gather-sum costs 0.014 m us a row at p = 512 and 0.065 m at p = 2048 (panels),
-/// the dense product 2.6 and 42 us, so they meet at m = 0.45 p (L2) and 0.35 p (panels). A
-/// transposed copy of S costs 0.05 ms and 1.3 ms, which 14 and 6 rows repay; few rows read S as it
-/// is. On a Zen 5 with 1 MiB the same choices are the best or within 15 % of it, but that the BLAS
-/// is slow there (product_pays), so that the sums win up to 0.75 p.
+/// Whether z S' is a gather-sum of m rows of S'. Measured on one core of an Intel with 2 MiB of L2,
+/// float32: it costs 0.014 m us a row at p = 512 and 0.065 m at p = 2048 (panels), the dense
+/// product 2.6 and 42 us, so they meet at m = 0.45 p (L2) and 0.35 p (panels). On a Zen 5 with 1
+/// MiB the BLAS is slow (product_pays), so that the sums win up to 0.75 p.
 template <class T>
-Plan make_plan(int64_t batch, int64_t p, int64_t m, int64_t steps, int64_t packings,
-               bool s_by_columns) {
-    const int64_t size = sizeof(T), l2 = l2_bytes(), panel = panel_rows(p, size, 256);
-    const Plan rows{Path::rows, panel, p}, dense{Path::dense, panel, p};
-    if (steps == 0 || m == 0) return rows;
-    const bool in_l2 = p * p * size * 3 <= l2 * 2;
-    const bool few = batch <= kFew, sparse = m * 20 <= p * (product_pays() ? 15 : 9);
-    if (s_by_columns) {
-        if (few || (in_l2 && sparse)) return rows;
-        if (!in_l2 && m * 14 < p && batch * m * steps <= 4 * p * packings) return rows;
-    } else {
-        if (few && m * 16 <= p) return {Path::columns, panel, p};
-        if (few || batch * steps < (in_l2 ? 14 : 6) * packings) return dense;
-        if (in_l2 && sparse) return rows;
+bool sums_pay(int64_t p, int64_t m) {
+    const bool in_l2 = p * p * int64_t(sizeof(T)) * 3 <= l2_bytes() * 2;
+    return in_l2 ? m * 20 <= p * (product_pays() ? 15 : 9) : m * 3 <= p;
+}
+
+/// How S' is read, which changes no bit of the sums: entry by entry they are the same in the rows
+/// of S', in S as it is, and in panels. steps: products with S per row; packings: of S'. On an Ice
+/// Lake with 1.25 MiB of L2 the scattered entries of S cost p m 0.5 ns a row (1.8 beyond L2),
+/// panels packed on the way 46 us at p = 512 and 1.3 ms at p = 2048, rows of S' in L3 8 KB at 22
+/// GB/s.
+template <class T>
+Path path_of_sums(int64_t batch, int64_t p, int64_t m, int64_t steps, int64_t packings,
+                  bool s_by_columns, bool kept) {
+    const bool in_l2 = p * p * int64_t(sizeof(T)) * 3 <= l2_bytes() * 2;
+    const int64_t read = batch * m * steps;  // rows of S'
+    if (s_by_columns || kept) {
+        if (in_l2 || batch <= kFew) return Path::rows;
+        return read * 2 <= (kept ? 3 : 8) * p * packings ? Path::rows : Path::panels;
     }
-    if (in_l2 || m * 3 > p) return dense;
-    const int64_t width = std::clamp<int64_t>(l2 / 4 / (p * size) / 16 * 16, 16, 256);
-    return {Path::panels, panel_rows(p, size, 1024), width};
+    if (read <= (p <= 256 ? 32 : 200) * packings) return Path::columns;
+    return in_l2 ? Path::rows : Path::panels;
 }
 
 /// Stages 2.. of one panel by the product z S': z is unpooled into a panel of zeros and wiped
@@ -75,47 +71,33 @@ void encode_dense(const T* wx, int64_t rows, int64_t p, const Steps<T>& s, TopMC
     }
 }
 
+/// All stages of x to the codes, that many as these have.
 template <class T>
-Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, const Bias& bias, int64_t m,
-             int64_t stages, bool positive, bool save) {
-    const Matrix<const T> xm = matrix<T>(x), wm = matrix<T>(w);
-    const int64_t batch = xm.rows, p = wm.rows, kept = save ? stages - 1 : 0;
-    const ScalarType type = x.scalar_type();
-    Tensor values = fresh({batch, m}, type), indices = fresh({batch, m}, ScalarType::Long);
-    Tensor saved_values = fresh({kept, batch, m}, type);
-    Tensor saved_indices = fresh({kept, batch, m}, ScalarType::Long);
-    if (batch == 0) return {values, indices, saved_values, saved_indices};
-
-    const bool by_columns = s && s->stride(s->dim() - 2) == 1 && p > 1;
-    const int64_t packings = s && s->dim() == 3 ? stages - 1 : 1;
-    const Plan plan = make_plan<T>(batch, p, m, stages - 1, packings, by_columns);
+void encode_to(Matrix<const T> x, Matrix<const T> w, std::optional<StepsInMemory<T>> s,
+               const T* bias, const TopMCodes<T>& codes, Kept* kept) {
+    const int64_t batch = x.rows, p = w.rows, m = codes.m, stages = codes.stages;
+    const int64_t packings = s ? s->matrices : 1;
+    Path path = Path::rows;
+    if (stages > 1 && m > 0)
+        path = sums_pay<T>(p, m) ? path_of_sums<T>(batch, p, m, stages - 1, packings,
+                                                   s->by_columns(), kept != nullptr)
+                                 : Path::dense;
+    const bool panels = path == Path::panels, dense = path == Path::dense;
+    const int64_t width = panel_width<T>(p, kept != nullptr),
+                  most_rows = panel_rows(p, sizeof(T), panels ? 1024 : 256);
     std::optional<Steps<T>> steps;
-    if (s) steps.emplace(*s, p, plan.path == Path::rows);
-    const auto codes_of = [m, stages, positive](const Tensor& v, const Tensor& i, const Tensor& sv,
-                                                const Tensor& si, int64_t saved_stride) {
-        return TopMCodes<T>{static_cast<T*>(v.mutable_data_ptr()),
-                            static_cast<int64_t*>(i.mutable_data_ptr()),
-                            static_cast<T*>(sv.mutable_data_ptr()),
-                            static_cast<int64_t*>(si.mutable_data_ptr()),
-                            m,
-                            stages,
-                            saved_stride,
-                            positive};
-    };
-    const TopMCodes<T> codes =
-        kept > 0 ? codes_of(values, indices, saved_values, saved_indices, batch * m)
-                 : codes_of(values, indices, values, indices, 0);
+    if (s && stages > 1 && m > 0) steps.emplace(*s, p, path == Path::rows, panels, kept);
+    const StepMatrices<T> kept_panels = steps ? steps->panels() : StepMatrices<T>{};
     const auto& kernels = encode_kernels<T>();
-    const RowProduct<T> product(xm, wm, bias.data<T>());
+    const RowProduct<T> product(x, w, bias, kept);
 
     each_range(batch, [&](int64_t begin, int64_t end) {
-        const int64_t most = std::min(plan.rows, end - begin);
+        const int64_t most = std::min(most_rows, end - begin);
         Blocks blocks;
         void* const workspace = blocks.take<char>(encode_workspace<T>(p, m));
         T* const wx = blocks.take<T>(most * p);
-        const bool panels = plan.path == Path::panels, dense = plan.path == Path::dense;
         T* const u = blocks.take<T>((panels && stages > 2) || dense ? most * p : 0);
-        T* const packed = blocks.take<T>(panels ? p * plan.width : 0);
+        T* const packed = blocks.take<T>(panels && !kept_panels.data ? p * width : 0);
         T* const z = blocks.take<T>(dense ? most * p : 0);
         if (dense) std::fill_n(z, most * p, T(0));
         each_panel(begin, end, most, [&](int64_t b, int64_t rows) {
@@ -126,7 +108,7 @@ Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, const Bias& bias, int6
             out.saved_values += b * m;
             out.saved_indices += b * m;
             const StepMatrices<T> sm = steps ? steps->matrices() : StepMatrices<T>{};
-            switch (plan.path) {
+            switch (path) {
                 case Path::rows:
                     kernels.rows(wx, rows, p, sm, out, workspace);
                     break;
@@ -134,7 +116,10 @@ Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, const Bias& bias, int6
                     kernels.columns(wx, rows, p, sm, out, workspace);
                     break;
                 case Path::panels:
-                    kernels.panels(wx, rows, p, sm, plan.width, out, u, packed, workspace);
+                    if (kept_panels.data)
+                        kernels.panels(wx, rows, p, kept_panels, width, out, u, nullptr, workspace);
+                    else
+                        kernels.panels(wx, rows, p, sm, width, out, u, packed, workspace);
                     break;
                 case Path::dense:
                     encode_dense(wx, rows, p, *steps, out, z, u, workspace);
@@ -142,10 +127,67 @@ Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, const Bias& bias, int6
             }
         });
     });
+}
+
+/// The same with memory for the results.
+template <class T>
+Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, const Bias& bias, int64_t m,
+             int64_t stages, bool positive, bool save) {
+    const Matrix<const T> xm = matrix<T>(x), wm = matrix<T>(w);
+    const int64_t batch = xm.rows, kept = save ? stages - 1 : 0;
+    const ScalarType type = x.scalar_type();
+    Tensor values = fresh({batch, m}, type), indices = fresh({batch, m}, ScalarType::Long);
+    Tensor saved_values = values, saved_indices = indices;
+    if (save) {
+        saved_values = fresh({kept, batch, m}, type);
+        saved_indices = fresh({kept, batch, m}, ScalarType::Long);
+    }
+    if (batch == 0) return {values, indices, saved_values, saved_indices};
+    std::optional<StepsInMemory<T>> steps;
+    if (s) steps = steps_in_memory<T>(*s, wm.rows);
+    const Tensor &below = kept > 0 ? saved_values : values,
+                 &at = kept > 0 ? saved_indices : indices;
+    const TopMCodes<T> codes{static_cast<T*>(values.mutable_data_ptr()),
+                             static_cast<int64_t*>(indices.mutable_data_ptr()),
+                             static_cast<T*>(below.mutable_data_ptr()),
+                             static_cast<int64_t*>(at.mutable_data_ptr()),
+                             m,
+                             stages,
+                             kept > 0 ? batch * m : 0,
+                             positive};
+    encode_to<T>(xm, wm, steps, bias.data<T>(), codes, nullptr);
     return {values, indices, saved_values, saved_indices};
 }
 
 }  // namespace
+
+void planned_top_m(const KeptWeights& weights, Matrix<const float> x, int64_t m, int64_t stages,
+                   bool positive, float* values, int64_t* indices) {
+    const Matrix<const float> w = weights.w;
+    if (stages == 1 && screens(x.rows, x.cols, w.rows, m)) {
+        screen_top_m(x, w, weights.bias, positive, {values, indices, m}, &weights.kept);
+        return;
+    }
+    std::optional<StepsInMemory<float>> steps;
+    Tensor s;
+    if (stages > 1) {
+        s = *weights.s;
+        steps = steps_in_memory<float>(s, w.rows);
+    }
+    const TopMCodes<float> codes{values, indices, values, indices, m, stages, 0, positive};
+    const auto plainly = [&](Matrix<const float> rows, const TopMCodes<float>& to) {
+        encode_to<float>(rows, w, steps, weights.bias, to, &weights.kept);
+    };
+    if ((stages == 1 || sums_pay<float>(w.rows, m)) &&
+        screens_few(x.rows, x.cols, w.rows, m, weights.kept)) {
+        std::optional<Steps<float>> rows;
+        if (steps) rows.emplace(*steps, w.rows, true, false, &weights.kept);
+        screen_few(x, w, weights.bias, rows ? rows->matrices() : StepMatrices<float>{},
+                   steps ? steps->matrices : 0, codes, weights.kept, plainly);
+        return;
+    }
+    plainly(x, codes);
+}
 
 Codes encode_top_m(Tensor x, Tensor W, std::optional<Tensor> S, std::optional<Tensor> bias,
                    int64_t m, int64_t num_stages, bool positive, bool save) {
@@ -164,8 +206,11 @@ Codes encode_top_m(Tensor x, Tensor W, std::optional<Tensor> S, std::optional<Te
         codes = encode<double>(x, W, S, b, m, num_stages, positive, save);
     } else if (num_stages == 1 && screens(x.size(0), x.size(1), W.size(0), m)) {
         auto [values, indices] = screen_top_m(x, W, b.data<float>(), m, positive);
-        codes = {values, indices, fresh({0, x.size(0), m}, type),
-                 fresh({0, x.size(0), m}, ScalarType::Long)};
+        codes = {values, indices, values, indices};
+        if (save) {
+            std::get<2>(codes) = fresh({0, x.size(0), m}, type);
+            std::get<3>(codes) = fresh({0, x.size(0), m}, ScalarType::Long);
+        }
     } else {
         codes = encode<float>(x, W, S, b, m, num_stages, positive, save);
     }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "torch/factored.h"
+#include "torch/planned.h"
 #include "torch/product.h"
 #include "torch/screen.h"
 
@@ -24,8 +25,8 @@ constexpr int64_t kRows = 512;
 template <class T>
 class DenseStage {
   public:
-    DenseStage(Matrix<const T> w, const T* bias, int64_t batch, bool positive)
-        : n_(w.cols), p_(w.rows), product_(w, bias, batch), positive_(positive) {}
+    DenseStage(Matrix<const T> w, const T* bias, int64_t batch, bool positive, Kept* kept)
+        : n_(w.cols), p_(w.rows), product_(w, bias, batch, true, kept), positive_(positive) {}
 
     void operator()(const T* r, int64_t rows, Codes<T> z, Codes<T> out) const {
         const int64_t n = n_, p = p_;
@@ -50,33 +51,16 @@ class DenseStage {
     bool positive_;
 };
 
+/// All stages of x, each with its factor of W, to their codes.
 template <class T>
-Encoded encode(Tensor x, Tensor w, Tensor d, const Bias& bias, const std::vector<T>& steps,
-               const std::vector<int64_t>& m, bool positive, bool save) {
-    const Matrix<const T> xm = row_major_matrix<T>(x), wm = row_major_matrix<T>(w);
-    const int64_t batch = xm.rows, n = xm.cols, p = wm.rows, stages = int64_t(m.size());
-    const int64_t most = *std::max_element(m.begin(), m.end());
-    const int64_t before = std::accumulate(m.begin(), m.end() - 1, int64_t(0));
-    const ScalarType type = x.scalar_type();
-    Tensor values = fresh({batch, m.back()}, type);
-    Tensor indices = fresh({batch, m.back()}, ScalarType::Long);
-    Tensor lower_values = fresh({batch * before}, type);
-    Tensor lower_indices = fresh({batch * before}, ScalarType::Long);
-    const Encoded result{values, indices, save ? lower_values : fresh({0}, type),
-                         save ? lower_indices : fresh({0}, ScalarType::Long)};
-    if (batch == 0) return result;
-
-    std::vector<Codes<T>> codes;
-    for (int64_t k = 0, at = 0; k < stages; at += batch * m[size_t(k++)]) {
-        const bool last = k + 1 == stages;
-        codes.push_back(
-            {static_cast<T*>((last ? values : lower_values).mutable_data_ptr()) + (last ? 0 : at),
-             static_cast<int64_t*>((last ? indices : lower_indices).mutable_data_ptr()) +
-                 (last ? 0 : at),
-             m[size_t(k)]});
-    }
+void encode_to(Matrix<const T> x, Matrix<const T> w, const Tensor& d, const T* bias,
+               const std::vector<T>& steps, const std::vector<Codes<T>>& codes, bool positive,
+               Kept* kept) {
+    const int64_t batch = x.rows, n = x.cols, p = w.rows, stages = int64_t(codes.size());
+    int64_t most = 0;
+    for (const Codes<T>& code : codes) most = std::max(most, code.m);
     std::optional<Residuals<T>> residuals;
-    if (stages > 1) residuals.emplace(xm, d, batch * most);
+    if (stages > 1) residuals.emplace(x, d, batch * most, kept);
     const auto run = [&](const auto& stage) {
         each_range(batch, [&](int64_t begin, int64_t end) {
             const Buffer<T> buffer(std::min(kRows, end - begin) * n);
@@ -88,7 +72,7 @@ Encoded encode(Tensor x, Tensor w, Tensor d, const Bias& bias, const std::vector
                     else
                         for (int64_t e = 0; e < rows * n; ++e)
                             buffer.get()[e] =
-                                steps[0] * xm.data[(first + e / n) * xm.row_stride + e % n];
+                                steps[0] * x.data[(first + e / n) * x.row_stride + e % n];
                     stage(buffer.get(), rows, z.from(first), codes[size_t(k)].from(first));
                 }
             });
@@ -96,19 +80,70 @@ Encoded encode(Tensor x, Tensor w, Tensor d, const Bias& bias, const std::vector
     };
     if constexpr (std::is_same_v<T, float>) {
         if (screens(batch, n, p, most)) {
-            const Screen screen(wm, bias.data<T>(), batch, most);
+            const Screen screen(w, bias, batch, most, kept);
             run([&](const T* r, int64_t rows, Codes<T> z, Codes<T> out) {
                 screen.rows(row_major(r, rows, n), {z.values, z.indices, z.m}, positive,
                             {out.values, out.indices, out.m});
             });
-            return result;
+            return;
         }
     }
-    run(DenseStage<T>(wm, bias.data<T>(), batch, positive));
-    return result;
+    run(DenseStage<T>(w, bias, batch, positive, kept));
+}
+
+/// The codes of the stages in memory: of the last one at values and indices, of those before it one
+/// after the other at lower_*.
+template <class T>
+std::vector<Codes<T>> codes_of(const std::vector<int64_t>& m, int64_t batch, T* values,
+                               int64_t* indices, T* lower_values, int64_t* lower_indices) {
+    std::vector<Codes<T>> codes;
+    for (size_t k = 0; k + 1 < m.size(); ++k) {
+        codes.push_back({lower_values, lower_indices, m[k]});
+        lower_values += batch * m[k];
+        lower_indices += batch * m[k];
+    }
+    codes.push_back({values, indices, m.back()});
+    return codes;
+}
+
+/// Entries of a row of all stages before the last.
+int64_t entries_before(const std::vector<int64_t>& m) {
+    return std::accumulate(m.begin(), m.end() - 1, int64_t(0));
+}
+
+/// The same with memory for the results.
+template <class T>
+Encoded encode(Tensor x, Tensor w, Tensor d, const Bias& bias, const std::vector<T>& steps,
+               const std::vector<int64_t>& m, bool positive, bool save) {
+    const Matrix<const T> xm = row_major_matrix<T>(x), wm = row_major_matrix<T>(w);
+    const int64_t batch = xm.rows, before = entries_before(m);
+    const ScalarType type = x.scalar_type();
+    Tensor values = fresh({batch, m.back()}, type);
+    Tensor indices = fresh({batch, m.back()}, ScalarType::Long);
+    Tensor lower_values = fresh({batch * before}, type);
+    Tensor lower_indices = fresh({batch * before}, ScalarType::Long);
+    if (batch > 0)
+        encode_to<T>(xm, wm, d, bias.data<T>(), steps,
+                     codes_of(m, batch, static_cast<T*>(values.mutable_data_ptr()),
+                              static_cast<int64_t*>(indices.mutable_data_ptr()),
+                              static_cast<T*>(lower_values.mutable_data_ptr()),
+                              static_cast<int64_t*>(lower_indices.mutable_data_ptr())),
+                     positive, nullptr);
+    return {values, indices, lower_values, lower_indices};
 }
 
 }  // namespace
+
+void planned_top_m_factored(const KeptWeights& weights, Matrix<const float> x,
+                            const std::vector<int64_t>& m, const std::vector<float>& steps,
+                            bool positive, float* values, int64_t* indices) {
+    const int64_t before = x.rows * entries_before(m);
+    const Buffer<float> lower_values(before);
+    const Buffer<int64_t> lower_indices(before);
+    encode_to<float>(x, weights.w, *weights.d, weights.bias, steps,
+                     codes_of(m, x.rows, values, indices, lower_values.get(), lower_indices.get()),
+                     positive, &weights.kept);
+}
 
 Encoded encode_top_m_factored(Tensor x, Tensor W, Tensor D, std::optional<Tensor> bias,
                               std::optional<Tensor> step, std::vector<int64_t> m, bool positive,

@@ -74,9 +74,9 @@ template <class T>
 class Residuals {
   public:
     /// entries: of all codes together of a stage.
-    Residuals(Matrix<const T> x, const Tensor& d, int64_t entries)
-        : x_(x), n_(d.size(0)), p_(d.size(1)), atoms_(d) {
-        columns_ = !atoms_.transposed() && entries < p_ / 4;
+    Residuals(Matrix<const T> x, const Tensor& d, int64_t entries, Kept* kept = nullptr)
+        : x_(x), n_(d.size(0)), p_(d.size(1)), atoms_(d, kept) {
+        columns_ = !atoms_.transposed() && !kept && entries < p_ / 4;
         data_ = columns_ ? atoms_.data() : atoms_.rows();
     }
 

@@ -13,28 +13,35 @@ namespace deepl0::torch_ops {
 template <class T>
 class Product {
   public:
-    /// rows: of all x to come together.
-    Product(Matrix<const T> w, int64_t rows) : w_(w) {
+    /// rows: of all x to come together. Whether W is kept packed changes no bit.
+    Product(Matrix<const T> w, int64_t rows, Kept* kept = nullptr) : w_(w) {
         if constexpr (std::is_same_v<T, float>) {
-            constexpr int64_t kLeast = 16;  // rows that repay the packing
-            if (w.col_stride != 1 || rows < kLeast || !product_pays()) return;
-            packed_.emplace(product_packed_size(w.rows, w.cols));
-            const int64_t groups = (w.rows + kProductGroup - 1) / kProductGroup;
-            torch::stable::parallel_for(0, groups, 16, [&](int64_t begin, int64_t end) {
-                product_kernels().pack(w.data, w.row_stride, w.rows, w.cols, begin, end,
-                                       packed_->get());
-            });
+            if (w.col_stride != 1 || !product_pays(rows, w.rows * w.cols)) return;
+            const int64_t size = product_packed_size(w.rows, w.cols);
+            const auto pack = [&](float* to) {
+                const int64_t groups = (w.rows + kProductGroup - 1) / kProductGroup;
+                torch::stable::parallel_for(0, groups, 16, [&](int64_t begin, int64_t end) {
+                    product_kernels().pack(w.data, w.row_stride, w.rows, w.cols, begin, end, to);
+                });
+            };
+            if (kept) {
+                packed_ = kept->product.get<float>(size, pack);
+            } else {
+                own_.emplace(size);
+                pack(own_->get());
+                packed_ = own_->get();
+            }
         }
     }
 
-    bool own() const { return packed_.has_value(); }
+    bool own() const { return packed_ != nullptr; }
 
     /// out [rows, units], contiguous; bias [units] or null.
     void operator()(Matrix<const T> x, T* out, const T* bias = nullptr) const {
         if constexpr (std::is_same_v<T, float>) {
             if (packed_ && x.col_stride == 1) {
-                product_kernels().rows(x.data, x.row_stride, x.rows, packed_->get(), w_.rows,
-                                       w_.cols, bias, out, w_.rows);
+                product_kernels().rows(x.data, x.row_stride, x.rows, packed_, w_.rows, w_.cols,
+                                       bias, out, w_.rows);
                 return;
             }
         }
@@ -47,7 +54,8 @@ class Product {
 
   private:
     Matrix<const T> w_;
-    std::optional<Buffer<T>> packed_;
+    const T* packed_ = nullptr;
+    std::optional<Buffer<T>> own_;
 };
 
 /// x W' + bias, a panel of rows at a time; by one pass over W for few rows.
@@ -55,8 +63,9 @@ template <class T>
 class StageProduct {
   public:
     /// batch: rows of all panels together; plain: whether they come with unit column stride.
-    StageProduct(Matrix<const T> w, const T* bias, int64_t batch, bool plain = true)
-        : w_(w), bias_(bias), product_(w, plain ? batch : 0) {
+    StageProduct(Matrix<const T> w, const T* bias, int64_t batch, bool plain = true,
+                 Kept* kept = nullptr)
+        : w_(w), bias_(bias), product_(w, plain ? batch : 0, kept) {
         few_ = plain && w.col_stride == 1 && batch <= kFew && !product_.own();
     }
 
@@ -79,8 +88,8 @@ class StageProduct {
 template <class T>
 class RowProduct {
   public:
-    RowProduct(Matrix<const T> x, Matrix<const T> w, const T* bias)
-        : x_(x), product_(w, bias, x.rows, x.col_stride == 1) {}
+    RowProduct(Matrix<const T> x, Matrix<const T> w, const T* bias, Kept* kept = nullptr)
+        : x_(x), product_(w, bias, x.rows, x.col_stride == 1, kept) {}
 
     /// Of rows [begin, end).
     void operator()(int64_t begin, int64_t end, T* out) const {

@@ -40,11 +40,24 @@ bool few_rescored(const ScreenCounts& counts, int64_t rows, int64_t p) {
     return counts.full_rows * 8 <= rows && counts.rescored * 32 <= rows * p;
 }
 
-/// The best kind for the task. Low precision must pay: below 32 rows packing W costs more than it
-/// saves.
-ScreenKind kind_for(int64_t batch, int64_t n, int64_t p, int64_t m) {
+/// The best kind for few rows of a kept W; float32: none.
+ScreenKind kind_for_few(int64_t batch, int64_t n, int64_t p, int64_t m) {
     const int wish = screen_wish();
-    const bool pays = batch >= 32 && few_enough(p, m);
+    const bool pays = batch <= kFew && few_enough(p, m) && p * n * 4 >= int64_t(1) << 20;
+    for (const ScreenKind kind :
+         {ScreenKind::bfloat16_tiles, ScreenKind::bfloat16_vectors, ScreenKind::int8_vectors}) {
+        const bool worth = pays && (kind != ScreenKind::int8_vectors || n <= 1024);
+        if (wish != 0 && worth && screen_is_fast(kind, n)) return kind;
+    }
+    return ScreenKind::float32;
+}
+
+/// The best kind for the task. Low precision must pay: below 32 rows packing W costs more than it
+/// saves, unless it is kept. (Where p is not large, kinds have codes of their own, and what is kept
+/// must not choose among them.)
+ScreenKind kind_for(int64_t batch, int64_t n, int64_t p, int64_t m, bool kept = false) {
+    const int wish = screen_wish();
+    const bool pays = (batch >= 32 || (kept && p >= kLarge)) && few_enough(p, m);
     for (const ScreenKind kind :
          {ScreenKind::bfloat16_tiles, ScreenKind::bfloat16_vectors, ScreenKind::int8_vectors}) {
         const bool worth = pays && (kind != ScreenKind::int8_vectors || int8_pays(n, p));
@@ -60,36 +73,58 @@ bool screens(int64_t batch, int64_t n, int64_t p, int64_t m) {
     return kind_for(batch, n, p, m) != ScreenKind::float32 || (p >= kLarge && few_enough(p, m));
 }
 
-Screen::Screen(Matrix<const float> w, const float* bias, int64_t batch, int64_t m)
-    : w_(w), bias_(bias), packed_{kind_for(batch, w.cols, w.rows, m), {}} {
+bool screens_few(int64_t batch, int64_t n, int64_t p, int64_t m, Kept& kept) {
+    if (kind_for_few(batch, n, p, m) == ScreenKind::float32) return false;
+    if (kept.without_int8 <= 0) return true;
+    --kept.without_int8;
+    return false;
+}
+
+Screen::Screen(Matrix<const float> w, const float* bias, int64_t batch, int64_t m, Kept* kept,
+               bool few)
+    : w_(w),
+      bias_(bias),
+      kept_(kept),
+      packed_{few ? kind_for_few(batch, w.cols, w.rows, m)
+                  : kind_for(batch, w.cols, w.rows, m, kept != nullptr)} {
+    if (!few && kept && packed_.kind == ScreenKind::int8_vectors && kept->without_int8 > 0) {
+        --kept->without_int8;
+        packed_.kind = ScreenKind::float32;
+    }
     // For a few rows the dot products are as fast as any tile, and nothing is packed.
-    if (packed_.kind != ScreenKind::float32 || batch > 64) pack(packed_);
+    if (packed_.kind != ScreenKind::float32 || batch > (kept ? 8 : 64)) pack(packed_);
 }
 
 void Screen::pack(Packed& to) const {
-    to.w.emplace(screen_packed_bytes(to.kind, w_.rows, w_.cols));
-    constexpr int64_t kGroups = 16;  // of units per task
-    const int64_t groups = (w_.rows + kScreenGroup - 1) / kScreenGroup;
-    torch::stable::parallel_for(0, groups, kGroups, [&](int64_t begin, int64_t end) {
-        screen_kernels().pack(to.kind, w_.data, w_.row_stride, bias_, w_.rows, w_.cols,
-                              begin * kScreenGroup, std::min(w_.rows, end * kScreenGroup),
-                              to.w->get());
-    });
+    const int64_t bytes = screen_packed_bytes(to.kind, w_.rows, w_.cols);
+    const auto fill = [&](char* out) {
+        constexpr int64_t kGroups = 16;  // of units per task
+        const int64_t groups = (w_.rows + kScreenGroup - 1) / kScreenGroup;
+        torch::stable::parallel_for(0, groups, kGroups, [&](int64_t begin, int64_t end) {
+            screen_kernels().pack(to.kind, w_.data, w_.row_stride, bias_, w_.rows, w_.cols,
+                                  begin * kScreenGroup, std::min(w_.rows, end * kScreenGroup), out);
+        });
+    };
+    if (kept_) {
+        to.w = kept_->screen[size_t(to.kind)].get<char>(bytes, fill);
+    } else {
+        to.own.emplace(bytes);
+        fill(to.own->get());
+        to.w = to.own->get();
+    }
 }
 
 void Screen::run(const Packed& by, Matrix<const float> x, Code z, bool positive, Code out) const {
-    const ScreenProblem q{by.kind,    x.data,        x.row_stride,
-                          w_.data,    w_.row_stride, w_.cols,
-                          w_.rows,    out.m,         by.w ? by.w->get() : nullptr,
-                          out.values, out.indices,   positive,
-                          bias_,      z.values,      z.indices,
-                          z.m};
+    const ScreenProblem q{by.kind, x.data,   x.row_stride, w_.data,    w_.row_stride, w_.cols,
+                          w_.rows, out.m,    by.w,         out.values, out.indices,   positive,
+                          bias_,   z.values, z.indices,    z.m};
     const Buffer<char> workspace(
         screen_workspace_bytes(by.kind, x.rows, w_.rows, w_.cols, out.m, z.m));
     ScreenCounts counts;
     screen_kernels().top_m(q, 0, x.rows, workspace.get(), &counts);
     if (by.kind == ScreenKind::int8_vectors)
         int8_ = few_rescored(counts, x.rows, w_.rows) ? Int8::good : Int8::bad;
+    if (kept_ && int8_ == Int8::bad) kept_->without_int8 = 16;
 }
 
 void Screen::rows(Matrix<const float> x, Code z, bool positive, Code out) const {
@@ -104,19 +139,35 @@ void Screen::rows(Matrix<const float> x, Code z, bool positive, Code out) const 
     run(coarse ? float32_ : packed_, x.range(done, x.rows), z.from(done), positive, out.from(done));
 }
 
+void Screen::few(Matrix<const float> x, bool positive, StepMatrices<float> steps, float largest_s,
+                 TopMCodes<float> codes, bool* decided) const {
+    ScreenProblem q{packed_.kind, x.data,  x.row_stride, w_.data,  w_.row_stride,
+                    w_.cols,      w_.rows, codes.m,      packed_.w};
+    q.positive = positive;
+    q.bias = bias_;
+    Blocks blocks;
+    void* const workspace = blocks.take<char>(
+        screen_few_workspace_bytes(packed_.kind, x.rows, w_.rows, w_.cols, codes.m));
+    screen_kernels().few(q, x.rows, steps, largest_s, codes, workspace, decided);
+}
+
+void screen_top_m(Matrix<const float> x, Matrix<const float> w, const float* bias, bool positive,
+                  Screen::Code out, Kept* kept) {
+    if (x.rows == 0 || out.m == 0) return;
+    const Screen screen(w, bias, x.rows, out.m, kept);
+    torch::stable::parallel_for(0, x.rows, 32, [&](int64_t begin, int64_t end) {
+        screen.rows(x.range(begin, end), {}, positive, out.from(begin));
+    });
+}
+
 std::tuple<Tensor, Tensor> screen_top_m(Tensor x, Tensor W, const float* bias, int64_t m,
                                         bool positive) {
     const Matrix<const float> xm = row_major_matrix<float>(x), wm = row_major_matrix<float>(W);
-    const int64_t batch = xm.rows;
-    Tensor values = fresh({batch, m}, ScalarType::Float);
-    Tensor indices = fresh({batch, m}, ScalarType::Long);
-    if (batch == 0 || m == 0) return {values, indices};
-    auto* v = static_cast<float*>(values.mutable_data_ptr());
-    auto* at = static_cast<int64_t*>(indices.mutable_data_ptr());
-    const Screen screen(wm, bias, batch, m);
-    torch::stable::parallel_for(0, batch, 32, [&](int64_t begin, int64_t end) {
-        screen.rows(xm.range(begin, end), {}, positive, {v + begin * m, at + begin * m, m});
-    });
+    Tensor values = fresh({xm.rows, m}, ScalarType::Float);
+    Tensor indices = fresh({xm.rows, m}, ScalarType::Long);
+    const Screen::Code out{static_cast<float*>(values.mutable_data_ptr()),
+                           static_cast<int64_t*>(indices.mutable_data_ptr()), m};
+    screen_top_m(xm, wm, bias, positive, out, nullptr);
     return {values, indices};
 }
 

@@ -1,6 +1,7 @@
-"""CUDA C++ kernels of the compiled extension, one module per operator file of ``ops``.
+"""CUDA C++ kernels of the compiled extension.
 
-The kernels stand in csrc/cuda, their operators (``torch.ops.deepl0_cuda``) in csrc/torch/cuda; here
-they are put together to the operators of ``torch.ops.deepl0``. What is served, and when, stands in
-``deepl0_kernels.backends``.
+The kernels stand in csrc/cuda; csrc/torch/cuda puts them together, one operator a pass
+(``torch.ops.deepl0_cuda``), and has the rules by which a pass goes its way. Here is what Python has
+to do with that, and the factored encoder, which is composed in Python. What is served, and when,
+stands in ``deepl0_kernels.backends``.
 """

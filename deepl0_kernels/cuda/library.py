@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,8 +32,9 @@ def allow_atomics(allowed: bool = True) -> None:
         >>> dk.allow_atomics()  # faster sums of dS on a GPU, no fixed order
         >>> dk.allow_atomics(False)
     """
-    global _atomics
+    global _atomics, _told_tf32
     _atomics = bool(allowed)
+    _told_tf32 = None  # the next call tells
 
 
 def atomics() -> bool:
@@ -59,27 +61,38 @@ def refusal(device: torch.device) -> str | None:
     return None
 
 
+def composed(operator: str, saving: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The operator of the extension that serves ``operator`` of torch.ops.deepl0, and its twin of
+    that suffix, or itself where it has none: a pass each, checked and put together in C++
+    (csrc/torch/cuda)."""
+
+    def call(name: str) -> Callable[..., Any]:
+        run = getattr(kernels, name).default._op
+        if not operator.startswith("encode_top_m"):
+            return run
+
+        def told(*args):
+            if _atomics or (_precision("cuda", "matmul") == "tf32") is not _told_tf32:
+                tell()
+            return run(*args)
+
+        return told
+
+    run = call(operator)
+    return run, call(operator + saving) if hasattr(kernels, operator + saving) else run
+
+
+_told_tf32: bool | None = None
+_precision = torch._C._get_fp32_precision_getter
+
+
+def tell() -> None:
+    """Let the rules of csrc/torch/cuda/rules.h know what C++ cannot ask PyTorch for."""
+    global _told_tf32
+    _told_tf32 = _precision("cuda", "matmul") == "tf32"
+    kernels.tell_rules(_told_tf32, atomics())
+
+
 def transposed(matrix: Tensor) -> Tensor:
     """The rows of the transpose, contiguous: a view where the matrix has them, else a copy."""
     return matrix.t() if by_columns(matrix) else kernels.transpose(matrix)
-
-
-def gathers_pay(p: int, entries: int) -> bool:
-    """Whether a sum of ``entries`` rows of length p beats a dense product, p wide and p deep.
-
-    From p = 4 entries on, measured on an H200: per row of the result 2 p^2 flops at about 45
-    TFLOP/s stand against 4 p entries bytes from L2, and the dense code is written and read as well.
-    Where TF32 is allowed a product is eight times as fast; 64 follows from that, and is no
-    measurement of the two.
-    """
-    return p >= (64 if torch.backends.cuda.matmul.fp32_precision == "tf32" else 4) * entries
-
-
-def sorting_pays(width: int, entries: int, flops: float) -> bool:
-    """Whether a sum over the batch is cheaper by sorted supports than as a dense product.
-
-    ``entries`` units of ``width`` are in use a row; ``flops`` are those of the dense product.
-    Sorting takes some 25 us whatever the size, so small products stay dense; beyond, from
-    width = 12 entries on. Measured on an H200.
-    """
-    return width >= 12 * entries and flops >= 1 << 30

@@ -45,7 +45,9 @@ class DeepL0Encoder(Thresholded):
 
     ``encoder(x)``: [..., n] -> dense codes [..., p], of the weights' dtype. Costs, derivatives and
     errors are those of :func:`deepl0_kernels.encode_l0`; an x that does not fit the weights is a
-    ValueError. Source: Wang, Ling, Huang 2016, eq. 6 and 9.
+    ValueError. In evaluation mode the weights are kept ready for the CPU from the second call on,
+    as :func:`deepl0_kernels.prepare` says; ``train()`` gives that memory back. Source: Wang, Ling,
+    Huang 2016, eq. 6 and 9.
 
     Example:
         >>> D = torch.nn.functional.normalize(torch.randn(16, 32), dim=0)
@@ -179,7 +181,8 @@ class DeepMSparseEncoder(Encoder):
     :meth:`encode` gives the same as a :class:`deepl0_kernels.SparseCode`, without its zeros.
     One stage with bias and positive is the encoder of a TopK sparse autoencoder,
     ``relu(topk(W x + b))``; with bias alone that of its signed form. Costs, derivatives and errors
-    are those of :func:`deepl0_kernels.encode_top_m`. Source: Wang, Ling, Huang 2016, eq. 10.
+    are those of :func:`deepl0_kernels.encode_top_m`; in evaluation mode the weights are kept ready
+    as in :class:`DeepL0Encoder`. Source: Wang, Ling, Huang 2016, eq. 10.
 
     Example:
         >>> encoder = dk.nn.DeepMSparseEncoder(16, 32, m=3)

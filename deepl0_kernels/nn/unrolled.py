@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import checks
+from ..ops.plan import Planned
 from ..solvers import step as steps_of_solvers
 from . import initial
 
@@ -24,7 +25,7 @@ def exponential(log: Tensor) -> Tensor:
     return torch.exp(wide + (wide.clamp(-_LOG_RANGE, _LOG_RANGE) - wide).detach())
 
 
-class Encoder(nn.Module):
+class Encoder(Planned):
     """W, what stands between the stages (S, or the atoms of D), bias, steps.
 
     Parameters are contiguous, as sharding and safetensors ask for: of a factored encoder D' [p, n]
@@ -155,6 +156,7 @@ class Encoder(nn.Module):
             "positive": self.positive,
             "D": self.D,
             "step": self.step,
+            "plan": self._plan(),
         }
 
     def _check(self, x: Tensor) -> None:

@@ -5,10 +5,12 @@ from . import fista as fista
 from . import flops, registration
 from . import iht as iht
 from . import omp as omp
+from . import shard as shard
 from . import sparse_adam as sparse_adam
 from .batch_top_m import batch_top_m
 from .decode import decode
 from .encode import encode_l0, encode_top_m
+from .plan import Plan, prepare
 from .sparse_code import SparseCode
 from .stage import threshold_stage, top_m_stage
 from .thresholds import hard_threshold, helu, soft_threshold
@@ -20,6 +22,7 @@ if floors := registration.installed_floors():
     _gpu_kernels = registration.serve_natively("cuda", floors)
 
 __all__ = [
+    "Plan",
     "SparseCode",
     "batch_top_m",
     "decode",
@@ -28,6 +31,7 @@ __all__ = [
     "hard_threshold",
     "helu",
     "keep_top_m",
+    "prepare",
     "soft_threshold",
     "threshold_stage",
     "top_m",

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import reference
 from .._matrices import gradient_of_matrix
-from . import checks, registration
+from . import checks, placements, registration, sharded
 from .sparse_code import SparseCode
 
 registration.define(
@@ -55,7 +55,8 @@ def decode(code: SparseCode, D: Tensor) -> Tensor:
 
     Args:
         code: values and indices [..., m] of size p; a row's indices are distinct.
-        D: dictionary [n, p], columns are atoms; dtype and device of the values.
+        D: dictionary [n, p], columns are atoms; dtype and device of the values. A DTensor may be
+            sharded over its atoms, Shard(1), see :func:`encode_top_m`.
 
     Returns:
         [..., n], differentiable in ``code.values`` and D. Deterministic.
@@ -74,6 +75,8 @@ def decode(code: SparseCode, D: Tensor) -> Tensor:
         >>> dk.decode(dk.SparseCode(torch.tensor([[0.5]]), torch.tensor([[2]]), 3), D)
         tensor([[1., 1.]])
     """
+    if placements.is_dtensor(D, getattr(code, "values", None)):
+        return sharded.decode(code, D)
     if not isinstance(code, SparseCode):
         raise TypeError(f"code must be a SparseCode, got {type(code).__name__}")
     values = code.values

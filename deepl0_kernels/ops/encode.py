@@ -10,8 +10,9 @@ from torch import Tensor
 from .. import reference
 from .._matrices import gradient_of_matrix
 from ..reference.precision import accumulation_dtype
-from . import checks, registration
+from . import checks, placements, registration, sharded
 from .encode_factored import encode_l0_factored, encode_top_m_factored, entries_of_stages
+from .plan import Plan
 from .sparse_code import SparseCode
 from .thresholds import GRADS, kind_of
 
@@ -170,6 +171,7 @@ def encode_l0(
     positive: bool = False,
     D: Tensor | None = None,
     step: float | Sequence[float] | Tensor | None = None,
+    plan: Plan | None = None,
 ) -> Tensor:
     """Deep l0-regularized encoder: K stages of ``z <- helu(x W' + bias + z S', theta, sigma)``
     from z_0 = 0, or, with D, of ``z <- helu(z + step (x - z D') W' + bias, theta, sigma)``.
@@ -188,6 +190,7 @@ def encode_l0(
         D: [n, p] in the place of S: the factored stage, where S is ``I - W D``, never formed.
         step: with D, a factor > 0 of W: a number, or one for each stage, as numbers or as a
             tensor [num_stages].
+        plan: of :func:`prepare`, for weights that serve many calls.
 
     Returns:
         z_K [..., p], differentiable in every tensor argument. Deterministic.
@@ -208,8 +211,13 @@ def encode_l0(
         >>> z.shape, bool((z[z != 0].abs() >= 0.5).all())
         (torch.Size([8, 32]), True)
     """
+    placements.refuse("encode_l0", x, W, D)
     checks.one_of("grad", grad, tuple(GRADS))
     kind = kind_of(GRADS[grad], positive)
+    if plan is not None and _may_serve(x):
+        z = plan._encode_l0(x, W, S, theta, num_stages, sigma, kind, bias, D, step)
+        if z is not None:
+            return z if x.dim() == 2 else z.reshape(*x.shape[:-1], W.shape[0])
     if D is None:
         _no_factors(step)
         z = _encode_l0(x, W, S, bias, theta, num_stages, sigma, kind)
@@ -230,6 +238,7 @@ def encode_top_m(
     positive: bool = False,
     D: Tensor | None = None,
     step: float | Sequence[float] | Tensor | None = None,
+    plan: Plan | None = None,
 ) -> SparseCode:
     """Deep M-sparse encoder: K stages of ``z <- keep_top_m(x W' + bias + z S', m)``, z_0 = 0, or,
     with D, of ``z <- keep_top_m(z + step (x - z D') W' + bias, m)``.
@@ -248,6 +257,11 @@ def encode_top_m(
         D: [n, p] in the place of S: the factored stage, where S is ``I - W D``, never formed.
         step: with D, a factor > 0 of W: a number, or one for each stage, as numbers or as a
             tensor [num_stages].
+        plan: of :func:`prepare`, for weights that serve many calls.
+
+    W and bias may be DTensors with the placement Shard(0), D with Shard(1): a dictionary whose
+    units are spread over ranks, with one stage or D, and the code comes back whole on every rank
+    (docs/scale.md).
 
     Returns:
         :class:`SparseCode` with values and indices [..., m]: exactly m entries, chosen as in
@@ -269,9 +283,17 @@ def encode_top_m(
         >>> code.values.shape, code.indices.shape, code.to_dense().shape
         (torch.Size([8, 3]), torch.Size([8, 3]), torch.Size([8, 32]))
     """
-    if D is None:
+    if placements.is_dtensor(x, W):
+        found = sharded.encode_top_m(x, W, S, m, num_stages, bias, positive, D, step)
+        return SparseCode(*found, W.shape[0])
+    found = None
+    if plan is not None and _may_serve(x):
+        found = plan._encode_top_m(x, W, S, m, num_stages, bias, positive, D, step)
+    if found is not None:
+        values, indices = found
+    elif D is None:
         _no_factors(step)
-        if isinstance(m, Sequence):
+        if type(m) is not int and isinstance(m, Sequence):
             raise ValueError(f"m must be one number without D, got {m!r}")
         values, indices = _encode_top_m(x, W, S, bias, m, num_stages, positive)
     else:
@@ -281,6 +303,11 @@ def encode_top_m(
     if x.dim() != 2:
         values, indices = (t.reshape(*x.shape[:-1], t.shape[-1]) for t in (values, indices))
     return SparseCode(values, indices, W.shape[0])
+
+
+def _may_serve(x: object) -> bool:
+    """Whether a plan is to be asked: a graph has the operators in it."""
+    return not torch.compiler.is_compiling() and type(x) is Tensor
 
 
 def _no_factors(step: object) -> None:

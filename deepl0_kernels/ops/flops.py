@@ -84,6 +84,10 @@ def _stage(x, W, *rest, **_) -> int:
     return 2 * batch * p * (n + p)
 
 
+def _shard_top_m(x, W, bias, z_values, z_indices, *rest, **_) -> int:
+    return 2 * x.shape[0] * W.shape[0] * x.shape[1]
+
+
 def _decode(values, indices, D, **_) -> int:
     return 2 * values.numel() * D.shape[0]
 
@@ -140,6 +144,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
         ("encode_top_m_factored", "encode_top_m_factored_saving"), _encode_top_m_factored
     ),
     "encode_top_m_factored_backward": _encode_top_m_factored_backward,
+    "shard_top_m": _shard_top_m,
     "decode": _decode,
     "decode_backward": _decode_backward,
     "iht_top_m": _iht_top_m,

@@ -3,9 +3,13 @@
 The CPU kernels are registered by the compiled extension (csrc/torch_ops.cpp), the GPU kernels by
 :func:`serve_natively`.
 
-Where a call goes. The public function hands its arguments to what :func:`serve` has returned, which
-asks :func:`deepl0_kernels.backends.implementation`: the reference, or PyTorch's operator. Of the
-operator's keys
+Where a call goes. The public function hands its arguments to what :func:`serve` has returned. An
+ordinary one, eager, of plain tensors, in no mode that PyTorch's dispatcher has a key for
+(:func:`_at_once`), goes straight to the kernel of its floor (:func:`deepl0_kernels.backends.kernel_of`),
+or to it by way of a ``torch.autograd.Function`` where a gradient is recorded: of the attachments to
+autograd that were measured the cheapest (docs/gpu.md). For any other call
+:func:`deepl0_kernels.backends.implementation` names the reference, or PyTorch's operator, of whose
+keys
 
 * Autocast casts (:func:`serve`),
 * vmap folds the mapped dimension into the batch (:func:`vmap_rows`),
@@ -26,14 +30,30 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .._isolation import isolated
-from ..backends import GPU, by_reference, choose, implementation, register, serve_device
+from ..backends import (
+    GPU,
+    KERNELS,
+    LAST,
+    SAVING,
+    by_reference,
+    choose,
+    implementation,
+    kernel_of,
+    register,
+    serve_device,
+)
 from . import checks
 from .operands import CHECKS
 
 # Held for the life of the process: destroying it would take the kernels back.
 _library = torch.library.Library("deepl0", "FRAGMENT")
 _DEVICES = ("cpu", "cuda")
-_SAVING = "_saving"
+# What a thread has switched on where nothing is: every other key is a mode of PyTorch's.
+_KEYS = torch._C.DispatchKey
+_USUAL = torch._C.DispatchKeySet(_KEYS.BackendSelect) | torch._C.DispatchKeySet(
+    _KEYS.ADInplaceOrView
+)
+_MODES = ~_USUAL.raw_repr()
 _TENSORS = frozenset((Tensor, torch.nn.Parameter))
 
 
@@ -80,25 +100,84 @@ def _overloads(name: str) -> list[tuple[str, Any]]:
 
 
 def native(name: str) -> Callable:
-    """The operator ``name``, as cheap to call as there is something to record.
-
-    Autograd's Python layer costs more than a small call: what nobody differentiates goes below it.
-    """
+    """The operator ``name``, by a kernel at once where the call is an ordinary one."""
     packet = getattr(torch.ops.deepl0, name)
     operator = packet.default
     other, at = getattr(packet, "Tensor", operator), _position_of_sigma(operator)
 
+    def otherwise(args, error):
+        if error is not None:
+            raise error
+        return (operator if at is None or not isinstance(args[at], Tensor) else other)(*args)
+
+    return _at_once(name, operator, None, otherwise, public=False)
+
+
+def _at_once(
+    name: str,
+    operator,
+    as_is: Callable[..., bool] | None,
+    otherwise: Callable[[tuple, Exception | None], Any],
+    public: bool,
+) -> Callable:
+    """The operator ``name``: by its kernel, where nothing but a kernel and autograd has to see the
+    call, an eager one of plain tensors under no tracing, mode, transform of torch.func, autocast or
+    forward mode; else by ``otherwise``, which is also told of the kernel's error.
+
+    It stands in the way of every small call, so it is one function, of locals.
+
+    Args:
+        as_is: whether arguments of the right types have the form that the operator takes.
+        public: whether arguments may be wrong, which the kernel has to check, and the call is one
+            that is reported.
+    """
+    allowed = [_types(argument) for argument in operator._schema.arguments]
+    tensors_of: dict[tuple[type, ...], tuple[int, ...] | None] = {}  # of the types of arguments
+    included, autocast = torch._C._dispatch_tls_local_include_set, torch._C._is_any_autocast_enabled
+    records, formulas, kernels, last = torch.is_grad_enabled, _formulas, KERNELS, LAST
+    is_compiling = torch.compiler.is_compiling
+
+    def tensors_among(kinds: tuple[type, ...]) -> tuple[int, ...] | None:
+        plain = len(kinds) == len(allowed) and all(map(frozenset.__contains__, allowed, kinds))
+        found = tuple(i for i, kind in enumerate(kinds) if kind in _TENSORS)
+        tensors_of[kinds] = found if plain else None
+        return tensors_of[kinds]
+
     def call(*args):
-        run = operator if at is None or not isinstance(args[at], Tensor) else other
+        if is_compiling():
+            return otherwise(args, None)
+        kinds = tuple(map(type, args))
+        tensors = tensors_of[kinds] if kinds in tensors_of else tensors_among(kinds)
         if (
-            torch.compiler.is_compiling()
-            or records_gradient(*args)
+            tensors is None
+            or included().raw_repr() & _MODES
+            or autocast()
             or forward_ad._current_level >= 0
-            or torch._C._are_functorch_transforms_active()
+            or (as_is is not None and not as_is(*args))
         ):
-            return run(*args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return run(*args)
+            return otherwise(args, None)
+        first = args[0]
+        key = name if first.is_cpu else (name, first.get_device()) if first.is_cuda else None
+        kernel = kernels[key] if key in kernels else kernel_of(name, first)
+        if (
+            kernel is None
+            or not (kernel.wide or first.dtype in kernel.dtypes)
+            or (public and not kernel.checks)
+        ):
+            return otherwise(args, None)
+        if public:
+            last[0] = kernel.call
+        try:
+            if records():
+                for at in tensors:
+                    if args[at].requires_grad:
+                        if name in formulas:
+                            return formulas[name](*args, kernel.saving)
+                        with torch.no_grad():
+                            return kernel.run(*args)
+            return kernel.run(*args)
+        except (RuntimeError, TypeError, OverflowError) as error:
+            return otherwise(args, error)
 
     return call
 
@@ -108,7 +187,7 @@ def serve(
     reference: Callable,
     prepare: Callable | None = None,
     low: Sequence[int] | None = (),
-    as_is: Callable[..., bool] = lambda *args: True,
+    as_is: Callable[..., bool] | None = None,
 ) -> Callable:
     """Register with :func:`deepl0_kernels.backends.implementation`, and the autocast rule. Returns
     the function behind the public one, which takes its arguments in the order of the operator.
@@ -120,8 +199,8 @@ def serve(
             float32. None: nothing is cast, of an operator that only moves values.
         as_is: whether arguments of the right types have the form that the operator takes.
 
-    Checks in Python take a third of the time of a small call, and the CPU kernels make all of them
-    again. So plain CPU tensors and numbers of the operator's own types go to the kernel unchecked;
+    Checks in Python take a third of the time of a small call, and the compiled kernels make all of
+    them again. So plain tensors and numbers of the operator's own types go to the kernel unchecked;
     if it refuses them, ``prepare`` says by name what is wrong with them, and the kernel's own error
     stands where it finds nothing.
     """
@@ -143,23 +222,14 @@ def serve(
     register(name, reference=by_operators_of_torch, **dict.fromkeys(("cpu", *floors), run))
     if prepare is None:
         return lambda *args: implementation(name, args[0])(*args)
-    types = [_types(argument) for argument in operator._schema.arguments]
 
-    def call(*args):
-        if not torch.compiler.is_compiling() and _is_plain(args, types) and as_is(*args):
-            function = implementation(name, args[0])
-            if function is run:
-                try:
-                    return run(*args)
-                except (RuntimeError, TypeError, OverflowError):
-                    given, args = args, prepare(*args)
-                    if all(a is b for a, b in zip(given, args, strict=True)):
-                        raise
-                    return run(*args)
-        args = prepare(*args)
+    def otherwise(args, error):
+        given, args = args, prepare(*args)
+        if error is not None and all(a is b for a, b in zip(given, args, strict=True)):
+            raise error
         return implementation(name, args[0])(*args)
 
-    return call
+    return _at_once(name, operator, as_is, otherwise, public=True)
 
 
 def _types(argument) -> frozenset:
@@ -170,14 +240,6 @@ def _types(argument) -> frozenset:
     if "Tensor" in kind:
         return _TENSORS | {type(None)} if "Optional" in kind or "?" in kind else _TENSORS
     return frozenset(({"int": int, "SymInt": int, "float": float, "str": str, "bool": bool}[kind],))
-
-
-def _is_plain(args: Sequence, types: Sequence[frozenset]) -> bool:
-    for arg, allowed in zip(args, types, strict=True):
-        kind = type(arg)
-        if kind not in allowed or (kind in _TENSORS and not arg.is_cpu):
-            return False
-    return True
 
 
 def _autocast(function: Callable, device: str, low: Sequence[int]) -> Callable:
@@ -201,7 +263,7 @@ def installed_floors() -> tuple[str, ...]:
 
 
 def serve_natively(device: str, floors: Sequence[str]) -> torch.library.Library:
-    """Register the launchers of the backends ``floors`` for tensors of the type ``device``: "cuda",
+    """Register the kernels of the backends ``floors`` for tensors of the type ``device``: "cuda",
     which is also what PyTorch calls an AMD GPU, or in tests "cpu", where an interpreter runs the
     kernels, and "meta", where launches are recorded. Where several backends have an operator,
     :func:`deepl0_kernels.backends.choose` decides call by call.
@@ -211,39 +273,29 @@ def serve_natively(device: str, floors: Sequence[str]) -> torch.library.Library:
     library = torch.library.Library("deepl0", "IMPL")
     key = "Meta" if device == "meta" else device.upper()
     for name in sorted({name for floor in floors for name in GPU[floor].operators}):
-        launch = _launcher(name, floors)
-        if not hasattr(torch.ops.deepl0, name + _SAVING):
-            library.impl(name, launch, key, allow_override=True)
-            continue
-        library.impl(name, _without_saved(launch, name), key, allow_override=True)
-        library.impl(name + _SAVING, _with_saved(launch), key, allow_override=True)
+        having = tuple(floor for floor in floors if name in GPU[floor].operators)
+        library.impl(name, _launcher(name, having, "run"), key, allow_override=True)
+        if hasattr(torch.ops.deepl0, name + SAVING):
+            saving = _launcher(name, having, "saving")
+            library.impl(name + SAVING, saving, key, allow_override=True)
     serve_device(device, *floors)
     return library
 
 
-def _launcher(name: str, floors: Sequence[str]) -> Callable:
-    launchers = {
-        floor: GPU[floor].launcher(name) for floor in floors if name in GPU[floor].operators
-    }
-    check, names = CHECKS[name], tuple(launchers)
+def _launcher(name: str, floors: Sequence[str], which: str) -> Callable:
+    """Of the floors' kernels the one that is chosen, call by call; made when they are wanted."""
+    check = CHECKS[name]
+    saves = (which == "saving",) if hasattr(torch.ops.deepl0, name + SAVING) else ()
+    runs: dict[str, Callable] = {}
 
     def launch(*args):
-        check(*args)
-        return launchers[choose(name, names, args)](*args)
+        check(*args, *saves)
+        floor = choose(name, floors, args)
+        if floor not in runs:
+            runs[floor] = getattr(GPU[floor].kernel(name), which)
+        return runs[floor](*args)
 
     return launch
-
-
-# The launchers of an operator and of its saving twin are one function, which is told.
-
-
-def _with_saved(launch: Callable) -> Callable:
-    return lambda *args: launch(*args, True)
-
-
-def _without_saved(launch: Callable, name: str) -> Callable:
-    count = len(getattr(torch.ops.deepl0, name).default._schema.returns)
-    return lambda *args: launch(*args, False)[0] if count == 1 else launch(*args, False)[:count]
 
 
 # Differentiation.
@@ -257,22 +309,32 @@ def differentiate(
     """The derivative of the operator ``name``: ``setup(ctx, inputs, output)`` saves, where output
     is what ``<name>_saving`` returns if there is such an operator, and ``backward(ctx, *grads)``
     returns the gradients of the inputs, None for those that ``ctx.needs_input_grad`` does not name.
+    Of several differentiable results some of ``grads`` may be None, never all.
 
     Ambient modes do not reach ``backward``. Without it the result is a constant.
     """
-    saving = hasattr(torch.ops.deepl0, name + _SAVING)
+    saving = hasattr(torch.ops.deepl0, name + SAVING)
     for overload, operator in _overloads(name):
         twin = operator
         if saving:
-            packet = getattr(torch.ops.deepl0, name + _SAVING)
+            packet = getattr(torch.ops.deepl0, name + SAVING)
             twin = getattr(packet, operator._overloadname)
-            _differentiate(name + _SAVING + overload[len(name) :], twin, twin, setup, backward)
+            _differentiate(name + SAVING + overload[len(name) :], twin, twin, setup, backward)
         _differentiate(overload, operator, twin, setup, backward)
 
 
+# Operator -> itself with its derivative: ``apply`` of its autograd function.
+_formulas: dict[str, Callable] = {}
+
+
 def _differentiate(overload: str, operator, twin, setup, backward) -> None:
-    formula = None if backward is None else _formula(operator, twin, setup, isolated()(backward))
     name = overload.partition(".")[0]
+    formula = None
+    if backward is not None:
+        formula = _formula(operator, twin is not operator, setup, backward)
+        # The method of the base class: that of torch.autograd.Function looks for torch.func's
+        # transforms in every argument, of which an ordinary call has none.
+        _formulas[overload] = super(torch.autograd.Function, formula).apply
 
     def kernel(keyset, *args):
         if why := _beyond_native(args):
@@ -283,27 +345,44 @@ def _differentiate(overload: str, operator, twin, setup, backward) -> None:
                 )
             return reference(*args)
         if formula is not None and records_gradient(*args):
-            return formula.apply(*args, keyset)
+
+            def run(*inputs):
+                with torch._C._AutoDispatchBelowAutograd():
+                    return twin.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
+
+            return formula.apply(*args, run)
         with torch._C._AutoDispatchBelowAutograd():
             return operator.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
     _library.impl(overload, kernel, "Autograd", with_keyset=True)
 
 
-def _formula(operator, twin, setup, backward) -> type[torch.autograd.Function]:
-    """``twin`` in the place of ``operator``, differentiable."""
+def _formula(operator, saves: bool, setup, backward) -> type[torch.autograd.Function]:
+    """The operator, differentiable. The last argument of its ``apply`` is what computes it: where
+    it ``saves``, the operator's twin."""
     count = len(operator._schema.returns)
 
     def forward(ctx, *args):
-        *inputs, keyset = args
-        with torch._C._AutoDispatchBelowAutograd():
-            output = twin.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
+        *inputs, run = args
+        output = run(*inputs)
+        ctx.set_materialize_grads(False)  # of what has none, zeros would be made for nobody
         setup(ctx, inputs, output)
-        if twin is operator:
+        if not saves:
             return output
         return output[0] if count == 1 else output[:count]
 
+    nothing = (None,) * (len(operator._schema.arguments) + 1)
+    elsewhere = isolated()(backward)
+    autocast, dtype = torch._C._is_any_autocast_enabled, torch.get_default_dtype
+
     def differentiated(ctx, *grads):
+        for grad in grads:
+            if grad is not None:
+                break
+        else:
+            return nothing
+        if autocast() or dtype() is not torch.float32:
+            return *elsewhere(ctx, *grads), None
         return *backward(ctx, *grads), None
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(differentiated)}
@@ -349,13 +428,21 @@ def records_gradient(*args) -> bool:
 
 def mask(ctx, *positions: int) -> int:
     """The set of gradients that are wanted: bit i for the input at the i-th of the positions."""
-    needed = ctx.needs_input_grad
-    return sum(needed[position] << i for i, position in enumerate(positions))
+    needed, bits, bit = ctx.needs_input_grad, 0, 1
+    for position in positions:
+        if needed[position]:
+            bits |= bit
+        bit <<= 1
+    return bits
 
 
 def wanted(bits: int, *grads: Tensor) -> list[Tensor | None]:
     """The gradients that were asked for; the others, which are empty, as None."""
-    return [grad if bits >> i & 1 else None for i, grad in enumerate(grads)]
+    found: list[Tensor | None] = []
+    for grad in grads:
+        found.append(grad if bits & 1 else None)
+        bits >>= 1
+    return found
 
 
 def gradient(operand: Tensor, wanted: int | bool) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from os import PathLike
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree
 from torch.utils.data._utils.collate import default_collate_fn_map
 
+from .._optional import require
 from . import checks
 from .top_m import unpool
 
@@ -69,6 +72,41 @@ class SparseCode:
             size=(batch, self.size),
             check_invariants=True,
         )
+
+    @classmethod
+    def from_parquet(cls, path: str | PathLike[str]) -> SparseCode:
+        """The codes of a file or a folder that :func:`deepl0_kernels.encode_dataset` has written,
+        in the order of its files; all of them are in memory then.
+
+        Args:
+            path: a .parquet, or a folder of them.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: a file of something else, or codes of several sizes.
+            ModuleNotFoundError: pyarrow is missing.
+        """
+        pq = require("pyarrow.parquet", "SparseCode.from_parquet", extra="parquet")
+        at = Path(path)
+        files = sorted(at.glob("*.parquet")) if at.is_dir() else [at]
+        if not files or not files[0].exists():
+            raise FileNotFoundError(f"{path} is no parquet file, and no folder of them")
+        found = []
+        for file in files:
+            table = pq.read_table(file)
+            told = (table.schema.metadata or {}).get(b"deepl0_kernels.size")
+            if told is None or not {"indices", "values"} <= set(table.column_names):
+                raise ValueError(f"{file} must hold codes, got the columns {table.column_names}")
+            parts = []
+            for name in ("values", "indices"):
+                m = table.schema.field(name).type.list_size
+                flat = table.column(name).combine_chunks().flatten()
+                parts.append(torch.tensor(flat.to_numpy(zero_copy_only=False)).view(-1, m))
+            found.append(cls(parts[0], parts[1].long(), int(told)))
+        if len(kinds := {(code.size, code.values.shape[1]) for code in found}) > 1:
+            raise ValueError(f"{path} must hold codes of one (size, m), got {sorted(kinds)}")
+        values, indices = (torch.cat([getattr(c, k) for c in found]) for k in ("values", "indices"))
+        return cls(values, indices, found[0].size)
 
     def to(self, *args: Any, **kwargs: Any) -> SparseCode:
         """The code on another device, its values in another dtype: arguments of ``Tensor.to``."""

@@ -52,9 +52,9 @@ def _double_backward(ctx, grad_u, grad_theta):
     u, theta = ctx.saved_tensors
     d_u, d_theta = coefficients(u.to(theta.dtype), theta, ctx.sigma, ctx.kind)
     terms = []
-    if ctx.mask & 1:
+    if ctx.mask & 1 and grad_u is not None:
         terms.append(grad_u * d_u)
-    if ctx.mask & 2:
+    if ctx.mask & 2 and grad_theta is not None:
         terms.append(grad_theta * d_theta)
     return sum(terms[1:], terms[0]).to(u.dtype), None, None, None, None, None
 

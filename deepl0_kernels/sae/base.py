@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from ..nn import initial
 from ..ops import checks
 from ..ops.encode_factored import entries_of_stages
+from ..ops.plan import Planned
 
 SELECTIONS = ("top_m", "threshold", "relu")
 NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale")
 _T = TypeVar("_T", bound="Autoencoder")
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(Planned):
     """W, D, biases, theta and options; see :class:`SparseAutoencoder`."""
 
     def __init__(

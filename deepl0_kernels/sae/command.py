@@ -158,6 +158,12 @@ def train(
         bool, typer.Option(help="Compare matching pursuit and OMP over the same atoms.")
     ] = False,
     every: Annotated[int, typer.Option(help="Batches between checkpoints.")] = 500,
+    units: Annotated[
+        int, typer.Option(help="Processes that share a dictionary; the others share a batch.")
+    ] = 1,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that a process waits for another one.")
+    ] = 1800.0,
     as_json: Json = False,
     progress: Progress = True,
 ) -> None:
@@ -166,9 +172,11 @@ def train(
     The folder gets the autoencoders, tables and a page of figures.
 
     Interrupted, the same command goes on to the same bits. Without --held-out the last tenth of the
-    vectors, at most 16,384, is not trained on.
+    vectors, at most 16,384, is not trained on. Under torchrun its processes train together:
+    torchrun --nproc-per-node 4 -m deepl0_kernels.cli sae train ...
     """
     with _reporting("train", f"; the same command goes on from what {out} holds"):
+        from ..distributed import launched
         from . import study
         from .activations import Activations
 
@@ -197,6 +205,7 @@ def train(
             dead_after=dead_after,
             pursuits=pursuits,
         )
+        ranks = launched(units, timeout)
         results = study.train(
             vectors,
             settings,
@@ -204,8 +213,12 @@ def train(
             held_out=others,
             start=first,
             every=every,
+            ranks=ranks,
             progress=_shown(progress),
         )
+        ranks.close()
+    if not ranks.first:
+        return
     typer.echo(f"wrote autoencoders, results.json, results.csv and report.html to {out}", err=True)
     if as_json:
         typer.echo(json.dumps(results["evaluations"], indent=2))

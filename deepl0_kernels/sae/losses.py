@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..ops import SparseCode, checks
@@ -125,8 +126,13 @@ class DeadUnits(nn.Module):
         self.register_buffer("last_fired", torch.zeros(p, dtype=torch.int64))
 
     @torch.no_grad()
-    def update(self, code: SparseCode | Tensor) -> None:
+    def update(self, code: SparseCode | Tensor, data: Any = None) -> None:
         """Count the vectors of a code, sparse or dense [..., p]. O(B m) of a sparse one.
+
+        Args:
+            code: of this rank's vectors.
+            data: the process group whose ranks have as many vectors of their own each: all are
+                counted, on every rank, by an all-reduce of p counters. None: this rank's alone.
 
         Raises:
             ValueError: a code of another size.
@@ -141,8 +147,10 @@ class DeadUnits(nn.Module):
         else:
             rows = code.shape[:-1].numel()
             fired = (code.reshape(-1, p) != 0).any(0).nonzero()[:, 0]
-        self.seen += rows
+        self.seen += rows * (1 if data is None else dist.get_world_size(data))
         self.last_fired[fired] = self.seen
+        if data is not None:
+            dist.all_reduce(self.last_fired, dist.ReduceOp.MAX, group=data)
 
     def units(self) -> Tensor:
         """int64 [d], ascending: the units that are dead now. O(p)."""

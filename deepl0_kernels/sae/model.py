@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from ..ops import SparseCode, checks, decode, encode_l0, encode_top_m
+from ..ops import SparseCode, checks, decode, encode_l0, encode_top_m, placements, sharded
 from .base import Autoencoder
 from .losses import Losses, fvu, l0
 
@@ -44,7 +46,8 @@ class SparseAutoencoder(Autoencoder):
     ``sae(x)``: reconstruction of x [..., n]. Weights start as random unit atoms D, W = D',
     biases 0. With "top_m" nothing of [B, p] is formed. Costs and derivatives are those of
     :func:`deepl0_kernels.encode_top_m`, :func:`deepl0_kernels.encode_l0` and
-    :func:`deepl0_kernels.decode`.
+    :func:`deepl0_kernels.decode`. In evaluation mode the encoder's weights are kept ready for the
+    CPU from the second call on, as :func:`deepl0_kernels.prepare` says.
 
     Raises:
         TypeError, ValueError: an argument of another kind or out of range, named with its value.
@@ -154,14 +157,20 @@ class SparseAutoencoder(Autoencoder):
     def _centered(self, x: Tensor) -> Tensor:
         return x - self.b_dec if self.apply_b_dec_to_input else x
 
-    def _shifted(self, x: Tensor, W: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def _shifted(
+        self,
+        x: Tensor,
+        W: Tensor,
+        bias: Tensor,
+        sum_over_shards: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """x and bias of a code of x - b_dec.
 
         Where x is data, the encoder need not find its gradient, [B, n], for that of b_dec alone.
         """
         if not self.apply_b_dec_to_input or x.requires_grad or not torch.is_grad_enabled():
             return self._centered(x), bias
-        return x - self.b_dec.detach(), _ShiftOfInput.apply(bias, self.b_dec, W)
+        return x - self.b_dec.detach(), _ShiftOfInput.apply(bias, self.b_dec, W, sum_over_shards)
 
     def _code(self, x: Tensor) -> SparseCode | Tensor:
         K = self.num_stages
@@ -182,11 +191,22 @@ class SparseAutoencoder(Autoencoder):
                 bias=bias,
                 positive=True,
                 D=D,
+                plan=self._plan(),
             )
         W, bias, _ = self._units()
         x, bias = self._shifted(x, W, bias)
         m = self.m if D is not None else self.m[0]
-        return encode_top_m(x, W, None, m, num_stages=K, bias=bias, positive=self.positive, D=D)
+        return encode_top_m(
+            x,
+            W,
+            None,
+            m,
+            num_stages=K,
+            bias=bias,
+            positive=self.positive,
+            D=D,
+            plan=self._plan() if W is self.W else None,
+        )
 
     def _synthesis(self, code: SparseCode | Tensor) -> Tensor:
         """``D z``, without b_dec."""
@@ -279,6 +299,11 @@ class SparseAutoencoder(Autoencoder):
 
     def _aux(self, x: Tensor, residual: Tensor, dead: Tensor, k: int) -> Tensor:
         """Mean of ``||residual - D z||^2``, z the k largest entries among the dead units."""
+        if placements.is_dtensor(self.W):
+            some = sharded.Some(self.W, self.bias, self.D, dead)
+            x, bias = self._shifted(x, some.W, some.bias, some.units.sum)
+            rows, like = checks.rows(x), checks.rows(residual)
+            return _mean_square(some.decode(*some.encode(rows, bias, k, self.positive)) - like)
         W, bias, atoms = self._units(dead)
         x, bias = self._shifted(x, W, bias)
         code = encode_top_m(x, W, None, k, num_stages=1, bias=bias, positive=self.positive)
@@ -371,17 +396,28 @@ class _ShiftOfInput(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(bias, b_dec, W):
+    def forward(bias, b_dec, W, sum_over_shards):
         return bias.view_as(bias)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(inputs[2])
+        ctx.sum_over_shards = inputs[3]
 
     @staticmethod
     def backward(ctx, grad):
         (W,) = ctx.saved_tensors
-        return grad, -(grad @ W) if ctx.needs_input_grad[1] else None, None
+        if not ctx.needs_input_grad[1]:
+            return grad, None, None, None
+        if placements.is_dtensor(W):
+            own = grad.to_local() @ W.to_local()
+            return grad, -placements.units_of_tensor(W).sum(own), None, None
+        shift = grad @ W
+        return grad, -(ctx.sum_over_shards or _as_it_is)(shift), None, None
+
+
+def _as_it_is(t: Tensor) -> Tensor:
+    return t
 
 
 def _mean_square(error: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops import checks
+from ..ops import checks, placements
 from ..ops.sparse_adam import sparse_adam_
 
 
@@ -28,6 +28,9 @@ class SparseAdam(torch.optim.Optimizer):
         unit_norm: keep units at norm 1: the part of a gradient along its unit is left out, and the
             unit is divided by its norm after the step. For a group of matrices: ``{"params":
             [model.D], "unit_norm": True}``.
+
+    Of parameters that are DTensors each rank steps on its units; they must be sharded over whole
+    units, as :func:`deepl0_kernels.distributed.shard_units` does it.
 
     One pass over weights, gradient and averages of the units in use: with a batch of B codes at
     most B m of p. Results do not depend on the number of threads.
@@ -103,11 +106,13 @@ class SparseAdam(torch.optim.Optimizer):
             state["exp_avg"] = torch.zeros_like(p)
             state["exp_avg_sq"] = torch.zeros_like(p)
         state["step"] += 1
-        given = (p, state["exp_avg"], state["exp_avg_sq"])
-        param, *averages = (_by_units(t, p) for t in given)
+        # Of a parameter whose units are spread over ranks, those of this one.
+        given = [_here(t) for t in (p, state["exp_avg"], state["exp_avg_sq"])]
+        here = given[0]
+        param, *averages = (_by_units(t, here) for t in given)
         sparse_adam_(
             param,
-            _by_units(grad, p),
+            _by_units(_here(grad), here),
             *averages,
             float(group["lr"]),
             *map(float, group["betas"]),
@@ -117,8 +122,12 @@ class SparseAdam(torch.optim.Optimizer):
         )
         for t, rows in zip(given, (param, *averages), strict=True):
             if rows.data_ptr() != t.data_ptr():  # a copy, of another layout
-                t.copy_(rows.t() if _is_by_columns(p) else rows.view(p.shape))
+                t.copy_(rows.t() if _is_by_columns(here) else rows.view(here.shape))
         torch.autograd.graph.increment_version(p)  # a graph that has saved it is outdated
+
+
+def _here(t: Any) -> Tensor:
+    return t.to_local() if placements.is_dtensor(t) else t
 
 
 def _is_by_columns(p: Tensor) -> bool:

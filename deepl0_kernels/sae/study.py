@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .._optional import require
 from .._report import record
+from ..distributed import Ranks, gather_units, shard_units
 from ..ops import SparseCode, checks
 from .activations import Activations
 from .evaluation import Evaluation, evaluate, orthogonal_pursuit, pursuit
@@ -104,6 +105,7 @@ def train(
     held_out: Activations | None = None,
     start: SparseAutoencoder | None = None,
     every: int = 500,
+    ranks: Ranks | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Train, evaluate, and write ``results.json``, ``results.csv``, ``history.csv``,
@@ -117,6 +119,8 @@ def train(
         start: an autoencoder of one stage with the p, m and sign of the settings, which takes the
             place of the first training; None: there is none.
         every: > 0, steps between checkpoints.
+        ranks: who shares the trainings, :func:`deepl0_kernels.distributed.launched`; every one
+            makes this call, the first one writes. None: this process alone.
         progress: show progress bars.
 
     Returns:
@@ -152,16 +156,24 @@ def train(
         "activations": _described(activations, digest),
         "held_out": _described(held_out, held_out.check(progress)),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / SETTINGS).exists():
-        before = record.read_json(folder / SETTINGS, identity, _COMMAND)
-        same_settings(folder / SETTINGS, before, identity)
-    else:
-        record.write_json(folder / SETTINGS, identity)
+    ranks = ranks or Ranks()
+
+    def begin() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / SETTINGS).exists():
+            before = record.read_json(folder / SETTINGS, identity, _COMMAND)
+            same_settings(folder / SETTINGS, before, identity)
+        else:
+            record.write_json(folder / SETTINGS, identity)
+
+    ranks.once(begin)
+    progress = progress and ranks.first
 
     histories: dict[str, Tensor] = {}
 
     def trained(name: str, model: SparseAutoencoder, steps: int, seed: int) -> SparseAutoencoder:
+        if ranks.units is not None:
+            shard_units(model, ranks.units)
         histories[name] = fit(
             model,
             activations,
@@ -174,9 +186,11 @@ def train(
             checkpoint=folder / "checkpoints" / f"{name}.pt",
             every=every,
             digest=digest,
+            data=ranks.data,
             progress=name if progress else "",
         )
-        save(model, folder / f"{name}.safetensors", "deepl0")
+        gather_units(model)
+        ranks.once(lambda: save(model, folder / f"{name}.safetensors", "deepl0"))
         return model.eval()
 
     clock = time.perf_counter()
@@ -206,8 +220,12 @@ def train(
             for name, history in histories.items()
         },
     }
-    report.write(folder, results, histories, models, held_out)
-    record.write_json(folder / RESULTS, results)
+
+    def end() -> None:
+        report.write(folder, results, histories, models, held_out)
+        record.write_json(folder / RESULTS, results)
+
+    ranks.once(end)
     return results
 
 

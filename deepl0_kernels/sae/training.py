@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .._isolation import isolated, refuse_inference
 from .._optional import progress_bar
 from .._report import record
-from ..ops import checks
+from ..distributed.sharding import part_of
+from ..ops import checks, placements
 from .activations import Activations
 from .losses import DeadUnits
 from .model import SparseAutoencoder
@@ -41,6 +44,7 @@ def fit(
     checkpoint: Path | None = None,
     every: int = 500,
     digest: str | None = None,
+    data: Any = None,
     progress: str = "",
 ) -> Tensor:
     """Train an autoencoder on activations, in place.
@@ -61,6 +65,9 @@ def fit(
             (on the same machine, with as many threads). None: none.
         every: > 0, steps between checkpoints.
         digest: of :meth:`Activations.check`; None: it is called.
+        data: a process group; each of its ranks takes its part of every batch, and gradients and
+            counts are those of the whole batch. None: this rank takes all. A dictionary whose units
+            are sharded (:func:`deepl0_kernels.distributed.shard_units`) is trained as it is.
         progress: what stands before a progress bar; without a word there is none.
 
     Returns:
@@ -99,6 +106,13 @@ def fit(
         "weights": weights_digest(model),
         "activations": activations.check(bool(progress)) if digest is None else digest,
     }
+    ranks = 1 if data is None else dist.get_world_size(data)
+    if batch % ranks:
+        raise ValueError(
+            f"batch must be divided by the {ranks} ranks that share it, got {settings['batch']}"
+        )
+    share = batch // ranks
+    first = 0 if data is None else share * dist.get_rank(data)
     dead = DeadUnits(model.code_size, settings["dead_after"]).to(model.W.device)
     others = [p for p in model.parameters() if p is not model.D]
     groups = [{"params": others}, {"params": [model.D], "unit_norm": has_unit_atoms(model)}]
@@ -114,7 +128,8 @@ def fit(
                              initial=begin):  # fmt: skip
         for group in optimizer.param_groups:
             group["lr"] = settings["lr"] * schedule(step, steps)
-        x = activations.rows(sampler.draw()).to(model.W.device, model.W.dtype)
+        mine = sampler.draw()[first : first + share]
+        x = activations.rows(mine).to(model.W.device, model.W.dtype)
         if model.flatten_heads:
             x = x.unflatten(-1, (1, -1))
         out = model.loss(
@@ -124,15 +139,18 @@ def fit(
             l0_coefficient=settings["l0_coefficient"],
         )
         row = [out.loss, out.mse, out.fvu, out.aux, out.l0]
-        history[step] = torch.stack([*(v.detach().double() for v in row), row[0].new_zeros(())])
+        told = torch.stack([*(v.detach().double() for v in row), row[0].new_zeros(())])
+        history[step] = told if data is None else _of_all(told, x, data)
         if not math.isfinite(history[step, 0].item()):
             raise ValueError(
                 f"the loss is {history[step, 0].item()} in step {step}: lr = {lr} may be too large"
             )
         optimizer.zero_grad()
         out.loss.backward()
+        for parameter in model.parameters():
+            _mean(parameter.grad, data)
         optimizer.step()
-        dead.update(out.code)
+        dead.update(out.code, data)
         history[step, -1] = len(dead.units())
         done = step + 1
         if checkpoint is not None and (done == steps or done % every == 0):
@@ -141,10 +159,33 @@ def fit(
     return history
 
 
+def _of_all(told: Tensor, x: Tensor, data: Any) -> Tensor:
+    """A row of the history of the whole batch; FVU, which is no mean, from its parts."""
+    x = x.double().reshape(-1, x.shape[-1])
+    moments = torch.cat([told, x.mean(0), x.square().sum(1).mean()[None]])
+    _mean(moments, data)
+    told, mean, squares = moments[: len(told)], moments[len(told) : -1], moments[-1]
+    told[HISTORY.index("fvu")] = told[HISTORY.index("mse")] / (squares - mean.square().sum())
+    return told
+
+
+def _mean(t: Any, data: Any) -> Any:
+    """Over the ranks that share a batch, in place; each has as much of it."""
+    if data is not None and t is not None:
+        here = t.to_local() if placements.is_dtensor(t) else t
+        flat = here.t() if here.dim() == 2 and not here.is_contiguous() else here
+        dist.all_reduce(flat, group=data)
+        flat /= dist.get_world_size(data)
+    return t
+
+
 def has_unit_atoms(model: SparseAutoencoder) -> bool:
     """All of norm 1, but for rounding."""
-    norms = torch.linalg.vector_norm(model.D.detach(), dim=0)
-    return bool(((norms - 1).abs() < 1e-3).all())
+    D: Any = model.D.detach()
+    here = D.to_local() if placements.is_dtensor(D) else D
+    norms = torch.linalg.vector_norm(here, dim=0)
+    far = ((norms - 1).abs() >= 1e-3).sum()
+    return not (placements.units_of_tensor(D).sum(far) if placements.is_dtensor(D) else far)
 
 
 def schedule(step: int, steps: int) -> float:
@@ -185,7 +226,8 @@ def weights_digest(model: SparseAutoencoder) -> str:
     found = hashlib.blake2b(digest_size=16)
     for name, parameter in model.named_parameters():
         found.update(name.encode())
-        for piece in parameter.detach().t().split(1 << 12) if name == "D" else [parameter.detach()]:
+        plain = _whole(parameter.detach())
+        for piece in plain.t().split(1 << 12) if name == "D" else [plain]:
             found.update(piece.contiguous().numpy(force=True).data)
     return found.hexdigest()
 
@@ -202,19 +244,19 @@ class _Run:
     history: Tensor
 
     def store(self, path: Path, done: int) -> None:
+        """On the first rank; the others give it their units."""
         finished = done == self.settings["steps"]
-        record.write_tensors(
-            path,
-            {
-                "settings": self.settings,
-                "step": done,
-                "model": self.model.state_dict(),
-                "optimizer": None if finished else self.optimizer.state_dict(),
-                "dead": self.dead.state_dict(),
-                "drawn": self.sampler.drawn,
-                "history": self.history[:done].clone(),
-            },
-        )
+        held = {
+            "settings": self.settings,
+            "step": done,
+            "model": _tree(self.model.state_dict(), _whole),
+            "optimizer": None if finished else _tree(self.optimizer.state_dict(), _whole),
+            "dead": self.dead.state_dict(),
+            "drawn": self.sampler.drawn,
+            "history": self.history[:done].clone(),
+        }
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            record.write_tensors(path, held)
 
     def resume(self, path: Path) -> int:
         """The number of steps that are done, with everything as it was after them."""
@@ -224,13 +266,32 @@ class _Run:
         same_settings(path, before, self.settings)
         with record.reading(path):
             done = int(found["step"])
-            self.model.load_state_dict(found["model"])
+            own = self.model.state_dict()
+            self.model.load_state_dict({k: part_of(t, own[k]) for k, t in found["model"].items()})
             self.dead.load_state_dict(found["dead"])
             self.sampler.drawn = int(found["drawn"])
             self.history[:done] = found["history"]
             if done < self.settings["steps"]:
+                parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+                state = found["optimizer"]["state"]
+                for i, of in state.items():
+                    state[i] = {
+                        k: part_of(t, parameters[i]) if isinstance(t, Tensor) else t
+                        for k, t in of.items()
+                    }
                 self.optimizer.load_state_dict(found["optimizer"])
         return done
+
+
+def _whole(t: Any) -> Any:
+    return placements.whole(t) if placements.is_dtensor(t) else t
+
+
+def _tree(held: Any, change: Callable[[Any], Any]) -> Any:
+    """A state dict with other tensors."""
+    if isinstance(held, dict):
+        return {key: _tree(value, change) for key, value in held.items()}
+    return [_tree(v, change) for v in held] if isinstance(held, list) else change(held)
 
 
 def same_settings(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

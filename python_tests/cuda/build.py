@@ -6,8 +6,11 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
 import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,84 +21,113 @@ import deepl0_kernels as dk
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
-SOURCES = ("top_m", "batch_top_m", "encode", "decode", "transpose", "unit_lists")
+SOURCES = (
+    "top_m", "batch_top_m", "encode", "decode", "transpose", "unit_lists", "thresholds", "entries",
+)  # fmt: skip
 ARCH = "80"
 # What the bindings of the CUDA kernels share with those of the CPU's.
 SHARED = ("torch/bindings.h", "torch/bindings.cpp", "torch/shim.h", "torch/shim.cpp")
 
 
 class Emulated(NamedTuple):
-    library: Path
-    ptx: dict[str, str]  # of each source
+    library: Path  # beside the objects of the bindings
+    kernels: Path  # the folder of those of the kernels, and of their PTX
+
+    @property
+    def ptx(self) -> dict[str, str]:
+        """Of each source."""
+        return {name: (self.kernels / f"{name}.ptx").read_text() for name in SOURCES}
 
 
 def toolkit() -> cuda_toolkit.Toolkit | None:
     return cuda_toolkit.find()
 
 
-def inputs() -> list[Path]:
-    folders = ("cuda", "torch/cuda")
-    found = [p for f in folders for p in sorted((CSRC / f).iterdir()) if p.is_file()]
-    shared = ("tests/cuda_emulator.cpp", *SHARED)
-    return [*found, *(CSRC / name for name in shared), Path(__file__)]
-
-
-def content() -> str:
+def content(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256(torch.__version__.encode())
-    for path in inputs():
+    for path in (*paths, Path(__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def build() -> Emulated:
     """Compiles what is missing (about half a minute); processes wait for each other."""
-    folder = ROOT / "build" / f"cuda-emulated-{content()}"
-    folder.parent.mkdir(exist_ok=True)
-    with open(folder.parent / "cuda-emulated.lock", "w") as lock:
+    kernel_files = sorted((CSRC / "cuda").iterdir())
+    bindings = [p for p in sorted((CSRC / "torch/cuda").iterdir()) if p.is_file()]
+    bindings += [CSRC / name for name in ("tests/cuda_emulator.cpp", *SHARED)]
+    folder = ROOT / "build"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "cuda-emulated.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "done").exists():
-            for old in folder.parent.glob("cuda-emulated-*"):
-                shutil.rmtree(old)
-            folder.mkdir()
-            compile_all(folder)
-            (folder / "done").touch()
-    ptx = {name: (folder / f"{name}.ptx").read_text() for name in SOURCES}
-    return Emulated(folder / "emulated.so", ptx)
+        kernels = made(folder, "cuda-kernels", content(kernel_files), compile_kernels)
+        library = made(
+            folder, "cuda-emulated", content([*kernel_files, *bindings]),
+            lambda into: compile_bindings(into, kernels),
+        )  # fmt: skip
+    return Emulated(library / "emulated.so", kernels)
 
 
-def compile_all(folder: Path) -> None:
+def made(parent: Path, name: str, content: str, make: Callable[[Path], None]) -> Path:
+    """The folder of that content; the ones of others go."""
+    folder = parent / f"{name}-{content}"
+    if not (folder / "done").exists():
+        for old in parent.glob(f"{name}-*"):
+            shutil.rmtree(old)
+        folder.mkdir()
+        make(folder)
+        (folder / "done").touch()
+    return folder
+
+
+Command = Sequence[str | Path]
+
+
+def run(folder: Path, command: Command) -> None:
+    done = subprocess.run([str(c) for c in command], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}")
+
+
+def run_all(folder: Path, commands: Iterable[Command]) -> None:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda command: run(folder, command), commands))
+
+
+def compile_kernels(folder: Path) -> None:
+    tools = toolkit()
+    assert tools is not None
+    run_all(folder, [
+        (
+            tools.nvcc, "-std=c++17", "-O3", f"-gencode=arch=compute_{ARCH},code=compute_{ARCH}",
+            "--keep", "--keep-dir", folder, "-Xcompiler", "-fPIC,-O1", f"-I{CSRC}",
+            "-c", CSRC / "cuda" / f"{name}.cu", "-o", f"{name}.o",
+        )
+        for name in SOURCES
+    ])  # fmt: skip
+
+
+def compile_bindings(folder: Path, kernels: Path) -> None:
     tools = toolkit()
     assert tools is not None
     torch_root = Path(torch.__file__).parent
     major, minor = map(int, dk.build_info()["torch_abi_target"].split("."))
-    objects = []
-
-    def run(*command: str | Path) -> None:
-        done = subprocess.run([str(c) for c in command], cwd=folder, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}")
-
-    for name in SOURCES:
-        objects.append(f"{name}.o")
-        run(
-            tools.nvcc, "-std=c++17", "-O3", f"-gencode=arch=compute_{ARCH},code=compute_{ARCH}",
-            "--keep", "--keep-dir", folder, "-Xcompiler", "-fPIC,-O1", f"-I{CSRC}",
-            "-c", CSRC / "cuda" / f"{name}.cu", "-o", objects[-1],
-        )  # fmt: skip
     shared = [CSRC / name for name in SHARED if name.endswith(".cpp")]
-    host = [*sorted((CSRC / "torch/cuda").glob("*.cpp")), *shared]
-    for source in [*host, CSRC / "tests/cuda_emulator.cpp"]:
-        objects.append(f"{source.parent.name}_{source.stem}.o")
-        run(
-            "c++", "-std=c++17", "-O0", "-fPIC", "-fvisibility=hidden", "-ffunction-sections",
+    host = [*sorted((CSRC / "torch/cuda").glob("*.cpp")), *shared, CSRC / "tests/cuda_emulator.cpp"]
+    objects = {source: f"{source.parent.name}_{source.stem}.o" for source in host}
+    run_all(folder, [
+        (
+            "c++", "-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections",
             "-DDEEPL0_CUDA_EMULATED",
             f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000", "-DDEEPL0_ISA=scalar",
             f"-I{CSRC}",
             "-isystem", torch_root / "include", "-isystem", tools.include,
-            "-c", source, "-o", objects[-1],
-        )  # fmt: skip
+            "-c", source, "-o", out,
+        )
+        for source, out in objects.items()
+    ])  # fmt: skip
     # What the bindings share with the CPU kernels, and nothing here calls, is left out.
-    run(
-        "c++", "-shared", "-Wl,--gc-sections", *objects, f"-L{torch_root / 'lib'}", "-ltorch_cpu",
+    run(folder, (
+        "c++", "-shared", "-Wl,--gc-sections", *objects.values(),
+        *(kernels / f"{name}.o" for name in SOURCES), f"-L{torch_root / 'lib'}", "-ltorch_cpu",
         "-lc10", "-o", "emulated.so",
-    )  # fmt: skip
+    ))  # fmt: skip

@@ -4,15 +4,12 @@ tests of the operators run there as well, on the kernels as built.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from deepl0_kernels.backends import GPU, serve_device
-from deepl0_kernels.cuda import library
-from deepl0_kernels.ops import registration
+from deepl0_kernels.backends import GPU
 
 from . import build
 
@@ -52,17 +49,27 @@ def ops(emulator):
     return torch.ops.deepl0_emulated
 
 
+@pytest.fixture
+def force():
+    """Take one way of a pass wherever there is a choice, or the rules' with less memory."""
+
+    def force(way: str, elements: int = 0) -> None:
+        for library in (torch.ops.deepl0_emulated, torch.ops.deepl0_cuda):
+            if hasattr(library, "force_rules"):
+                library.force_rules(way, elements)
+
+    yield force
+    force("rules")
+
+
 @pytest.fixture(params=ENGINES)
-def device(request, monkeypatch) -> Iterator[str]:
+def device(request) -> Iterator[str]:
     """Where the tensors of a test live; ``torch.ops.deepl0`` there is served by the CUDA floor."""
     if request.param == "gpu":
         yield "cuda"
         return
     request.getfixturevalue("emulator")
-    monkeypatch.setattr(library, "kernels", torch.ops.deepl0_emulated)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Overriding a previously registered kernel")
-        registered = registration.serve_natively("cpu", ("cuda",))
-    yield "cpu"
-    registered._destroy()
-    serve_device("cpu", "cpu")
+    from .emulator import serving
+
+    with serving("cpu"):
+        yield "cpu"

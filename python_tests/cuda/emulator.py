@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from deepl0_kernels.backends import serve_device
+from deepl0_kernels.cuda import library
+from deepl0_kernels.ops import registration
 from python_tests.ptx.engine import run_ptx
 from python_tests.ptx.layout import Options
 
@@ -46,6 +51,37 @@ BIG = (132, 232448)
 SMALL = (132, 49152)
 
 
+@contextmanager
+def idle() -> Iterator[None]:
+    """Inside, the CUDA floor serves CPU tensors, and its launches do nothing: what a call costs the
+    host. Results are not written."""
+    built = build.build()
+    torch.ops.load_library(str(built.library))
+    runtime = ctypes.CDLL(str(built.library))
+    runtime.emulator_set_device(*BIG)
+    runtime.emulator_set_run(runtime.emulator_do_nothing)
+    runtime.emulator_set_fill(0)
+    with serving("cpu"):
+        yield
+
+
+@contextmanager
+def serving(device: str) -> Iterator[None]:
+    """The CUDA floor, emulated, serves tensors of that type; afterwards what served before."""
+    before = library.kernels
+    library.kernels = torch.ops.deepl0_emulated
+    library.tell()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
+        registered = registration.serve_natively(device, ("cuda",))
+    try:
+        yield
+    finally:
+        registered._destroy()
+        serve_device(device, *(("cpu",) if device == "cpu" else ()))
+        library.kernels = before
+
+
 class Launch(NamedTuple):
     """One launch, for tests that look at plans."""
 
@@ -74,7 +110,12 @@ class Emulator:
         self.record: Callable[[Job], None] | None = None  # takes the launches, and nothing runs
         self.error = b""
         self._run = RUN(self._launch)  # as long as the library may call it
+        self.restore()
+
+    def restore(self) -> None:
+        """Launches are executed, by this object."""
         self.library.emulator_set_run(self._run)
+        self.library.emulator_set_fill(0xFF)
         self.set_device(*BIG)
 
     def set_device(self, multiprocessors: int, shared_bytes: int) -> None:

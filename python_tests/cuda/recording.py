@@ -6,18 +6,13 @@ refused.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
-from deepl0_kernels.backends import GPU, serve_device
-from deepl0_kernels.cuda import library
-from deepl0_kernels.ops import registration
+from deepl0_kernels.backends import GPU
 from python_tests.triton.recording import guarded
 
-from .emulator import Emulator, Job, Launch, base_name
+from .emulator import Emulator, Job, Launch, base_name, serving
 
 
 @contextmanager
@@ -32,17 +27,12 @@ def recording(emulator: Emulator) -> Iterator[list[Launch]]:
         launches.append(Launch(name, job.grid[0], threads, job.shared_bytes))
 
     floor = GPU["cuda"]
-    before = library.kernels, floor.launcher
-    library.kernels = torch.ops.deepl0_emulated
-    floor.launcher = lambda name: guarded(before[1](name))
+    before = floor.launcher
+    floor.launcher = lambda name: guarded(before(name))
     emulator.record = record
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Overriding a previously registered kernel")
-        registered = registration.serve_natively("meta", ("cuda",))
     try:
-        yield launches
+        with serving("meta"):
+            yield launches
     finally:
-        registered._destroy()
-        serve_device("meta")
         emulator.record = None
-        library.kernels, floor.launcher = before
+        floor.launcher = before

@@ -7,7 +7,6 @@ import torch
 
 from deepl0_kernels import reference
 from deepl0_kernels._matrices import stage_matrix
-from deepl0_kernels.cuda import encode
 from python_tests.oracle import hostile
 
 from .test_sparse import EPS, selects
@@ -16,12 +15,11 @@ BF16 = torch.bfloat16
 
 
 @pytest.fixture
-def run(ops, monkeypatch):
-    """The launcher: values, indices and the codes of the earlier stages."""
-    monkeypatch.setattr(encode.library, "kernels", ops)
+def run(ops):
+    """Values, indices and the codes of the earlier stages."""
 
-    def run(x, W, S, m, stages, save, bias=None, positive=False):
-        return encode.encode_top_m(x, W, S, bias, m, stages, positive, save)
+    def run(x, W, S, m, stages, bias=None, positive=False):
+        return ops.encode_top_m_saving(x, W, S, bias, m, stages, positive)
 
     return run
 
@@ -84,25 +82,28 @@ def test_every_stage(run, batch, n, p, m, stages, untied, positive):
     steps = (stages - 1,) if untied else ()
     x, W, S = draw(batch, n, p, *steps)
     more = (bias_of(p), True) if positive else ()
-    out = run(x, W, S if stages > 1 else None, m, stages, True, *more)
+    out = run(x, W, S if stages > 1 else None, m, stages, *more)
     check(x, W, S, m, stages, out, *more)
 
 
-def test_large_batches_go_by_blocks_of_rows(run, monkeypatch):
+def test_large_batches_go_by_blocks_of_rows(run, ops, force):
     x, W, S = draw(20, 16, 50)
     more = bias_of(50), True
-    whole = run(x, W, S, 6, 3, True, *more)
-    monkeypatch.setattr(encode, "ELEMENTS", 7 * 50)
-    for ours, want in zip(run(x, W, S, 6, 3, True, *more), whole, strict=True):
+    whole = run(x, W, S, 6, 3, *more)
+    unsaved = ops.encode_top_m(x, W, S, bias_of(50), 6, 3, True)
+    force("rules", 7 * 50)
+    for ours, want in zip(run(x, W, S, 6, 3, *more), whole, strict=True):
         assert torch.equal(ours, want)
-    assert run(x, W, S, 6, 3, False)[2].shape == (0, 20, 6)
+    for ours, want in zip(ops.encode_top_m(x, W, S, bias_of(50), 6, 3, True), unsaved, strict=True):
+        assert torch.equal(ours, want)
+    assert all(torch.equal(a, b) for a, b in zip(unsaved, whole, strict=False))
 
 
 def test_the_code_is_multiplied_as_float32(run):
     """With S = I a stage doubles the kept entries of x W', all 24 bits of them."""
     x, W, _ = draw(3, 32, 90)
-    saved = run(x, W, torch.eye(90).to(BF16), 11, 2, True)[2:]
-    doubled = run(x, W, torch.eye(90).expand(2, 90, 90).to(BF16), 11, 3, True)[2:]
+    saved = run(x, W, torch.eye(90).to(BF16), 11, 2)[2:]
+    doubled = run(x, W, torch.eye(90).expand(2, 90, 90).to(BF16), 11, 3)[2:]
     assert torch.equal(doubled[1][1], saved[1][0])
     assert torch.equal(doubled[0][1], 2 * saved[0][0])
 
@@ -111,7 +112,7 @@ def test_the_code_is_multiplied_as_float32(run):
 def test_ties_go_to_the_lowest_index(run, style):
     x, W = hostile((6, 16), BF16, 1, style), hostile((75, 16), BF16, 2, style)
     S = (hostile((75, 75), BF16, 3, "ties") * (torch.rand(75, 75) < 0.05)).to(BF16)
-    values, indices, *saved = run(x, W, S, 30, 2, True)
+    values, indices, *saved = run(x, W, S, 30, 2)
     # Small integers: every sum is exact.
     first = reference.top_m(x.float() @ W.float().t(), 30)
     assert torch.equal(saved[0][0], first[0])
@@ -126,7 +127,7 @@ def test_denormal_codes(run):
     """Sums of subnormal numbers are exact; nothing is flushed to zero."""
     x, W = hostile((4, 16), BF16, 1, "ties"), hostile((60, 16), BF16, 2, "ties")
     tiny = 2.0**-127
-    saved = run((x * tiny).to(BF16), W, torch.eye(60).to(BF16), 20, 2, True)[2:]
+    saved = run((x * tiny).to(BF16), W, torch.eye(60).to(BF16), 20, 2)[2:]
     want = reference.top_m(x.float() @ W.float().t(), 20)
     assert torch.equal(saved[1][0], want[1])
     assert torch.equal(saved[0][0], want[0] * tiny)
@@ -134,10 +135,10 @@ def test_denormal_codes(run):
 
 def test_inf_and_nan_stay_in_their_row(run):
     x, W, S = draw(5, 16, 70)
-    clean = run(x, W, S, 7, 3, True)
+    clean = run(x, W, S, 7, 3)
     x = x.clone()
     x[1, 3], x[3, 0] = torch.inf, torch.nan
-    values, indices, *saved = run(x, W, S, 7, 3, True)
+    values, indices, *saved = run(x, W, S, 7, 3)
     for row in (0, 2, 4):
         assert torch.equal(values[row], clean[0][row])
         assert torch.equal(indices[row], clean[1][row])
@@ -148,14 +149,14 @@ def test_inf_and_nan_stay_in_their_row(run):
     # inf times an atom is inf, not NaN: the lower terms of inf are zero.
     z = reference.unpool(saved[0][0][1:2], saved[1][0][1:2], 70)
     signed = (S.abs() + 1) * torch.sign(z) * torch.sign(W[:, 3:4])
-    assert run(x[1:2], W, signed.to(BF16), 7, 2, True)[0].isinf().all()
+    assert run(x[1:2], W, signed.to(BF16), 7, 2)[0].isinf().all()
 
 
 def test_nothing_kept_and_nothing_given(run):
     x, W, S = draw(3, 8, 20)
-    assert run(x, W, S, 0, 2, True)[2].shape == (1, 3, 0)
-    assert run(x[:0], W, S, 4, 2, True)[0].shape == (0, 4)
-    out = run(x[:, :0], W[:, :0], S, 4, 2, True)
+    assert run(x, W, S, 0, 2)[2].shape == (1, 3, 0)
+    assert run(x[:0], W, S, 4, 2)[0].shape == (0, 4)
+    out = run(x[:, :0], W[:, :0], S, 4, 2)
     assert (out[0] == 0).all()
     assert out[1].tolist() == [[0, 1, 2, 3]] * 3
 
@@ -163,7 +164,7 @@ def test_nothing_kept_and_nothing_given(run):
 @pytest.mark.parametrize("kind", ["rows", "columns", "offset", "transposed"])
 def test_strides(run, kind):
     x, W, S = draw(4, 32, 128)
-    want = run(x, W, S, 9, 2, True)
+    want = run(x, W, S, 9, 2)
     if kind == "rows":
         x = torch.cat((x, x), 1)[:, :32]
     elif kind == "columns":
@@ -174,5 +175,5 @@ def test_strides(run, kind):
         assert x.data_ptr() % 16 == 2
     else:
         S = S.t().contiguous().t()
-    for ours, other in zip(run(x, W, S, 9, 2, True), want, strict=True):
+    for ours, other in zip(run(x, W, S, 9, 2), want, strict=True):
         assert torch.equal(ours, other)

@@ -90,60 +90,79 @@ def gather(p: int, m: int):
     return problem
 
 
-def lists(ops) -> bool:
-    batch, units, m = 110, 300, 3
-    c, indices = code(batch, units, m)
-    indices = indices // 7 * 7  # some lists long, most empty
-    start, unit, entry = ops.group(indices, units)
+def grouped(indices: torch.Tensor, units: int) -> tuple[torch.Tensor, ...]:
+    """What ``group`` returns: where each unit's list starts, the units, the entries."""
     order = indices.flatten().sort(stable=True)
-    if not (torch.equal(entry.long(), order.indices) and torch.equal(unit.long(), order.values)):
+    start = torch.searchsorted(order.values, torch.arange(units + 1))
+    return start.int(), order.values.int(), order.indices.int()
+
+
+def scattered() -> tuple[torch.Tensor, torch.Tensor, int]:
+    """A code where some lists are long and most empty, and how many units there are."""
+    c, indices = code(110, 300, 3)
+    return c, indices // 7 * 7, 300
+
+
+def lists(ops) -> bool:
+    _, indices, units = scattered()
+    if not all(map(torch.equal, ops.group(indices, units), grouped(indices, units))):
         return False
-    if not traps(lambda i: ops.group(i, units), indices, units):
-        return False
-    dense = torch.zeros(batch, units).scatter_add(1, indices, c)
-    right = True
+    return traps(lambda i: ops.group(i, units), indices, units)
+
+
+def combined(ops) -> bool:
+    c, indices, units = scattered()
+    dense = torch.zeros(len(c), units).scatter_add(1, indices, c)
     for n in (133, 12):  # packs cut off, and whole
-        x = torch.randn(batch, n)
-        got = ops.combine(start, unit, entry, c, x)
-        right = right and torch.allclose(got, dense.t() @ x, rtol=1e-4, atol=1e-4)
-    return right
+        x = torch.randn(len(c), n)
+        got = ops.combine(*grouped(indices, units), c, x)
+        if not torch.allclose(got, dense.t() @ x, rtol=1e-4, atol=1e-4):
+            return False
+    return True
 
 
-def sums(ops) -> bool:
-    batch, p, m = 12, 41, 35
-    du, upper = code(batch, p, m)
-    z, lower = code(batch, p, m)
-    S = torch.randn(p, p)
-    dense = reference.unpool(du, upper, p)
-    start, _, entry = ops.group(upper, p)
-    out = torch.ones(p, p)
-    ops.outer(start, entry, du, lower, z, out, True)
-    want = 1 + dense.t() @ reference.unpool(z, lower, p)
-    right = torch.allclose(out, want, rtol=1e-4, atol=1e-4)
-    below = ops.product_on_support(upper, du, lower, S)
-    right = right and torch.allclose(below, (dense @ S).gather(1, lower), rtol=1e-4, atol=1e-4)
-    rows = ops.gather_rows(du, upper, S, True)
-    right = right and torch.allclose(rows, dense @ S, rtol=1e-4, atol=1e-4)
-    spread = torch.empty(p, p)
-    ops.outer_atomic(upper, du, lower, z, spread, False)
-    right = right and torch.allclose(spread, want - 1, rtol=1e-4, atol=1e-4)
-    for call in (
-        lambda i: ops.product_on_support(i, du, lower, S),
-        lambda i: ops.product_on_support(upper, du, i, S),
-        lambda i: ops.gather_rows(du, i, S, True),
-        lambda i: ops.row_dots(i, S, rows),
-        lambda i: ops.outer_atomic(i, du, lower, z, spread, False),
-        lambda i: ops.outer_atomic(upper, du, i, z, spread, False),
-    ):
-        right = right and traps(call, upper, p)
-    dots = ops.row_dots(upper, S, rows)
-    right = right and torch.allclose(dots, (rows @ S.t()).gather(1, upper), rtol=1e-3, atol=1e-3)
-    whole = torch.randn(p, 40)  # whole packs
-    rows = ops.gather_rows(du, upper, whole, True)
-    right = right and torch.allclose(rows, dense @ whole, rtol=1e-4, atol=1e-4)
-    dots = ops.row_dots(upper, whole, rows)
-    want = (rows @ whole.t()).gather(1, upper)
-    return right and torch.allclose(dots, want, rtol=1e-3, atol=1e-3)
+def sums(kernel: str):
+    """The sums over supports: the calls that launch one kernel of them."""
+
+    def problem(ops) -> bool:
+        batch, p, m = 12, 41, 35
+        du, upper = code(batch, p, m)
+        z, lower = code(batch, p, m)
+        S, whole = torch.randn(p, p), torch.randn(p, 40)  # of cut off and of whole packs
+        dense, out = reference.unpool(du, upper, p), torch.ones(p, p)
+        product = dense.t() @ reference.unpool(z, lower, p)
+
+        def outer(du_at, z_at):
+            ops.outer_atomic(du_at, du, z_at, z, out, False)
+            return out
+
+        def close(got, want) -> bool:
+            return torch.allclose(got, want, rtol=1e-3, atol=1e-4)
+
+        if kernel == "outer_kernel":
+            start, _, entry = grouped(upper, p)
+            ops.outer(start, entry, du, lower, z, out, True)
+            return close(out, 1 + product)
+        if kernel == "outer_atomic_kernel":
+            right = close(outer(upper, lower), product)
+            right = right and traps(lambda i: outer(i, lower), upper, p)
+            return right and traps(lambda i: outer(upper, i), upper, p)
+        if kernel == "product_on_support_kernel":
+            want = (dense @ S).gather(1, lower)
+            right = close(ops.product_on_support(upper, du, lower, S), want)
+            right = right and traps(lambda i: ops.product_on_support(i, du, lower, S), upper, p)
+            return right and traps(lambda i: ops.product_on_support(upper, du, i, S), upper, p)
+        if kernel == "gather_rows_kernel":
+            right = all(close(ops.gather_rows(du, upper, a, True), dense @ a) for a in (S, whole))
+            return right and traps(lambda i: ops.gather_rows(du, i, S, True), upper, p)
+        assert kernel == "row_dots_kernel"
+        for a in (S, whole):
+            rows = torch.randn(batch, a.shape[1])
+            if not close(ops.row_dots(upper, a, rows), (rows @ a.t()).gather(1, upper)):
+                return False
+        return traps(lambda i: ops.row_dots(i, S, torch.ones(batch, p)), upper, p)
+
+    return problem
 
 
 def transposed(ops) -> bool:
@@ -151,6 +170,9 @@ def transposed(ops) -> bool:
     matrix = torch.randn(70, 80)[:, :45]
     return torch.equal(ops.transpose(matrix), matrix.t())
 
+
+SUMS = ("outer_kernel", "outer_atomic_kernel", "product_on_support_kernel", "gather_rows_kernel",
+        "row_dots_kernel")  # fmt: skip
 
 # By the kernel; after a comma, of nonnegative codes.
 PROBLEMS = {
@@ -169,13 +191,9 @@ PROBLEMS = {
     "sort_count_kernel": lists,
     "sort_scan_kernel": lists,
     "sort_scatter_kernel": lists,
-    "combine_kernel": lists,
-    "combine_edges_kernel": lists,
-    "outer_kernel": sums,
-    "outer_atomic_kernel": sums,
-    "product_on_support_kernel": sums,
-    "gather_rows_kernel": sums,
-    "row_dots_kernel": sums,
+    "combine_kernel": combined,
+    "combine_edges_kernel": combined,
+    **{name: sums(name) for name in SUMS},
 }
 
 # Their barrier before the second round of sums: more than 2048 tiles have one, these problems not.

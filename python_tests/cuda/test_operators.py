@@ -11,12 +11,12 @@ import torch
 import deepl0_kernels as dk
 from deepl0_kernels import reference
 from deepl0_kernels.backends import GPU
-from deepl0_kernels.cuda import library
 from python_tests.oracle import hostile, same_values
 
 # The package shows the function of this name.
 backends = importlib.import_module("deepl0_kernels.backends")
 
+OPS = torch.ops.deepl0
 SIZES = [(4, 12, 5, 6), (6, 40, 9, 4), (2, 300, 4, 2)]  # batch, p, n, m
 
 
@@ -90,10 +90,9 @@ def same_codes(ours, want, dtype):
 
 @pytest.mark.parametrize("gather", [True, False])
 @pytest.mark.parametrize("transposed", [True, False])
-def test_both_ways_of_every_product(device, monkeypatch, gather, transposed):
+def test_both_ways_of_every_product(device, force, gather, transposed):
     """The dense and the sparse way of the encoder and of its backward, at one size."""
-    for rule in ("gathers_pay", "sorting_pays"):
-        monkeypatch.setattr(library, rule, lambda *sizes: gather)
+    force("gathers" if gather else "products")
     batch, p, n, m = 5, (170 if gather else 30), 7, (20 if gather else 6)
     x, W, S = exact(batch, n), exact(p, n), exact(p, p) * (torch.rand(p, p) < 0.1)
     if transposed:
@@ -112,10 +111,75 @@ def test_both_ways_of_every_product(device, monkeypatch, gather, transposed):
             torch.testing.assert_close(ours, want, rtol=1e-5, atol=1e-4)
 
 
+def thetas(p: int, stages: int, shape: str) -> torch.Tensor:
+    return {
+        "one": torch.tensor(0.75),
+        "each": torch.rand(p) + 0.25,
+        "stages": torch.rand(stages, p) + 0.25,
+    }[shape]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", reference.thresholds.KINDS)
+def test_thresholds(device, kind, dtype):
+    for rows, p, sigma, shape in ((3, 5, 0.5, "one"), (70, 130, 0.25, "each"), (2, 9, 0.0, "each")):
+        u = (hostile((rows, p), torch.float32, 3, "normal") * 2).to(dtype)
+        u[0, :4] = torch.tensor([torch.nan, 0.75, -0.0, -torch.inf])
+        theta = thetas(p, 1, shape)
+        args = u.to(device), theta.to(device), sigma, kind
+        ours, want = OPS.threshold(*args), reference.threshold(*args)
+        assert same_values(ours.cpu(), want.cpu())
+        grad = torch.randn(rows, p).to(dtype).to(device)
+        args = grad[:, :1].expand(rows, p), u.nan_to_num(1.0).to(device), *args[1:]
+        for mask in range(4):
+            for got, right in zip(
+                OPS.threshold_backward(*args, mask), reference.threshold_backward(*args, mask),
+                strict=True,
+            ):  # fmt: skip
+                assert got.shape == right.shape
+                torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-5)
+    nan = torch.full((9,), torch.nan, device=device)
+    assert OPS.threshold(u.to(device), nan, 0.5, kind).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["plain", "transposed", "steps"])
+@pytest.mark.parametrize(("stages", "shape"), [(1, "one"), (2, "each"), (3, "stages"), (4, "one")])
+def test_encoder_of_thresholds(device, stages, shape, layout, dtype):
+    batch, n, p = 67, 5, 12
+    x, W = exact(batch, n).to(dtype), exact(p, n).to(dtype)
+    S = exact(*((stages - 1, p, p) if layout == "steps" else (p, p))).to(dtype) / 8
+    S = S.t().contiguous().t() if layout == "transposed" else S
+    bias, theta = exact(p).to(dtype), thetas(p, stages, shape)
+    outs = []
+    for backend in ("cuda", "reference"):
+        with dk.use_backend(backend):
+            leaves = [t.clone().to(device).requires_grad_() for t in (x, W, bias, theta, S)]
+            if stages == 1:
+                del leaves[4]
+            x_, W_, b, t, *s = leaves
+            more = dict(num_stages=stages, bias=b, sigma=0.5)
+            z = dk.encode_l0(x_, W_, s[0] if s else None, t, **more)
+            assert dk.last_call().backend == backend
+            plain = dk.encode_l0(*(v.detach() for v in (x_, W_)),
+                                 s[0].detach() if s else None, t.detach(), num_stages=stages,
+                                 bias=b.detach(), sigma=0.5)  # fmt: skip
+            assert torch.equal(plain, z)
+            outs.append((z, *gradients(z.float(), leaves)))
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for ours, want in zip(*outs, strict=True):
+        assert ours.dtype == want.dtype
+        torch.testing.assert_close(
+            ours, want, rtol=tolerance, atol=tolerance * want.abs().max().item()
+        )
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize(("batch", "p", "n", "m"), [*SIZES, (1, 90, 8, 4)])
-def test_decode(device, batch, p, n, m, transposed, dtype):
+@pytest.mark.parametrize("way", ["gathers", "products"])
+def test_decode(device, force, way, batch, p, n, m, transposed, dtype):
+    force(way)
     at = torch.rand(batch, p).argsort(1)[:, :m]
     values, D = torch.randn(batch, m).to(dtype), torch.randn(n, p).to(dtype)
     if transposed:
@@ -186,7 +250,8 @@ def test_nan_is_never_lost(device):
 def test_every_operator_of_the_floor_is_served_here(device):
     tested = {"top_m", "keep_top_m", "batch_top_m", "unpool", "apply_mask", "encode_top_m",
               "decode", "encode_top_m_backward", "decode_backward", "encode_top_m_factored",
-              "encode_top_m_factored_backward"}  # fmt: skip
+              "encode_top_m_factored_backward", "encode_l0", "encode_l0_backward", "threshold",
+              "threshold_backward"}  # fmt: skip
     assert set(GPU["cuda"].operators) == tested
 
 
@@ -199,7 +264,7 @@ class TestChoice:
         x = torch.empty(2, 3, device="meta")
         for name in GPU["cuda"].operators:
             assert backends.choose(name, self.both, (x,)) == "cuda"
-        assert backends.choose("encode_l0", ("triton",), (x,)) == "triton"
+        assert backends.choose("top_m_stage", ("triton",), (x,)) == "triton"
 
     def test_a_forced_backend_wins_where_it_has_the_operator(self, monkeypatch):
         x = torch.empty(2, 3, device="meta")

@@ -92,6 +92,9 @@ def encoders(dtype, batch):
         for m in MOST:
             yield "top_m_stage", x, W, z, s, randn(P, dtype=dtype), m, True
         values, indices = code(dtype, batch, 3)
+        if dtype == torch.float32:
+            for m in MOST:
+                yield "shard_top_m", x, W, randn(P, dtype=dtype), values, indices, m, True
         D = layout(randn(N, P, dtype=dtype))
         yield "decode", values, indices, D
         for m, mask in itertools.product(MOST, range(4)):

@@ -87,6 +87,10 @@ def samples(dtype: torch.dtype, grad: bool, batch: int = B):
         yield "fista", (x, randn(N, P), None, 0.1, *fixed, False)
         yield "fista", (x, randn(N, P), z, 0.1, *fixed, True)
         yield "fista", (x, randn(N, P), z.abs(), 0.1, *fixed, True, True)
+    if dtype == torch.float32:
+        for positive in (False, True):
+            yield "shard_top_m", (x, W, None, randn(batch, M), indices, M, positive)
+            yield "shard_top_m", (x, W, bias, randn(batch, 0), indices[:, :0], P, positive)
     if not grad and low == dtype:
         for unit_norm in (False, True):
             rows = randn(batch, N) * (torch.arange(batch) % 2)[:, None]

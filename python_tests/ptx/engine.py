@@ -91,9 +91,10 @@ class _Mapping:
 
     def virtual(self, position: int) -> int:
         pointer = self.pointers[position]
-        for low, high, shift in self.bases:
-            if low <= pointer <= high:
-                return pointer + shift
+        # One allocation may end where another begins; an empty tensor may stand at an end.
+        found = [(low, shift) for low, high, shift in self.bases if low <= pointer <= high]
+        if found:
+            return pointer + max(found)[1]
         return 0x10  # an empty tensor: valid nowhere
 
 

@@ -132,8 +132,8 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(run, monkeypatch):
     )  # fmt: skip
     true, calls = sae.DeadUnits.update, []
 
-    def interrupted(self, code):
-        true(self, code)
+    def interrupted(self, code, data):
+        true(self, code, data)
         calls.append(0)
         if len(calls) == 75:
             raise KeyboardInterrupt

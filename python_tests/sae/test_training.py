@@ -112,7 +112,7 @@ from deepl0_kernels.sae import DeadUnits
 from python_tests.sae import test_training
 left = int(sys.argv[2])
 true = DeadUnits.update
-def counted(self, code):
+def counted(self, code, data):
     global left
     true(self, code)
     left -= 1

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import argparse
+import datetime
+import hashlib
 import re
 import sys
 from collections.abc import Mapping
@@ -20,12 +22,26 @@ from deepl0_kernels.triton import tuned
 from . import aot
 from .problems import PROBLEMS
 
-PATH = Path(__file__).parents[2] / "docs" / "gpu-kernels.md"
+ROOT = Path(__file__).parents[2]
+PATH = ROOT / "docs" / "gpu-kernels.md"
+
+
+def sources() -> str:
+    """What decides the cells: kernels, launchers, their table, problems, and how they compile."""
+    names = ("aot", "offsets", "problems", "recording")
+    files = [Path(__file__).with_name(f"{name}.py") for name in names]
+    digest = hashlib.sha256()
+    for path in (*sorted((ROOT / "deepl0_kernels" / "triton").glob("*.py")), *files):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
 
 INTRODUCTION = f"""# GPU kernels as compiled
 
-Written by `python -m python_tests.triton.aot_table --write` with triton {triton.__version__}; the
-tests compile the same and compare. Nothing here was run on a GPU.
+Written by `python -m python_tests.triton.aot_table --write` with triton {triton.__version__} from
+sources {sources()}; `pytest -m aot` compiles the same and compares: for every target where
+sources or compiler are others, for a quarter of them by the day where they are these. Nothing here
+was run on a GPU.
 
 A line is a file of operators, a kernel they launch, and a configuration of the decision table
 (`deepl0_kernels/triton/table.py`): rows x columns x depth of the tile, warps, pipeline stages.
@@ -61,6 +77,14 @@ def written_with() -> str:
     found = re.search(r"with triton ([\d.]+\d)", PATH.read_text())
     assert found
     return found[1]
+
+
+def due(day: datetime.date) -> list[str]:
+    """The targets to compile: all, unless the page is of these sources and this compiler."""
+    targets = list(aot.TARGETS)
+    if f"sources {sources()};" not in PATH.read_text() or written_with() != triton.__version__:
+        return targets
+    return targets[day.toordinal() % 4 :: 4]
 
 
 def committed() -> dict[tuple[str, str, str], dict[str, str]]:

@@ -4,6 +4,7 @@ unit where it should and keeps its offsets in 64 bits."""
 from __future__ import annotations
 
 import ast
+import datetime
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def test_main_configurations(module, target):
 
 
 @pytest.mark.aot
-@pytest.mark.parametrize("target", aot.TARGETS)
+@pytest.mark.parametrize("target", aot_table.due(datetime.date.today()))
 @pytest.mark.parametrize("module", PROBLEMS)
 def test_everything(module, target):
     builds = aot.build_all(aot.launches(target, module), target)
@@ -98,6 +99,20 @@ def test_everything(module, target):
         name = tuple(cell.strip() for cell in line.strip("|").split("|")[:3])
         cell = line.strip("|").split("|")[3 + list(aot.TARGETS).index(target)].strip()
         assert page[name][target] == cell, name
+
+
+def test_what_is_due(monkeypatch, tmp_path):
+    """Everything of other sources or another compiler; of these, in any four days, everything."""
+    page, day = tmp_path / "page.md", datetime.date(2026, 1, 1)
+    monkeypatch.setattr(aot_table, "PATH", page)
+    page.write_text(aot_table.INTRODUCTION.replace(aot_table.sources(), "0" * 16))
+    assert aot_table.due(day) == list(aot.TARGETS)
+    page.write_text(aot_table.INTRODUCTION.replace(f"triton {triton.__version__}", "triton 3.0.1"))
+    assert aot_table.due(day) == list(aot.TARGETS)
+    page.write_text(aot_table.INTRODUCTION)
+    found = [aot_table.due(day + datetime.timedelta(i)) for i in range(4)]
+    assert sorted(target for targets in found for target in targets) == sorted(aot.TARGETS)
+    assert max(map(len, found)) == 2
 
 
 def test_the_committed_table_has_what_is_shipped():

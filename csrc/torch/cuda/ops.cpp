@@ -1,6 +1,15 @@
 #include "torch/cuda/ops.h"
 
+#include "torch/cuda/rules.h"
+
 namespace ops = deepl0::torch_ops::on_cuda;
+
+namespace deepl0::torch_ops::on_cuda {
+
+void tell_rules(bool tf32, bool atomics) { tell(tf32, atomics); }
+void force_rules(std::string way, int64_t elements) { force(way.c_str(), elements); }
+
+}  // namespace deepl0::torch_ops::on_cuda
 
 #ifdef DEEPL0_CUDA_EMULATED
 STABLE_TORCH_LIBRARY(deepl0_emulated, m) {
@@ -12,6 +21,31 @@ STABLE_TORCH_LIBRARY(deepl0_cuda, m) {
     m.def("unpool(Tensor values, Tensor indices, int size) -> Tensor");
     m.def("apply_mask(Tensor u, Tensor mask) -> Tensor");
     m.def("batch_top_m(Tensor u, int m, bool positive) -> (Tensor, Tensor, Tensor)");
+    const std::string l0 =
+        "(Tensor x, Tensor W, Tensor? S, Tensor? bias, Tensor theta, int num_stages, float sigma,"
+        " str kind)";
+    const std::string top_m =
+        "(Tensor x, Tensor W, Tensor? S, Tensor? bias, int m, int num_stages, bool positive)";
+    m.def(("encode_top_m" + top_m + " -> (Tensor, Tensor)").c_str());
+    m.def(("encode_top_m_saving" + top_m + " -> (Tensor, Tensor, Tensor, Tensor)").c_str());
+    m.def(
+        "encode_top_m_backward(Tensor grad_values, Tensor? values, Tensor indices,"
+        " Tensor saved_values, Tensor saved_indices, Tensor x, Tensor W, Tensor? S, int mask)"
+        " -> (Tensor, Tensor, Tensor, Tensor)");
+    m.def(("encode_l0" + l0 + " -> Tensor").c_str());
+    m.def(("encode_l0_saving" + l0 + " -> (Tensor, Tensor)").c_str());
+    m.def(
+        "encode_l0_backward(Tensor grad_z, Tensor saved, Tensor x, Tensor W, Tensor? S,"
+        " Tensor theta, float sigma, str kind, int mask)"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+    m.def("threshold(Tensor u, Tensor theta, float sigma, str kind) -> Tensor");
+    m.def(
+        "threshold_backward(Tensor grad_out, Tensor u, Tensor theta, float sigma, str kind,"
+        " int mask) -> (Tensor, Tensor)");
+    m.def("decode(Tensor values, Tensor indices, Tensor D) -> Tensor");
+    m.def(
+        "decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor D, int mask)"
+        " -> (Tensor, Tensor)");
     m.def(
         "gather_top_m(Tensor wx, Tensor values, Tensor indices, Tensor St, bool positive)"
         " -> (Tensor, Tensor)");
@@ -28,6 +62,8 @@ STABLE_TORCH_LIBRARY(deepl0_cuda, m) {
         " bool accumulate) -> ()");
     m.def("product_on_support(Tensor upper, Tensor c, Tensor lower, Tensor s) -> Tensor");
     m.def("probe(int device) -> ()");
+    m.def("tell_rules(bool tf32, bool atomics) -> ()");
+    m.def("force_rules(str way, int elements) -> ()");
 }
 
 namespace {
@@ -39,8 +75,18 @@ void implement(Library& m) {
     m.impl("unpool", TORCH_BOX(&ops::unpool));
     m.impl("apply_mask", TORCH_BOX(&ops::apply_mask));
     m.impl("batch_top_m", TORCH_BOX(&ops::batch_top_m));
+    m.impl("encode_top_m", TORCH_BOX(&ops::encode_top_m));
+    m.impl("encode_top_m_saving", TORCH_BOX(&ops::encode_top_m_saving));
+    m.impl("encode_top_m_backward", TORCH_BOX(&ops::encode_top_m_backward));
+    m.impl("encode_l0", TORCH_BOX(&ops::encode_l0));
+    m.impl("encode_l0_saving", TORCH_BOX(&ops::encode_l0_saving));
+    m.impl("encode_l0_backward", TORCH_BOX(&ops::encode_l0_backward));
+    m.impl("threshold", TORCH_BOX(&ops::threshold));
+    m.impl("threshold_backward", TORCH_BOX(&ops::threshold_backward));
+    m.impl("decode", TORCH_BOX(&ops::decode));
+    m.impl("decode_backward", TORCH_BOX(&ops::decode_backward));
     m.impl("gather_top_m", TORCH_BOX(&ops::gather_top_m));
-    m.impl("transpose", TORCH_BOX(&ops::transpose));
+    m.impl("transpose", TORCH_BOX(&ops::transpose_copy));
     m.impl("gather_rows", TORCH_BOX(&ops::gather_rows));
     m.impl("row_dots", TORCH_BOX(&ops::row_dots));
     m.impl("group", TORCH_BOX(&ops::group));
@@ -62,4 +108,6 @@ STABLE_TORCH_LIBRARY_IMPL(deepl0_cuda, CUDA, m) { implement(m); }
 STABLE_TORCH_LIBRARY_IMPL(deepl0_cuda, CompositeExplicitAutograd, m) {
 #endif
     m.impl("probe", TORCH_BOX(&ops::probe));
+    m.impl("tell_rules", TORCH_BOX(&ops::tell_rules));
+    m.impl("force_rules", TORCH_BOX(&ops::force_rules));
 }

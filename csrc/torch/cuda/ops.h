@@ -1,5 +1,7 @@
-// The operators of torch.ops.deepl0_cuda: what the launchers of deepl0_kernels/cuda are made of.
-// Contracts and bytes moved: csrc/cuda/<file>.h.
+// The operators of torch.ops.deepl0_cuda. Those that torch.ops.deepl0 has as well have its schemas
+// and serve it: one a pass, composed of the kernels and of torch's products on the current stream.
+// The others are the kernels alone, for tests and the factored encoder. Contracts and bytes moved:
+// csrc/cuda/<file>.h.
 #pragma once
 
 #include "torch/cuda/bindings.h"
@@ -12,12 +14,38 @@ Tensor unpool(Tensor values, Tensor indices, int64_t size);
 Tensor apply_mask(Tensor u, Tensor mask);
 std::tuple<Tensor, Tensor, Tensor> batch_top_m(Tensor u, int64_t m, bool positive);
 
+std::tuple<Tensor, Tensor> encode_top_m(Tensor x, Tensor w, std::optional<Tensor> s,
+                                        std::optional<Tensor> bias, int64_t m, int64_t stages,
+                                        bool positive);
+std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_saving(Tensor x, Tensor w,
+                                                               std::optional<Tensor> s,
+                                                               std::optional<Tensor> bias,
+                                                               int64_t m, int64_t stages,
+                                                               bool positive);
+std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_backward(
+    Tensor grad_values, std::optional<Tensor> values, Tensor indices, Tensor saved_values,
+    Tensor saved_indices, Tensor x, Tensor w, std::optional<Tensor> s, int64_t mask);
+Tensor encode_l0(Tensor x, Tensor w, std::optional<Tensor> s, std::optional<Tensor> bias,
+                 Tensor theta, int64_t stages, double sigma, std::string kind);
+std::tuple<Tensor, Tensor> encode_l0_saving(Tensor x, Tensor w, std::optional<Tensor> s,
+                                            std::optional<Tensor> bias, Tensor theta,
+                                            int64_t stages, double sigma, std::string kind);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> encode_l0_backward(
+    Tensor grad_z, Tensor saved, Tensor x, Tensor w, std::optional<Tensor> s, Tensor theta,
+    double sigma, std::string kind, int64_t mask);
+Tensor threshold(Tensor u, Tensor theta, double sigma, std::string kind);
+std::tuple<Tensor, Tensor> threshold_backward(Tensor grad_out, Tensor u, Tensor theta, double sigma,
+                                              std::string kind, int64_t mask);
+Tensor decode(Tensor values, Tensor indices, Tensor d);
+std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor d,
+                                           int64_t mask);
+
 /// top_m of wx + z S' for the sparse z = (values, indices); St is S'.
 std::tuple<Tensor, Tensor> gather_top_m(Tensor wx, Tensor values, Tensor indices, Tensor St,
                                         bool positive);
 
 /// A contiguous [columns, rows] of a matrix [rows, columns].
-Tensor transpose(Tensor matrix);
+Tensor transpose_copy(Tensor matrix);
 
 /// [B, n]: sums of rows of w; float32 if `wide`, else of w's dtype.
 Tensor gather_rows(Tensor values, Tensor indices, Tensor w, bool wide);
@@ -32,6 +60,10 @@ void outer(Tensor start, Tensor entry, Tensor c, Tensor indices, Tensor values, 
 void outer_atomic(Tensor rows, Tensor c, Tensor indices, Tensor values, Tensor out,
                   bool accumulate);
 Tensor product_on_support(Tensor upper, Tensor c, Tensor lower, Tensor s);
+
+/// rules.h.
+void tell_rules(bool tf32, bool atomics);
+void force_rules(std::string way, int64_t elements);
 
 /// Raises the CUDA error that a launch on the device would meet; nothing is launched.
 void probe(int64_t device);

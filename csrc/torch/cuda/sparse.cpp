@@ -19,7 +19,7 @@ int64_t units_of(const Tensor& start) { return start.size(0) - 1; }
 
 }  // namespace
 
-Tensor transpose(Tensor matrix) {
+Tensor transpose_copy(Tensor matrix) {
     const size_t element = element_of(matrix, "matrix");
     STD_TORCH_CHECK(matrix.dim() == 2, "transpose: expected a matrix");
     Call call(matrix);

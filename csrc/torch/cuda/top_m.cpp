@@ -53,7 +53,7 @@ Tensor unpool(Tensor values, Tensor indices, int64_t size) {
     STD_TORCH_CHECK(size >= m, "size must be >= ", m, ", got ", size);
     Call call(values);
     indices = like(values, indices, ScalarType::Long, "indices");
-    values = torch::stable::contiguous(values);
+    values = dense(values);
     Tensor out = empty(values, with_last(values, size), values.scalar_type());
     cuda::unpool(element, data_of(values), data_of<int64_t>(indices), rows_of(values), m, size,
                  mutable_data_of(out), call.stream());
@@ -75,7 +75,7 @@ Tensor apply_mask(Tensor u, Tensor mask) {
 }
 
 void probe(int64_t device) {
-    Call call(int32_t(device));
+    Call call{int32_t(device)};
     cuda::probe();
 }
 

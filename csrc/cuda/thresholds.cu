@@ -1,0 +1,248 @@
+// The kernels of thresholds.h: a warp takes 128 columns of every fourth row of its block's.
+#include "element.cuh"
+#include "thresholds.h"
+
+namespace deepl0::cuda {
+
+constexpr int kWarps = 4;
+constexpr int kPack = 4;
+constexpr int kTileColumns = 32 * kPack;
+constexpr int kTileRows = 32;
+constexpr int kSummedRows = 64;
+
+/// The function at one entry; lo and ramp as thresholds.h of core has them.
+struct Function {
+    ThresholdKind kind;
+    bool positive;
+    float sigma;
+
+    __device__ bool is_hard() const {
+        return kind == ThresholdKind::hard || (kind != ThresholdKind::soft && sigma == 0.0f);
+    }
+
+    __device__ float part(float u) const { return positive && u <= 0.0f ? 0.0f : u; }
+
+    __device__ float value(float u, float theta) const {
+        if (isnan(theta)) return theta;
+        u = part(u);
+        const float a = fabsf(u);
+        if (kind == ThresholdKind::soft) return a <= theta ? 0.0f : u - copysignf(theta, u);
+        if (kind != ThresholdKind::helu || sigma == 0.0f) return a < theta ? 0.0f : u;
+        if (a >= theta) return u;
+        const float lo = (1.0f - sigma) * theta;
+        return a <= lo ? 0.0f : (u - copysignf(lo, u)) / sigma;
+    }
+
+    /// d / du and d / dtheta.
+    __device__ void slopes(float u, float theta, float& of_u, float& of_theta) const {
+        const bool passes = !positive || u > 0.0f;
+        u = part(u);
+        const float a = fabsf(u);
+        of_theta = 0.0f;
+        if (kind == ThresholdKind::soft) {
+            of_u = a > theta && passes ? 1.0f : 0.0f;
+            if (a > theta) of_theta = u > 0.0f ? -1.0f : 1.0f;
+            return;
+        }
+        of_u = a >= theta && passes ? 1.0f : 0.0f;
+        if (is_hard() || !(a > (1.0f - sigma) * theta && a < theta)) return;
+        of_theta = (u > 0.0f ? -1.0f : 1.0f) * ((1.0f - sigma) / sigma);
+        if (kind != ThresholdKind::ste_theta && passes) of_u = 1.0f / sigma;
+    }
+};
+
+template <class In, class Out>
+__global__ void __launch_bounds__(32 * kWarps)
+    threshold_kernel(const typename In::Bits* u, int64_t u_stride, int64_t rows, int p, int tiles,
+                     ThresholdKind kind, bool positive, float sigma, const float* theta,
+                     int theta_step, typename Out::Bits* out) {
+    const Function h{kind, positive, sigma};
+    using OutBits = typename Out::Bits;
+    const int at = int(blockIdx.x % tiles) * kTileColumns + lane_id() * kPack;
+    const int64_t first = int64_t(blockIdx.x / tiles) * kTileRows;
+    const int64_t end = min(first + kTileRows, rows);
+    float of[kPack];
+#pragma unroll
+    for (int v = 0; v < kPack; ++v) of[v] = at + v < p ? theta[(at + v) * theta_step] : 0.0f;
+    const bool aligned = rows_aligned<typename In::Bits, kPack>(u, u_stride);
+    const bool aligned_out = rows_aligned<OutBits, kPack>(out, p);
+    for (int64_t row = first + warp_id(); row < end; row += kWarps) {
+        const auto in = load_pack<kPack>(u + row * u_stride, at, p, aligned);
+        Pack<OutBits, kPack> pack;
+#pragma unroll
+        for (int v = 0; v < kPack; ++v)
+            pack.at[v] = Out::rounded(h.value(In::value(in.at[v]), of[v]));
+        store_pack<kPack>(out + row * p, at, p, aligned_out, pack);
+    }
+}
+
+/// Partial sums are those of a block's rows, its warps' in their order.
+template <class Grad, class U>
+__global__ void __launch_bounds__(32 * kWarps)
+    threshold_backward_kernel(const typename Grad::Bits* grad, int64_t grad_stride,
+                              const typename U::Bits* u, int64_t u_stride, int64_t rows, int p,
+                              int tiles, ThresholdKind kind, bool positive, float sigma,
+                              const float* theta, int theta_step, typename U::Bits* grad_u,
+                              float* total, bool add_total, float* partials, bool add_partials) {
+    const Function h{kind, positive, sigma};
+    using Bits = typename U::Bits;
+    __shared__ float sums[kWarps][kTileColumns];
+    const int at = int(blockIdx.x % tiles) * kTileColumns + lane_id() * kPack;
+    const int64_t chunk = blockIdx.x / tiles, first = chunk * kTileRows;
+    const int64_t end = min(first + kTileRows, rows);
+    float of[kPack], sum[kPack] = {};
+#pragma unroll
+    for (int v = 0; v < kPack; ++v) of[v] = at + v < p ? theta[(at + v) * theta_step] : 0.0f;
+    const bool aligned = rows_aligned<Bits, kPack>(u, u_stride);
+    const bool aligned_grad = rows_aligned<typename Grad::Bits, kPack>(grad, grad_stride);
+    const bool aligned_out = rows_aligned<Bits, kPack>(grad_u, p);
+    const bool aligned_total = rows_aligned<float, kPack>(total, p);
+    for (int64_t row = first + warp_id(); row < end; row += kWarps) {
+        const auto in = load_pack<kPack>(u + row * u_stride, at, p, aligned);
+        const auto by = load_pack<kPack>(grad + row * grad_stride, at, p, aligned_grad);
+        Pack<Bits, kPack> out;
+        Pack<float, kPack> all{};
+        if (total && add_total) all = load_pack<kPack>(total + row * p, at, p, aligned_total);
+#pragma unroll
+        for (int v = 0; v < kPack; ++v) {
+            float of_u, of_theta;
+            h.slopes(U::value(in.at[v]), of[v], of_u, of_theta);
+            const float g = Grad::value(by.at[v]);
+            out.at[v] = U::rounded(g * of_u);
+            all.at[v] += g * of_u;
+            sum[v] = fmaf(g, of_theta, sum[v]);
+        }
+        if (grad_u) store_pack<kPack>(grad_u + row * p, at, p, aligned_out, out);
+        if (total) store_pack<kPack>(total + row * p, at, p, aligned_total, all);
+    }
+    if (!partials) return;
+#pragma unroll
+    for (int v = 0; v < kPack; ++v) sums[warp_id()][lane_id() * kPack + v] = sum[v];
+    __syncthreads();
+    const int column = int(blockIdx.x % tiles) * kTileColumns + int(threadIdx.x);
+    if (column >= p) return;
+    float* out = partials + chunk * p + column;
+    float value = add_partials ? *out : 0.0f;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) value += sums[w][threadIdx.x];
+    *out = value;
+}
+
+template <class Out>
+__global__ void __launch_bounds__(32 * kWarps)
+    column_sums_kernel(const float* in, int64_t rows, int p, int tiles, typename Out::Bits* out) {
+    __shared__ float sums[kWarps][kTileColumns];
+    const int at = int(blockIdx.x % tiles) * kTileColumns + lane_id() * kPack;
+    const int64_t chunk = blockIdx.x / tiles, first = chunk * kSummedRows;
+    const int64_t end = min(first + kSummedRows, rows);
+    const bool aligned = rows_aligned<float, kPack>(in, p);
+    float sum[kPack] = {};
+    for (int64_t row = first + warp_id(); row < end; row += kWarps) {
+        const auto pack = load_pack<kPack>(in + row * p, at, p, aligned);
+#pragma unroll
+        for (int v = 0; v < kPack; ++v) sum[v] += pack.at[v];
+    }
+#pragma unroll
+    for (int v = 0; v < kPack; ++v) sums[warp_id()][lane_id() * kPack + v] = sum[v];
+    __syncthreads();
+    const int column = int(blockIdx.x % tiles) * kTileColumns + int(threadIdx.x);
+    if (column >= p) return;
+    float value = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) value += sums[w][threadIdx.x];
+    out[chunk * p + column] = Out::rounded(value);
+}
+
+namespace {
+
+/// Calls run with the element type.
+template <class Run>
+void by_type(DType dtype, Run run) {
+    if (dtype == DType::f32) return run(F32());
+    if (dtype == DType::f16) return run(F16());
+    return run(BF16());
+}
+
+template <class A, class B>
+constexpr bool same = std::is_same_v<A, B>;
+
+int tiles_of(int64_t p) { return int(ceil_div(p, kTileColumns)); }
+
+}  // namespace
+
+void threshold(const Threshold& h, DType u_dtype, const void* u, int64_t u_stride, int64_t rows,
+               int64_t p, DType out_dtype, void* out, cudaStream_t stream) {
+    if (rows == 0 || p == 0) return;
+    const char* name = "threshold_kernel";
+    const int tiles = tiles_of(p);
+    const unsigned grid = grid_size(ceil_div(rows, kTileRows) * tiles, name);
+    by_type(u_dtype, [&](auto in) {
+        by_type(out_dtype, [&](auto to) {
+            using In = decltype(in);
+            using Out = decltype(to);
+            if constexpr (same<In, F32> || same<In, Out>) {
+                threshold_kernel<In, Out><<<grid, 32 * kWarps, 0, stream>>>(
+                    static_cast<const typename In::Bits*>(u), u_stride, rows, int(p), tiles, h.kind,
+                    h.positive, h.sigma, h.theta, h.theta_step,
+                    static_cast<typename Out::Bits*>(out));
+                launched(name);
+            }
+        });
+    });
+}
+
+int64_t threshold_partials(int64_t rows, int64_t p) { return ceil_div(rows, kTileRows) * p; }
+
+void threshold_backward(const Threshold& h, const ThresholdBackward& a, cudaStream_t stream) {
+    if (a.rows == 0 || a.p == 0) return;
+    const char* name = "threshold_backward_kernel";
+    const int tiles = tiles_of(a.p);
+    const unsigned grid = grid_size(ceil_div(a.rows, kTileRows) * tiles, name);
+    by_type(a.grad_dtype, [&](auto of_grad) {
+        by_type(a.u_dtype, [&](auto of_u) {
+            using Grad = decltype(of_grad);
+            using U = decltype(of_u);
+            if constexpr (same<U, F32> || same<U, Grad>) {
+                threshold_backward_kernel<Grad, U><<<grid, 32 * kWarps, 0, stream>>>(
+                    static_cast<const typename Grad::Bits*>(a.grad), a.grad_stride,
+                    static_cast<const typename U::Bits*>(a.u), a.u_stride, a.rows, int(a.p), tiles,
+                    h.kind, h.positive, h.sigma, h.theta, h.theta_step,
+                    static_cast<typename U::Bits*>(a.grad_u), a.total, a.add_total, a.partials,
+                    a.add_partials);
+                launched(name);
+            }
+        });
+    });
+}
+
+int64_t column_sums_workspace(int64_t rows, int64_t p) {
+    // Of the first pass and the second, which the third no longer reads beside.
+    const int64_t once = ceil_div(rows, kSummedRows);
+    return (once + ceil_div(once, kSummedRows)) * p;
+}
+
+void column_sums(const float* in, int64_t rows, int64_t p, DType dtype, void* out, float* workspace,
+                 cudaStream_t stream) {
+    if (p == 0) return;
+    const char* name = "column_sums_kernel";
+    const int tiles = tiles_of(p);
+    float* to = workspace;
+    float* other = workspace + ceil_div(rows, kSummedRows) * p;
+    while (rows > kSummedRows) {
+        const int64_t chunks = ceil_div(rows, kSummedRows);
+        column_sums_kernel<F32><<<grid_size(chunks * tiles, name), 32 * kWarps, 0, stream>>>(
+            in, rows, int(p), tiles, reinterpret_cast<uint32_t*>(to));
+        launched(name);
+        in = to;
+        rows = chunks;
+        std::swap(to, other);
+    }
+    by_type(dtype, [&](auto of) {
+        using Out = decltype(of);
+        column_sums_kernel<Out><<<grid_size(tiles, name), 32 * kWarps, 0, stream>>>(
+            in, rows, int(p), tiles, static_cast<typename Out::Bits*>(out));
+        launched(name);
+    });
+}
+
+}  // namespace deepl0::cuda
