@@ -84,6 +84,11 @@ def encode_dataset(
             place), values beyond float16; a folder that holds codes of something else. From a data
             set of Ray, Ray's own error with that text.
         ModuleNotFoundError: pyarrow or Ray is missing; says what to install.
+
+    Example:
+        >>> encoder = dk.nn.DeepMSparseEncoder(384, 4096, m=32)
+        >>> dk.encode_dataset("X.npy", encoder, "codes")  # doctest: +SKIP
+        {'rows': 1000000, 'parts': 1, 'rows_coded': 1000000, 'parts_coded': 1}
     """
     require("pyarrow", _COMMAND, extra="parquet")
     checks.one_of("values", values, tuple(_DTYPES))

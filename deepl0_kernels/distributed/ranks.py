@@ -24,6 +24,11 @@ class Ranks:
         mesh: ``DeviceMesh`` with the dimensions "data", whose ranks share a batch, and "units",
             whose ranks share a dictionary; None: one process.
         first: whether this is the rank that writes files and reports.
+
+    Example:
+        >>> from deepl0_kernels import distributed
+        >>> distributed.Ranks().first  # one process
+        True
     """
 
     mesh: Any = None
@@ -76,6 +81,10 @@ def launched(units: int = 1, timeout: float = 1800.0) -> Ranks:
 
     Raises:
         TypeError, ValueError: units is no such number.
+
+    Example:
+        >>> from deepl0_kernels import distributed
+        >>> ranks = distributed.launched(units=2)  # doctest: +SKIP
     """
     units = checks.integer("units", units, 1)
     timeout = checks.positive("timeout", timeout)

@@ -29,6 +29,10 @@ def shard_units(module: nn.Module, mesh: Any) -> None:
     Raises:
         ValueError: the module couples its units (S), has thresholds or ranks by norms, or its
             parameters are DTensors already.
+
+    Example:
+        >>> from deepl0_kernels import distributed
+        >>> distributed.shard_units(model, ranks.mesh["units"])  # under torchrun  # doctest: +SKIP
     """
     from torch.distributed.tensor import DTensor, Shard
 
@@ -72,6 +76,10 @@ def gather_units(module: nn.Module) -> None:
     :func:`shard_units`.
 
     Every rank calls it; each then has the memory of all units.
+
+    Example:
+        >>> from deepl0_kernels import distributed
+        >>> distributed.gather_units(model)  # under torchrun  # doctest: +SKIP
     """
     for name, parameter in list(module.named_parameters(recurse=False)):
         if placements.is_dtensor(parameter):
