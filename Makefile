@@ -27,12 +27,15 @@ $(VENV)/torch: Makefile
 	$(PIP) '$(TORCH)' numpy ninja 'setuptools>=64' wheel
 	touch $@
 
-# CUDA kernels are built where nvcc is found; DEEPL0_CUDA=0 make demo leaves them out.
-$(VENV)/demo: $(VENV)/torch setup.py cuda_toolkit.py pyproject.toml $(SOURCES)
-	$(INSTALL) '.[demo]'
+# CUDA kernels are built where nvcc is found. The demo runs on the CPU: where there is no driver its
+# build leaves them to make test, unless that has built them; DEEPL0_CUDA=1 make demo takes them in.
+DEMO_CUDA := $(if $(wildcard /proc/driver/nvidia/version $(VENV)/test),,0)
+$(VENV)/demo: $(VENV)/torch setup.py cuda_toolkit.py glibc_floor.py pyproject.toml $(SOURCES)
+	$(if $(DEMO_CUDA),@echo 'no NVIDIA driver: the demo is built without CUDA kernels (make test builds them)')
+	DEEPL0_CUDA="$${DEEPL0_CUDA-$(DEMO_CUDA)}" $(INSTALL) '.[demo]'
 	touch $@
 
-$(VENV)/test: $(VENV)/torch setup.py cuda_toolkit.py pyproject.toml $(SOURCES)
+$(VENV)/test: $(VENV)/torch setup.py cuda_toolkit.py glibc_floor.py pyproject.toml $(SOURCES)
 	$(INSTALL) '.[test,lint]'
 	touch $@
 

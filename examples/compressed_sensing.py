@@ -37,7 +37,7 @@ x_test, a_test = batch(2000)
 def trained(stages: int) -> dk.nn.DeepMSparseEncoder:
     torch.manual_seed(0)
     encoder = dk.nn.DeepMSparseEncoder.from_dictionary(A, M, num_stages=stages, tied=stages < 2)
-    steps = 600
+    steps = 300
     optimizer = torch.optim.Adam(encoder.parameters(), lr=2e-3)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
@@ -52,11 +52,12 @@ def trained(stages: int) -> dk.nn.DeepMSparseEncoder:
 
 
 # %%
-stages = (1, 2, 3, 4, 6)
+stages = (1, 2, 4, 6)
 curves: dict[str, list[float]] = {"trained encoder": [], "IHT": []}
 for k in stages:
+    encoder = trained(k)
     with torch.no_grad():
-        curves["trained encoder"].append(nmse(trained(k)(x_test), a_test))
+        curves["trained encoder"].append(nmse(encoder(x_test), a_test))
     iterated = dk.solvers.iht_m(x_test, A, M, max_iter=k).dense
     curves["IHT"].append(nmse(iterated, a_test))
 print("NMSE in dB      " + "".join(f"K = {k:<7}" for k in stages))

@@ -16,7 +16,7 @@ from sklearn.feature_extraction.image import extract_patches_2d, reconstruct_fro
 import deepl0_kernels as dk
 
 SIDE, ATOMS, M = 7, 100, 2
-clean = load_sample_image("china.jpg").mean(2)[100:260, 260:420].astype("float32") / 255
+clean = load_sample_image("china.jpg").mean(2)[100:196, 300:396].astype("float32") / 255
 noisy = clean + 0.1 * np.random.default_rng(0).standard_normal(clean.shape).astype("float32")
 
 

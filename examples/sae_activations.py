@@ -24,7 +24,7 @@ print(f"{len(train):,} vectors to train on, {len(held_out):,} held out")
 
 # %%
 model = sae.SparseAutoencoder(384, 1024, m=16)
-history = sae.fit(model, train, steps=300, batch=512, lr=2e-3)
+history = sae.fit(model, train, steps=200, batch=512, lr=2e-3)
 one = sae.evaluate(model, held_out)
 print(f"one stage:  FVU {one.fvu:.4f}, L0 {one.l0:.1f}")
 
@@ -36,7 +36,7 @@ print(f"one stage:  FVU {one.fvu:.4f}, L0 {one.l0:.1f}")
 # %%
 deep = model.deepen(2)
 print(f"deepened:   FVU {sae.evaluate(deep, held_out).fvu:.4f}")
-sae.fit(deep, train, steps=200, batch=512, lr=1e-3)
+sae.fit(deep, train, steps=100, batch=512, lr=1e-3)
 two = sae.evaluate(deep, held_out)
 print(f"two stages: FVU {two.fvu:.4f}, L0 {two.l0:.1f}")
 

@@ -46,7 +46,7 @@ def label(axes, text: str, at: tuple[float, float], color: str, offset=(8, -3), 
 
 
 # Where else a word may stand: offsets in points, and what of it is held there.
-_PLACES = [
+_PLACES: list[Any] = [
     (x, y, ha, va)
     for distance in (8, 16, 28, 44)
     for x, y, ha, va in (
@@ -104,20 +104,15 @@ def spread(figure) -> None:
             return out + sum(part.width * part.height for part in others if part)
 
         for text in (t for t in axes.texts if isinstance(t, Annotation)):
-            first = (*text.xyann, text.get_ha(), text.get_va())
-            best = None
-            for x, y, ha, va in (first, *_PLACES):
-                text.xyann = (x, y)
-                text.set(ha=ha, va=va)
-                bad = covered(text.get_window_extent(renderer))
-                if best is None or bad < best[0]:
-                    best = (bad, x, y, ha, va)
-                if not bad:
-                    break
-            _, x, y, ha, va = best
-            text.xyann = (x, y)
-            text.set(ha=ha, va=va)
-            taken.append(text.get_window_extent(renderer))
+
+            def put(place, text=text):
+                text.xyann = place[:2]
+                text.set(ha=place[2], va=place[3])
+                return text.get_window_extent(renderer)
+
+            places = [(*text.xyann, text.get_horizontalalignment(), text.get_verticalalignment())]
+            # The first of those that cover least, which is the own one where nothing is covered.
+            taken.append(put(min(places + _PLACES, key=lambda place: covered(put(place)))))
 
 
 def tidy(axes) -> None:

@@ -85,9 +85,10 @@ def encode_dataset(
             set of Ray, Ray's own error with that text.
         ModuleNotFoundError: pyarrow or Ray is missing; says what to install.
 
-    >>> model = dk.nn.DeepMSparseEncoder(64, 256, m=8, num_stages=1)
-    >>> dk.encode_dataset("X.npy", model, "codes")  # doctest: +SKIP
-    {'rows': 5000, 'parts': 1, 'rows_coded': 5000, 'parts_coded': 1}
+    Example:
+        >>> encoder = dk.nn.DeepMSparseEncoder(384, 4096, m=32)
+        >>> dk.encode_dataset("X.npy", encoder, "codes")  # doctest: +SKIP
+        {'rows': 1000000, 'parts': 1, 'rows_coded': 1000000, 'parts_coded': 1}
     """
     require("pyarrow", _COMMAND, extra="parquet")
     checks.one_of("values", values, tuple(_DTYPES))

@@ -25,9 +25,10 @@ class Ranks:
             whose ranks share a dictionary; None: one process.
         first: whether this is the rank that writes files and reports.
 
-    >>> from deepl0_kernels import distributed
-    >>> distributed.Ranks().once(lambda: "one process")
-    'one process'
+    Example:
+        >>> from deepl0_kernels import distributed
+        >>> distributed.Ranks().first  # one process
+        True
     """
 
     mesh: Any = None
@@ -81,9 +82,9 @@ def launched(units: int = 1, timeout: float = 1800.0) -> Ranks:
     Raises:
         TypeError, ValueError: units is no such number.
 
-    >>> from deepl0_kernels import distributed
-    >>> distributed.launched().first
-    True
+    Example:
+        >>> from deepl0_kernels import distributed
+        >>> ranks = distributed.launched(units=2)  # doctest: +SKIP
     """
     units = checks.integer("units", units, 1)
     timeout = checks.positive("timeout", timeout)

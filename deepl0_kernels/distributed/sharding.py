@@ -30,8 +30,9 @@ def shard_units(module: nn.Module, mesh: Any) -> None:
         ValueError: the module couples its units (S), has thresholds or ranks by norms, or its
             parameters are DTensors already.
 
-    >>> from deepl0_kernels import distributed
-    >>> distributed.shard_units(model, mesh)  # doctest: +SKIP
+    Example:
+        >>> from deepl0_kernels import distributed
+        >>> distributed.shard_units(model, ranks.mesh["units"])  # under torchrun  # doctest: +SKIP
     """
     from torch.distributed.tensor import DTensor, Shard
 
@@ -77,8 +78,9 @@ def gather_units(module: nn.Module) -> None:
     Args:
         module: of every rank; each then has the memory of all units.
 
-    >>> from deepl0_kernels import distributed
-    >>> distributed.gather_units(model)  # doctest: +SKIP
+    Example:
+        >>> from deepl0_kernels import distributed
+        >>> distributed.gather_units(model)  # under torchrun  # doctest: +SKIP
     """
     for name, parameter in list(module.named_parameters(recurse=False)):
         if placements.is_dtensor(parameter):

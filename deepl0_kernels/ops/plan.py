@@ -25,6 +25,10 @@ class Plan:
 
     Args:
         at_once: prepare weights when they are first seen, not when they come again.
+
+    Example:
+        >>> isinstance(dk.prepare(torch.randn(32, 16)), dk.Plan)
+        True
     """
 
     __slots__ = ("__weakref__", "_at_once", "_dtype", "_native", "_seen", "_weights")
@@ -237,6 +241,13 @@ def prepare(W: Tensor, S: Tensor | None = None, D: Tensor | None = None) -> Plan
     panels, where it does not fit L2; ``4 p n`` for W packed; where a dictionary is screened
     ``p n`` (int8), ``2 p n`` (bfloat16) or ``4 p n``, and 24 p; ``4 p n`` for D' where D is not
     stored by columns. Of half types a float32 copy of each besides. ``plan.nbytes`` tells.
+
+    Example:
+        >>> x, W, S = torch.randn(8, 16), torch.randn(32, 16), torch.randn(32, 32) / 32
+        >>> plan = dk.prepare(W, S)
+        >>> code = dk.encode_top_m(x, W, S, 3, plan=plan)  # the codes are those without it
+        >>> torch.equal(code.indices, dk.encode_top_m(x, W, S, 3).indices)
+        True
     """
     checks.floating("W", W, 2)
     if W.dim() != 2:

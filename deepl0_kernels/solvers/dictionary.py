@@ -430,7 +430,7 @@ def _advance(x: Tensor, update: Update) -> Outcome:
 
 
 def _path(checkpoint: str | os.PathLike[str]) -> Path:
-    if not isinstance(checkpoint, (str, os.PathLike[str])):
+    if not isinstance(checkpoint, (str, os.PathLike)):
         raise TypeError(f"checkpoint must be a path, got {checkpoint!r}")
     return Path(checkpoint)
 

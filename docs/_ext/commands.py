@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from sphinx.application import Sphinx
+
+import deepl0_kernels  # noqa: F401 - registers the operators
 
 
 def helps(group: Any, name: str = "deepl0") -> Iterator[tuple[str, str]]:
@@ -22,6 +25,12 @@ def helps(group: Any, name: str = "deepl0") -> Iterator[tuple[str, str]]:
         yield from helps(one, f"{name} {word}")
 
 
+def operators() -> list[str]:
+    """Names of all operators of torch.ops.deepl0."""
+    found = torch._C._dispatch_get_all_op_names()
+    return [name.partition("::")[2] for name in found if name.startswith("deepl0::")]
+
+
 def write(app: Sphinx) -> None:
     import typer
 
@@ -34,6 +43,8 @@ def write(app: Sphinx) -> None:
     ]
     folder = Path(app.srcdir) / "_generated"
     folder.mkdir(exist_ok=True)
+    schemas = sorted(str(getattr(torch.ops.deepl0, name).default._schema) for name in operators())
+    (folder / "schemas.md").write_text("```text\n" + "\n".join(schemas) + "\n```\n")
     (folder / "commands.md").write_text("\n\n".join(parts) + "\n")
 
 
