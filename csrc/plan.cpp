@@ -115,7 +115,7 @@ int64_t integer(const Ref& o) {
 }
 
 const void* address(PyObject* tensor) {
-    const Ref at = checked(PyObject_CallMethodNoArgs(tensor, torch_names().data_ptr));
+    const Ref at = checked(PyObject_CallMethodObjArgs(tensor, torch_names().data_ptr, nullptr));
     void* p = PyLong_AsVoidPtr(at.get());
     if (!p && PyErr_Occurred()) throw PythonError();
     return p;
@@ -123,8 +123,8 @@ const void* address(PyObject* tensor) {
 
 std::vector<int64_t> integers(const Ref& tuple) {
     std::vector<int64_t> v;
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple.get()); ++i)
-        v.push_back(integer(Ref::to(PyTuple_GET_ITEM(tuple.get(), i))));
+    for (Py_ssize_t i = 0; i < PyTuple_Size(tuple.get()); ++i)
+        v.push_back(integer(Ref::to(PyTuple_GetItem(tuple.get(), i))));
     return v;
 }
 
@@ -182,7 +182,7 @@ struct Weight {
         if (t == Py_None) return w;
         const Torch& n = torch_names();
         w.shape = checked(PyObject_GetAttr(t, n.shape));
-        w.strides = checked(PyObject_CallMethodNoArgs(t, n.stride));
+        w.strides = checked(PyObject_CallMethodObjArgs(t, n.stride, nullptr));
         w.data = address(t);
         w.version = integer(checked(PyObject_GetAttr(t, n.version)));
         w.element = integer(checked(PyObject_CallMethod(t, "element_size", nullptr)));
@@ -212,7 +212,7 @@ struct Weight {
         const Torch& n = torch_names();
         if (!given() || !is_tensor(t) || address(t) != data) return false;
         if (integer(checked(PyObject_GetAttr(t, n.version))) != version) return false;
-        const Ref now = checked(PyObject_CallMethodNoArgs(t, n.stride));
+        const Ref now = checked(PyObject_CallMethodObjArgs(t, n.stride, nullptr));
         const Ref sizes = checked(PyObject_GetAttr(t, n.shape));
         if (PyObject_RichCompareBool(now.get(), strides.get(), Py_EQ) != 1) return false;
         if (PyObject_RichCompareBool(sizes.get(), shape.get(), Py_EQ) != 1) return false;
@@ -241,7 +241,7 @@ PlanMatrix matrix_of(PyObject* t) {
     if (t == Py_None) return {};
     const Torch& n = torch_names();
     const auto sizes = integers(checked(PyObject_GetAttr(t, n.shape)));
-    const auto strides = integers(checked(PyObject_CallMethodNoArgs(t, n.stride)));
+    const auto strides = integers(checked(PyObject_CallMethodObjArgs(t, n.stride, nullptr)));
     const size_t d = sizes.size();
     PlanMatrix m;
     m.data = static_cast<const float*>(address(t));
@@ -280,9 +280,9 @@ PyObject* create(PyTypeObject* type, PyObject* args, PyObject*) {
     return guarded([&] {
         auto state = std::make_unique<State>();
         for (int i = 0; i < kOperands; ++i) {
-            state->weights[i] = Weight::of(PyTuple_GET_ITEM(given, i));
-            state->held[i] = Ref::to(PyTuple_GET_ITEM(held, i));
-            state->served[i] = Ref::to(PyTuple_GET_ITEM(served, i));
+            state->weights[i] = Weight::of(PyTuple_GetItem(given, i));
+            state->held[i] = Ref::to(PyTuple_GetItem(held, i));
+            state->served[i] = Ref::to(PyTuple_GetItem(served, i));
         }
         const PlanMatrix w = matrix_of(state->served[kW].get());
         const PlanMatrix s = matrix_of(state->served[kS].get());
@@ -293,7 +293,7 @@ PyObject* create(PyTypeObject* type, PyObject* args, PyObject*) {
         state->plan = std::make_unique<torch_ops::Plan>(
             w, s, matrix_of(state->served[kD].get()),
             bias == Py_None ? nullptr : static_cast<const float*>(address(bias)));
-        Ref object = checked(type->tp_alloc(type, 0));
+        Ref object = checked(PyType_GenericAlloc(type, 0));
         reinterpret_cast<Object*>(object.get())->state = state.release();
         return object.release();
     });
@@ -302,7 +302,7 @@ PyObject* create(PyTypeObject* type, PyObject* args, PyObject*) {
 void destroy(PyObject* self) {
     delete reinterpret_cast<Object*>(self)->state;
     PyTypeObject* type = Py_TYPE(self);
-    type->tp_free(self);
+    reinterpret_cast<freefunc>(PyType_GetSlot(type, Py_tp_free))(self);
     Py_DECREF(type);
 }
 
@@ -323,8 +323,8 @@ struct Call {
             return;
         const auto shape = integers(checked(PyObject_GetAttr(x_, t.shape)));
         if (shape.size() != 2 || shape[0] < 1 || shape[1] != s.n) return;
-        if (!is_true(checked(PyObject_CallMethodNoArgs(x_, t.contiguous))) ||
-            is_true(checked(PyObject_CallMethodNoArgs(x_, t.is_neg))))
+        if (!is_true(checked(PyObject_CallMethodObjArgs(x_, t.contiguous, nullptr))) ||
+            is_true(checked(PyObject_CallMethodObjArgs(x_, t.is_neg, nullptr))))
             return;
         if (recording) {
             if (flag(x_, t.requires_grad)) return;
@@ -394,10 +394,10 @@ PyObject* encode_top_m(PyObject* self, PyObject* const* args, Py_ssize_t count) 
         }
         const State& s = *reinterpret_cast<Object*>(self)->state;
         PyObject *x = args[0], *const *operands = args + 1, *step = args[5];
-        const int64_t stages = PyTuple_GET_SIZE(args[6]);
+        const int64_t stages = PyTuple_Size(args[6]);
         std::vector<int64_t> m;
         for (Py_ssize_t k = 0; k < stages; ++k)
-            m.push_back(integer(Ref::to(PyTuple_GET_ITEM(args[6], k))));
+            m.push_back(integer(Ref::to(PyTuple_GetItem(args[6], k))));
         const Call call(s, x, operands, stages, &step, 1);
         bool good = call.match == Match::yes && fits(s, operands, stages);
         for (const int64_t entries : m) good = good && 0 <= entries && entries <= s.p;
@@ -434,9 +434,9 @@ PyObject* encode_l0(PyObject* self, PyObject* const* args, Py_ssize_t count) {
                             (sizes.size() == 2 && sizes[0] == stages && sizes[1] == s.p);
         if (!shaped || checked(PyObject_GetAttr(theta, t.dtype)).get() != t.float32 ||
             !flag(theta, t.is_cpu) ||
-            !is_true(checked(PyObject_CallMethodNoArgs(theta, t.contiguous))))
+            !is_true(checked(PyObject_CallMethodObjArgs(theta, t.contiguous, nullptr))))
             return Ref::to(Py_None).release();
-        const char* kind = PyUnicode_AsUTF8(args[9]);
+        const char* kind = PyUnicode_AsUTF8AndSize(args[9], nullptr);
         const double sigma = PyFloat_AsDouble(args[8]);
         if (!kind || (sigma == -1.0 && PyErr_Occurred())) throw PythonError();
         const torch_ops::PlanThresholds h{static_cast<const float*>(address(theta)),
