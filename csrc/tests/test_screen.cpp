@@ -390,8 +390,8 @@ void test_few(const char* isa, ScreenKind kind) {
                             rows_block.get());
                 const Block packed(screen_packed_bytes(kind, p, d.n));
                 screen_kernels().pack(kind, d.w.data(), d.ldw, bias, p, d.n, 0, p, packed.get());
-                ScreenProblem q{kind, d.x.data(), d.ldx, d.w.data(),  d.ldw,
-                                d.n,  p,          d.m,   packed.get()};
+                ScreenProblem q{kind, d.x.data(), d.ldx,        d.w.data(), d.ldw,  d.n,
+                                p,    d.m,        packed.get(), nullptr,    nullptr};
                 q.positive = d.positive;
                 q.bias = bias;
                 const Block block(screen_few_workspace_bytes(kind, d.rows, p, d.n, d.m));

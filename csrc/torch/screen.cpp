@@ -141,8 +141,8 @@ void Screen::rows(Matrix<const float> x, Code z, bool positive, Code out) const 
 
 void Screen::few(Matrix<const float> x, bool positive, StepMatrices<float> steps, float largest_s,
                  TopMCodes<float> codes, bool* decided) const {
-    ScreenProblem q{packed_.kind, x.data,  x.row_stride, w_.data,  w_.row_stride,
-                    w_.cols,      w_.rows, codes.m,      packed_.w};
+    ScreenProblem q{packed_.kind, x.data,  x.row_stride, w_.data, w_.row_stride, w_.cols,
+                    w_.rows,      codes.m, packed_.w,    nullptr, nullptr};
     q.positive = positive;
     q.bias = bias_;
     Blocks blocks;
