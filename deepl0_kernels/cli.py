@@ -129,9 +129,10 @@ def _app():
         as_json: Json = False,
         progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
     ) -> None:
-        """Code vectors that need not fit into memory; parquet with indices and values.
+        """Code a data set of any size into parquet.
 
-        Interrupted, the same command goes on. Under torchrun every process takes its parts.
+        The columns are indices and values; nothing needs to fit into memory. Interrupted, the same
+        command goes on. Under torchrun every process takes its parts.
         """
         from functools import partial
 

@@ -25,10 +25,9 @@ def helps(group: Any, name: str = "deepl0") -> Iterator[tuple[str, str]]:
         yield from helps(one, f"{name} {word}")
 
 
-def operators() -> list[str]:
-    """Names of all operators of torch.ops.deepl0."""
-    found = torch._C._dispatch_get_all_op_names()
-    return [name.partition("::")[2] for name in found if name.startswith("deepl0::")]
+def schemas() -> list[str]:
+    """Of all operators of torch.ops.deepl0 and their overloads."""
+    return sorted(str(s) for s in torch._C._jit_get_all_schemas() if s.name.startswith("deepl0::"))
 
 
 def write(app: Sphinx) -> None:
@@ -43,8 +42,7 @@ def write(app: Sphinx) -> None:
     ]
     folder = Path(app.srcdir) / "_generated"
     folder.mkdir(exist_ok=True)
-    schemas = sorted(str(getattr(torch.ops.deepl0, name).default._schema) for name in operators())
-    (folder / "schemas.md").write_text("```text\n" + "\n".join(schemas) + "\n```\n")
+    (folder / "schemas.md").write_text("```text\n" + "\n".join(schemas()) + "\n```\n")
     (folder / "commands.md").write_text("\n\n".join(parts) + "\n")
 
 
