@@ -294,10 +294,11 @@ def choose(operator: str, backends: Sequence[str], args: Sequence) -> str:
     """Which of the GPU backends that have ``operator`` serves this call.
 
     An override wins where it has the operator. Else the CUDA kernels serve, where the device can
-    run them (its driver is not older than their runtime, and a compiled architecture fits): as
-    measured on an H200 they are the faster ones at all but a few sizes, where microseconds are
-    lost (docs/benchmarks-gpu.md), and nothing is compiled on first use. Triton has the operators
-    that CUDA has not, and serves AMD GPUs.
+    run them (its driver is not older than their runtime, and a compiled architecture fits): a pass
+    is one native call and nothing is compiled on first use. Selections, ``encode_top_m`` and
+    ``decode`` are the faster ones on an H200 at all but a few sizes, where microseconds are lost
+    (docs/benchmarks-gpu.md); thresholds and ``encode_l0`` no GPU has compared yet. Triton has the
+    operators that CUDA has not, and serves AMD GPUs.
     """
     backend, reason = _chosen(operator, backends, args)
     if _forced is None and LAST[0] is not None and LAST[0][0] == operator:
@@ -317,7 +318,7 @@ def _chosen(operator: str, backends: Sequence[str], args: Sequence) -> tuple[str
     if "triton" in usable and operator in _FLOAT32_BY_CUDA and args[0].dtype != torch.float32:
         return "triton", "its products of half types are on tensor cores"
     if "cuda" in usable and len(usable) > 1:
-        return "cuda", "the faster one, in a graph or to the host"
+        return "cuda", "a pass is one native call"
     return (usable or backends)[0], "the only kernel for the device"
 
 
