@@ -35,10 +35,12 @@ def page(script: Path) -> str:
     parts = []
     for text, body in cells(script.read_text()):
         parts.append(body if text else f"```python\n{body}\n```")
-    parts.append("## What it gives")
     output = EXAMPLES / "output"
-    parts += [f"![]({f.name})" for f in sorted(output.glob(f"{script.stem}-*.svg"))]
-    parts.append(f"```text\n{(output / f'{script.stem}.txt').read_text().rstrip()}\n```")
+    if (output / f"{script.stem}.txt").exists():  # `make examples` has run it
+        parts.append("## What it gives")
+        parts += [f"![]({f.name})" for f in sorted(output.glob(f"{script.stem}-*.svg"))]
+        printed = (output / f"{script.stem}.txt").read_text().rstrip()
+        parts.append(f"```text\n{printed}\n```")
     return "\n\n".join(parts) + "\n"
 
 
