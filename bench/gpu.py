@@ -36,6 +36,7 @@ TESTS = (
     "python_tests/gpu/test_fuzz.py",
     "python_tests/cuda",
     "python_tests/triton",
+    "python_tests/gpu/test_sharded.py",
     "python_tests/gpu/test_large.py",
 )
 # The stub's tests: Triton's interpreter launches.
