@@ -207,7 +207,7 @@ Gradients backward(Tensor grad, Tensor saved, Tensor x, Tensor w, Tensor d,
     const bool need_d = wants(mask, 2) && stages > 1;
     if (a.batch == 0 || a.p == 0 || !need_d) torch::stable::zero_(gd);
     if (a.batch == 0 || a.p == 0) {
-        torch::stable::zero_(gtheta);
+        for (Tensor t : {gx, gtheta}) torch::stable::zero_(t);
         return result;
     }
     const auto data_if = [](bool wanted, const Tensor& t) {

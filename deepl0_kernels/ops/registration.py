@@ -157,7 +157,11 @@ def _at_once(
         ):
             return otherwise(args, None)
         first = args[0]
-        key = name if first.is_cpu else (name, first.get_device()) if first.is_cuda else None
+        on_cpu = first.is_cpu
+        key = name if on_cpu else (name, first.get_device()) if first.is_cuda else None
+        for at in tensors:
+            if args[at].is_cpu is not on_cpu:
+                return otherwise(args, None)
         kernel = kernels[key] if key in kernels else kernel_of(name, first)
         if (
             kernel is None

@@ -144,7 +144,7 @@ def test_where_there_is_no_device_the_probe_says_so():
     if torch.cuda.is_available():
         assert library.refusal(torch.device("cuda", 0)) is None
     else:
-        with pytest.raises(RuntimeError, match="none is available|driver"):
+        with pytest.raises(RuntimeError, match=r"none is available|driver"):
             torch.ops.deepl0_cuda.probe(0)
 
 

@@ -231,7 +231,11 @@ for name, make in MODELS.items():
 ELSEWHERE = (
     {"load"}  # with save, below
     | {f"{name}.save" for name in MODELS}
-    | {f"{name}.{kind}" for name in LAYERS for kind in ("extra_repr", "state_dict", "sigma")}
+    | {
+        f"{name}.{kind}"
+        for name in LAYERS
+        for kind in ("extra_repr", "state_dict", "sigma", "train")
+    }
     | {
         f"{name}.{kind}"
         for name in ("Problem", "L0Regularized", "MSparse")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 import deepl0_kernels as dk
 from deepl0_kernels import sae
 
 pytestmark = pytest.mark.scale
-ray = pytest.importorskip("ray")
 N, P, M = 16, 300, 4
 
 
