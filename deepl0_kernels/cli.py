@@ -75,7 +75,7 @@ def _app():
         if not found["ok"]:
             raise typer.Exit(1)
 
-    @app.command(epilog=examples("deepl0 demo", "deepl0 demo --quick --out /tmp/demo --json"))
+    @app.command(epilog=examples("deepl0 demo", "deepl0 demo --quick --out demo-run --json"))
     def demo(
         out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("deepl0-demo"),
         seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
