@@ -51,9 +51,7 @@ def test_a_library_asks_for_no_newer_glibc_and_loads(tmp_path):
 
     here = linked("as-is.so")
     floor = linked("floor.so", *glibc_floor.flags("2.28", "cc", tmp_path / "stubs").split())
-    assert glibc_floor.version(floor) <= (2, 28)
-    if glibc_floor.version(here) <= (2, 28):
-        pytest.skip("the machine's own glibc is that old")
+    assert glibc_floor.version(floor) <= min((2, 28), glibc_floor.version(here))
     load = "import ctypes, sys; f = ctypes.CDLL(sys.argv[1]).f; f.restype = ctypes.c_double"
     subprocess.run([sys.executable, "-c", load, tmp_path / "floor.so"], check=True)
 
