@@ -214,7 +214,7 @@ def encode_l0(
     placements.refuse("encode_l0", x, W, D)
     checks.one_of("grad", grad, tuple(GRADS))
     kind = kind_of(GRADS[grad], positive)
-    if plan is not None and _may_serve(x):
+    if plan is not None and _may_serve(plan, x):
         z = plan._encode_l0(x, W, S, theta, num_stages, sigma, kind, bias, D, step)
         if z is not None:
             return z if x.dim() == 2 else z.reshape(*x.shape[:-1], W.shape[0])
@@ -287,7 +287,7 @@ def encode_top_m(
         values, indices = sharded.encode_top_m(x, W, S, m, num_stages, bias, positive, D, step)
         return SparseCode(values, indices, W.shape[0])
     found = None
-    if plan is not None and _may_serve(x):
+    if plan is not None and _may_serve(plan, x):
         found = plan._encode_top_m(x, W, S, m, num_stages, bias, positive, D, step)
     if found is not None:
         values, indices = found
@@ -305,9 +305,13 @@ def encode_top_m(
     return SparseCode(values, indices, W.shape[0])
 
 
-def _may_serve(x: object) -> bool:
+def _may_serve(plan: Plan, x: object) -> bool:
     """Whether a plan is to be asked: a graph has the operators in it."""
-    return not torch.compiler.is_compiling() and type(x) is Tensor
+    if torch.compiler.is_compiling():
+        return False
+    if type(plan) is not Plan:
+        raise TypeError(f"plan must be what dk.prepare returns, got {type(plan).__name__}")
+    return type(x) is Tensor
 
 
 def _no_factors(step: object) -> None:

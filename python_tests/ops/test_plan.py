@@ -284,3 +284,13 @@ def test_threads_share_a_plan():
         thread.join()
     assert len(found) == 20
     assert all(equal(code, want) for code in found)
+
+
+def test_what_is_no_plan_is_refused():
+    x, W, theta = torch.randn(3, 4), torch.randn(6, 4), torch.full((6,), 0.1)
+    for call in (
+        lambda: dk.encode_top_m(x, W, None, 2, num_stages=1, plan=W),
+        lambda: dk.encode_l0(x, W, None, theta, num_stages=1, plan=W),
+    ):
+        with pytest.raises(TypeError, match=r"plan must be what dk\.prepare returns, got Tensor"):
+            call()
