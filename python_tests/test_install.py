@@ -65,10 +65,7 @@ def source(tmp_path_factory) -> Path:
     shutil.unpack_archive(archive, folder, filter="data")
     (unpacked,) = (path for path in folder.iterdir() if path.is_dir())
     # What is built already: ninja compiles what differs, or misses a file, and links.
-    shutil.copytree(
-        ROOT / "build" / str(sys.implementation.cache_tag),
-        unpacked / "build" / str(sys.implementation.cache_tag),
-    )
+    shutil.copytree(ROOT / "build/abi3", unpacked / "build/abi3")
     return unpacked
 
 
