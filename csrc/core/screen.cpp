@@ -518,8 +518,9 @@ int64_t screen_workspace_bytes(ScreenKind kind, int64_t rows, int64_t p, int64_t
     return scalar::Layout(kind, rows, p, n, m, z_m).bytes();
 }
 
-int64_t screen_few_workspace_bytes(ScreenKind kind, int64_t rows, int64_t p, int64_t n, int64_t m) {
-    return round_up(scalar::Layout(kind, rows, p, n, m, 0).bytes(), 64) +
+int64_t screen_few_workspace_bytes(ScreenKind kind, int64_t rows, int64_t p, int64_t n, int64_t m,
+                                   int64_t z_m) {
+    return round_up(scalar::Layout(kind, rows, p, n, m, z_m).bytes(), 64) +
            round_up(32 * round_up(p, kScreenGroup) * 4, 64) + scalar::FewScratch::bytes(p, m);
 }
 #endif

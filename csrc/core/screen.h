@@ -72,7 +72,8 @@ int64_t screen_workspace_bytes(ScreenKind kind, int64_t rows, int64_t p, int64_t
                                int64_t z_m = 0);
 
 /// The same for ScreenKernels::few.
-int64_t screen_few_workspace_bytes(ScreenKind kind, int64_t rows, int64_t p, int64_t n, int64_t m);
+int64_t screen_few_workspace_bytes(ScreenKind kind, int64_t rows, int64_t p, int64_t n, int64_t m,
+                                   int64_t z_m = 0);
 
 /// The kernels of one ISA level.
 struct ScreenKernels {
@@ -88,12 +89,12 @@ struct ScreenKernels {
     void (*top_m)(const ScreenProblem& problem, int64_t begin, int64_t end, void* workspace,
                   ScreenCounts* counts);
 
-    /// All stages of a few rows of an encoder, u = W x + b + S z, whose W x is screened; of the
-    /// problem, x, W, n, p, m, packed, positive and bias are looked at. steps: transposed;
-    /// largest_s: the largest modulus of S. The codes are those of EncodeKernels::product and rows,
-    /// bit for bit, of the rows that are marked as decided; of the others nothing is promised.
-    /// workspace: screen_few_workspace_bytes. Beside the screening 2 m p flops a row and step, and
-    /// about 2 n (m + some) a stage.
+    /// All stages of a few rows of an encoder, u = W x + b + S z, whose W x is screened, or one
+    /// stage with the z of the problem; of that, all but values and indices is looked at. steps:
+    /// transposed; largest_s: the largest modulus of S. The codes are those of
+    /// EncodeKernels::product and rows, bit for bit, of the rows that are marked as decided; of the
+    /// others nothing is promised. workspace: screen_few_workspace_bytes. Beside the screening 2 m
+    /// p flops a row and step, and about 2 n (m + some) a stage.
     void (*few)(const ScreenProblem& problem, int64_t rows, StepMatrices<float> steps,
                 float largest_s, TopMCodes<float> out, void* workspace, bool* decided);
 

@@ -21,13 +21,7 @@ DEEPL0_INLINE void add_rest(const ScreenProblem& q, int64_t row, const int32_t* 
                             float* u) {
     if (q.bias)
         for (int64_t i = 0; i < n; ++i) u[i] += q.bias[unit[i]];
-    const int64_t* at = q.z_indices + row * q.z_m;
-    for (int64_t i = 0, j = 0; i < n && j < q.z_m;) {
-        if (unit[i] == at[j]) u[i] += q.z_values[row * q.z_m + j];
-        const bool step = unit[i] <= at[j];
-        j += unit[i] >= at[j];
-        i += step;
-    }
+    add_code(q, row, unit, n, u);
 }
 
 DEEPL0_INLINE void fetch_row(const float* w, int64_t n) {

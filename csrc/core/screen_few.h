@@ -1,5 +1,6 @@
-// All stages of one row at a time whose W x is screened: for few rows, where reading W is what
-// takes time. For files that are compiled once per ISA level.
+// All stages of one row at a time whose W x is screened, or a stage W x + b + z of a factored
+// encoder: for few rows, where reading W is what takes time. For files that are compiled once per
+// ISA level.
 //
 // An entry is what the encoder's kernels for few rows make of it, bit for bit: b + dot(x, W_i), to
 // which the m products with S are added one after the other. The approximation has these products,
@@ -120,6 +121,7 @@ DEEPL0_NOINLINE bool few_row(const Panel& panel, int64_t r, const float* approxi
             for (int64_t j = 0; j < m && k > 0; ++j) u = fused(z[j], step[at[j] * p + i], u);
             s.values[c] = u;
         }
+        if (k == 0) add_code(q, row, s.list, n, s.values);
         const bool last = k + 1 == out.stages;
         const int64_t to = row * m + (last ? 0 : k * out.saved_stride);
         float* const values = (last ? out.values : out.saved_values) + to;

@@ -174,4 +174,16 @@ DEEPL0_INLINE Maxima maxima(const Packed& w, int64_t begin_group, int64_t end_gr
     return most;
 }
 
+/// Adds z of a row to the n units of its that are listed in ascending order.
+DEEPL0_INLINE void add_code(const ScreenProblem& q, int64_t row, const int32_t* unit, int64_t n,
+                            float* u) {
+    const int64_t* at = q.z_indices + row * q.z_m;
+    for (int64_t i = 0, j = 0; i < n && j < q.z_m;) {
+        if (unit[i] == at[j]) u[i] += q.z_values[row * q.z_m + j];
+        const bool step = unit[i] <= at[j];
+        j += unit[i] >= at[j];
+        i += step;
+    }
+}
+
 }  // namespace deepl0::DEEPL0_ISA

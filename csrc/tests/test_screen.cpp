@@ -354,7 +354,8 @@ void test_units_switched_off(const char* isa, bool fused, ScreenKind kind) {
           long(got.counts.full_rows));
 }
 
-/// All stages of a few rows: bit for bit what the encoder's kernels make of them, and decided.
+/// All stages of a few rows, or one to which z is added: bit for bit what the encoder's kernels
+/// make of them, and decided.
 void test_few(const char* isa, ScreenKind kind) {
     std::mt19937_64 rng(7);
     for (const int64_t p : {200, 1030}) {
@@ -367,6 +368,7 @@ void test_few(const char* isa, ScreenKind kind) {
                     d.bias.resize(size_t(p));
                     for (float& b : d.bias) b = float(rng() % 100) / 400;
                 }
+                if (stages == 1 && what % 2 == 0) add_rest(d, d.positive ? 6 : 4, what, rng);
                 std::vector<float> st(size_t(p * p)), wx(size_t(d.rows * p));
                 float largest_s = 0;
                 for (float& v : st) {
@@ -377,6 +379,8 @@ void test_few(const char* isa, ScreenKind kind) {
                 const auto& encode = encode_kernels<float>();
                 encode.product(d.x.data(), d.ldx, d.rows, d.w.data(), d.ldw, p, d.n, bias, 0,
                                wx.data(), p);
+                for (size_t j = 0; j < d.z.size(); ++j)
+                    wx[j / size_t(d.z_m) * size_t(p) + size_t(d.z_indices[j])] += d.z[j];
                 const size_t size = size_t(d.rows * d.m);
                 std::vector<float> values(size), saved(2 * size), want(size), want_saved(2 * size);
                 std::vector<int64_t> at(size), saved_at(2 * size), want_at(size),
@@ -394,7 +398,10 @@ void test_few(const char* isa, ScreenKind kind) {
                                 p,    d.m,        packed.get(), nullptr,    nullptr};
                 q.positive = d.positive;
                 q.bias = bias;
-                const Block block(screen_few_workspace_bytes(kind, d.rows, p, d.n, d.m));
+                q.z_values = d.z.data();
+                q.z_indices = d.z_indices.data();
+                q.z_m = d.z_m;
+                const Block block(screen_few_workspace_bytes(kind, d.rows, p, d.n, d.m, d.z_m));
                 bool decided[3];
                 screen_kernels().few(q, d.rows, s, largest_s,
                                      {values.data(), at.data(), saved.data(), saved_at.data(), d.m,

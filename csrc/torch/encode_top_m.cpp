@@ -175,18 +175,19 @@ void planned_top_m(const KeptWeights& weights, Matrix<const float> x, int64_t m,
         steps = steps_in_memory<float>(s, w.rows);
     }
     const TopMCodes<float> codes{values, indices, values, indices, m, stages, 0, positive};
-    const auto plainly = [&](Matrix<const float> rows, const TopMCodes<float>& to) {
-        encode_to<float>(rows, w, steps, weights.bias, to, &weights.kept);
-    };
     if ((stages == 1 || sums_pay<float>(w.rows, m)) &&
         screens_few(x.rows, x.cols, w.rows, m, weights.kept)) {
         std::optional<Steps<float>> rows;
         if (steps) rows.emplace(*steps, w.rows, true, false, &weights.kept);
-        screen_few(x, w, weights.bias, rows ? rows->matrices() : StepMatrices<float>{},
-                   steps ? steps->matrices : 0, codes, weights.kept, plainly);
+        screen_few(x, w, weights.bias, {}, rows ? rows->matrices() : StepMatrices<float>{},
+                   steps ? steps->matrices : 0, codes, weights.kept,
+                   [&](int64_t r, const TopMCodes<float>& to) {
+                       encode_to<float>(x.range(r, r + 1), w, steps, weights.bias, to,
+                                        &weights.kept);
+                   });
         return;
     }
-    plainly(x, codes);
+    encode_to<float>(x, w, steps, weights.bias, codes, &weights.kept);
 }
 
 Codes encode_top_m(Tensor x, Tensor W, std::optional<Tensor> S, std::optional<Tensor> bias,

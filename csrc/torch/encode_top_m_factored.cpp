@@ -87,6 +87,18 @@ void encode_to(Matrix<const T> x, Matrix<const T> w, const Tensor& d, const T* b
             });
             return;
         }
+        if (kept && screens_few(batch, n, p, most, *kept)) {
+            const DenseStage<T> otherwise(w, bias, batch, positive, kept);
+            run([&](const T* r, int64_t rows, Codes<T> z, Codes<T> out) {
+                const TopMCodes<T> codes{out.values, out.indices, out.values, out.indices,
+                                         out.m,      1,           0,          positive};
+                screen_few(row_major(r, rows, n), w, bias, {z.values, z.indices, z.m}, {}, 0, codes,
+                           *kept, [&](int64_t row, const TopMCodes<T>&) {
+                               otherwise(r + row * n, 1, z.from(row), out.from(row));
+                           });
+            });
+            return;
+        }
     }
     run(DenseStage<T>(w, bias, batch, positive, kept));
 }

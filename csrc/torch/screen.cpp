@@ -139,15 +139,18 @@ void Screen::rows(Matrix<const float> x, Code z, bool positive, Code out) const 
     run(coarse ? float32_ : packed_, x.range(done, x.rows), z.from(done), positive, out.from(done));
 }
 
-void Screen::few(Matrix<const float> x, bool positive, StepMatrices<float> steps, float largest_s,
-                 TopMCodes<float> codes, bool* decided) const {
+void Screen::few(Matrix<const float> x, Code z, bool positive, StepMatrices<float> steps,
+                 float largest_s, TopMCodes<float> codes, bool* decided) const {
     ScreenProblem q{packed_.kind, x.data,  x.row_stride, w_.data, w_.row_stride, w_.cols,
                     w_.rows,      codes.m, packed_.w,    nullptr, nullptr};
     q.positive = positive;
     q.bias = bias_;
+    q.z_values = z.values;
+    q.z_indices = z.indices;
+    q.z_m = z.m;
     Blocks blocks;
     void* const workspace = blocks.take<char>(
-        screen_few_workspace_bytes(packed_.kind, x.rows, w_.rows, w_.cols, codes.m));
+        screen_few_workspace_bytes(packed_.kind, x.rows, w_.rows, w_.cols, codes.m, z.m));
     screen_kernels().few(q, x.rows, steps, largest_s, codes, workspace, decided);
 }
 

@@ -41,8 +41,8 @@ class Screen {
     /// z: a code of ascending indices, or m = 0 for none. Single-threaded.
     void rows(Matrix<const float> x, Code z, bool positive, Code out) const;
     /// ScreenKernels::few.
-    void few(Matrix<const float> x, bool positive, StepMatrices<float> steps, float largest_s,
-             TopMCodes<float> codes, bool* decided) const;
+    void few(Matrix<const float> x, Code z, bool positive, StepMatrices<float> steps,
+             float largest_s, TopMCodes<float> codes, bool* decided) const;
 
   private:
     struct Packed {
@@ -70,30 +70,31 @@ class Screen {
 /// after one that it could not decide.)
 bool screens_few(int64_t batch, int64_t n, int64_t p, int64_t m, Kept& kept);
 
-/// The codes of x by ScreenKernels::few, and of the rows that it does not decide by `otherwise(x,
-/// codes)`. steps: so many matrices, transposed.
+/// The codes of x by ScreenKernels::few, and of a row r that it does not decide by `otherwise(r,
+/// its codes)`. z: of a stage of a factored encoder. steps: so many matrices, transposed.
 template <class F>
-void screen_few(Matrix<const float> x, Matrix<const float> w, const float* bias,
+void screen_few(Matrix<const float> x, Matrix<const float> w, const float* bias, Screen::Code z,
                 StepMatrices<float> steps, int64_t matrices, TopMCodes<float> codes, Kept& kept,
                 const F& otherwise) {
     const Screen screen(w, bias, 1, codes.m, &kept, true);
-    const float largest = *kept.largest.get<float>(1, [&](float* out) {
+    const auto largest_of = [&](float* out) {
         *out = 0.0f;
         for (int64_t i = 0; i < matrices * w.rows * w.rows; ++i) {
             const int64_t at = i / (w.rows * w.rows) * steps.step_stride + i % (w.rows * w.rows);
             const float size = std::fabs(steps.data[at]);
             if (!(size <= *out)) *out = size;  // a NaN stays
         }
-    });
+    };
+    const float largest = matrices > 0 ? *kept.largest.get<float>(1, largest_of) : 0.0f;
     bool decided[kFew];
-    screen.few(x, codes.positive, steps, largest, codes, decided);
+    screen.few(x, z, codes.positive, steps, largest, codes, decided);
     for (int64_t r = 0; r < x.rows; ++r) {
         if (decided[r]) continue;
         kept.without_int8 = 16;
         TopMCodes<float> one = codes;
         for (float** at : {&one.values, &one.saved_values}) *at += r * codes.m;
         for (int64_t** at : {&one.indices, &one.saved_indices}) *at += r * codes.m;
-        otherwise(x.range(r, r + 1), one);
+        otherwise(r, one);
     }
 }
 

@@ -82,6 +82,22 @@ def test_a_large_dictionary_is_screened_from_kept_weights():
             assert served_by_plan()
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+def test_few_rows_of_a_factored_encoder_are_screened_from_kept_weights(batch):
+    """Also where a row is so uneven that low precision tells nothing of it."""
+    p, n, m = 2048, 128, (20, 12, 12)
+    W, D, bias = torch.randn(p, n) / 11, torch.randn(n, p) / 11, torch.randn(p) / 9
+    plan = dk.prepare(W, D=D)
+    for outlier in (0.0, 1e4, 0.0, torch.nan):
+        x = torch.randn(batch, n)
+        x[-1, 0] += outlier
+        for options in ({}, {"bias": bias, "positive": True}):
+            want = dk.encode_top_m(x, W, None, m, num_stages=3, D=D, **options)
+            code = dk.encode_top_m(x, W, None, m, num_stages=3, D=D, plan=plan, **options)
+            assert served_by_plan()
+            assert equal(code, want)
+
+
 WRITES = {
     "in place": lambda W: W.mul_(0.5),
     "one entry": lambda W: W[3, 1:2].fill_(9.0),
