@@ -12,7 +12,7 @@ from .._matrices import gradient_of_matrix
 from ..reference.precision import accumulation_dtype
 from . import checks, placements, registration, sharded
 from .encode_factored import encode_l0_factored, encode_top_m_factored, entries_of_stages
-from .plan import Plan
+from .plan import Plan, checked_plan
 from .sparse_code import SparseCode
 from .thresholds import GRADS, kind_of
 
@@ -309,8 +309,7 @@ def _may_serve(plan: Plan, x: object) -> bool:
     """Whether a plan is to be asked: a graph has the operators in it."""
     if torch.compiler.is_compiling():
         return False
-    if type(plan) is not Plan:
-        raise TypeError(f"plan must be what dk.prepare returns, got {type(plan).__name__}")
+    checked_plan(plan)
     return type(x) is Tensor
 
 

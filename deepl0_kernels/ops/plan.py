@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,11 +14,12 @@ from ..backends import plan_serves
 from . import checks
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_T = TypeVar("_T")
 _Operands = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 class Plan:
-    """What :func:`prepare` returns, for the keyword ``plan`` of the encoders.
+    """What :func:`prepare` returns, for the keyword ``plan`` of the encoders and solvers.
 
     A plan is told of nothing: each call compares the weights with those that it was made of, and
     makes it anew if they are others. It holds a reference to their memory. Copies and pickles of a
@@ -31,13 +33,14 @@ class Plan:
         True
     """
 
-    __slots__ = ("__weakref__", "_at_once", "_dtype", "_native", "_seen", "_weights")
+    __slots__ = ("__weakref__", "_at_once", "_dtype", "_known", "_native", "_seen", "_weights")
 
     _native: _C.Plan | None
 
     def __init__(self, at_once: bool = False) -> None:
         self._at_once = at_once
         self._native = None
+        self._known: tuple[Tensor, Any] | None = None
         self._seen: tuple | None = None
         self._dtype = torch.float32
         self._weights: _Operands = (None, None, None, None)
@@ -45,11 +48,13 @@ class Plan:
     @property
     def nbytes(self) -> int:
         """Bytes kept beside the weights; each part is made by the first call that reads it."""
-        native = self._native
+        known, native = self._known, self._native
+        kept = 0 if known is None else known[0].nbytes + known[1].nbytes
         if native is None:
-            return 0
+            return kept
         copies = 0 if self._dtype == torch.float32 else 4
-        return native.nbytes + sum(copies * t.numel() for t in self._weights if t is not None)
+        kept += sum(copies * t.numel() for t in self._weights if t is not None)
+        return native.nbytes + kept
 
     def _encode_top_m(
         self,
@@ -95,6 +100,18 @@ class Plan:
             return None
         z = self._call(_C.Plan.encode_l0, x, (W, S, D, bias), step, theta, num_stages, sigma, kind)
         return z if z is None or self._dtype is torch.float32 else z.to(x.dtype)
+
+    def _facts(self, D: Tensor, make: Callable[[Tensor], _T]) -> _T:
+        """What ``make(D)`` gave for the dictionary seen last, if D is equal to that, entry by
+        entry: a solver reads all of D anyway."""
+        D, known = D.detach(), self._known
+        if known is not None and _same(known[0], D):
+            return known[1]
+        copy = D.clone()
+        if copy.stride() != D.stride():
+            return make(D)
+        self._known = copy, (made := make(copy))
+        return made
 
     def _call(
         self, function: Callable, x: Tensor, weights: _Operands, step: object, *rest: object
@@ -164,6 +181,19 @@ class Planned(torch.nn.Module):
         return {name: value for name, value in self.__dict__.items() if name != "_kept"}
 
 
+def checked_plan(plan: object) -> None:
+    """Raises TypeError unless plan is one."""
+    if type(plan) is not Plan:
+        raise TypeError(f"plan must be what dk.prepare returns, got {type(plan).__name__}")
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    if (a.dtype, a.device, a.shape, a.stride()) != (b.dtype, b.device, b.shape, b.stride()):
+        return False
+    # NumPy's comparison takes a third of the time of torch.equal.
+    return np.array_equal(a.numpy(), b.numpy()) if a.is_cpu else torch.equal(a, b)
+
+
 def _is_step(step: object) -> bool:
     return (
         type(step) is Tensor
@@ -212,13 +242,15 @@ def _plain(t: Tensor) -> Tensor:
     return t.contiguous()
 
 
-def prepare(W: Tensor, S: Tensor | None = None, D: Tensor | None = None) -> Plan:
-    """Keep weights ready for many calls of :func:`encode_top_m` and :func:`encode_l0`, which take
-    the plan by the keyword ``plan`` beside the weights: the same codes, bit for bit, sooner.
+def prepare(W: Tensor | None = None, S: Tensor | None = None, D: Tensor | None = None) -> Plan:
+    """Keep weights ready for many calls of :func:`encode_top_m` and :func:`encode_l0`, or of the
+    solvers of :mod:`deepl0_kernels.solvers`, which take the plan by the keyword ``plan`` beside the
+    weights: the same codes, bit for bit, sooner.
 
     Args:
         W: [p, n]. S: [p, p] or [num_stages - 1, p, p], or None. D: [n, p], or None. As the encoders
-            take them; float32, float16 or bfloat16.
+            take them; float32, float16 or bfloat16. Without W a plan is for solvers alone; they
+            take any.
 
     Returns:
         :class:`Plan`. It serves calls for plain CPU tensors that no gradient, autocast, vmap, trace
@@ -242,6 +274,9 @@ def prepare(W: Tensor, S: Tensor | None = None, D: Tensor | None = None) -> Plan
     ``p n`` (int8), ``2 p n`` (bfloat16) or ``4 p n``, and 24 p; ``4 p n`` for D' where D is not
     stored by columns. Of half types a float32 copy of each besides. ``plan.nbytes`` tells.
 
+    Solvers keep a copy of D, which every call compares with the D that it is given, entry by entry,
+    and what they work out of D alone: its checks, ``||D||_2^2``, for OMP the unit atoms.
+
     Example:
         >>> x, W, S = torch.randn(8, 16), torch.randn(32, 16), torch.randn(32, 32) / 32
         >>> plan = dk.prepare(W, S)
@@ -249,6 +284,13 @@ def prepare(W: Tensor, S: Tensor | None = None, D: Tensor | None = None) -> Plan
         >>> torch.equal(code.indices, dk.encode_top_m(x, W, S, 3).indices)
         True
     """
+    if W is None:
+        if S is not None or D is None:
+            raise ValueError("W must be a tensor [p, n], unless D is given alone, for solvers")
+        checks.floating("D", D, 2)
+        if D.dim() != 2:
+            raise ValueError(f"D must have shape [n, p], got {checks.shape(D)}")
+        return Plan(at_once=True)
     checks.floating("W", W, 2)
     if W.dim() != 2:
         raise ValueError(f"W must have shape [p, n], got {checks.shape(W)}")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .._files import write_atomically
 from .._isolation import isolated
 from .._optional import require
-from ..ops import SparseCode, checks
+from ..ops import Plan, SparseCode, checks
 from ..solvers import learn_dictionary
 from ..training import L0Regularized, MSparse, Problem
 from ..version import __version__
@@ -221,7 +221,7 @@ class SparseEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
                 tensors[key] = torch.from_numpy(np.array(value, order="C"))
             elif isinstance(value, np.ndarray):
                 values[key] = {"list": value.tolist(), "dtype": value.dtype.str}
-            elif not isinstance(value, torch.optim.Optimizer):
+            elif not isinstance(value, (torch.optim.Optimizer, Plan)):
                 values[key] = {"json": plain(value)}
         try:
             text = json.dumps(values)
@@ -284,6 +284,8 @@ def load(path: str | PathLike[str]) -> Any:
             if key in cls._module_names:  # the others are parts of these
                 module.load_state_dict(state)
             setattr(self, key, module.eval())
+        if "_plan" in vars(cls):
+            self._plan = Plan()
         self.get_params()  # all of them are there
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error

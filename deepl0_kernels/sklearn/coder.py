@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._isolation import isolated
-from ..ops import SparseCode, checks
+from ..ops import Plan, SparseCode, checks
 from ..solvers import iht, iht_m
 from .base import SparseEstimator, plain
 
@@ -49,6 +49,7 @@ class IHTSparseCoder(SparseEstimator):
     """
 
     _later: ClassVar = {"positive_code": False}
+    _plan: Plan | None = None
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class IHTSparseCoder(SparseEstimator):
         checks.integer("transform_max_iter", self.transform_max_iter, 1)
         _solve(x[:0], torch.eye(x.shape[1], p, dtype=x.dtype), self._shape())  # checks the rest
         self._keep(self._learn(x, p, seed, positive))
+        self._plan = Plan()
         return self
 
     def _shape(self) -> dict[str, Any]:
@@ -99,14 +101,16 @@ class IHTSparseCoder(SparseEstimator):
         return {name: plain(getattr(self, name)) for name in names}
 
     def _encode(self, x: Tensor) -> Tensor | SparseCode:
-        return _solve(x, x.new_tensor(self.components_).T, self._fitted)
+        return _solve(x, x.new_tensor(self.components_).T, self._fitted, self._plan)
 
 
-def _solve(x: Tensor, D: Tensor, options: dict[str, Any]) -> Tensor | SparseCode:
+def _solve(
+    x: Tensor, D: Tensor, options: dict[str, Any], plan: Plan | None = None
+) -> Tensor | SparseCode:
     """Codes of x [N, n] with the parameters that ``_shape`` gives."""
     more: dict[str, Any] = {name: options[name] for name in ("step", "init", "tol")}
     more |= dict(max_iter=options["transform_max_iter"], history=False)
-    more["positive"] = options["positive_code"]
+    more |= dict(positive=options["positive_code"], plan=plan)
     if options["m"] is None:
         return iht(x, D, options["lam"], **more).code
     return iht_m(x, D, options["m"], **more).code

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .._isolation import isolated
 from ..backends import implementation
-from ..ops import checks
+from ..ops import Plan, checks
 from . import step as steps
 from .precision import in_range
 from .result import SolverResult
@@ -24,6 +24,7 @@ def fista(
     max_iter: int = 1000,
     history: bool = True,
     positive: bool = False,
+    plan: Plan | None = None,
 ) -> SolverResult:
     """Minimise ``1/2 ||x - D a||^2 + lam ||a||_1`` for every signal.
 
@@ -35,6 +36,7 @@ def fista(
         max_iter: iterations at most.
         history: keep the objective of every iteration.
         positive: minimise over a >= 0; of ``init`` the positive part is taken.
+        plan: as in :func:`iht`.
 
     Returns:
         :class:`SolverResult` with a dense code. The objective need not fall in every iteration.
@@ -56,7 +58,8 @@ def fista(
         >>> bool(result.converged.all()), bool((result.code == 0).any())
         (True, True)
     """
-    steps.signals(x, D)
+    facts = steps.known(D, plan)
+    steps.signals(x, D, facts)
     positive = checks.boolean("positive", positive)
     lam, tol = steps.weight("lam", lam), checks.positive("tol", tol)
     max_iter = checks.integer("max_iter", max_iter, 1)
@@ -65,7 +68,7 @@ def fista(
         checks.one_of("init", init, ("zero",))
     else:
         start = steps.codes("init", init, x, D, positive)
-    step = 1 / steps.squared_norm(D)
+    step = 1 / facts.squared_norm
     return descend(x, D.detach(), start, lam, step, tol, max_iter, history, positive)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .._isolation import isolated
 from ..backends import implementation
-from ..ops import SparseCode, checks, keep_top_m, top_m
+from ..ops import Plan, SparseCode, checks, keep_top_m, top_m
 from ..reference.descent import Loop, Quadratic, half_squares, positive_part
 from ..reference.iht import ROSE
 from . import step as steps
@@ -34,6 +35,7 @@ def iht(
     max_iter: int = 1000,
     history: bool = True,
     positive: bool = False,
+    plan: Plan | None = None,
 ) -> SolverResult:
     """Descend ``1/2 ||x - D a||^2 + lam ||a||_0`` by ``a <- h(a + mu D'(x - D a))``.
 
@@ -54,6 +56,8 @@ def iht(
         max_iter: iterations at most.
         history: keep the objective of every iteration.
         positive: nonnegative codes; of ``init`` the positive part is taken.
+        plan: of :func:`deepl0_kernels.prepare` with this D, for many calls with few signals each:
+            what is worked out of D alone is kept.
 
     Returns:
         :class:`SolverResult` with a dense code.
@@ -76,12 +80,13 @@ def iht(
         >>> bool((objective[-1] <= objective[0]).all())
         True
     """
-    rows, D = steps.signals(x, D), D.detach()
+    facts = steps.known(D, plan)
+    rows, D = steps.signals(x, D, facts), D.detach()
     lam, tol = steps.weight("lam", lam), checks.positive("tol", tol)
     max_iter = checks.integer("max_iter", max_iter, 1)
     positive = checks.boolean("positive", positive)
-    rule = _rule(step, D)
-    start = _start(init, x, D, lam, tol, max_iter, positive)
+    rule = _rule(step, facts)
+    start = _start(init, x, D, lam, tol, max_iter, positive, plan)
     if isinstance(rule, float):
         solve = implementation("iht_l0", rows)
         found = solve(rows, D, start, lam, rule, tol, max_iter, history, positive)
@@ -112,6 +117,7 @@ def iht_m(
     max_iter: int = 1000,
     history: bool = True,
     positive: bool = False,
+    plan: Plan | None = None,
 ) -> SolverResult:
     """Descend ``1/2 ||x - D a||^2`` s.t. ``||a||_0 <= m`` by ``a <- h_m(a + mu D'(x - D a))``.
 
@@ -136,14 +142,15 @@ def iht_m(
         >>> result.code.indices.shape
         torch.Size([8, 3])
     """
-    rows, D = steps.signals(x, D), D.detach()
+    facts = steps.known(D, plan)
+    rows, D = steps.signals(x, D, facts), D.detach()
     m = checks.integer("m", m, 1, D.shape[1], "p")
     tol, max_iter = checks.positive("tol", tol), checks.integer("max_iter", max_iter, 1)
     positive = checks.boolean("positive", positive)
-    rule = _rule(step, D)
+    rule = _rule(step, facts)
     if isinstance(init, SparseCode):
         init = init.to_dense()
-    start = _start(init, x, D, steps.weight("l1_lam", l1_lam), tol, max_iter, positive)
+    start = _start(init, x, D, steps.weight("l1_lam", l1_lam), tol, max_iter, positive, plan)
     if isinstance(rule, float):
         values, indices = (None, None) if start is None else top_m(start, m)
         solve = implementation("iht_top_m", rows)
@@ -164,16 +171,25 @@ def iht_m(
     return _result(x, code, *course)
 
 
-def _rule(step: str | float, D: Tensor) -> float | Callable[..., tuple]:
+def _rule(step: str | float, facts: steps.Facts) -> float | Callable[..., tuple]:
     """The fixed step, or the loop that chooses one anew in every iteration."""
     if isinstance(step, str):
         checks.one_of("step", step, ("lipschitz", *_RULES))
-        return steps.safe_step(D) if step == "lipschitz" else _RULES[step]
+        if step == "lipschitz":
+            return facts.safe_step
+        return partial(_RULES[step], facts.safe_step)
     return steps.weight("step", step)
 
 
 def _start(
-    init, x: Tensor, D: Tensor, lam: float, tol: float, max_iter: int, positive: bool
+    init,
+    x: Tensor,
+    D: Tensor,
+    lam: float,
+    tol: float,
+    max_iter: int,
+    positive: bool,
+    plan: Plan | None,
 ) -> Tensor | None:
     """The codes to start from as rows [B, p]; None for zero."""
     p = D.shape[1]
@@ -181,12 +197,15 @@ def _start(
         checks.one_of("init", init, ("zero", "l1"))
         if init == "zero":
             return None
-        l1 = fista(x, D, lam, tol=tol, max_iter=max_iter, history=False, positive=positive)
+        l1 = fista(
+            x, D, lam, tol=tol, max_iter=max_iter, history=False, positive=positive, plan=plan
+        )
         return l1.dense.reshape(-1, p)
     return steps.codes("init", init, x, D, positive)
 
 
 def _normalized(
+    safe: float,
     loop: Loop,
     rows: Tensor,
     start: Tensor | None,
@@ -195,7 +214,6 @@ def _normalized(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loop with the step of every row and iteration chosen anew."""
     D = loop.quadratic.D
-    safe = steps.safe_step(D)
     # From 0 the support is what one atom alone would gain by: the step of the longest.
     alone = 1 / D.double().square().sum(0).max().item()
     column = rows.new_full((1, 1), alone)
@@ -225,6 +243,7 @@ def _normalized(
 
 
 def _accelerated(
+    mu: float,
     loop: Loop,
     rows: Tensor,
     start: Tensor | None,
@@ -233,7 +252,6 @@ def _accelerated(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loop with the safe step from a point that momentum has carried on."""
     quadratic = loop.quadratic
-    mu = steps.safe_step(quadratic.D)
     column = rows.new_full((1, 1), mu)
 
     def advance(x, a, descent, state):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._isolation import isolated
-from ..ops import SparseCode, checks, decode
+from ..ops import Plan, SparseCode, checks, decode
 from ..ops.omp import omp as pursue
 from ..reference.descent import half_squares
 from . import step as steps
@@ -19,7 +19,15 @@ _ROUNDING = 64
 
 @isolated(False)
 @in_range()
-def omp(x: Tensor, D: Tensor, m: int, *, tol: float = 1e-6, positive: bool = False) -> SolverResult:
+def omp(
+    x: Tensor,
+    D: Tensor,
+    m: int,
+    *,
+    tol: float = 1e-6,
+    positive: bool = False,
+    plan: Plan | None = None,
+) -> SolverResult:
     """Greedy m-sparse codes: add the atom that correlates most with the residual, refit, repeat.
 
     Atoms compete at unit norm, whatever their norm in D; the values belong to D as given.
@@ -31,6 +39,7 @@ def omp(x: Tensor, D: Tensor, m: int, *, tol: float = 1e-6, positive: bool = Fal
             depends linearly on those it has; its entries left over are zeros.
         positive: nonnegative codes: the atom of largest correlation above 0 is added, and the code
             is nonnegative least squares on all atoms chosen so far.
+        plan: as in :func:`iht`.
 
     Returns:
         :class:`SolverResult` with a :class:`SparseCode` of m entries, ascending; ``iterations``
@@ -61,15 +70,12 @@ def omp(x: Tensor, D: Tensor, m: int, *, tol: float = 1e-6, positive: bool = Fal
         >>> dk.solvers.omp(a @ D.T, D, m=2).code.indices
         tensor([[ 5, 40]])
     """
-    rows = steps.signals(x, D)
-    D = D.detach()
+    facts = steps.known(D, plan)
+    rows = steps.signals(x, D, facts)
     n, p = D.shape
     m = checks.integer("m", m, 1, min(n, p), "min(n, p)")
     tol, positive = checks.positive("tol", tol), checks.boolean("positive", positive)
-    wide = D.double()
-    norms = wide.norm(dim=0)
-    norms = torch.where(norms > 0, norms, 1.0)
-    unit = (wide / norms).to(D.dtype)
+    norms, unit = facts.once(_atoms)
     values, indices, count, objective = pursue(rows, unit, m, tol, positive)
     # What the code leaves: the pursuit's own figures are differences, which cancel.
     residual = rows - decode(SparseCode(values, indices, p), unit)
@@ -88,3 +94,8 @@ def omp(x: Tensor, D: Tensor, m: int, *, tol: float = 1e-6, positive: bool = Fal
         ((count == m) | (most <= floor)).reshape(lead),
         objective.reshape(m + 1, *lead),
     )
+
+
+def _atoms(D: Tensor) -> tuple[Tensor, Tensor]:
+    norms, unit = steps.unit_atoms(D)
+    return norms, unit.to(D.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ..ops import SparseCode
 from .result import SolverResult
+from .step import known, largest_entry
 
 # Largest entries of a signal and of D, and weights, between 2^-e and 2^e: float32 then holds
 # ||x||^2, ||x||^2 / ||D||^2 and ||D||^4 ||x||^2 with all that counts beside them.
@@ -41,7 +43,10 @@ def in_range(*weights: str, together: bool = False) -> Callable[[_F], _F]:
             x, D = given["x"], given["D"]
             if not _suits(x, D):
                 return solve(*args, **kwargs)
-            everything = _outside(D.detach().abs().max(), _DICTIONARY).item() or any(
+            facts = known(D, given.get("plan"))
+            if "plan" in signature.parameters:
+                given["plan"] = kwargs["plan"] = facts  # for all parts of this call
+            everything = _outside_range(facts.once(largest_entry), _DICTIONARY) or any(
                 _outside_weight(given.get(name)) for name in weights
             )
             far = _outside(x.detach().abs().amax(-1), _SIGNAL)
@@ -58,6 +63,8 @@ def in_range(*weights: str, together: bool = False) -> Callable[[_F], _F]:
 
             def part(rows: Tensor, wide: bool):
                 changed = {k: _rows(k, v, rows, lead, p, wide) for k, v in given.items()}
+                if wide and "plan" in changed:  # they are of D as it is given
+                    changed["plan"] = None
                 changed["x"] = _cast(x if together else x.reshape(-1, x.shape[-1])[rows], wide)
                 return solve(**changed)
 
@@ -81,6 +88,10 @@ def _suits(x: Any, D: Any) -> bool:
         and D.dim() == 2
         and D.numel() > 0
     )
+
+
+def _outside_range(largest: float, limit: float) -> bool:
+    return largest != 0 and math.isfinite(largest) and not 1 / limit <= largest <= limit
 
 
 def _outside(largest: Tensor, limit: float) -> Tensor:

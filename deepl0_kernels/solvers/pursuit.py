@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._isolation import isolated
-from ..ops import SparseCode, checks, top_m
+from ..ops import Plan, SparseCode, checks, top_m
 from ..reference.descent import Loop, Quadratic, half_squares
 from . import step as steps
 from .precision import in_range
@@ -24,6 +24,7 @@ def htp(
     tol: float = 1e-5,
     max_iter: int = 100,
     history: bool = True,
+    plan: Plan | None = None,
 ) -> SolverResult:
     """Hard thresholding pursuit: one step of IHT chooses the support, least squares the values.
 
@@ -40,6 +41,7 @@ def htp(
         tol: a sample has converged when its last step is at most ``tol ||a||``.
         max_iter: iterations at most.
         history: keep the objective of every iteration.
+        plan: as in :func:`iht`.
 
     Returns:
         :class:`SolverResult` with a :class:`SparseCode` of m entries.
@@ -56,9 +58,10 @@ def htp(
         >>> bool(result.converged), round(result.objective[-1].item(), 6)
         (True, 0.0)
     """
-    rows, D, m, tol, max_iter = _checked(x, D, m, tol, max_iter, share=1)
-    mu = steps.safe_step(D) if step is None else steps.weight("step", step)
-    fit = LeastSquares(D)
+    facts = steps.known(D, plan)
+    rows, D, m, tol, max_iter = _checked(x, D, m, tol, max_iter, facts, share=1)
+    mu = facts.safe_step if step is None else steps.weight("step", step)
+    fit = facts.once(LeastSquares)
 
     def propose(a, descent, b):
         return fit(b, top_m(a + mu * descent, m)[1])
@@ -76,6 +79,7 @@ def cosamp(
     tol: float = 1e-5,
     max_iter: int = 100,
     history: bool = True,
+    plan: Plan | None = None,
 ) -> SolverResult:
     """CoSaMP: merge the 2 m best atoms into the support, refit, keep the m largest, refit those.
 
@@ -93,8 +97,9 @@ def cosamp(
         >>> dk.solvers.cosamp(a @ D.T, D, m=2).code.indices
         tensor([[ 5, 40]])
     """
-    rows, D, m, tol, max_iter = _checked(x, D, m, tol, max_iter, share=3)
-    fit = LeastSquares(D)
+    facts = steps.known(D, plan)
+    rows, D, m, tol, max_iter = _checked(x, D, m, tol, max_iter, facts, share=3)
+    fit = facts.once(LeastSquares)
 
     def propose(a, descent, b):
         # Atoms in use have key inf; of the others the 2 m that correlate most with the residual.
@@ -117,10 +122,7 @@ class LeastSquares:
     """
 
     def __init__(self, D: Tensor) -> None:
-        wide = D.double()
-        norms = wide.norm(dim=0)
-        self.norms = torch.where(norms > 0, norms, 1.0)
-        unit = wide / self.norms
+        self.norms, unit = steps.unit_atoms(D)
         self.gram = unit.T @ unit  # of a zero atom 0, also on the diagonal
         self.floor = 100 * torch.finfo(D.dtype).eps
 
@@ -168,8 +170,8 @@ class LeastSquares:
         return order, independent
 
 
-def _checked(x, D, m, tol, max_iter, share):
-    rows, D = steps.signals(x, D), D.detach()
+def _checked(x, D, m, tol, max_iter, facts, share):
+    rows, D = steps.signals(x, D, facts), D.detach()
     limit = "min(n, p)" if share == 1 else f"min(n, p) / {share}"
     m = checks.integer("m", m, 1, min(D.shape) // share, limit)
     return rows, D, m, checks.positive("tol", tol), checks.integer("max_iter", max_iter, 1)

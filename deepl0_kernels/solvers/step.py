@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .._isolation import isolated
-from ..ops import checks
+from ..ops import Plan, checks
+from ..ops.plan import checked_plan
 from ..reference.descent import positive_part
 
 # Up to this size the norm is an exact eigenvalue, beyond it a bounded power iteration.
@@ -16,6 +22,9 @@ _BLOCK, _ITERATIONS, _MARGIN = 8, 100, 1.01
 # ||x||^2, ||x||^2 / ||D||^2 and ||D||^4 ||x||^2 with all that counts beside them. (precision.py has
 # the limits of float32, all of whose numbers lie in these.)
 _SIGNAL, _DICTIONARY, _WEIGHT = 2.0**180, 2.0**150, 2.0**320
+
+
+_T = TypeVar("_T")
 
 
 @isolated(False)
@@ -62,17 +71,92 @@ def dictionary(name: str, D: Tensor) -> None:
         raise ValueError(f"{name} must hold values, got a tensor on the meta device")
     if D.dim() != 2 or 0 in D.shape:
         raise ValueError(f"{name} must be a matrix [n, p], got shape {tuple(D.shape)}")
-    if not torch.isfinite(D).all():
-        bad = int((~torch.isfinite(D)).sum())
-        raise ValueError(f"{name} must be finite, got {bad} entries that are nan or inf")
-    if not D.any():
+    largest = _largest(name, D)
+    if largest == 0:
         raise ValueError(f"{name} must not be all 0")
-    largest = D.detach().abs().max().item()
     if not 1 / _DICTIONARY <= largest <= _DICTIONARY:
         raise ValueError(
             f"{name} must have its largest entry in [{1 / _DICTIONARY:.2g}, {_DICTIONARY:.2g}], "
             f"got {largest:.3g}: scale it"
         )
+
+
+def largest_entry(t: Tensor) -> float:
+    """The largest modulus of a tensor, NaN if there is one, in one pass; 0 if it is empty."""
+    if not t.numel():
+        return 0.0
+    low, high = (end.item() for end in torch.aminmax(t.detach()))
+    return max(-low, high) if low <= high else math.nan
+
+
+def _largest(name: str, t: Tensor) -> float:
+    """The same of a tensor that must be finite."""
+    largest = largest_entry(t)
+    if not math.isfinite(largest):
+        bad = int((~torch.isfinite(t)).sum())
+        raise ValueError(f"{name} must be finite, got {bad} entries that are nan or inf")
+    return largest
+
+
+class Facts:
+    """What solvers work out of a dictionary D [n, p] alone, each when it is first asked for."""
+
+    def __init__(self, D: Tensor) -> None:
+        self._D = D
+        self._made: dict[Any, Any] = {}
+
+    def once(self, make: Callable[[Tensor], _T]) -> _T:
+        """``make(D)``, an error included only as long as it is one."""
+        if make not in self._made:
+            self._made[make] = make(self._D)
+        return self._made[make]
+
+    @property
+    def squared_norm(self) -> float:
+        return self.once(squared_norm)
+
+    @property
+    def safe_step(self) -> float:
+        """mu = 0.99 / ||D||_2^2, at which every iteration of IHT lowers the objective."""
+        return 0.99 / self.squared_norm
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors made so far."""
+        return sum(_nbytes(value) for value in self._made.values())
+
+
+def _nbytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.nbytes
+    parts = value if isinstance(value, tuple) else getattr(value, "__dict__", {}).values()
+    return sum(_nbytes(part) for part in parts)
+
+
+def unit_atoms(D: Tensor) -> tuple[Tensor, Tensor]:
+    """Norms [p] of the atoms of D, 1 of a zero atom, and the atoms at norm 1; in float64."""
+    wide = D.detach().double()
+    norms = wide.square().sum(0).sqrt()
+    norms = torch.where(norms > 0, norms, 1.0)
+    return norms, wide / norms
+
+
+def known(D: Tensor, plan: Plan | Facts | None) -> Facts:
+    """The facts of D that a plan keeps, or new ones. Facts are returned: those of this call.
+
+    Raises:
+        TypeError: plan is no plan.
+    """
+    if plan is None:
+        return Facts(D)
+    if isinstance(plan, Facts):
+        return plan
+    checked_plan(plan)
+    return plan._facts(D, Facts) if type(D) in (Tensor, Parameter) else Facts(D)
+
+
+def _checked(D: Tensor) -> None:
+    dictionary("D", D)
 
 
 def weight(name: str, value: float) -> float:
@@ -91,17 +175,15 @@ def weight_or_zero(name: str, value: float) -> float:
     return weight(name, value) if value else value
 
 
-def signals(x: Tensor, D: Tensor) -> Tensor:
+def signals(x: Tensor, D: Tensor, facts: Facts | None = None) -> Tensor:
     """x [..., n] fits D [n, p] and is finite; returns it as rows [B, n], detached."""
-    dictionary("D", D)
+    (facts or Facts(D)).once(_checked)
     checks.like("x", x, "D", D)  # autocast is off: the dtypes are equal
     if D.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"D must be float32 or float64, got {D.dtype}")
     if x.dim() < 1 or x.shape[-1] != D.shape[0]:
         raise ValueError(f"x must be [..., n] with n = {D.shape[0]}, got {tuple(x.shape)}")
-    if not torch.isfinite(x).all():
-        bad = int((~torch.isfinite(x)).sum())
-        raise ValueError(f"x must be finite, got {bad} entries that are nan or inf")
+    _largest("x", x)
     rows = x.detach().reshape(-1, x.shape[-1])
     if x.dtype == torch.float64 and len(rows):
         largest = rows.abs().amax(1)
@@ -121,10 +203,7 @@ def codes(name: str, init: Tensor, x: Tensor, D: Tensor, positive: bool = False)
     """
     checks.like(name, init, "x", x)
     checks.has_shape(name, init, (*x.shape[:-1], D.shape[1]), "[..., p]")
-    if not torch.isfinite(init).all():
-        bad = int((~torch.isfinite(init)).sum())
-        raise ValueError(f"{name} must be finite, got {bad} entries that are nan or inf")
-    if init.numel() and (largest := init.detach().abs().max().item()) > _SIGNAL:
+    if (largest := _largest(name, init)) > _SIGNAL:
         raise ValueError(f"{name} must be at most {_SIGNAL:.2g}, got {largest:.3g}")
     rows = init.detach().reshape(-1, D.shape[1])
     return positive_part(rows) if positive else rows

@@ -414,3 +414,20 @@ def test_every_parameter_is_in_the_documentation():
         assert "{" not in text
         for name in estimator().get_params():
             assert re.search(rf"\b{name}\b[\w, ]*:", text), (estimator, name)
+
+
+def test_what_depends_on_the_dictionary_alone_is_worked_out_once(monkeypatch, tmp_path):
+    calls = []
+    eigvalsh = torch.linalg.eigvalsh
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda A: calls.append(1) or eigvalsh(A))
+    rng = np.random.default_rng(0)
+    x, atoms = rng.normal(size=(20, 6)), rng.normal(size=(8, 6))
+    model = IHTSparseCoder(atoms, m=2).fit(x)
+    model.save(tmp_path / "coder.safetensors")
+    for coder in (model, load(tmp_path / "coder.safetensors")):
+        calls.clear()
+        codes = np.concatenate([coder.transform(x[i : i + 1]) for i in range(5)])
+        assert len(calls) == 1
+        coder.components_ = coder.components_ * 2
+        np.testing.assert_allclose(coder.transform(x[:5]), codes / 2, rtol=1e-9)
+        assert len(calls) == 2
