@@ -9,7 +9,7 @@ import deepl0_kernels as dk
 from deepl0_kernels.solvers import squared_norm
 
 from . import rivals
-from .conftest import EAGER, FLOOR, OURS
+from .conftest import EAGER, FLOOR, OURS, PREPARED
 from .rivals import (
     eager_encode_factored,
     eager_encode_l0,
@@ -18,7 +18,6 @@ from .rivals import (
 )
 
 N = 256
-PREPARED = "deepl0, prepared"
 SIZES = [
     (batch, p, m, stages)
     for stages in (2, 10)
@@ -30,7 +29,7 @@ SIZES = [
 LARGE = [(batch, 16384, m, 1) for m in (10, 32, 64) for batch in (1, 16, 128, 4096)]
 HUGE = [(batch, 131072, 32, 1) for batch in (1, 128)]
 # Without S: stages z + W (x - D z) + b.
-FACTORED = [(1024, 16384, 32, 2), (128, 131072, 32, 3)]
+FACTORED = [(1, 2048, 32, 2), (128, 2048, 32, 2), (1024, 16384, 32, 2), (128, 131072, 32, 3)]
 
 
 def weights(p: int) -> tuple[torch.Tensor, torch.Tensor | None]:

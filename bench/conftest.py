@@ -17,6 +17,7 @@ from . import records
 
 EAGER = "torch eager"
 OURS = "deepl0"
+PREPARED = "deepl0, prepared"  # the same with a plan
 # Not a rival: the product that every provider must form, timed in the same rounds.
 FLOOR = "W x alone"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from deepl0_kernels._files import fill, write_atomically
 
 from . import records
-from .conftest import EAGER, FLOOR, OURS
+from .conftest import EAGER, FLOOR, OURS, PREPARED
 
 ROOT = Path(__file__).parents[1]
 DOCS, README = ROOT / "docs", ROOT / "README.md"
@@ -89,7 +89,7 @@ def cpu_tables(record: Path) -> None:
     """Write docs/benchmarks.md, the README's table and its figure."""
     rows = records.read(record)
     write_atomically(DOCS / "benchmarks.md", cpu_page(record).encode())
-    fill(README, {"measured": summary(rows)})
+    fill(README, {"measured": summary(rows), "measured with a plan": prepared(record)})
     fill(DOCS / "sae.md", {"speed": sae_speed(record)})
     shown = {s[:2] for s in SHOWN}
     speedups([r for r in rows if r.threads == 1 and r.provider == OURS
@@ -288,6 +288,30 @@ def summary(rows: list[records.Row]) -> str:
         )
     some = found[(*SHOWN[0][:2], OURS)]
     return f"{some.machine}, {some.isa}, torch {some.torch}:\n\n" + "\n".join(lines) + "\n"
+
+
+def prepared(record: Path) -> str:
+    """The README's table of weights kept ready: K = 2, m = 32, one thread; the first machine that
+    has such rows."""
+    for rows in _all_machines(record):
+        found = {(r.operator, r.shape, r.provider): r for r in rows if r.threads == 1}
+        shown = [
+            (operator, shape)
+            for operator, shape, provider in found
+            if provider == PREPARED and "m=32 K=2" in shape and "p=128 " not in shape
+        ]
+        if shown:
+            break
+    lines = [
+        "| | torch eager | deepl0 | prepared | eager / prepared | W x alone |",
+        "|---|---|---|---|---|---|",
+    ]
+    for key in shown:
+        eager, ours, ready, floor = (found[(*key, who)] for who in (EAGER, OURS, PREPARED, FLOOR))
+        times = " | ".join(f"{r.p50 / 1e3:.3g} ms" for r in (eager, ours, ready))
+        ratio, share = eager.p50 / ready.p50, floor.p50 / ready.p50
+        lines.append(f"| {', '.join(key)} | {times} | **{ratio:.1f}** | {share:.0%} |")
+    return f"{rows[0].machine}, {rows[0].isa}, torch {rows[0].torch}:\n\n" + "\n".join(lines) + "\n"
 
 
 def speedups(rows: list[records.Row]) -> None:
