@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def iht(
     max_iter: int = 1000,
     history: bool = True,
     positive: bool = False,
-) -> SolverResult:
+) -> SolverResult[Tensor]:
     """Descend ``1/2 ||x - D a||^2 + lam ||a||_0`` by ``a <- h(a + mu D'(x - D a))``.
 
     h keeps ``|u| >= sqrt(2 lam mu)``; with ``positive``, which is the problem over a >= 0, it keeps
@@ -112,7 +113,7 @@ def iht_m(
     max_iter: int = 1000,
     history: bool = True,
     positive: bool = False,
-) -> SolverResult:
+) -> SolverResult[SparseCode]:
     """Descend ``1/2 ||x - D a||^2`` s.t. ``||a||_0 <= m`` by ``a <- h_m(a + mu D'(x - D a))``.
 
     Args:
@@ -259,7 +260,7 @@ def _accelerated(
 _RULES = {"normalized": _normalized, "accelerated": _accelerated}
 
 
-def _result(x: Tensor, code, iterations, converged, objective) -> SolverResult:
+def _result(x: Tensor, code, iterations, converged, objective) -> SolverResult[Any]:
     lead = x.shape[:-1]
     if isinstance(code, Tensor):
         code = code.reshape(*lead, code.shape[-1])

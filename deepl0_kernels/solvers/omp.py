@@ -19,7 +19,9 @@ _ROUNDING = 64
 
 @isolated(False)
 @in_range()
-def omp(x: Tensor, D: Tensor, m: int, *, tol: float = 1e-6, positive: bool = False) -> SolverResult:
+def omp(
+    x: Tensor, D: Tensor, m: int, *, tol: float = 1e-6, positive: bool = False
+) -> SolverResult[SparseCode]:
     """Greedy m-sparse codes: add the atom that correlates most with the residual, refit, repeat.
 
     Atoms compete at unit norm, whatever their norm in D; the values belong to D as given.

@@ -24,7 +24,7 @@ def htp(
     tol: float = 1e-5,
     max_iter: int = 100,
     history: bool = True,
-) -> SolverResult:
+) -> SolverResult[SparseCode]:
     """Hard thresholding pursuit: one step of IHT chooses the support, least squares the values.
 
     ``S <- support of the m largest |a + mu D'(x - D a)|``, ``a <- argmin ||x - D z||`` with z on S,
@@ -76,7 +76,7 @@ def cosamp(
     tol: float = 1e-5,
     max_iter: int = 100,
     history: bool = True,
-) -> SolverResult:
+) -> SolverResult[SparseCode]:
     """CoSaMP: merge the 2 m best atoms into the support, refit, keep the m largest, refit those.
 
     (The last step is an option of the paper; it only lowers the objective.) A sample stops with the
@@ -175,7 +175,7 @@ def _checked(x, D, m, tol, max_iter, share):
     return rows, D, m, checks.positive("tol", tol), checks.integer("max_iter", max_iter, 1)
 
 
-def _solve(x, rows, D, m, tol, max_iter, history, propose) -> SolverResult:
+def _solve(x, rows, D, m, tol, max_iter, history, propose) -> SolverResult[SparseCode]:
     """Takes what is proposed while it lowers the objective; else the row ends where it is."""
     quadratic = Quadratic(D)
 
