@@ -235,7 +235,10 @@ def implementation(operator: str, tensor: Tensor) -> Callable:
             "dk.use_backend(None) lets another serve it"
         )
     else:
-        raise ValueError(f"backend {_forced!r} does not serve {tensor.device.type!r} tensors")
+        raise ValueError(
+            f"backend {_forced!r} does not serve {tensor.device.type!r} tensors "
+            "(docs/errors.md#a-backend-does-not-serve-a-device)"
+        )
     if not torch.compiler.is_compiling():
         LAST[0] = operator, backend, reason
     return _implementations[operator][backend]

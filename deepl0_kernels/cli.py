@@ -16,7 +16,14 @@ def main() -> None:
     _app()(prog_name="deepl0")
 
 
-EXIT_CODES = """\b
+BELOW = """\b
+Examples:
+  deepl0 doctor                     what was built, what serves here, a self-test
+  deepl0 demo                       encoders against the solver that they unroll
+  deepl0 reproduce table1 --quick   a table of the paper, in minutes
+  deepl0 sae train --help           units, defaults and examples of a command
+
+\b
 Exit codes: 0 done; 1 a verdict is no (demo, doctor); 2 wrong input, which is named in a line;
 130 interrupted.
 Results go to standard output, progress and remarks to standard error.
@@ -35,8 +42,8 @@ def _app():
     from .sae.command import examples
 
     app = typer.Typer(
-        help="Fused operators for deep l0 encoders.",
-        epilog=EXIT_CODES,
+        help="Exact l0-sparse codes: trained encoders, solvers, sparse autoencoders.",
+        epilog=BELOW,
         no_args_is_help=True,
         # Plain help: examples keep their lines. Tracebacks are Python's.
         rich_markup_mode=None,
@@ -77,8 +84,12 @@ def _app():
 
     @app.command(epilog=examples("deepl0 demo", "deepl0 demo --quick --out demo-run --json"))
     def demo(
-        out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("deepl0-demo"),
-        seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+        out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the run.")] = Path(
+            "deepl0-demo"
+        ),
+        seed: Annotated[
+            int, typer.Option(min=0, metavar="N", help="Seed of everything random.")
+        ] = 0,
         quick: Annotated[
             bool, typer.Option("--quick", help="A run of seconds, without a verdict.")
         ] = False,
@@ -113,19 +124,37 @@ def _app():
         )
     )
     def encode(
-        model: Annotated[Path, typer.Argument(help="File or folder of a sparse autoencoder.")],
-        source: Annotated[
-            list[Path], typer.Option(help=".npy, .safetensors, .parquet, or a folder; repeatable.")
+        model: Annotated[
+            Path, typer.Argument(metavar="MODEL", help="File or folder of a sparse autoencoder.")
         ],
-        out: Annotated[Path, typer.Option(help="Folder of the codes; gone on with if it exists.")],
+        source: Annotated[
+            list[Path],
+            typer.Option(
+                metavar="PATH", help=".npy, .safetensors, .parquet, or a folder; repeatable."
+            ),
+        ],
+        out: Annotated[
+            Path,
+            typer.Option(metavar="FOLDER", help="Folder of the codes; gone on with if it exists."),
+        ],
         column: Annotated[
-            str | None, typer.Option(help="Of a file with several tensors or columns.")
+            str | None,
+            typer.Option(metavar="NAME", help="The tensor or column, of a file that has several."),
         ] = None,
-        values: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
-        rows: Annotated[int, typer.Option(help="Of the source in a file of codes.")] = 1 << 20,
-        memory: Annotated[int, typer.Option(help="MiB for the rows that are worked on.")] = 256,
+        values: Annotated[
+            str, typer.Option(metavar="DTYPE", help="Of the values written: float32 or float16.")
+        ] = "float32",
+        rows: Annotated[
+            int, typer.Option(min=1, metavar="N", help="Rows of the source in a file of codes.")
+        ] = 1 << 20,
+        memory: Annotated[
+            int, typer.Option(min=1, metavar="MIB", help="MiB for the rows that are worked on.")
+        ] = 256,
         ray: Annotated[bool, typer.Option("--ray", help="By a pool of actors of Ray.")] = False,
-        workers: Annotated[int | None, typer.Option(help="Actors; by default all CPUs.")] = None,
+        workers: Annotated[
+            int | None,
+            typer.Option(min=1, metavar="N", help="Actors of Ray; by default all CPUs."),
+        ] = None,
         as_json: Json = False,
         progress: Annotated[bool, typer.Option(help="Show progress bars.")] = True,
     ) -> None:
@@ -178,20 +207,25 @@ def _app():
         )
     )
     def reproduce(
-        tables: Annotated[list[str], typer.Argument(help="table1 to table7; or all.")],
+        tables: Annotated[
+            list[str], typer.Argument(metavar="TABLE", help="table1 to table7; or all.")
+        ],
         p: Annotated[
-            str | None, typer.Option(help="Code sizes; by default --p 128 256 512.")
+            str | None,
+            typer.Option(metavar="N...", help="Code sizes; by default --p 128 256 512."),
         ] = None,
-        seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 1,
-        out: Annotated[Path, typer.Option(help="Folder of the run; resumed if it exists.")] = Path(
-            "deepl0-tables"
-        ),
+        seeds: Annotated[int, typer.Option(min=1, metavar="N", help="How many seeds, from 0.")] = 1,
+        out: Annotated[
+            Path, typer.Option(metavar="FOLDER", help="Folder of the run; resumed if it exists.")
+        ] = Path("deepl0-tables"),
         quick: Annotated[
             bool, typer.Option("--quick", help="A few minutes on the shipped digits.")
         ] = False,
         settings: Annotated[
             list[str] | None,
-            typer.Option("--set", help="NAME=VALUE changes a choice of the protocol; repeatable."),
+            typer.Option(
+                "--set", metavar="NAME=VALUE", help="Change a choice of the protocol; repeatable."
+            ),
         ] = None,
         pareto: Annotated[bool, typer.Option(help="Race all methods at the smallest p.")] = True,
         as_json: Json = False,
@@ -260,8 +294,12 @@ def _app():
 
     @app.command(epilog=examples("deepl0 timing run", "deepl0 timing run --seconds 60"))
     def timing(
-        folder: Annotated[Path, typer.Argument(help="Folder of a run of deepl0 reproduce.")],
-        seconds: Annotated[float, typer.Option(min=0.0, help="Seconds of each race.")] = 20.0,
+        folder: Annotated[
+            Path, typer.Argument(metavar="FOLDER", help="Folder of a run of deepl0 reproduce.")
+        ],
+        seconds: Annotated[
+            float, typer.Option(min=0.0, metavar="S", help="Seconds of each race.")
+        ] = 20.0,
         as_json: Json = False,
     ) -> None:
         """Take the times of a run again.
@@ -290,7 +328,9 @@ def _app():
 
     @app.command("report", epilog=examples("deepl0 report run"))
     def report_command(
-        folder: Annotated[Path, typer.Argument(help="Folder of a run of deepl0 reproduce.")],
+        folder: Annotated[
+            Path, typer.Argument(metavar="FOLDER", help="Folder of a run of deepl0 reproduce.")
+        ],
     ) -> None:
         """Turn a run into one HTML page, print its path."""
         from .paper import report
@@ -322,13 +362,16 @@ def _app():
     def tune(
         p: Annotated[
             list[int] | None,
-            typer.Option(min=1, help="Code size; repeatable; by default 128, 256, 512, 2048."),
+            typer.Option(
+                min=1, metavar="N", help="Code size; repeatable; by default 128, 256, 512, 2048."
+            ),
         ] = None,
-        batch: Annotated[int, typer.Option(min=1, help="Samples in a call.")] = 4096,
+        batch: Annotated[int, typer.Option(min=1, metavar="N", help="Samples in a call.")] = 4096,
         dtype: Annotated[
             list[str] | None,
             typer.Option(
-                help="float32, bfloat16 or float16; repeatable; by default the first two."
+                metavar="DTYPE",
+                help="float32, bfloat16 or float16; repeatable; by default the first two.",
             ),
         ] = None,
         as_json: Json = False,
@@ -342,10 +385,14 @@ def _app():
 
         from .backends import GPU
 
+        missing = ""
         if not GPU["triton"].installed():
-            sys.exit("deepl0 tune: triton is not installed; it comes with the GPU builds of torch")
-        if not torch.cuda.is_available():
-            sys.exit("deepl0 tune: torch sees no GPU here, so there is nothing to measure")
+            missing = "triton is not installed; it comes with the GPU builds of torch"
+        elif not torch.cuda.is_available():
+            missing = "torch sees no GPU here, so there is nothing to measure"
+        if missing:
+            typer.echo(f"deepl0 tune: {missing}", err=True)
+            raise typer.Exit(2)
         from . import tune as tuning
         from .triton import tuned
 

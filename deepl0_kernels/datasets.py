@@ -123,9 +123,11 @@ def mnist(folder: str | os.PathLike[str] | None = None) -> Digits:
         ValueError: the file is not MNIST.
 
     Example:
-        >>> digits = dk.datasets.mnist("folder of mnist.npz")  # doctest: +SKIP
-        >>> digits.x.shape  # doctest: +SKIP
-        torch.Size([60000, 28, 28])
+        >>> try:
+        ...     digits = dk.datasets.mnist("a/folder")
+        ... except FileNotFoundError as error:
+        ...     print(str(error).partition(",")[0])
+        a/folder has no mnist.npz
     """
     folder = folder_of(folder, "mnist.npz", WHERE)
     if (folder / "mnist.npz").is_file():

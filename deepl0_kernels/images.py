@@ -11,6 +11,8 @@ from torch import Tensor
 from ._optional import require
 from ._sources import folder_of, integers, numbers, pick, read
 
+__all__ = ["Images", "cmu_pie", "coil20"]
+
 WHERE = {
     "coil20": "COIL-20 (S. Nene, S. Nayar, H. Murase, 1996, Columbia University), 32 x 32, is "
     "distributed as COIL20.mat by D. Cai",
@@ -29,6 +31,12 @@ class Images(NamedTuple):
     Attributes:
         x: [N, 32, 32] uint8.
         y: [N] int64, classes from 0.
+
+    Example:
+        >>> from deepl0_kernels import images
+        >>> few = images.Images(torch.zeros(6, 32, 32, dtype=torch.uint8), torch.arange(6) % 3)
+        >>> few.x.flatten(1).shape  # a row an image
+        torch.Size([6, 1024])
     """
 
     x: Tensor
@@ -45,6 +53,14 @@ def coil20(folder: str | Path | None = None) -> Images:
     Raises:
         FileNotFoundError: no such folder or file; says where it is published.
         ValueError: the file is not COIL-20.
+
+    Example:
+        >>> from deepl0_kernels import images
+        >>> try:
+        ...     objects = images.coil20("a/folder")
+        ... except FileNotFoundError as error:
+        ...     print(str(error).partition(".npz")[0])
+        a/folder holds no coil20
     """
     return _read("coil20", folder)
 
@@ -55,6 +71,14 @@ def cmu_pie(folder: str | Path | None = None) -> Images:
     Args:
         folder: holds cmu_pie.npz (x [2856, 32, 32] uint8, y) or Pose27_32x32.mat; the rest and the
             errors are those of :func:`coil20`.
+
+    Example:
+        >>> from deepl0_kernels import images
+        >>> try:
+        ...     faces = images.cmu_pie("a/folder")
+        ... except FileNotFoundError as error:
+        ...     print(str(error).partition(".npz")[0])
+        a/folder holds no cmu_pie
     """
     return _read("cmu_pie", folder)
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from ._sources import folder_of, integers, numbers, pick, read
 from .ops import checks
 
+__all__ = ["Pixels", "Scene", "indian_pines", "labelled_pixels", "stratified_split"]
+
 WHERE = (
     "Indian Pines (M. Baumgardner, L. Biehl, D. Landgrebe, 2015, Purdue University) is distributed "
     "as Indian_pines_corrected.mat and Indian_pines_gt.mat by the Universidad del Pais Vasco"
@@ -34,6 +36,12 @@ class Scene(NamedTuple):
     Attributes:
         x: [h, w, bands] float32, radiance as distributed.
         y: [h, w] int64, 0 for the background, classes from 1.
+
+    Example:
+        >>> from deepl0_kernels import scenes
+        >>> scene = scenes.Scene(torch.rand(4, 5, 200), torch.randint(0, 3, (4, 5)))
+        >>> scene.x.reshape(-1, 200).shape  # a row a pixel
+        torch.Size([20, 200])
     """
 
     x: Tensor
@@ -46,6 +54,12 @@ class Pixels(NamedTuple):
     Attributes:
         x: [N, bands], or [N, 2 bands] with the mean of the surroundings.
         y: [N] int64, classes from 0.
+
+    Example:
+        >>> from deepl0_kernels import scenes
+        >>> pixels = scenes.Pixels(torch.rand(20, 200), torch.arange(20) % 2)
+        >>> pixels.x[pixels.y == 0].shape
+        torch.Size([10, 200])
     """
 
     x: Tensor
@@ -62,6 +76,14 @@ def indian_pines(folder: str | Path | None = None) -> Scene:
     Raises:
         FileNotFoundError: no such folder or file.
         ValueError: the file is not Indian Pines.
+
+    Example:
+        >>> from deepl0_kernels import scenes
+        >>> try:
+        ...     scene = scenes.indian_pines("a/folder")
+        ... except FileNotFoundError as error:
+        ...     print(str(error).partition(".npz")[0])
+        a/folder holds no indian_pines
     """
     folder = folder_of(folder, "indian_pines.npz", WHERE)
     npz, mat = folder / "indian_pines.npz", folder / "Indian_pines_corrected.mat"
@@ -90,12 +112,20 @@ def labelled_pixels(scene: Scene, context: int = 0) -> Pixels:
     """The pixels that have a class; the background is left out.
 
     Args:
+        scene: as :func:`indian_pines` gives it.
         context: radius r > 0 appends the mean spectrum of the (2 r + 1)^2 pixels around (those
             beyond the border left out): no label is used, but a test pixel's surroundings may hold
             training pixels.
 
     Raises:
         ValueError: context < 0.
+
+    Example:
+        >>> from deepl0_kernels import scenes
+        >>> scene = scenes.Scene(torch.rand(2, 2, 200), torch.tensor([[0, 1], [2, 0]]))
+        >>> pixels = scenes.labelled_pixels(scene, context=1)
+        >>> pixels.x.shape, pixels.y
+        (torch.Size([2, 400]), tensor([0, 1]))
     """
     context = checks.integer("context", context, 0)
     x = scene.x
@@ -116,10 +146,17 @@ def stratified_split(
 
     Args:
         y: [N] int64. fraction: in (0, 1).
-        least: training samples of a class at least; a class has more than that.
+        seed: of the choice. least: training samples of a class at least; a class has more than
+            that.
 
     Raises:
         ValueError: a fraction out of range, or a class too small to be tested.
+
+    Example:
+        >>> from deepl0_kernels import scenes
+        >>> train, test = scenes.stratified_split(torch.arange(100) % 2, fraction=0.1, seed=0)
+        >>> len(train), len(test)
+        (10, 90)
     """
     fraction = checks.number("fraction", fraction)
     if not 0 < fraction < 1:

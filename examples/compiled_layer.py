@@ -5,6 +5,9 @@
 # `torch.compile` sees one operator for the selection, and batches of any size run in one graph.
 
 # %%
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 import deepl0_kernels as dk
@@ -20,14 +23,15 @@ class SparseFeedForward(torch.nn.Module):
         self.down = torch.nn.Linear(HIDDEN, WIDTH)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.down(dk.keep_top_m(self.up(x), M, positive=True))
+        added: torch.Tensor = self.down(dk.keep_top_m(self.up(x), M, positive=True))
+        return x + added
 
 
 layer = SparseFeedForward()
 graphs = 0
 
 
-def backend(graph, inputs):
+def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
     """Counts compilations; "inductor" is what one takes."""
     global graphs
     graphs += 1

@@ -21,7 +21,7 @@ noisy = clean + 0.1 * np.random.default_rng(0).standard_normal(clean.shape).asty
 
 
 def psnr(image: np.ndarray) -> float:
-    return -10 * np.log10(((image - clean) ** 2).mean())
+    return float(-10 * np.log10(((image - clean) ** 2).mean()))
 
 
 patches = extract_patches_2d(noisy, (SIDE, SIDE)).reshape(-1, SIDE * SIDE)
@@ -32,7 +32,8 @@ print(f"{len(x):,} patches; noisy image: {psnr(noisy):.2f} dB")
 
 def denoised(estimate: np.ndarray) -> np.ndarray:
     shape = (-1, SIDE, SIDE)
-    return reconstruct_from_patches_2d((estimate + mean).reshape(shape), clean.shape)
+    image: np.ndarray = reconstruct_from_patches_2d((estimate + mean).reshape(shape), clean.shape)
+    return image
 
 
 # %% [markdown]

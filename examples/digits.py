@@ -43,7 +43,7 @@ encoder = problem.encoder(learned.D, num_stages=2)
 
 def error(code: torch.Tensor) -> float:
     """Distance to the optimal codes, relative, in %."""
-    return 100 * ((code - optimal_test).norm() / optimal_test.norm()).item() ** 2
+    return 100 * float((code - optimal_test).norm() / optimal_test.norm()) ** 2
 
 
 with torch.no_grad():

@@ -21,8 +21,17 @@ def encode(x: torch.Tensor) -> dk.SparseCode:
     x_hat = dk.decode(code, D)
     result = dk.solvers.iht_m(x_hat, D, 32, init="l1")
     objective: torch.Tensor = result.objective
+    again: torch.Tensor = dk.decode(result.code, D)
+    penalised: torch.Tensor = dk.solvers.iht(again, D, lam=0.1).code
     with dk.use_backend("reference") as forced:
-        print(forced, dk.backends()["top_m"]["cpu"], dk.build_info()["isa_active"], kept, objective)
+        print(
+            forced,
+            dk.backends()["top_m"]["cpu"],
+            dk.build_info()["isa_active"],
+            kept,
+            objective,
+            penalised,
+        )
     if (call := dk.last_call()) is not None:
         print(call.backend.upper())
     w = dk.encode_top_m(x, D.t(), None, 32, num_stages=1)
@@ -41,6 +50,8 @@ def train(x: torch.Tensor) -> float:
     optimizer.step()
     out = model.loss(x)
     out.loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+    predicted: dk.SparseCode = training.MSparse(m=3).encoder(torch.randn(256, 512)).encode(x)
+    print(predicted)
     network = training.Classifier(dk.nn.DeepL0Encoder(256, 512), 512, 10)
     y = x[:, 0].long()
     training.fit_to_classes(network, x, y, epochs=1, batch_size=2, lr=0.1, clip=1.0, seed=0)

@@ -1,8 +1,10 @@
 """Dictionaries whose units are spread over ranks, and the ranks that torchrun started.
 
->>> from deepl0_kernels import distributed  # doctest: +SKIP
->>> ranks = distributed.launched(units=4)  # doctest: +SKIP
->>> distributed.shard_units(model, ranks.mesh["units"])  # doctest: +SKIP
+>>> from deepl0_kernels import distributed, sae
+>>> model = sae.SparseAutoencoder(16, 64, m=4)
+>>> ranks = distributed.launched()  # under torchrun its processes, here one
+>>> if ranks.units is not None:
+...     distributed.shard_units(model, ranks.units)
 
 What travels, and when it pays: docs/scale.md.
 """

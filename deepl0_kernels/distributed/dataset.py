@@ -86,9 +86,15 @@ def encode_dataset(
         ModuleNotFoundError: pyarrow or Ray is missing; says what to install.
 
     Example:
-        >>> encoder = dk.nn.DeepMSparseEncoder(384, 4096, m=32)
-        >>> dk.encode_dataset("X.npy", encoder, "codes")  # doctest: +SKIP
-        {'rows': 1000000, 'parts': 1, 'rows_coded': 1000000, 'parts_coded': 1}
+        >>> import tempfile, numpy as np
+        >>> encoder = dk.nn.DeepMSparseEncoder(16, 64, m=4)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(f"{folder}/X.npy", np.random.randn(1000, 16).astype("float32"))
+        ...     dk.encode_dataset(f"{folder}/X.npy", encoder, f"{folder}/codes", rows=512)
+        ...     code = dk.SparseCode.from_parquet(f"{folder}/codes")
+        {'rows': 1000, 'parts': 2, 'rows_coded': 1000, 'parts_coded': 2}
+        >>> code.values.shape
+        torch.Size([1000, 4])
     """
     require("pyarrow", _COMMAND, extra="parquet")
     checks.one_of("values", values, tuple(_DTYPES))

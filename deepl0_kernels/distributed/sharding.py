@@ -31,8 +31,16 @@ def shard_units(module: nn.Module, mesh: Any) -> None:
             parameters are DTensors already.
 
     Example:
-        >>> from deepl0_kernels import distributed
-        >>> distributed.shard_units(model, ranks.mesh["units"])  # under torchrun  # doctest: +SKIP
+        >>> import torch.distributed as dist  # a world of one process; torchrun starts more
+        >>> from deepl0_kernels import distributed, sae
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+        >>> model = sae.SparseAutoencoder(16, 64, m=4)
+        >>> distributed.shard_units(model, mesh)
+        >>> model.W.placements
+        (Shard(dim=0),)
+        >>> distributed.gather_units(model)
+        >>> dist.destroy_process_group()
     """
     from torch.distributed.tensor import DTensor, Shard
 
@@ -79,8 +87,15 @@ def gather_units(module: nn.Module) -> None:
         module: of every rank; each then has the memory of all units.
 
     Example:
-        >>> from deepl0_kernels import distributed
-        >>> distributed.gather_units(model)  # under torchrun  # doctest: +SKIP
+        >>> import torch.distributed as dist  # a world of one process; torchrun starts more
+        >>> from deepl0_kernels import distributed, sae
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> model = sae.SparseAutoencoder(16, 64, m=4)
+        >>> distributed.shard_units(model, dist.device_mesh.init_device_mesh("cpu", (1,)))
+        >>> distributed.gather_units(model)
+        >>> type(model.W).__name__, model.W.shape
+        ('Parameter', torch.Size([64, 16]))
+        >>> dist.destroy_process_group()
     """
     for name, parameter in list(module.named_parameters(recurse=False)):
         if placements.is_dtensor(parameter):

@@ -419,7 +419,8 @@ def refuse_double_backward(name: str, forward: str) -> None:
     def backward(ctx, *grads):
         raise RuntimeError(
             f"{forward}: double backward is not implemented; "
-            "dk.use_backend('reference') differentiates any number of times"
+            "dk.use_backend('reference') differentiates any number of times "
+            "(docs/errors.md#double-backward-is-not-implemented)"
         )
 
     differentiate(name, lambda ctx, inputs, output: None, backward)

@@ -1,9 +1,10 @@
 """Sparse autoencoders over the package's operators: theirs read, ours trained.
 
+>>> import tempfile
 >>> from deepl0_kernels import sae
->>> model = sae.SparseAutoencoder(384, 8192, m=32)
->>> sae.save(model, "folder")  # as SAELens does  # doctest: +SKIP
->>> model = sae.load("folder")  # doctest: +SKIP
+>>> with tempfile.TemporaryDirectory() as folder:
+...     sae.save(sae.SparseAutoencoder(384, 512, m=32), folder)  # as SAELens does
+...     model = sae.load(folder)
 
 Files in safetensors need ``deepl0-kernels[sae]``.
 """

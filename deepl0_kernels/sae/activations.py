@@ -177,7 +177,8 @@ class Activations:
             elif np.isfinite(value):
                 why = ", which float32 cannot hold"
             return ValueError(
-                f"{self.name}: entry [{start + row}, {column}] must be finite, got {value}{why}"
+                f"{self.name}: entry [{start + row}, {column}] must be finite, got {value}{why} "
+                "(docs/errors.md#an-entry-must-be-finite)"
             )
         row = int((norms > _LARGEST).nonzero()[0])
         return ValueError(

@@ -22,17 +22,19 @@ def examples(*lines: str) -> str:
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
-Where = Annotated[Path, typer.Argument(help="File or folder of the autoencoder.")]
+Where = Annotated[Path, typer.Argument(metavar="PATH", help="File or folder of the autoencoder.")]
 Format = Annotated[
-    str | None, typer.Option("--from", help="Format of PATH, where its names do not say it.")
+    str | None,
+    typer.Option("--from", metavar="FORMAT", help="Format of PATH, where its names do not say it."),
 ]
-Vectors = Annotated[
-    str, typer.Option(help="X.npy, or X.npz; X.npz:NAME where it has several arrays.")
+_FILE = "X.npy, or X.npz; X.npz:NAME where it has several arrays."
+Vectors = Annotated[str, typer.Option(metavar="FILE", help=f"Vectors: {_FILE}")]
+MaybeVectors = Annotated[str | None, typer.Option(metavar="FILE", help=f"Vectors: {_FILE}")]
+HeldOut = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Vectors to evaluate on, not trained on; as --activations."),
 ]
-MaybeVectors = Annotated[
-    str | None, typer.Option(help="X.npy, or X.npz; X.npz:NAME where it has several arrays.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of text.")]
 Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
 
 
@@ -83,8 +85,10 @@ def inspect(
 @app.command(epilog=examples("deepl0 sae convert ae.pt folder --to saelens"))
 def convert(
     path: Where,
-    out: Annotated[Path, typer.Argument(help="Folder, or file of the format deepl0.")],
-    to: Annotated[str, typer.Option(help="saelens, sparsify or deepl0.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder, or file of the format deepl0.")
+    ],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="saelens, sparsify or deepl0.")],
     format: Format = None,
 ) -> None:
     """Write an autoencoder in another format.
@@ -103,7 +107,7 @@ def convert(
 def evaluate_command(
     path: Where,
     activations: Vectors,
-    batch: Annotated[int, typer.Option(help="Vectors at a time.")] = 1024,
+    batch: Annotated[int, typer.Option(metavar="N", help="Vectors at a time.")] = 1024,
     format: Format = None,
     as_json: Json = False,
     progress: Progress = True,
@@ -126,43 +130,66 @@ def evaluate_command(
 )
 def train(
     activations: Vectors,
-    out: Annotated[Path, typer.Option(help="Folder of the run; gone on with if it exists.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder of the run; gone on with if it exists.")
+    ],
     start: Annotated[
         Path | None,
-        typer.Option(help="Start from this one, of one stage, in place of a first training."),
+        typer.Option(
+            metavar="PATH", help="Start from this one, of one stage, in place of a first training."
+        ),
     ] = None,
-    p: Annotated[int | None, typer.Option(help="Units; by default 4096.")] = None,
-    m: Annotated[int | None, typer.Option(help="Entries of a code (L0); by default 32.")] = None,
+    p: Annotated[int | None, typer.Option(metavar="N", help="Units; by default 4096.")] = None,
+    m: Annotated[
+        int | None, typer.Option(metavar="N", help="Entries of a code (L0); by default 32.")
+    ] = None,
     signed: Annotated[
         bool | None,
-        typer.Option("--signed/--positive", help="AbsTopK, or TopK of positive entries."),
+        typer.Option(
+            "--signed/--positive", help="AbsTopK, or TopK of positive entries (by default)."
+        ),
     ] = None,
     stages: Annotated[
-        str, typer.Option(help="1, or several, as in --stages 1 2 3: the first one, deepened.")
+        str,
+        typer.Option(
+            metavar="K...", help="1, or several, as in --stages 1 2 3: the first one, deepened."
+        ),
     ] = "1",
-    more_stages: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
-    steps: Annotated[int | None, typer.Option(help="Batches; by default 2000.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes, in place of --steps.")] = None,
+    more_stages: Annotated[list[str] | None, typer.Argument(metavar="K", hidden=True)] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Batches; by default 2000.")
+    ] = None,
+    epochs: Annotated[
+        float | None, typer.Option(metavar="X", help="Passes, in place of --steps.")
+    ] = None,
     tuning_steps: Annotated[
-        int | None, typer.Option(help="Batches for each of several stages; by default as --steps.")
+        int | None,
+        typer.Option(
+            metavar="N", help="Batches for each of several stages; by default as --steps."
+        ),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Vectors in a batch.")] = 1024,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
-    seed: Annotated[int, typer.Option(help="Of weights and shuffles.")] = 0,
-    aux: Annotated[float, typer.Option(help="Weight of the loss of dead units.")] = 1 / 32,
+    batch: Annotated[int, typer.Option(metavar="N", help="Vectors in a batch.")] = 1024,
+    lr: Annotated[float, typer.Option(metavar="X", help="Learning rate.")] = 1e-3,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of weights and shuffles.")] = 0,
+    aux: Annotated[float, typer.Option(metavar="X", help="Weight of the loss of dead units.")] = 1
+    / 32,
     dead_after: Annotated[
-        int | None, typer.Option(help="Vectors after which a unit is dead; by default one pass.")
+        int | None,
+        typer.Option(metavar="N", help="Vectors after which a unit is dead; by default one pass."),
     ] = None,
-    held_out: MaybeVectors = None,
+    held_out: HeldOut = None,
     pursuits: Annotated[
         bool, typer.Option(help="Compare matching pursuit and OMP over the same atoms.")
     ] = False,
-    every: Annotated[int, typer.Option(help="Batches between checkpoints.")] = 500,
+    every: Annotated[int, typer.Option(metavar="N", help="Batches between checkpoints.")] = 500,
     units: Annotated[
-        int, typer.Option(help="Processes that share a dictionary; the others share a batch.")
+        int,
+        typer.Option(
+            metavar="N", help="Processes that share a dictionary; the others share a batch."
+        ),
     ] = 1,
     timeout: Annotated[
-        float, typer.Option(help="Seconds that a process waits for another one.")
+        float, typer.Option(metavar="S", help="Seconds that a process waits for another one.")
     ] = 1800.0,
     as_json: Json = False,
     progress: Progress = True,
@@ -235,11 +262,11 @@ def train(
     "activations", epilog=examples("deepl0 sae activations --text book.txt --layer 3 --out X.npy")
 )
 def activations_command(
-    text: Annotated[list[Path], typer.Option(help="A text in UTF-8; repeatable.")],
-    out: Annotated[Path, typer.Option(help="The .npy to write.")],
-    layer: Annotated[int, typer.Option(help="0 to 6: after how many layers.")] = 3,
-    dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
-    batch: Annotated[int, typer.Option(help="Windows at a time.")] = 32,
+    text: Annotated[list[Path], typer.Option(metavar="FILE", help="A text in UTF-8; repeatable.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The .npy to write.")],
+    layer: Annotated[int, typer.Option(metavar="N", help="0 to 6: after how many layers.")] = 3,
+    dtype: Annotated[str, typer.Option(metavar="DTYPE", help="float16 or float32.")] = "float16",
+    batch: Annotated[int, typer.Option(metavar="N", help="Windows at a time.")] = 32,
     progress: Progress = True,
 ) -> None:
     """Write a language model's vectors of a text.

@@ -25,7 +25,7 @@ def fista(
     history: bool = True,
     positive: bool = False,
     plan: Plan | None = None,
-) -> SolverResult:
+) -> SolverResult[Tensor]:
     """Minimise ``1/2 ||x - D a||^2 + lam ||a||_1`` for every signal.
 
     Args:
@@ -82,7 +82,7 @@ def descend(
     max_iter: int,
     history: bool,
     positive: bool,
-) -> SolverResult:
+) -> SolverResult[Tensor]:
     """:func:`fista` with a step of at most ``1 / ||D||_2^2``; nothing is checked."""
     rows = x.detach().reshape(-1, x.shape[-1])
     solve = implementation("fista", rows)

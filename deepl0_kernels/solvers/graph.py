@@ -210,7 +210,7 @@ def graph_sparse_code(
     init: Tensor | None = None,
     tol: float = 1e-5,
     max_iter: int = 1000,
-) -> SolverResult:
+) -> SolverResult[Tensor]:
     """Codes of all signals together, close where the graph says that signals are.
 
     Minimises ``1/2 ||X - A D'||^2 + lam ||A||_1 + lam2/2 ||A||^2 + alpha/2 tr(A' L A)`` over A, a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def iht(
     history: bool = True,
     positive: bool = False,
     plan: Plan | None = None,
-) -> SolverResult:
+) -> SolverResult[Tensor]:
     """Descend ``1/2 ||x - D a||^2 + lam ||a||_0`` by ``a <- h(a + mu D'(x - D a))``.
 
     h keeps ``|u| >= sqrt(2 lam mu)``; with ``positive``, which is the problem over a >= 0, it keeps
@@ -118,7 +119,7 @@ def iht_m(
     history: bool = True,
     positive: bool = False,
     plan: Plan | None = None,
-) -> SolverResult:
+) -> SolverResult[SparseCode]:
     """Descend ``1/2 ||x - D a||^2`` s.t. ``||a||_0 <= m`` by ``a <- h_m(a + mu D'(x - D a))``.
 
     Args:
@@ -277,7 +278,7 @@ def _accelerated(
 _RULES = {"normalized": _normalized, "accelerated": _accelerated}
 
 
-def _result(x: Tensor, code, iterations, converged, objective) -> SolverResult:
+def _result(x: Tensor, code, iterations, converged, objective) -> SolverResult[Any]:
     lead = x.shape[:-1]
     if isinstance(code, Tensor):
         code = code.reshape(*lead, code.shape[-1])

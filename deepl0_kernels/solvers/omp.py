@@ -27,7 +27,7 @@ def omp(
     tol: float = 1e-6,
     positive: bool = False,
     plan: Plan | None = None,
-) -> SolverResult:
+) -> SolverResult[SparseCode]:
     """Greedy m-sparse codes: add the atom that correlates most with the residual, refit, repeat.
 
     Atoms compete at unit norm, whatever their norm in D; the values belong to D as given.

@@ -25,7 +25,7 @@ def htp(
     max_iter: int = 100,
     history: bool = True,
     plan: Plan | None = None,
-) -> SolverResult:
+) -> SolverResult[SparseCode]:
     """Hard thresholding pursuit: one step of IHT chooses the support, least squares the values.
 
     ``S <- support of the m largest |a + mu D'(x - D a)|``, ``a <- argmin ||x - D z||`` with z on S,
@@ -80,7 +80,7 @@ def cosamp(
     max_iter: int = 100,
     history: bool = True,
     plan: Plan | None = None,
-) -> SolverResult:
+) -> SolverResult[SparseCode]:
     """CoSaMP: merge the 2 m best atoms into the support, refit, keep the m largest, refit those.
 
     (The last step is an option of the paper; it only lowers the objective.) A sample stops with the
@@ -177,7 +177,7 @@ def _checked(x, D, m, tol, max_iter, facts, share):
     return rows, D, m, checks.positive("tol", tol), checks.integer("max_iter", max_iter, 1)
 
 
-def _solve(x, rows, D, m, tol, max_iter, history, propose) -> SolverResult:
+def _solve(x, rows, D, m, tol, max_iter, history, propose) -> SolverResult[SparseCode]:
     """Takes what is proposed while it lowers the objective; else the row ends where it is."""
     quadratic = Quadratic(D)
 

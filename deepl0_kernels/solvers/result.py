@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic
 
 from torch import Tensor
 
 from ..ops import SparseCode
 
+# So a type checker knows which of the two a solver gives; without a parameter it is either.
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    Code = TypeVar("Code", bound=Tensor | SparseCode, default=Tensor | SparseCode, covariant=True)
+else:
+    from typing import TypeVar
+
+    Code = TypeVar("Code")
+
 
 @dataclass(frozen=True)
-class SolverResult:
+class SolverResult(Generic[Code]):
     """Codes and how they came about.
 
     Attributes:
@@ -29,7 +40,7 @@ class SolverResult:
         (torch.Size([8, 32]), torch.Size([8]), True)
     """
 
-    code: Tensor | SparseCode
+    code: Code
     iterations: Tensor
     converged: Tensor
     objective: Tensor

@@ -29,7 +29,7 @@ def elastic_net(
     tol: float = 1e-5,
     max_iter: int = 1000,
     positive: bool = False,
-) -> SolverResult:
+) -> SolverResult[Tensor]:
     """Minimise ``1/2 ||x - D a||^2 + lam ||a||_1 + lam2/2 ||a||^2`` for every signal.
 
     Args:

@@ -137,7 +137,7 @@ class MSparse(Problem):
     def sparsity(self) -> dict[str, Any]:
         return {"m": self.m}
 
-    def encoder(self, D: Tensor, num_stages: int = 2, tied: bool = True) -> nn.Module:
+    def encoder(self, D: Tensor, num_stages: int = 2, tied: bool = True) -> DeepMSparseEncoder:
         return DeepMSparseEncoder.from_dictionary(
             D, self.m, num_stages, tied, positive=self.positive
         )
@@ -180,7 +180,7 @@ class L0Regularized(Problem):
     def sparsity(self) -> dict[str, Any]:
         return {"lam": self.lam}
 
-    def encoder(self, D: Tensor, num_stages: int = 2, tied: bool = True) -> nn.Module:
+    def encoder(self, D: Tensor, num_stages: int = 2, tied: bool = True) -> DeepL0Encoder:
         return DeepL0Encoder.from_dictionary(D, self.lam, num_stages, tied, positive=self.positive)
 
     def _descend(self, x: Tensor, D: Tensor, **options: Any) -> SolverResult:

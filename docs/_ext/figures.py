@@ -44,13 +44,12 @@ def style(mode: dict[str, Any]) -> dict[str, Any]:
 
 def problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A dictionary of bumps, a code of three atoms and its signal."""
-    n, p = 64, 40
-    at = torch.arange(n)[:, None]
-    centre, width = torch.linspace(2, n - 3, p // 2), (1.2, 4.0)
-    D = torch.cat([torch.exp(-((at - centre) ** 2) / (2 * w * w)) for w in width], 1)
+    n, p = 64, 28
+    at, centre, width = torch.arange(n)[:, None], torch.linspace(2, n - 3, p), 1.5
+    D = torch.exp(-((at - centre) ** 2) / (2 * width**2))
     D = torch.nn.functional.normalize(D, dim=0)
     a = torch.zeros(p)
-    a[[3, 14, 29]] = torch.tensor([1.2, -0.9, 1.6])
+    a[[4, 14, 21]] = torch.tensor([1.2, -0.9, 1.6])
     return D, a, D @ a
 
 
@@ -72,12 +71,12 @@ def code(mode: dict[str, Any]):
 
 def iht(mode: dict[str, Any]):
     D, _, x = problem()
-    noisy = x + 0.02 * torch.randn(64, generator=torch.Generator().manual_seed(0))
+    noisy = x + 0.05 * torch.randn(64, generator=torch.Generator().manual_seed(0))
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
-    result = dk.solvers.iht_m(noisy, D, m=3, tol=1e-9, max_iter=60)
-    left.semilogy(result.objective, lw=2)
+    result = dk.solvers.iht_m(noisy, D, m=3, tol=1e-9, max_iter=20)
+    left.plot(result.objective, lw=2)
     left.set(xlabel="iteration", title="1/2 ||x - D a||² never rises")
-    for k in (1, 3, 60):
+    for k in (1, 3, 20):
         a = dk.solvers.iht_m(noisy, D, m=3, tol=1e-9, max_iter=k).dense
         right.plot(D @ a, lw=1.5, label=f"after {k}")
     right.plot(noisy, ".", ms=3, color=mode["ink"], label="signal")

@@ -63,7 +63,8 @@ def test_a_problem_is_called_as_the_frame_says(problem):
         if getattr(promised, "__isabstractmethod__", False):
             assert type(own[name]) is type(promised), name
             if inspect.isfunction(promised):
-                assert inspect.signature(own[name]) == inspect.signature(promised), name
+                taken, wanted = (inspect.signature(f).parameters for f in (own[name], promised))
+                assert list(taken.values()) == list(wanted.values()), name
     assert problem.encoder(D).num_stages == problem.lista(D).num_stages == 2
     assert problem.encoder(D).tied
     assert not problem.encoder(D, tied=False).tied
