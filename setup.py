@@ -11,6 +11,8 @@ TORCH_CUDA_ARCH_LIST names the architectures. DEEPL0_GLIBC=2.28 links for that g
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import platform
 import re
@@ -18,10 +20,12 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+import tarfile
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
@@ -85,6 +89,36 @@ class NinjaBuild(build_ext):
             if glibc_floor.version(needs) > glibc_floor.version(floor):
                 raise RuntimeError(f"deepl0: {target.name} needs glibc {needs}, not {floor}")
         subprocess.run([sys.executable, "-c", LOAD, str(target)], check=True)
+
+
+class Sources(sdist):
+    """With SOURCE_DATE_EPOCH the same bytes from every clone: of setuptools' only wheels are."""
+
+    def make_archive(self, *args, **options):
+        path = super().make_archive(*args, **options)
+        if path.endswith(".tar.gz") and (epoch := os.environ.get("SOURCE_DATE_EPOCH")):
+            settle(Path(path), int(epoch))
+        return path
+
+
+def settle(archive: Path, epoch: int) -> None:
+    """Take the machine out of a tar.gz: times, owners, masks, the order of its folders."""
+    with tarfile.open(archive) as tar:
+        content = {m.name: tar.extractfile(m).read() if m.isfile() else None for m in tar}
+        runs = {m.name for m in tar if m.mode & 0o100 or m.isdir()}
+    with (
+        archive.open("wb") as file,
+        gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=epoch) as zipped,
+        tarfile.open(fileobj=zipped, mode="w") as tar,
+    ):
+        for name, data in sorted(content.items()):
+            member = tarfile.TarInfo(name)
+            member.mtime, member.mode = epoch, 0o755 if name in runs else 0o644
+            if data is None:
+                member.type = tarfile.DIRTYPE
+            else:
+                member.size = len(data)
+            tar.addfile(member, None if data is None else io.BytesIO(data))
 
 
 class CudaBuild:
@@ -240,6 +274,6 @@ def in_graph(path: Path | str) -> str:
 
 setup(
     ext_modules=[Extension("deepl0_kernels._C", sources=[], py_limited_api=True)],
-    cmdclass={"build_ext": NinjaBuild},
+    cmdclass={"build_ext": NinjaBuild, "sdist": Sources},
     options={"bdist_wheel": {"py_limited_api": f"cp3{OLDEST_PYTHON}"}},
 )

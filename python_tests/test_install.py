@@ -143,6 +143,18 @@ def test_pip_install(options, source, tmp_path):
     assert str(source if "-e" in options else venv) in out
 
 
+def test_source_distributions_are_the_same_bytes(source, tmp_path):
+    archives = []
+    for name in ("one", "other"):
+        copy = tmp_path / name
+        shutil.copytree(source, copy, ignore=shutil.ignore_patterns("build"))
+        (copy / "README.md").touch()
+        out = tmp_path / f"{name}-dist"
+        run(sys.executable, "setup.py", "-q", "sdist", "-d", out, cwd=copy, SOURCE_DATE_EPOCH="9")
+        archives.append(next(out.glob("*.tar.gz")).read_bytes())
+    assert archives[0] == archives[1]
+
+
 def test_a_broken_compiler_is_an_error_not_a_pure_python_installation(source, tmp_path):
     command = (
         sys.executable,
