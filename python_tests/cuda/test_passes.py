@@ -91,6 +91,7 @@ LAYERS = {
         8, 64, 4, factored=True, **at
     ),
     "DeepL0Encoder": lambda **at: dk.nn.DeepL0Encoder(8, 64, num_stages=3, **at),
+    "LISTA": lambda **at: dk.nn.LISTA(8, 64, num_stages=3, **at),
 }
 
 
