@@ -241,7 +241,7 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
         cuda_flags = f"{binding_flags} -isystem {in_command(toolkit.include)}"
         for source in sorted((CSRC / "torch" / "cuda").glob("*.cpp")):
             compile_one(source, f"{bound}/cuda/{source.stem}.o", cuda_flags)
-    for name in ("module", "plan"):
+    for name in ("module", "plan", "call"):
         compile_one(CSRC / f"{name}.cpp", f"{bound}/python_{name}.o", module_flags)
     for source in [*sorted((CSRC / "torch").glob("*.cpp")), CSRC / "torch_ops.cpp"]:
         compile_one(source, f"{bound}/{source.stem}.o", binding_flags)

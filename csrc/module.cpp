@@ -5,6 +5,7 @@
 #include <exception>
 #include <string>
 
+#include "call.h"
 #include "core/isa.h"
 #include "core/screen.h"
 #include "plan.h"
@@ -83,6 +84,10 @@ PyMODINIT_FUNC PyInit__C() {
     if (!type || PyModule_AddObject(module, "Plan", type) < 0) {
         Py_XDECREF(type);
         Py_XDECREF(module);
+        return nullptr;
+    }
+    if (!deepl0::add_calls(module)) {
+        Py_DECREF(module);
         return nullptr;
     }
     return module;

@@ -4,9 +4,11 @@
 #include "plan.h"
 
 #include <cstring>
-#include <exception>
 #include <vector>
 
+#include "call.h"
+#include "python.h"
+#include "torch/native.h"
 #include "torch/plan.h"
 
 namespace deepl0 {
@@ -14,75 +16,30 @@ namespace {
 
 using torch_ops::PlanMatrix;
 
-/// A new reference, given back at the end.
-class Ref {
-  public:
-    Ref() = default;
-    explicit Ref(PyObject* o) : o_(o) {}
-    Ref(Ref&& other) noexcept : o_(other.o_) { other.o_ = nullptr; }
-    Ref& operator=(Ref&& other) noexcept {
-        std::swap(o_, other.o_);
-        return *this;
-    }
-    ~Ref() { Py_XDECREF(o_); }
-    static Ref to(PyObject* o) {
-        Py_XINCREF(o);
-        return Ref(o);
-    }
-    PyObject* get() const { return o_; }
-    explicit operator bool() const { return o_ != nullptr; }
-    PyObject* release() {
-        PyObject* o = o_;
-        o_ = nullptr;
-        return o;
-    }
-
-  private:
-    PyObject* o_ = nullptr;
-};
-
-/// Thrown where Python has an exception.
-struct PythonError {};
-
-Ref checked(PyObject* o) {
-    if (!o) throw PythonError();
-    return Ref(o);
-}
-
 /// Names, and what of torch is called.
 struct Torch {
     PyObject *data_ptr, *version, *stride, *shape, *dtype, *is_cpu, *is_neg, *contiguous,
-        *requires_grad, *current_level;
-    PyObject *tensor, *parameter, *empty, *forward_ad, *float32, *int64, *options32, *options64;
-    std::vector<PyObject*> modes;  // each false where nothing is to be looked after
-    PyObject* grad_enabled;
+        *requires_grad;
+    PyObject *tensor, *parameter, *empty, *float32, *int64, *options32, *options64;
 };
 
 const Torch& torch_names() {
     static const Torch found = [] {
         Torch t;
-        const auto name = [](const char* text) {
-            PyObject* s = PyUnicode_InternFromString(text);
-            if (!s) throw PythonError();
-            return s;
-        };
-        t.data_ptr = name("data_ptr");
-        t.version = name("_version");
-        t.stride = name("stride");
-        t.shape = name("shape");
-        t.dtype = name("dtype");
-        t.is_cpu = name("is_cpu");
-        t.is_neg = name("is_neg");
-        t.contiguous = name("is_contiguous");
-        t.requires_grad = name("requires_grad");
-        t.current_level = name("_current_level");
+        t.data_ptr = interned("data_ptr");
+        t.version = interned("_version");
+        t.stride = interned("stride");
+        t.shape = interned("shape");
+        t.dtype = interned("dtype");
+        t.is_cpu = interned("is_cpu");
+        t.is_neg = interned("is_neg");
+        t.contiguous = interned("is_contiguous");
+        t.requires_grad = interned("requires_grad");
         const auto of = [](const Ref& module, const char* text) {
-            return checked(PyObject_GetAttrString(module.get(), text)).release();
+            return attribute(module, text).release();
         };
         const Ref torch = checked(PyImport_ImportModule("torch"));
-        const Ref c = checked(PyImport_ImportModule("torch._C"));
         const Ref nn = checked(PyImport_ImportModule("torch.nn"));
-        t.forward_ad = checked(PyImport_ImportModule("torch.autograd.forward_ad")).release();
         t.tensor = of(torch, "Tensor");
         t.parameter = of(nn, "Parameter");
         t.empty = of(torch, "empty");
@@ -90,28 +47,9 @@ const Torch& torch_names() {
         t.int64 = of(torch, "int64");
         t.options32 = checked(Py_BuildValue("{s:O}", "dtype", t.float32)).release();
         t.options64 = checked(Py_BuildValue("{s:O}", "dtype", t.int64)).release();
-        for (const char* mode :
-             {"_is_any_autocast_enabled", "_are_functorch_transforms_active",
-              "_len_torch_dispatch_stack", "_len_torch_function_stack", "_get_tracing_state"})
-            t.modes.push_back(of(c, mode));
-        t.grad_enabled = of(torch, "is_grad_enabled");
         return t;
     }();
     return found;
-}
-
-bool is_true(const Ref& o) {
-    const int t = PyObject_IsTrue(o.get());
-    if (t < 0) throw PythonError();
-    return t;
-}
-
-bool flag(PyObject* o, PyObject* name) { return is_true(checked(PyObject_GetAttr(o, name))); }
-
-int64_t integer(const Ref& o) {
-    const long long v = PyLong_AsLongLong(o.get());
-    if (v == -1 && PyErr_Occurred()) throw PythonError();
-    return v;
 }
 
 const void* address(PyObject* tensor) {
@@ -131,16 +69,6 @@ std::vector<int64_t> integers(const Ref& tuple) {
 bool is_tensor(PyObject* o) {
     const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(o));
     return type == torch_names().tensor || type == torch_names().parameter;
-}
-
-/// Whether nothing but a plain kernel has to do with a call now. recording: autograd is.
-bool plain(bool* recording) {
-    const Torch& t = torch_names();
-    for (PyObject* mode : t.modes)
-        if (is_true(checked(PyObject_CallNoArgs(mode)))) return false;
-    if (integer(checked(PyObject_GetAttr(t.forward_ad, t.current_level))) >= 0) return false;
-    *recording = is_true(checked(PyObject_CallNoArgs(t.grad_enabled)));
-    return true;
 }
 
 /// What a weight was when the plan was made.
@@ -257,20 +185,6 @@ PlanMatrix matrix_of(PyObject* t) {
     return m;
 }
 
-/// Turns what is thrown into a Python exception.
-template <class F>
-PyObject* guarded(const F& f) {
-    try {
-        return f();
-    } catch (const PythonError&) {
-    } catch (const std::bad_alloc&) {
-        PyErr_NoMemory();
-    } catch (const std::exception& error) {
-        PyErr_SetString(PyExc_RuntimeError, error.what());
-    }
-    return nullptr;
-}
-
 /// Plan(weights, held, served): tuples of W, S, D and bias, None where there is none.
 PyObject* create(PyTypeObject* type, PyObject* args, PyObject*) {
     PyObject *given, *held, *served;
@@ -317,8 +231,7 @@ struct Call {
     Call(const State& s, PyObject* x_, PyObject* const* operands, int64_t stages,
          PyObject* const* others, int count) {
         const Torch& t = torch_names();
-        bool recording;
-        if (!is_tensor(x_) || !plain(&recording)) return;
+        if (!is_tensor(x_) || !no_mode() || watched()) return;
         if (checked(PyObject_GetAttr(x_, t.dtype)).get() != t.float32 || !flag(x_, t.is_cpu))
             return;
         const auto shape = integers(checked(PyObject_GetAttr(x_, t.shape)));
@@ -326,7 +239,7 @@ struct Call {
         if (!is_true(checked(PyObject_CallMethodObjArgs(x_, t.contiguous, nullptr))) ||
             is_true(checked(PyObject_CallMethodObjArgs(x_, t.is_neg, nullptr))))
             return;
-        if (recording) {
+        if (torch_ops::grad_mode()) {
             if (flag(x_, t.requires_grad)) return;
             for (int i = 0; i < kOperands; ++i)
                 if (operands[i] != Py_None && flag(operands[i], t.requires_grad)) return;
@@ -361,20 +274,6 @@ std::vector<float> factors(PyObject* step, int64_t stages) {
     std::vector<float> v(size_t(stages), 1.0f);
     if (step != Py_None) memcpy(v.data(), address(step), size_t(stages) * sizeof(float));
     return v;
-}
-
-/// f() without Python's lock; its exceptions come through.
-template <class F>
-void unlocked(const F& f) {
-    std::exception_ptr thrown;
-    Py_BEGIN_ALLOW_THREADS;
-    try {
-        f();
-    } catch (...) {
-        thrown = std::current_exception();
-    }
-    Py_END_ALLOW_THREADS;
-    if (thrown) std::rethrow_exception(thrown);
 }
 
 /// The number of stages fits the weights.

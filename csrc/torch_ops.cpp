@@ -1,6 +1,7 @@
 // The CPU kernels of torch.ops.deepl0.*, one line per operator. The schemas stand in
 // deepl0_kernels/ops/<op>.py, the bindings in csrc/torch/<op>.cpp, the kernels in
 // csrc/core/<op>.cpp.
+#include "torch/addresses.h"
 #include "torch/bindings.h"
 
 namespace ops = deepl0::torch_ops;
@@ -76,9 +77,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_factored_saving(Tensor x
     return ops::encode_top_m_factored(x, W, D, bias, step, m, positive, true);
 }
 
-}  // namespace
-
-STABLE_TORCH_LIBRARY_IMPL(deepl0, CPU, m) {
+template <class Library>
+void implement(Library& m) {
     m.impl("threshold", TORCH_BOX(&ops::threshold));
     m.impl("threshold_backward", TORCH_BOX(&ops::threshold_backward));
     m.impl("top_m", TORCH_BOX(&ops::top_m));
@@ -110,3 +110,16 @@ STABLE_TORCH_LIBRARY_IMPL(deepl0, CPU, m) {
     m.impl("fista", TORCH_BOX(&ops::fista));
     m.impl("sparse_adam_", TORCH_BOX(&ops::sparse_adam_));
 }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(deepl0, CPU, m) { implement(m); }
+
+namespace deepl0::torch_ops {
+
+Boxed cpu_kernel(const std::string& name) {
+    static const Addresses all([](Addresses& m) { implement(m); });
+    return all.of(name);
+}
+
+}  // namespace deepl0::torch_ops

@@ -72,7 +72,14 @@ class Backend:
     def kernel(self, operator: str) -> Kernel:
         """What computes ``operator``."""
         if operator in self.composed:
-            return Kernel(*library.composed(operator, SAVING), checks=True, wide=False)
+            first, *twin = (
+                library.told(
+                    operator, _native(name, address, getattr(library.kernels, name).default._op)
+                )
+                for name in (operator, operator + SAVING)
+                if (address := library.kernels.address(name))
+            )
+            return Kernel(first, twin[0] if twin else first, checks=True, wide=False)
         launch, count = self.launcher(operator), len(_packet(operator).default._schema.returns)
         if not hasattr(torch.ops.deepl0, operator + SAVING):
             return Kernel(launch, launch, False, False)
@@ -89,6 +96,28 @@ def _packet(operator: str):
     return getattr(torch.ops.deepl0, operator)
 
 
+_KINDS = {
+    "Tensor": "t", "Optional[Tensor]": "T", "int": "i", "SymInt": "i", "float": "d", "bool": "b",
+    "str": "s", "List[int]": "l",
+}  # fmt: skip
+
+
+def kinds(operator: str) -> str:
+    """A letter for each argument of an operator, as csrc/call.cpp knows them."""
+    return "".join(
+        _KINDS[str(argument.type)] for argument in _packet(operator).default._schema.arguments
+    )
+
+
+def _native(name: str, address: int, otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel at an address (0: the extension's for the CPU) of an operator of that name, called
+    without the dispatcher; ``otherwise`` is called of what that would not do: tensors that a kernel
+    would misread, and calls that somebody watches."""
+    return _C.Native(
+        name, address, kinds(name), len(_packet(name).default._schema.returns), otherwise
+    )
+
+
 def _cpu_kernel(operator: str) -> Kernel:
     """The extension's, which autograd's keys stand before."""
 
@@ -99,7 +128,7 @@ def _cpu_kernel(operator: str) -> Kernel:
             with torch._C._AutoDispatchBelowAutograd():
                 return run(*args)
 
-        return call
+        return _native(name, 0, call)
 
     run, twin = below(operator), operator + SAVING
     saving = below(twin) if hasattr(torch.ops.deepl0, twin) else run

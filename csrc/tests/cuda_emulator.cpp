@@ -51,8 +51,16 @@ std::vector<Configuration> configurations;
 int multiprocessors = 132, shared_bytes = 232448;
 const char* refusal = nullptr;
 
+}  // namespace
+
+/// A callback: what the host does of a call is then all that is done.
+EXPORT int emulator_do_nothing(const Launch*) { return 0; }
+
+namespace {
+
 cudaError_t launch(const void* kernel, dim3 grid, dim3 block, void** arguments, size_t shared,
                    const void* stream) {
+    if (run == emulator_do_nothing) return error;
     const auto at = allowed.find(kernel);
     const uint64_t most = at == allowed.end() ? 48 << 10 : at->second;
     const Launch job{kernels().at(kernel).c_str(),
@@ -88,9 +96,6 @@ cudaStream_t current_stream() { return reinterpret_cast<cudaStream_t>(0x57eea3);
 }  // namespace deepl0::torch_ops::on_cuda
 
 EXPORT void emulator_set_run(Run callback) { run = callback; }
-
-/// A callback: what the host does of a call is then all that is done.
-EXPORT int emulator_do_nothing(const Launch*) { return 0; }
 
 /// By which new memory is filled; zeros are results that PyTorch's operators take.
 EXPORT void emulator_set_fill(int byte) { deepl0::torch_ops::on_cuda::fill_byte = byte; }

@@ -61,25 +61,17 @@ def refusal(device: torch.device) -> str | None:
     return None
 
 
-def composed(operator: str, saving: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The operator of the extension that serves ``operator`` of torch.ops.deepl0, and its twin of
-    that suffix, or itself where it has none: a pass each, checked and put together in C++
-    (csrc/torch/cuda)."""
+def told(operator: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run``, a pass that serves ``operator``, after which the rules know what they go by."""
+    if not operator.startswith("encode_top_m"):
+        return run
 
-    def call(name: str) -> Callable[..., Any]:
-        run = getattr(kernels, name).default._op
-        if not operator.startswith("encode_top_m"):
-            return run
+    def call(*args):
+        if _atomics or (_precision("cuda", "matmul") == "tf32") is not _told_tf32:
+            tell()
+        return run(*args)
 
-        def told(*args):
-            if _atomics or (_precision("cuda", "matmul") == "tf32") is not _told_tf32:
-                tell()
-            return run(*args)
-
-        return told
-
-    run = call(operator)
-    return run, call(operator + saving) if hasattr(kernels, operator + saving) else run
+    return call
 
 
 _told_tf32: bool | None = None

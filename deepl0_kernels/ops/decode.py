@@ -44,9 +44,7 @@ def _prepare(values, indices, D):
 
 registration.differentiate("decode", _setup, _backward)
 registration.refuse_double_backward("decode_backward", "decode")
-_decode = registration.serve(
-    "decode", reference.decode, _prepare, low=(0, 2), as_is=lambda values, *_: values.dim() == 2
-)
+_decode = registration.serve("decode", reference.decode, _prepare, low=(0, 2), dims=2)
 registration.vmap_rows("decode", rows=(0, 1), batch_dims=(0,))
 
 

@@ -143,16 +143,14 @@ _encode_l0 = registration.serve(
     lambda *args: reference.encode_l0(*args)[0],
     _prepare_l0,
     low=(0, 1, 2, 3),
-    as_is=lambda x, W, S, bias, theta, num_stages, *_: (
-        x.dim() == 2 and (S is None or num_stages > 1)
-    ),
+    dims=2,
 )
 _encode_top_m = registration.serve(
     "encode_top_m",
     lambda *args: reference.encode_top_m(*args)[:2],
     _prepare_top_m,
     low=(0, 1, 2, 3),
-    as_is=lambda x, W, S, bias, m, num_stages, _: x.dim() == 2 and (S is None or num_stages > 1),
+    dims=2,
 )
 registration.vmap_rows("encode_l0", rows=(0,), batch_dims=(0,))
 registration.vmap_rows("encode_top_m", rows=(0,), batch_dims=(0, 0))

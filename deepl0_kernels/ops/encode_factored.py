@@ -136,11 +136,6 @@ def _prepare_top_m(x, W, D, bias, step, m, positive):
     return *operands, m, checks.boolean("positive", positive)
 
 
-def _never(*_) -> bool:
-    """The arguments of the public functions have another form than those of the operators."""
-    return False
-
-
 registration.differentiate("encode_l0_factored", _setup_l0, _backward_l0)
 registration.differentiate("encode_top_m_factored", _setup_top_m, _backward_top_m)
 registration.refuse_double_backward("encode_l0_factored_backward", "encode_l0")
@@ -150,14 +145,16 @@ encode_l0_factored = registration.serve(
     lambda *args: reference.encode_l0_factored(*args)[0],
     _prepare_l0,
     low=(0, 1, 2, 3),
-    as_is=_never,
+    dims=2,
+    absent=4,
 )
 encode_top_m_factored = registration.serve(
     "encode_top_m_factored",
     lambda *args: reference.encode_top_m_factored(*args)[:2],
     _prepare_top_m,
     low=(0, 1, 2, 3),
-    as_is=_never,
+    dims=2,
+    absent=4,
 )
 registration.vmap_rows("encode_l0_factored", rows=(0,), batch_dims=(0,))
 registration.vmap_rows("encode_top_m_factored", rows=(0,), batch_dims=(0, 0))

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .. import _C
 from .._isolation import isolated
 from ..backends import (
     GPU,
@@ -39,6 +40,7 @@ from ..backends import (
     choose,
     implementation,
     kernel_of,
+    kinds,
     register,
     serve_device,
 )
@@ -48,13 +50,6 @@ from .operands import CHECKS
 # Held for the life of the process: destroying it would take the kernels back.
 _library = torch.library.Library("deepl0", "FRAGMENT")
 _DEVICES = ("cpu", "cuda")
-# What a thread has switched on where nothing is: every other key is a mode of PyTorch's.
-_KEYS = torch._C.DispatchKey
-_USUAL = torch._C.DispatchKeySet(_KEYS.BackendSelect) | torch._C.DispatchKeySet(
-    _KEYS.ADInplaceOrView
-)
-_MODES = ~_USUAL.raw_repr()
-_TENSORS = frozenset((Tensor, torch.nn.Parameter))
 
 
 def define(name: str, schema: str, fake: Callable) -> None:
@@ -110,13 +105,13 @@ def native(name: str) -> Callable:
             raise error
         return (operator if at is None or not isinstance(args[at], Tensor) else other)(*args)
 
-    return _at_once(name, operator, None, otherwise, public=False)
+    return _at_once(name, kinds(name), 0, otherwise, public=False)
 
 
 def _at_once(
     name: str,
-    operator,
-    as_is: Callable[..., bool] | None,
+    forms: str,
+    dims: int,
     otherwise: Callable[[tuple, Exception | None], Any],
     public: bool,
 ) -> Callable:
@@ -124,64 +119,21 @@ def _at_once(
     call, an eager one of plain tensors under no tracing, mode, transform of torch.func, autocast or
     forward mode; else by ``otherwise``, which is also told of the kernel's error.
 
-    It stands in the way of every small call, so it is one function, of locals.
+    All of it but the look at a tracer is csrc/call.cpp, as it stands in the way of every call.
 
     Args:
-        as_is: whether arguments of the right types have the form that the operator takes.
+        forms: of the arguments of a call at once, as in ``kinds``; "n": None.
+        dims: dimensions that the first of them has; 0: any.
         public: whether arguments may be wrong, which the kernel has to check, and the call is one
             that is reported.
     """
-    allowed = [_types(argument) for argument in operator._schema.arguments]
-    tensors_of: dict[tuple[type, ...], tuple[int, ...] | None] = {}  # of the types of arguments
-    included, autocast = torch._C._dispatch_tls_local_include_set, torch._C._is_any_autocast_enabled
-    records, formulas, kernels, last = torch.is_grad_enabled, _formulas, KERNELS, LAST
-    is_compiling = torch.compiler.is_compiling
-
-    def tensors_among(kinds: tuple[type, ...]) -> tuple[int, ...] | None:
-        plain = len(kinds) == len(allowed) and all(map(frozenset.__contains__, allowed, kinds))
-        found = tuple(i for i, kind in enumerate(kinds) if kind in _TENSORS)
-        tensors_of[kinds] = found if plain else None
-        return tensors_of[kinds]
+    entrance = _C.AtOnce(name, forms, dims, public, otherwise, KERNELS, kernel_of, _formulas, LAST)
+    is_compiling = torch.compiler.is_dynamo_compiling
 
     def call(*args):
         if is_compiling():
             return otherwise(args, None)
-        kinds = tuple(map(type, args))
-        tensors = tensors_of[kinds] if kinds in tensors_of else tensors_among(kinds)
-        if (
-            tensors is None
-            or included().raw_repr() & _MODES
-            or autocast()
-            or forward_ad._current_level >= 0
-            or (as_is is not None and not as_is(*args))
-        ):
-            return otherwise(args, None)
-        first = args[0]
-        on_cpu = first.is_cpu
-        key = name if on_cpu else (name, first.get_device()) if first.is_cuda else None
-        for at in tensors:
-            if args[at].is_cpu is not on_cpu:
-                return otherwise(args, None)
-        kernel = kernels[key] if key in kernels else kernel_of(name, first)
-        if (
-            kernel is None
-            or not (kernel.wide or first.dtype in kernel.dtypes)
-            or (public and not kernel.checks)
-        ):
-            return otherwise(args, None)
-        if public:
-            last[0] = kernel.call
-        try:
-            if records():
-                for at in tensors:
-                    if args[at].requires_grad:
-                        if name in formulas:
-                            return formulas[name](*args, kernel.saving)
-                        with torch.no_grad():
-                            return kernel.run(*args)
-            return kernel.run(*args)
-        except (RuntimeError, TypeError, OverflowError) as error:
-            return otherwise(args, error)
+        return entrance(*args)
 
     return call
 
@@ -191,7 +143,8 @@ def serve(
     reference: Callable,
     prepare: Callable | None = None,
     low: Sequence[int] | None = (),
-    as_is: Callable[..., bool] | None = None,
+    dims: int = 0,
+    absent: int | None = None,
 ) -> Callable:
     """Register with :func:`deepl0_kernels.backends.implementation`, and the autocast rule. Returns
     the function behind the public one, which takes its arguments in the order of the operator.
@@ -201,14 +154,15 @@ def serve(
         low: under autocast the tensor arguments at these positions are cast to the autocast dtype
             (they feed matrix products), the others to float32, so thresholds and selection are
             float32. None: nothing is cast, of an operator that only moves values.
-        as_is: whether arguments of the right types have the form that the operator takes.
+        dims: dimensions that the operator's first argument has; 0: any number.
+        absent: position of an optional argument that the kernel does not check as its public
+            function does: it is None in a call at once.
 
     Checks in Python take a third of the time of a small call, and the compiled kernels make all of
     them again. So plain tensors and numbers of the operator's own types go to the kernel unchecked;
     if it refuses them, ``prepare`` says by name what is wrong with them, and the kernel's own error
     stands where it finds nothing.
     """
-    operator = getattr(torch.ops.deepl0, name).default
     if low is not None:
         for overload, function in _overloads(name):
             for device in _DEVICES:
@@ -233,17 +187,10 @@ def serve(
             raise error
         return implementation(name, args[0])(*args)
 
-    return _at_once(name, operator, as_is, otherwise, public=True)
-
-
-def _types(argument) -> frozenset:
-    """The types of Python that the operator takes as they are."""
-    kind = str(argument.type)
-    if kind == "List[int]":
-        return frozenset((list,))
-    if "Tensor" in kind:
-        return _TENSORS | {type(None)} if "Optional" in kind or "?" in kind else _TENSORS
-    return frozenset(({"int": int, "SymInt": int, "float": float, "str": str, "bool": bool}[kind],))
+    forms = kinds(name)
+    if absent is not None:
+        forms = f"{forms[:absent]}n{forms[absent + 1 :]}"
+    return _at_once(name, forms, dims, otherwise, public=True)
 
 
 def _autocast(function: Callable, device: str, low: Sequence[int]) -> Callable:
@@ -364,32 +311,11 @@ def _differentiate(overload: str, operator, twin, setup, backward) -> None:
 def _formula(operator, saves: bool, setup, backward) -> type[torch.autograd.Function]:
     """The operator, differentiable. The last argument of its ``apply`` is what computes it: where
     it ``saves``, the operator's twin."""
-    count = len(operator._schema.returns)
-
-    def forward(ctx, *args):
-        *inputs, run = args
-        output = run(*inputs)
-        ctx.set_materialize_grads(False)  # of what has none, zeros would be made for nobody
-        setup(ctx, inputs, output)
-        if not saves:
-            return output
-        return output[0] if count == 1 else output[:count]
-
-    nothing = (None,) * (len(operator._schema.arguments) + 1)
-    elsewhere = isolated()(backward)
-    autocast, dtype = torch._C._is_any_autocast_enabled, torch.get_default_dtype
-
-    def differentiated(ctx, *grads):
-        for grad in grads:
-            if grad is not None:
-                break
-        else:
-            return nothing
-        if autocast() or dtype() is not torch.float32:
-            return *elsewhere(ctx, *grads), None
-        return *backward(ctx, *grads), None
-
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(differentiated)}
+    schema = operator._schema
+    of = _C.Formula(
+        len(schema.arguments), len(schema.returns), saves, setup, backward, isolated()(backward)
+    )
+    methods = {"forward": staticmethod(of.forward), "backward": staticmethod(of.backward)}
     return type(f"DerivativeOf_{operator._opname}", (torch.autograd.Function,), methods)
 
 
@@ -431,23 +357,7 @@ def records_gradient(*args) -> bool:
     return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
 
 
-def mask(ctx, *positions: int) -> int:
-    """The set of gradients that are wanted: bit i for the input at the i-th of the positions."""
-    needed, bits, bit = ctx.needs_input_grad, 0, 1
-    for position in positions:
-        if needed[position]:
-            bits |= bit
-        bit <<= 1
-    return bits
-
-
-def wanted(bits: int, *grads: Tensor) -> list[Tensor | None]:
-    """The gradients that were asked for; the others, which are empty, as None."""
-    found: list[Tensor | None] = []
-    for grad in grads:
-        found.append(grad if bits & 1 else None)
-        bits >>= 1
-    return found
+mask, wanted = _C.mask, _C.wanted
 
 
 def gradient(operand: Tensor, wanted: int | bool) -> Tensor:

@@ -26,7 +26,10 @@ SOURCES = (
 )  # fmt: skip
 ARCH = "80"
 # What the bindings of the CUDA kernels share with those of the CPU's.
-SHARED = ("torch/bindings.h", "torch/bindings.cpp", "torch/shim.h", "torch/shim.cpp")
+SHARED = (
+    "torch/bindings.h", "torch/bindings.cpp", "torch/shim.h", "torch/shim.cpp", "torch/addresses.h",
+    "torch/native.h",
+)  # fmt: skip
 
 
 class Emulated(NamedTuple):

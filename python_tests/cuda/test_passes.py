@@ -19,15 +19,15 @@ from .recording import recording
 # Case of bench.host -> at most so many operators of the dispatcher, and functions that the
 # interpreter calls; of these torch.autograd.grad has some 50.
 MOST = {
-    "top_m": (1, 12),
-    "keep_top_m": (1, 12),
-    "encode_top_m forward": (1, 22),
-    "encode_top_m forward + backward": (2, 110),
-    "encode_l0 forward": (1, 22),
-    "encode_l0 forward + backward": (2, 110),
-    "helu forward + backward": (2, 110),
-    "decode forward": (1, 19),
-    "decode forward + backward": (2, 105),
+    "top_m": (1, 6),
+    "keep_top_m": (1, 6),
+    "encode_top_m forward": (1, 14),
+    "encode_top_m forward + backward": (2, 88),
+    "encode_l0 forward": (1, 16),
+    "encode_l0 forward + backward": (2, 88),
+    "helu forward + backward": (2, 84),
+    "decode forward": (1, 14),
+    "decode forward + backward": (2, 86),
 }
 
 
@@ -91,6 +91,7 @@ LAYERS = {
         8, 64, 4, factored=True, **at
     ),
     "DeepL0Encoder": lambda **at: dk.nn.DeepL0Encoder(8, 64, num_stages=3, **at),
+    "LISTA": lambda **at: dk.nn.LISTA(8, 64, num_stages=3, **at),
 }
 
 

@@ -90,27 +90,31 @@ cuda::DType dtype_of(const Tensor& t, const char* name) {
 
 size_t element_of(const Tensor& t, const char* name) { return cuda::size_of(dtype_of(t, name)); }
 
+#ifdef DEEPL0_CUDA_EMULATED
 namespace {
 
-/// The bytes from the first to the last element of a tensor.
-int64_t span_of(const Tensor& t) {
+/// From its first to its last element, kernels may touch a tensor.
+void may_touch(const Tensor& t) {
     int64_t last = 0;
     for (int64_t i = 0; i < t.dim(); ++i) {
-        if (t.size(i) == 0) return 0;
+        if (t.size(i) == 0) return;
         last += (t.size(i) - 1) * t.stride(i);
     }
-    return (last + 1) * int64_t(t.element_size());
+    on_cuda::may_touch(t.const_data_ptr(), (last + 1) * int64_t(t.element_size()));
 }
 
 }  // namespace
+#else
+static void may_touch(const Tensor&) {}
+#endif
 
 const void* data_of(const Tensor& t) {
-    may_touch(t.const_data_ptr(), span_of(t));
+    may_touch(t);
     return t.const_data_ptr();
 }
 
 void* mutable_data_of(const Tensor& t) {
-    may_touch(t.const_data_ptr(), span_of(t));
+    may_touch(t);
     return t.mutable_data_ptr();
 }
 

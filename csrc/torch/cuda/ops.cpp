@@ -1,5 +1,6 @@
 #include "torch/cuda/ops.h"
 
+#include "torch/addresses.h"
 #include "torch/cuda/rules.h"
 
 namespace ops = deepl0::torch_ops::on_cuda;
@@ -64,6 +65,7 @@ STABLE_TORCH_LIBRARY(deepl0_cuda, m) {
     m.def("probe(int device) -> ()");
     m.def("tell_rules(bool tf32, bool atomics) -> ()");
     m.def("force_rules(str way, int elements) -> ()");
+    m.def("address(str name) -> int");
 }
 
 namespace {
@@ -96,6 +98,13 @@ void implement(Library& m) {
     m.impl("product_on_support", TORCH_BOX(&ops::product_on_support));
 }
 
+/// Of a boxed kernel (torch/native.h), 0 where there is none of that name.
+int64_t address(std::string name) {
+    using deepl0::torch_ops::Addresses;
+    static const Addresses all([](Addresses& m) { implement(m); });
+    return int64_t(reinterpret_cast<intptr_t>(all.of(name)));
+}
+
 }  // namespace
 
 #ifdef DEEPL0_CUDA_EMULATED
@@ -110,4 +119,5 @@ STABLE_TORCH_LIBRARY_IMPL(deepl0_cuda, CompositeExplicitAutograd, m) {
     m.impl("probe", TORCH_BOX(&ops::probe));
     m.impl("tell_rules", TORCH_BOX(&ops::tell_rules));
     m.impl("force_rules", TORCH_BOX(&ops::force_rules));
+    m.impl("address", TORCH_BOX(&address));
 }
