@@ -15,9 +15,11 @@ Protocol, for each of the two problems (exactly m nonzeros; penalty lam ||a||_0)
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,9 +81,25 @@ class Row:
     reconstruction_error: float  # percent
 
 
-def run(config: Config, out: Path, progress: bool = True) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Learned:
+    """What is made of the training signals of one problem, before anything is compared."""
+
+    D: Tensor
+    dictionary: dict[str, Any]
+    optimal: Tensor  # codes of the held-out signals
+    statistics: dict[str, float]
+    encoder: dict[str, Tensor]
+    losses: list[float]
+    seconds: dict[str, float]
+
+
+def run(config: Config, out: Path, progress: bool = True, processes: int = 1) -> dict[str, Any]:
     """Run the demo and write ``record.json``, ``table.txt``, ``figure.png``, ``figure.svg`` and the
     trained encoders into ``out``. Returns the record; ``record["claim_holds"]`` is the verdict.
+
+    Both problems are learned side by side where ``processes`` > 1, by new processes, to the same
+    bits; nothing is timed before they have ended.
     """
     # Missing dependencies and an unwritable folder show now, not after the training.
     for module in ("matplotlib", "sklearn", "threadpoolctl", *(("tqdm",) if progress else ())):
@@ -91,9 +109,14 @@ def run(config: Config, out: Path, progress: bool = True) -> dict[str, Any]:
     started = time.perf_counter()
     with one_thread():
         data = signals(config, config.seed)
+        keys = (MSparse.key, L0Regularized.key)
+        if processes > 1:
+            learned = _side_by_side(config, keys, out, progress)
+        else:
+            learned = [_learn(config.problem(key), config, data, progress) for key in keys]
         problems = {
-            key: _problem(config.problem(key), config, data, out, progress)
-            for key in (MSparse.key, L0Regularized.key)
+            key: _problem(config.problem(key), config, data.test, found, out)
+            for key, found in zip(keys, learned, strict=True)
         }
         environment = record.environment()
     holds = all(problem["claim_holds"] for problem in problems.values())
@@ -219,9 +242,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _problem(
-    problem: Problem, config: Config, data: Signals, out: Path, progress: bool
-) -> dict[str, Any]:
+def _learn(problem: Problem, config: Config, data: Signals, progress: bool) -> Learned:
     x, test = data.train, data.test
     seconds = {}
 
@@ -246,7 +267,45 @@ def _problem(
         f"{problem.name} encoder",
     )
     seconds["training"] = time.perf_counter() - clock
+    statistics = {
+        "converged": best.converged.double().mean().item(),
+        "mean_iterations": best.iterations.double().mean().item(),
+        "objective": best.objective[-1].double().mean().item(),
+    }
+    state = encoder.state_dict()
+    return Learned(D, describe(learned), best.dense, statistics, state, losses, seconds)
 
+
+def _side_by_side(
+    config: Config, keys: tuple[str, ...], out: Path, progress: bool
+) -> list[Learned]:
+    """By a process for each problem; the last one, which takes longest, shows its progress."""
+    files = [out / f"{key}.pt" for key in keys]
+    shown = [progress and key == keys[-1] for key in keys]
+    arguments = list(zip([config] * len(keys), keys, files, shown, strict=True))
+    # Leaving the pool ends what still runs, after Ctrl-C too.
+    with multiprocessing.get_context("spawn").Pool(len(keys), _ignore_interrupts) as pool:
+        pool.starmap(_learn_into, arguments, chunksize=1)
+    return [Learned(**record.read_tensors(file)) for file in files]
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _learn_into(config: Config, key: str, file: Path, progress: bool) -> None:
+    with one_thread():
+        data = signals(config, config.seed)
+        learned = _learn(config.problem(key), config, data, progress)
+    record.write_tensors(file, {f.name: getattr(learned, f.name) for f in fields(learned)})
+
+
+def _problem(
+    problem: Problem, config: Config, test: Tensor, learned: Learned, out: Path
+) -> dict[str, Any]:
+    D, seconds = learned.D, dict(learned.seconds)
+    encoder = problem.encoder(D, config.num_stages).eval()
+    encoder.load_state_dict(learned.encoder)
     mu = safe_step(D)
     l1 = partial(problem.l1, D=D)
     methods: dict[str, Callable[[Tensor], Tensor]] = {}
@@ -261,7 +320,7 @@ def _problem(
     clock = time.perf_counter()
     batch = test[: config.timing_batch].contiguous()
     rows = []
-    optimal_codes = best.dense
+    optimal_codes = learned.optimal
     timed: dict[str, Callable[[Tensor], Tensor]] = {**methods, "l1": l1}
     with torch.no_grad():
         times = interleaved_medians(
@@ -296,12 +355,10 @@ def _problem(
         "optimal": {
             "reconstruction_error": reconstruction_error(test, D, optimal_codes),
             "nonzeros": (optimal_codes != 0).sum(1).double().mean().item(),
-            "converged": best.converged.double().mean().item(),
-            "mean_iterations": best.iterations.double().mean().item(),
-            "objective": best.objective[-1].double().mean().item(),
+            **learned.statistics,
         },
-        "dictionary": describe(learned),
-        "training_loss": losses,
+        "dictionary": learned.dictionary,
+        "training_loss": learned.losses,
         "seconds": seconds,
         "encoder_error": encoder_error,
         "iterative_error": iterative_error,
