@@ -3,6 +3,7 @@
 from .baseline import BaselineEncoder
 from .encoders import LISTA, DeepL0Encoder, DeepMSparseEncoder
 from .heads import ClusterHead
+from .htp import DeepHTPEncoder
 from .joint import JointSparseClustering
 from .schedules import SigmaSchedule
 from .tagnet import TAGNet
@@ -11,6 +12,7 @@ __all__ = [
     "LISTA",
     "BaselineEncoder",
     "ClusterHead",
+    "DeepHTPEncoder",
     "DeepL0Encoder",
     "DeepMSparseEncoder",
     "JointSparseClustering",

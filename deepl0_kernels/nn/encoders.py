@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -13,10 +12,10 @@ from ..ops import SparseCode, checks, encode_l0, encode_top_m, soft_threshold
 from ..ops.encode_factored import entries_of_stages
 from ..ops.thresholds import GRADS
 from ..solvers import step as steps_of_solvers
-from .unrolled import Encoder, Thresholded
+from .unrolled import Encoder, Ramped, Thresholded
 
 
-class DeepL0Encoder(Thresholded):
+class DeepL0Encoder(Ramped):
     """Deep l0-regularized encoder: hard thresholds, trained through the ramp of HELU_sigma.
 
     Args:
@@ -86,20 +85,6 @@ class DeepL0Encoder(Thresholded):
         self.sigma = 0.2
         self.reset_parameters()
 
-    @property
-    def sigma(self) -> float:
-        """Width of the ramp in training mode."""
-        return self._sigma
-
-    @sigma.setter
-    def sigma(self, value: float) -> None:
-        value = checks.number("sigma", value)
-        checks.sigma(value)
-        # One dimension: torch.compile gives a tensor [] in float64 a symbol for its value, finds
-        # after lowering that nobody uses it, and traces the whole graph anew.
-        self._ramp = torch.tensor([value], dtype=torch.float64, device="cpu")
-        self._sigma = value
-
     def reset_parameters(self) -> None:
         """A random dictionary, and theta of lam = 0.5."""
         super().reset_parameters()
@@ -158,12 +143,8 @@ class DeepL0Encoder(Thresholded):
     def forward(self, x: Tensor) -> Tensor:
         """Codes [..., p] of x [..., n]; through the ramp of width sigma in training mode."""
         self._check(x)
-        sigma: float | Tensor = 0.0
-        if self.training:
-            # A graph reads the tensor when it is run: one serves a whole schedule.
-            sigma = self._ramp.squeeze() if torch.compiler.is_compiling() else self.sigma
         return encode_l0(
-            x, self.W, self.S, self.theta, sigma=sigma, grad=self.grad, **self._options()
+            x, self.W, self.S, self.theta, sigma=self._width(), grad=self.grad, **self._options()
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..ops import checks
-from .encoders import DeepL0Encoder
+from .unrolled import Ramped
 
 _STATE = ("initial", "factor", "floor", "epoch")
 
@@ -14,7 +14,7 @@ class SigmaSchedule:
     """Sets ``encoder.sigma`` to ``max(initial * factor**epoch, floor)``; :meth:`step` each epoch.
 
     Args:
-        encoder: a :class:`DeepL0Encoder`; its sigma is set at once.
+        encoder: a :class:`DeepL0Encoder` or :class:`DeepHTPEncoder`; its sigma is set at once.
         initial: width in the first epoch, in (0, 1]. factor: in (0, 1].
         floor: in (0, initial]. The paper lets sigma vanish; the slope 1/sigma on the ramp then
             grows without bound, while fewer and fewer entries lie on it, and training diverges.
@@ -35,13 +35,15 @@ class SigmaSchedule:
 
     def __init__(
         self,
-        encoder: DeepL0Encoder,
+        encoder: Ramped,
         initial: float = 0.2,
         factor: float = 0.1,
         floor: float = 0.05,
     ) -> None:
-        if not isinstance(encoder, DeepL0Encoder):
-            raise TypeError(f"encoder must be a DeepL0Encoder, got {type(encoder).__name__}")
+        if not isinstance(encoder, Ramped):
+            raise TypeError(
+                f"encoder must be a DeepL0Encoder or a DeepHTPEncoder, got {type(encoder).__name__}"
+            )
         self.encoder = encoder
         self._set(initial, factor, floor, 0)
 

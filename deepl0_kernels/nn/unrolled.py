@@ -15,14 +15,14 @@ from . import initial
 
 # exp stays finite and > 0 between these in float32; beyond them the value rests while its logarithm
 # is still moved by the gradient, so that it can come back.
-_LOG_RANGE = 80.0
+LOG_RANGE = 80.0
 
 
 def exponential(log: Tensor) -> Tensor:
     """exp(log) > 0 of a parameter; float32 where that is of half precision."""
     wide = log.double() if log.dtype == torch.float64 else log.float()
     # Clamped in value only: the gradient reaches a parameter that has left the range.
-    return torch.exp(wide + (wide.clamp(-_LOG_RANGE, _LOG_RANGE) - wide).detach())
+    return torch.exp(wide + (wide.clamp(-LOG_RANGE, LOG_RANGE) - wide).detach())
 
 
 class Encoder(Planned):
@@ -207,3 +207,27 @@ class Thresholded(Encoder):
     def theta(self) -> Tensor:
         """Thresholds [p] or [K, p], > 0; float32 for half-precision modules."""
         return exponential(self.log_theta)
+
+
+class Ramped(Thresholded):
+    """One with hard thresholds, which are trained through the ramp of HELU_sigma."""
+
+    @property
+    def sigma(self) -> float:
+        """Width of the ramp in training mode."""
+        return self._sigma
+
+    @sigma.setter
+    def sigma(self, value: float) -> None:
+        value = checks.number("sigma", value)
+        checks.sigma(value)
+        # One dimension: torch.compile gives a tensor [] in float64 a symbol for its value, finds
+        # after lowering that nobody uses it, and traces the whole graph anew.
+        self._ramp = torch.tensor([value], dtype=torch.float64, device="cpu")
+        self._sigma = value
+
+    def _width(self) -> float | Tensor:
+        """Sigma in training mode; a graph reads it when it is run: one serves a whole schedule."""
+        if not self.training:
+            return 0.0
+        return self._ramp.squeeze() if torch.compiler.is_compiling() else self.sigma

@@ -9,12 +9,7 @@ from typing import Any
 
 from .._report.drawing import Heading
 from .._report.page import Block
-from .study import SIZES, Study, values
-
-PAPER = (
-    "Values marked (paper) are those of Wang, Ling, Huang 2016, whose protocol is partly open; "
-    "they are a reference, not a target that these rows were tuned to."
-)
+from .study import Study, values
 
 
 def entry(seen: Sequence[float | None], digits: int = 2) -> str:
@@ -27,23 +22,22 @@ def entry(seen: Sequence[float | None], digits: int = 2) -> str:
 
 
 def errors(study: Study, results: dict[str, Any], table: str):
-    """A table as a pandas frame of strings: methods by code size, the paper's values below."""
+    """A table as a pandas frame of strings: methods by code size, the published values below."""
     import pandas
 
-    shown, sizes = study.tables[table], results["sizes"]
-    rows = study.rows(results["cells"], table)
+    shown = study.tables[table]
+    rows, wanted = study.rows(results["cells"], table), shown.columns(results["sizes"])
     methods = study.order(rows)
 
-    def cell(method: str, p: int) -> str:
-        seen = values(rows, method, p, shown.metric)
+    def cell(method: str, p: int, metric: str) -> str:
+        seen = values(rows, method, p, metric)
         return entry(seen) + study.remark(results, table, method, p) if seen else ""
 
-    columns = {f"p = {p}": [cell(method, p) for method in methods] for p in sizes}
+    columns = {c.title: [cell(method, c.p, c.metric) for method in methods] for c in wanted}
     frame = pandas.DataFrame(columns, index=pandas.Index(methods, name=shown.heading))
     for method, published in shown.published.items():
-        frame.loc[f"{method} (paper)"] = {
-            f"p = {p}": f"{published[SIZES.index(p)]:.{shown.digits}f}" if p in SIZES else ""
-            for p in sizes
+        frame.loc[f"{method} ({study.mark})"] = {
+            c.title: "" if c.at is None else f"{published[c.at]:.{shown.digits}f}" for c in wanted
         }
     return frame
 
@@ -93,4 +87,4 @@ def blocks(study: Study, results: dict[str, Any], out: Path) -> list[Block]:
         found.append(Heading(f"Protocol of {name}"))
         found.append([f"{key}: {value}" for key, value in protocol.items()])
     run = [f"seeds: {results['seeds']}", *(f"cells: {line}" for line in machines(results))]
-    return [*found, run, PAPER]
+    return [*found, run, study.source]

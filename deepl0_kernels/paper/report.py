@@ -8,7 +8,7 @@ from .._files import write_atomically
 from .._report.drawing import Drawn
 from .._report.page import as_html, as_markdown, document
 from .rendering import blocks
-from .tables import STUDIES
+from .tables import studies_in
 
 
 def write(folder: Path) -> Path:
@@ -23,8 +23,7 @@ def write(folder: Path) -> Path:
     import pandas
 
     parts = []
-    there = [study for study in STUDIES if (folder / f"{study.name}.json").exists()]
-    for study in there or STUDIES[:1]:  # of nothing the first says what to run
+    for study in studies_in(folder):
         results = study.read(folder)
         found = blocks(study, results, folder)
         lines = pandas.DataFrame(study.lines(results)).to_csv(index=False)

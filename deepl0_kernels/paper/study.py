@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -33,6 +33,16 @@ SIZES = (128, 256, 512)  # the paper's
 CLAIMS = "Claims, judged by the means"
 
 
+class Column(NamedTuple):
+    """Of a table: whose figures it holds, and where its published values stand among those of a
+    method, if there are any."""
+
+    title: str
+    p: int
+    metric: str
+    at: int | None
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of the paper, the choices it is computed by, and its values at p of ``SIZES``.
@@ -48,6 +58,13 @@ class Table:
     metric: str = "error"
     unit: str = "%"
     digits: int = 2
+
+    def columns(self, sizes: Sequence[int]) -> list[Column]:
+        """What it shows of these sizes."""
+        return [
+            Column(f"p = {p}", p, self.metric, SIZES.index(p) if p in SIZES else None)
+            for p in sizes
+        ]
 
     @property
     def heading(self) -> str:
@@ -108,12 +125,18 @@ class Study(ABC):
         "table", "method", "p", "seed", "error", "loss", "environment"
     )  # fmt: skip
     choices_key: ClassVar[str] = "protocols"  # of the results
+    sizes: ClassVar[Sequence[int]] = SIZES  # unless others are asked for
+    mark: ClassVar[str] = "paper"  # of published values, whose source is
+    source: ClassVar[str] = (
+        "Values marked (paper) are those of Wang, Ling, Huang 2016, whose protocol is partly open; "
+        "they are a reference, not a target that these rows were tuned to."
+    )
 
     # What a study is
 
-    @abstractmethod
     def signals(self, protocol: Any, seed: int) -> Tensor:
-        """The signals [N, n] that the cells train on."""
+        """The signals [N, n] that the cells train on, where they do not depend on their size."""
+        raise NotImplementedError
 
     def largest_m(self, protocol: Any) -> int:
         """No code can be smaller."""
@@ -122,6 +145,23 @@ class Study(ABC):
     def fits(self, protocol: Any, x: Tensor) -> None:
         """The choices fit the signals x [N, n], else a ValueError."""
         return
+
+    def check_signals(self, table: str, protocol: Any, sizes: Sequence[int], seed: int) -> None:
+        """Protocol and sizes fit the signals, else a ValueError."""
+        x = self.signals(protocol, seed)
+        self.fits(protocol, x)
+        for p in sizes:
+            checks.integer("p", p, 1, len(x), f"the training signals of {table}")
+
+    def race(
+        self, results: dict[str, Any], out: Path, seconds: float, again: bool = False
+    ) -> list[tuple[dict[str, Any], str]]:
+        """Take the times that ``out`` lacks, or all of them ``again``; each, and what it says.
+
+        Raises:
+            FileNotFoundError: ``out`` lacks a cell. ValueError: it is of other choices.
+        """
+        return []
 
     @abstractmethod
     def cell(self, part: str, method: str, p: int, job: Job) -> Cell:
@@ -197,10 +237,7 @@ class Study(ABC):
                 if p < (least := self.largest_m(protocol)):
                     raise ValueError(f"p must be at least M = {least}, got {p}")
         for table, protocol in protocols.items():
-            x = self.signals(protocol, seeds[0])
-            self.fits(protocol, x)
-            for p in sizes:
-                checks.integer("p", p, 1, len(x), f"the training signals of {table}")
+            self.check_signals(table, protocol, sizes, seeds[0])
         record.agree(out / "run.json", self.note(protocols), write=False)
 
     def run(

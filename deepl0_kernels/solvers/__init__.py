@@ -10,12 +10,14 @@ from .result import SolverResult
 from .stability import support_margin
 from .step import squared_norm
 from .task_driven import TaskDrivenDictionary, elastic_net
+from .weights import analytic_weights
 
 __all__ = [
     "DictionaryLearner",
     "DictionaryResult",
     "SolverResult",
     "TaskDrivenDictionary",
+    "analytic_weights",
     "cosamp",
     "eigengap",
     "elastic_net",

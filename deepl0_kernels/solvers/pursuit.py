@@ -119,6 +119,7 @@ class LeastSquares:
     By Cholesky on the Gram matrix of unit atoms. An atom whose squared distance from the span of
     those before it, unit atoms all, is below 100 eps of the data depends on them: where there is
     one, the factorisation is repeated with the farthest atom first, and what depends gets 0.
+    Differentiable in D and b, any number of times, as long as the same atoms are independent.
     """
 
     def __init__(self, D: Tensor) -> None:
@@ -135,12 +136,12 @@ class LeastSquares:
             present = torch.ones_like(support, dtype=torch.bool)
         z, singular = self._solve(A, right, present)
         if singular.any():
-            order, independent = self._pivoted(A[singular], present[singular])
+            order, independent = self._pivoted(A.detach()[singular], present[singular])
             rows = torch.arange(len(order), device=b.device)[:, None]
             A = A[singular][rows[:, :, None], order[:, :, None], order[:, None, :]]
             solved, _ = self._solve(A, right[singular].gather(1, order), independent)
-            z[singular] = torch.zeros_like(solved).scatter_(1, order, solved)
-        return torch.zeros_like(b).scatter_(1, support, (z / norms).to(b.dtype))
+            z = z.index_put((singular,), torch.zeros_like(solved).scatter(1, order, solved))
+        return torch.zeros_like(b).scatter(1, support, (z / norms).to(b.dtype))
 
     def _solve(self, A: Tensor, right: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """The solution on the places that are ``present``, 0 on the others; which are singular."""
@@ -148,9 +149,11 @@ class LeastSquares:
         A = A + torch.diag_embed((~present).double())
         right = torch.where(present, right, 0.0)
         L, failed = torch.linalg.cholesky_ex(A)
-        distance = torch.diagonal(L, dim1=1, dim2=2).square().amin(1)
+        distance = torch.diagonal(L.detach(), dim1=1, dim2=2).square().amin(1)
         singular = (failed != 0) | ~(distance > self.floor)
-        L[failed != 0] = torch.eye(A.shape[1], dtype=A.dtype, device=A.device)
+        if singular.any():  # what is left is to be differentiated
+            eye = torch.eye(A.shape[1], dtype=A.dtype, device=A.device)
+            L = torch.linalg.cholesky_ex(torch.where(singular[:, None, None], eye, A))[0]
         return torch.cholesky_solve(right[:, :, None], L)[..., 0], singular
 
     def _pivoted(self, A: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """What trains an encoder: to predict codes, to tell classes, to find clusters."""
 
+from .calibrate import calibrate
 from .fit import (
     Classifier,
     Clusters,
@@ -20,6 +21,7 @@ __all__ = [
     "L0Regularized",
     "MSparse",
     "Problem",
+    "calibrate",
     "cross_entropies",
     "fit_to_classes",
     "fit_to_clusters",

@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from .._isolation import isolated, refuse_inference
 from .._optional import progress_bar
-from ..nn import ClusterHead, DeepL0Encoder, SigmaSchedule
+from ..nn import ClusterHead, SigmaSchedule
+from ..nn.unrolled import Ramped
 from ..ops import checks
 
 
@@ -44,7 +45,7 @@ def minimise(
         lr: > 0, the highest rate. seed: of the order of the batches.
         clip: > 0, bound of the gradient's norm: entries on HELU's ramp multiply it by 1 / sigma.
         sigma_factor, sigma_floor: of the :class:`deepl0_kernels.nn.SigmaSchedule` of every
-            :class:`deepl0_kernels.nn.DeepL0Encoder` in the network.
+            encoder in the network that has a sigma.
         groups: the optimiser's; None for all parameters of the network.
         begin: ``begin(epoch)`` is called before each epoch.
         progress: show a bar (needs tqdm). description: of the bar.
@@ -87,7 +88,7 @@ def minimise(
     sigmas = [
         SigmaSchedule(module, factor=sigma_factor, floor=sigma_floor)
         for module in network.modules()
-        if isinstance(module, DeepL0Encoder)
+        if isinstance(module, Ramped)
     ]
     losses = []
     network.train()

@@ -129,5 +129,6 @@ ENTRIES: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "learn_dictionary": _learned,
     "omp": lambda x, D: [omp(x, D, 3, positive=s) for s in SIGNS],
     "squared_norm": lambda x, D: solvers.squared_norm(D),
+    "analytic_weights": lambda x, D: solvers.analytic_weights(D),
     "support_margin": lambda x, D: support_margin(x, D, omp(x, D, 3).code, m=3),
 }

@@ -14,6 +14,7 @@ from deepl0_kernels import SparseCode, solvers
 from deepl0_kernels.solvers import (
     DictionaryLearner,
     TaskDrivenDictionary,
+    analytic_weights,
     cosamp,
     eigengap,
     elastic_net,
@@ -393,6 +394,7 @@ CALLS = {
     "support_margin": (support_margin, dict(x=X, D=ATOMS, code=X @ ATOMS, lam=0.1, step=0.1)),
     "support_margin of m": (support_margin, dict(x=X, D=ATOMS, code=X @ ATOMS, m=2)),
     "squared_norm": (squared_norm, dict(D=ATOMS)),
+    "analytic_weights": (analytic_weights, dict(D=ATOMS)),
     "knn_affinity": (knn_affinity, dict(x=X, neighbours=2, width=1.0)),
     "graph_laplacian": (graph_laplacian, dict(affinity=GRAPH)),
     "eigengap": (eigengap, dict(laplacian=GRAPH, clusters=2)),

@@ -69,6 +69,7 @@ LAYERS = {
     "ClusterHead": lambda: nn.ClusterHead(P, 3),
     "DeepL0Encoder": lambda: nn.DeepL0Encoder(N, P),
     "DeepMSparseEncoder": lambda: nn.DeepMSparseEncoder(N, P, M),
+    "DeepHTPEncoder": lambda: nn.DeepHTPEncoder(N, P, M, 3),
     "TAGNet": lambda: nn.TAGNet(N, P, gamma=0.1),
     "SigmaSchedule": lambda: nn.SigmaSchedule(nn.DeepL0Encoder(N, P)),
     "Classifier": lambda: training.Classifier(nn.DeepL0Encoder(N, P), P, 2),
@@ -160,24 +161,32 @@ CASES: dict = {
     "logistic_head": (lambda: None, lambda _, v: training.logistic_head(v["a"], v["y"], 2)),
     "start_head": (lambda: None, lambda _, v: training.start_head(v["a"], 3, 0)),
 }
-for name in ("LISTA", "DeepL0Encoder", "DeepMSparseEncoder"):
+for name in ("LISTA", "DeepL0Encoder", "DeepMSparseEncoder", "DeepHTPEncoder"):
     CASES[f"{name}.forward"] = seeded(LAYERS[name]), lambda m, v: m(v["x"])
 CASES["DeepMSparseEncoder.encode"] = (
     seeded(LAYERS["DeepMSparseEncoder"]),
     lambda m, v: m.encode(v["x"]),
 )
-for name in ("LISTA", "DeepL0Encoder", "TAGNet"):
+for name in ("LISTA", "DeepL0Encoder", "DeepHTPEncoder", "TAGNet"):
     CASES[f"{name}.theta"] = seeded(LAYERS[name]), lambda m, v: m.theta
     CASES[f"{name}.from_dictionary"] = (
         lambda: None,
-        lambda _, v, name=name: getattr(nn, name).from_dictionary(v["D"], 0.2),
+        lambda _, v, name=name: getattr(nn, name).from_dictionary(
+            v["D"], M if name == "DeepHTPEncoder" else 0.2
+        ),
     )
+CASES["DeepHTPEncoder.stages"] = seeded(LAYERS["DeepHTPEncoder"]), lambda m, v: m.stages(v["x"])
+CASES["calibrate"] = (
+    seeded(lambda: nn.DeepHTPEncoder(N, P, M, 3)),
+    lambda m, v: (training.calibrate(m, v["x"], v["a"]), m),
+)
 CASES["DeepMSparseEncoder.from_dictionary"] = (
     lambda: None,
     lambda _, v: nn.DeepMSparseEncoder.from_dictionary(v["D"], M),
 )
 for name in (
-    "LISTA", "DeepL0Encoder", "DeepMSparseEncoder", "TAGNet", "ClusterHead", "BaselineEncoder",
+    "LISTA", "DeepL0Encoder", "DeepMSparseEncoder", "DeepHTPEncoder", "TAGNet", "ClusterHead",
+    "BaselineEncoder",
 ):  # fmt: skip
     CASES[f"{name}.reset_parameters"] = (
         LAYERS[name],

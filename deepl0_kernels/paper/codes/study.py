@@ -126,6 +126,12 @@ class Codes(Study):
                     )
         return found
 
+    def race(
+        self, results: dict[str, Any], out: Path, seconds: float, again: bool = False
+    ) -> list[tuple[dict[str, Any], str]]:
+        race.write(results, out, seconds, again)
+        return [(found, race.time_of_codes(found)) for found in race.read(out)]
+
     # What is drawn
 
     def order(self, rows: list[Cell]) -> Sequence[str]:

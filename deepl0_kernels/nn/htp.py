@@ -1,0 +1,187 @@
+"""An unrolled encoder whose stages refit by least squares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .._isolation import isolated
+from ..ops import checks, top_m
+from ..solvers import analytic_weights
+from ..solvers import step as steps_of_solvers
+from ..solvers.pursuit import LeastSquares
+from . import initial
+from .unrolled import LOG_RANGE, Ramped
+
+# Their systems are solved at a time: they stay in cache, and are no larger than theirs need.
+_ROWS = 64
+
+
+class DeepHTPEncoder(Ramped):
+    """Unrolled hard thresholding pursuit: thresholds choose a support, least squares its values.
+
+    Stage k of K is ``u = z + step_k W (x - D z)``, ``z = argmin ||x - D z||`` with z on the entries
+    of u with ``|u| >= theta_k``, of which at most the m largest. What depends on others of a
+    support is 0, as in :func:`deepl0_kernels.solvers.htp`. Where no code reaches a threshold it is
+    the iteration of that solver.
+
+    Args:
+        in_features: n, length of a signal. code_size: p, length of a code.
+        m: entries of a support at most, 1 <= m <= min(n, p).
+        num_stages: K >= 1.
+        steps: where the steps of the K stages start: a number > 0, or K of them. None without.
+
+    Attributes:
+        atoms: the parameter D' [p, n], a row an atom.
+        log_theta: logarithms of the thresholds, [K, p].
+        sigma: ramp width in training mode, as of :class:`DeepL0Encoder`. There the support reaches
+            down to ``(1 - sigma) theta_k``, and an entry on the ramp is multiplied by its height,
+            in (0, 1): so W, thresholds and steps are trained, and the gradient is that of what is
+            computed. D has its gradient through the least squares too. At 0 it is the only one.
+
+    Without a dictionary W and D come from a random one, and thresholds are out of reach.
+    ``encoder(x)``: [..., n] -> dense codes [..., p], of the weights' dtype; least squares are
+    solved in float64. O(n p + m^3) a signal and stage; in evaluation mode without a gradient m^3
+    only where the support is another than that of the stage before. D'D, O(n p^2), once a call, in
+    that mode once for the same D. An x that does not fit is a ValueError. Breaks graphs of
+    torch.compile. Sources: Foucart 2011; Wang, Ling, Huang 2016, eq. 9.
+
+    Example:
+        >>> D = torch.nn.functional.normalize(torch.randn(32, 64), dim=0)
+        >>> a = torch.zeros(1, 64).index_fill_(1, torch.tensor([5, 40]), 1.0)
+        >>> encoder = dk.nn.DeepHTPEncoder.from_dictionary(D, 4, theta=0.5).eval()
+        >>> torch.allclose(encoder(a @ D.T), a, atol=1e-5)
+        True
+    """
+
+    atoms: nn.Parameter
+
+    def __init__(
+        self,
+        in_features: int,
+        code_size: int,
+        m: int,
+        num_stages: int = 2,
+        *,
+        steps: float | Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(
+            in_features, code_size, num_stages, False,
+            bias=False, positive=False, factored=True, steps=steps,
+        )  # fmt: skip
+        if self._parameters["atoms"] is None:  # the first stage has a D too
+            self.atoms = nn.Parameter(torch.empty(code_size, in_features))
+        self.m = checks.integer("m", m, 1, min(in_features, code_size), "min(n, p)")
+        self.sigma = 0.2
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """A random dictionary, and thresholds that are out of reach."""
+        super().reset_parameters()
+        self._set_log_theta(-LOG_RANGE)
+
+    @classmethod
+    def from_dictionary(
+        cls,
+        D: Tensor,
+        m: int,
+        num_stages: int = 2,
+        theta: float | None = None,
+        *,
+        W: Tensor | None = None,
+        steps: float | Sequence[float] | None = None,
+    ) -> DeepHTPEncoder:
+        """The encoder of a dictionary; :func:`deepl0_kernels.training.calibrate` tunes it.
+
+        Args:
+            D: [n, p], finite. Gives dtype and device.
+            m, num_stages, steps: as in the class.
+            theta: where all thresholds start, > 0; None for none, so that m decides.
+            W: [p, n]; None for :func:`deepl0_kernels.solvers.analytic_weights` of D.
+
+        Raises:
+            TypeError, ValueError: an argument out of range, named with its value.
+        """
+        steps_of_solvers.dictionary("D", D)
+        log_theta = -LOG_RANGE if theta is None else math.log(checks.positive("theta", theta))
+        if W is None:
+            W = analytic_weights(D)
+        checks.like("W", W, "D", D)
+        checks.has_shape("W", W, (D.shape[1], D.shape[0]), "[p, n]")
+        self = cls(D.shape[0], D.shape[1], m, num_stages, steps=steps)
+        self.to(device=D.device, dtype=D.dtype)
+        initial.assign(self, "W", W)
+        initial.assign(self, "atoms", D.T)
+        self._set_log_theta(log_theta)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Codes [..., p] of x [..., n]."""
+        return self.stages(x)[-1]
+
+    @isolated()
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """The codes [..., p] of x [..., n] after each stage, the last those of the encoder."""
+        self._check(x)
+        rows, theta, step = x.reshape(-1, self.in_features), self.theta, self.step
+        z = rows.new_zeros(len(rows), self.code_size)
+        on: Tensor | None = None
+        codes: list[Tensor] = []
+        fit, b = self._fit(), rows @ self.atoms.T
+        for k in range(self.num_stages):
+            r = (rows - z @ self.atoms if k else rows) @ self.W.T
+            u = z + (r if step is None else step[k].to(r.dtype) * r)
+            z, on = self._refit(fit, b, u, self._height(u.abs(), theta[k].to(u.dtype)), z, on)
+            codes.append(z.reshape(*x.shape[:-1], self.code_size))
+        return codes
+
+    def _height(self, a: Tensor, theta: Tensor | float) -> Tensor:
+        """Of entries of magnitude a on the ramp; 1 beyond, 0 before it. NaN stays."""
+        sigma = self.sigma if self.training else 0.0
+        if sigma == 0.0:
+            return torch.where(a < theta, 0.0, torch.where(a >= theta, 1.0, a))
+        return (1 - (theta - a).relu() / (sigma * theta)).clamp_min(0)
+
+    def _refit(self, fit, b, u, height, z=None, before=None) -> tuple[Tensor, Tensor]:
+        """The code [B, p] of pre-activations u, and its support; z is the code on ``before``."""
+        on = ~(height <= 0)
+        size = int(on.sum(1).max()) if len(u) else 0
+        if size > self.m:
+            at = top_m(torch.where(on, u.detach(), 0.0), self.m)[1]
+            on = on & torch.zeros_like(on).scatter_(1, at, True)
+        if torch.is_grad_enabled() or self.training:
+            return height * _on_support(fit, b, on), on
+        if before is None:
+            z, changed = torch.empty_like(u), torch.arange(len(u), device=u.device)
+        else:
+            z, changed = z.clone(), (on != before).any(1).nonzero()[:, 0]
+        for rows in changed.split(_ROWS):
+            z[rows] = _on_support(fit, b[rows], on[rows])
+        return z, on
+
+    def _fit(self) -> LeastSquares:
+        """On D; in evaluation mode, without a gradient, kept until D is another."""
+        atoms = self.atoms
+        if self.training or torch.is_grad_enabled():
+            return LeastSquares(atoms.T)
+        of, fit = self.__dict__.get("_kept") or (None, None)
+        same = of is not None and (of.dtype, of.device) == (atoms.dtype, atoms.device)
+        if not (same and torch.equal(of, atoms)):
+            fit = LeastSquares(atoms.T)
+            self.__dict__["_kept"] = atoms.detach().clone(), fit
+        return fit
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, m={self.m}"
+
+
+def _on_support(fit: LeastSquares, b: Tensor, on: Tensor) -> Tensor:
+    """The code [B, p] on the entries that are ``on``."""
+    size = int(on.sum(1).max()) if len(on) else 0
+    if size == 0:
+        return b * 0.0
+    support = top_m(on.to(b.dtype), size)[1]
+    return fit(b, support, on.gather(1, support))

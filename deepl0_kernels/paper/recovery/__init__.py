@@ -1,0 +1,1 @@
+"""Sparse recovery from few measurements: the benchmark of unrolled networks."""

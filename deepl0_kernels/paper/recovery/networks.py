@@ -1,0 +1,168 @@
+"""The networks of the recovery tables: how they start, what their stages give, how they learn."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...nn import LISTA, DeepHTPEncoder, DeepL0Encoder, DeepMSparseEncoder
+from ...ops import helu, keep_top_m, soft_threshold
+from ...solvers import analytic_weights
+from ...training import calibrate, minimise
+from .protocol import Protocol, Recovery
+
+LEARNED_LISTA, COUPLED, ALISTA = "LISTA", "LISTA-CP", "ALISTA"
+ANALYTIC = ", analytic W"
+DEEP_L0, DEEP_M, DEEP_HTP = "Deep l0", "Deep M-Sparse", "Deep HTP"
+# What a gradient trains: numbers a stage, or matrices too.
+NUMBERS = (ALISTA, DEEP_M + ANALYTIC, DEEP_L0 + ANALYTIC)
+MATRICES = (LEARNED_LISTA, COUPLED, DEEP_M, DEEP_L0)
+# Where thresholds of the l1 networks start, the first stage's and the last one's.
+_THETA = (0.3, 0.01)
+
+
+class Coupled(nn.Module):
+    """LISTA-CP, or ALISTA: ``z <- soft(z + step_k W_k (x - D z), theta_k)`` with the D given, in
+    which the largest entries of a stage, more from stage to stage, are left as they are.
+
+    W_k are learned, [K, p, n], or one W that is given and steps. Sources: Chen, Liu, Wang, Yin
+    2018; Liu, Chen, Wang, Yin 2019.
+    """
+
+    def __init__(self, D: Tensor, num_stages: int, selected: float, learned: bool) -> None:
+        super().__init__()
+        first, last = map(math.log, _THETA)
+        W = analytic_weights(D)
+        self.num_stages, self.learned = num_stages, learned
+        self.W = nn.Parameter(W.repeat(num_stages, 1, 1) if learned else W, learned)
+        self.atoms = nn.Parameter(D.T.contiguous(), False)
+        self.log_theta = nn.Parameter(torch.linspace(first, last, num_stages))
+        self.log_step = nn.Parameter(torch.zeros(num_stages), not learned)
+        grown = torch.linspace(selected / num_stages, selected, num_stages)
+        self.selected = [min(int(count), D.shape[1]) for count in grown]
+
+    def stages(self, x: Tensor) -> Iterator[Tensor]:
+        """The codes [B, p] of x [B, n] after each stage."""
+        theta, step, z = self.log_theta.exp(), self.log_step.exp(), None
+        for k in range(self.num_stages):
+            W = self.W[k] if self.learned else self.W
+            residual = x if z is None else x - z @ self.atoms
+            u = step[k] * (residual @ W.T)
+            u = u if z is None else z + u
+            kept = keep_top_m(u, self.selected[k])
+            z = kept + soft_threshold(u - kept, theta[k])
+            yield z
+
+
+Network = Coupled | LISTA | DeepL0Encoder | DeepMSparseEncoder | DeepHTPEncoder
+
+
+def stages(network: Network, x: Tensor) -> Iterator[Tensor]:
+    """The codes [B, p] of x [B, n] after each stage of a network, differentiable."""
+    if isinstance(network, (Coupled, DeepHTPEncoder)):
+        yield from network.stages(x)
+        return
+    z = torch.zeros(len(x), network.code_size)
+    for k in range(network.num_stages):
+        if isinstance(network, LISTA):
+            theta, c = network.theta, x @ network.W.T
+            if k:
+                assert network.S is not None
+                c = c + z @ (network.S if network.tied else network.S[k - 1]).T
+            z = soft_threshold(c, theta if network.tied else theta[k])
+        else:
+            assert network.atoms is not None
+            assert network.step is not None
+            residual = x - z @ network.atoms if k else x
+            u = z + network.step[k] * (residual @ network.W.T)
+            if isinstance(network, DeepMSparseEncoder):
+                assert isinstance(network.m, tuple)
+                z = keep_top_m(u, network.m[k])
+            else:
+                sigma = network.sigma if network.training else 0.0
+                z = helu(u, network.theta[k], sigma, grad=network.grad)
+        yield z
+
+
+def shortened(network: Network, k: int) -> Callable[[Tensor], Tensor]:
+    """The first k stages: an encoder of k, or the loop of a network that is none of ours."""
+    if isinstance(network, (Coupled, LISTA)):
+        return lambda x: next(itertools.islice(stages(network, x), k - 1, None))
+    short = copy.deepcopy(network)
+    short.num_stages = k
+    for name in ("log_step", "log_theta"):
+        if (parameter := short._parameters.get(name)) is not None:
+            setattr(short, name, nn.Parameter(parameter[:k].detach().clone()))
+    if isinstance(short, DeepMSparseEncoder) and isinstance(network.m, tuple):
+        short.m = network.m[:k]
+    return short.eval()
+
+
+def start(method: str, D: Tensor, protocol: Protocol, lam: float = 0.1) -> Network:
+    """The network of a method before it has seen a signal; ``lam`` of the ISTA that it unrolls."""
+    (n, p), K = D.shape, protocol.stages
+    if method in (COUPLED, ALISTA):
+        return Coupled(D, K, protocol.selected * protocol.nonzeros, method == COUPLED)
+    if method == LEARNED_LISTA:
+        return LISTA.from_dictionary(D, lam, K, tied=False)
+    if method == DEEP_HTP:
+        return DeepHTPEncoder.from_dictionary(D, protocol.refit_m, K, steps=1.0)
+    network: DeepL0Encoder | DeepMSparseEncoder
+    if method.startswith(DEEP_M):
+        m = [min(protocol.nonzeros, p)] * K
+        network = DeepMSparseEncoder(n, p, m, K, factored=True, steps=1.0)
+    else:
+        network = DeepL0Encoder(
+            n, p, K, tied=False, grad=protocol.l0_grad, factored=True, steps=1.0
+        )
+    assert network.atoms is not None
+    with torch.no_grad():
+        network.W.copy_(analytic_weights(D))
+        network.atoms.copy_(D.T)
+    if method.endswith(ANALYTIC):
+        network.W.requires_grad_(False)
+        network.atoms.requires_grad_(False)
+    return network
+
+
+def fit(
+    network: Network, data: Recovery, description: str, progress: bool, gradient: bool = True
+) -> list[float]:
+    """Calibrate what has supports, then train what is to be trained. Returns the mean loss of each
+    epoch: the mean of all stages' NMSE, in dB."""
+    protocol = data.protocol
+    if not isinstance(network, (Coupled, LISTA)):
+        calibrate(network, *data.calibration())
+    if not gradient:
+        return []
+    numbers: list[Tensor] = []
+    matrices: list[Tensor] = []
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            (numbers if name.startswith("log_") else matrices).append(parameter)
+    epochs = protocol.epochs if matrices else protocol.number_epochs
+    groups: list[dict[str, Any]] = [{"params": numbers, "lr": protocol.number_lr}]
+    if matrices:
+        groups.append({"params": matrices, "lr": protocol.lr})
+    drawn: list[Tensor] = []
+
+    def begin(epoch: int) -> None:
+        drawn[:] = data.training(epoch)
+
+    def loss(rows: Tensor) -> Tensor:
+        y, a = (t[rows] for t in drawn)
+        total = a.square().sum()
+        errors = [(z - a).square().sum() / total for z in stages(network, y)]
+        return 10 * torch.stack(errors).log10().mean()
+
+    return minimise(
+        network, loss, protocol.training, epochs=epochs, batch_size=protocol.batch_size,
+        lr=protocol.number_lr, clip=protocol.clip, seed=data.seed, groups=groups, begin=begin,
+        progress=progress, description=description,
+    )  # fmt: skip

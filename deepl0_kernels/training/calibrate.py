@@ -1,0 +1,132 @@
+"""Thresholds, sparsities and steps of an encoder, chosen stage by stage without a gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .._isolation import isolated, refuse_inference
+from ..nn import DeepHTPEncoder, DeepL0Encoder, DeepMSparseEncoder
+from ..ops import checks, hard_threshold, keep_top_m
+
+# How much a threshold is changed at a time.
+_RATIOS = (1.3, 1.1, 1.04)
+
+
+@isolated(False)
+def calibrate(
+    encoder: DeepL0Encoder | DeepMSparseEncoder | DeepHTPEncoder,
+    x: Tensor,
+    codes: Tensor,
+    *,
+    factors: Sequence[float] = (0.8, 1.0, 1.2),
+) -> list[float]:
+    """Set the threshold (or m) and the step of each stage, one stage after another, to those that
+    lower ``||z_k - codes||^2`` most; the weights stay.
+
+    Args:
+        encoder: factored, with thresholds that are not tied; left in evaluation mode. Steps are
+            chosen where it has them, one m a stage where it has a tuple of them.
+        x: [N, n], signals. codes: [N, p], what they are to be encoded as, not all 0.
+        factors: the steps to choose from, each > 0.
+
+    Returns:
+        ``||z_k - codes||^2 / ||codes||^2`` after each stage.
+
+    Raises:
+        TypeError, ValueError: an encoder of another kind, tensors that do not fit it.
+
+    A threshold is found by descent from that of the stage before, by factors of 1.3 to 1.04: about
+    ten evaluations of a stage for each of the factors.
+
+    Example:
+        >>> D = torch.nn.functional.normalize(torch.randn(32, 64), dim=0)
+        >>> a = torch.randn(100, 64) * (torch.rand(100, 64) < 0.05)
+        >>> encoder = dk.nn.DeepHTPEncoder.from_dictionary(D, 8, num_stages=3, steps=1.0)
+        >>> errors = deepl0_kernels.training.calibrate(encoder, a @ D.T, a)
+        >>> errors[0] > errors[2]
+        True
+    """
+    if not isinstance(encoder, (DeepL0Encoder, DeepMSparseEncoder, DeepHTPEncoder)):
+        raise TypeError(f"encoder must be a deep l0 encoder, got {type(encoder).__name__}")
+    refuse_inference(encoder)
+    sparse = isinstance(encoder, DeepMSparseEncoder)
+    if encoder.atoms is None or (encoder.tied and not sparse):
+        raise ValueError(
+            "encoder must be factored, of 2 stages or more, with tied=False where it has "
+            f"thresholds, got {encoder!r}"
+        )
+    encoder._check(x)
+    p = encoder.code_size
+    checks.like("codes", codes, "x", x)
+    checks.has_shape("codes", codes, (len(x), p), "[N, p]")
+    total = codes.double().square().sum().item()
+    if x.dim() != 2 or not 0 < total < math.inf:
+        raise ValueError(f"x and codes must be [N, .], finite, not all 0, got {tuple(x.shape)}")
+    steps = [checks.positive("factors", step) for step in factors]
+    steps = steps if encoder.log_step is not None else [1.0]
+    encoder.eval()
+    keep = _keeper(encoder, x)
+    z = torch.zeros_like(codes)
+    level = 0.0
+    errors: list[float] = []
+    entries: list[int] = []
+    for k in range(encoder.num_stages):
+        r = (x - z @ encoder.atoms) @ encoder.W.T
+        found = []
+        for step in steps:
+            u = z + step * r
+            start = level or (p / 4 if sparse else u.abs().max().item() / 2)
+            found.append((*_descend(lambda at, u=u: keep(u, at), codes, start), step))
+        error, level, z, step = min(found, key=lambda each: each[0])
+        errors.append(error / total)
+        if encoder.log_step is not None:
+            encoder.log_step[k] = math.log(step)
+        if isinstance(encoder, DeepMSparseEncoder):
+            entries.append(_entries(p, level))
+        else:
+            encoder.log_theta[k] = math.log(level)
+    if isinstance(encoder, DeepMSparseEncoder) and isinstance(encoder.m, tuple):
+        encoder.m = tuple(entries)
+    return errors
+
+
+def _entries(p: int, level: float) -> int:
+    """m where an m-sparse encoder is searched by p / m, which falls as thresholds do."""
+    return min(max(round(p / level), 1), p)
+
+
+def _keeper(encoder, x: Tensor) -> Callable[[Tensor, float], Tensor]:
+    """What a stage makes of pre-activations u by a threshold, or by p / m."""
+    if isinstance(encoder, DeepHTPEncoder):
+        fit, b = encoder._fit(), x @ encoder.atoms.T
+        return lambda u, theta: encoder._refit(fit, b, u, encoder._height(u.abs(), theta))[0]
+    if isinstance(encoder, DeepMSparseEncoder):
+        p, m = encoder.code_size, encoder.m
+        if isinstance(m, int):
+            return lambda u, level: keep_top_m(u, m, positive=encoder.positive)
+        return lambda u, level: keep_top_m(u, _entries(p, level), positive=encoder.positive)
+    return lambda u, theta: hard_threshold(u, theta, positive=encoder.positive)
+
+
+def _descend(
+    make: Callable[[float], Tensor], codes: Tensor, level: float
+) -> tuple[float, float, Tensor]:
+    """The least error, its level and its codes, from ``level`` down or, if that is worse, up."""
+
+    def at(level: float) -> tuple[float, float, Tensor]:
+        z = make(level)
+        return (z - codes).double().square().sum().item(), level, z
+
+    best = at(level)
+    for ratio in _RATIOS:
+        for factor in (1 / ratio, ratio):
+            before = best
+            while (found := at(best[1] * factor))[0] < best[0]:
+                best = found
+            if best is not before:
+                break
+    return best

@@ -1,0 +1,128 @@
+"""Sparse recovery on a tiny protocol: data, networks by stage, a run, its claims and times."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from deepl0_kernels import cli
+from deepl0_kernels._files import filled
+from deepl0_kernels.paper import report
+from deepl0_kernels.paper.pages import recovery as page
+from deepl0_kernels.paper.recovery import networks, study
+from deepl0_kernels.paper.recovery.networks import DEEP_HTP, DEEP_L0, DEEP_M, MATRICES, NUMBERS
+from deepl0_kernels.paper.recovery.protocol import PROTOCOLS, Protocol, Recovery
+from deepl0_kernels.paper.recovery.study import METHODS, ORACLE, SHOWN, UNTRAINED, Recovered
+
+STUDY = Recovered()
+SETTINGS = ("measurements=40", "nonzeros=5", "htp_m=7", "refit_m=12", "test=100", "training=128")
+TINY = Protocol().quickened().changed(SETTINGS)
+P = 80
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("recovery")
+    few = [f"--set={setting}" for setting in SETTINGS]
+    done = CliRunner().invoke(
+        cli._app(), ["reproduce", "nmse", "--quick", "--p", str(P), "--out", str(out), *few]
+    )
+    assert done.exit_code == 0, done.output
+    return out, STUDY.read(out)
+
+
+def test_signals_are_those_of_the_protocol():
+    data = Recovery(replace(PROTOCOLS["nmse"], test=400), 500, 3)
+    (y, a), A = data.test(), data.matrix
+    torch.testing.assert_close(A.norm(dim=0), torch.ones(500))
+    assert (a != 0).sum(1).float().mean() == pytest.approx(50, rel=0.05)
+    noise = y - a @ A.T
+    power = noise.square().sum() / (a @ A.T).square().sum()
+    assert 10 * power.log10() == pytest.approx(-40, abs=0.2)
+    assert not torch.equal(data.training(0)[1][:400], data.training(1)[1][:400])
+    assert not torch.equal(data.calibration()[1][:400], a)
+    clean = Recovery(replace(PROTOCOLS["nmse-noiseless"], test=4), 500, 3)
+    y, a = clean.test()
+    torch.testing.assert_close(y, a @ clean.matrix.T)
+
+
+@pytest.mark.parametrize("method", [*NUMBERS, *MATRICES, DEEP_HTP])
+def test_stages_are_those_of_the_network(method):
+    """What is trained and scored by stage is what the layers compute, whole or shortened."""
+    data = Recovery(TINY, P, 0)
+    network = networks.start(method, data.matrix, TINY).eval()
+    y, _ = data.test()
+    with torch.no_grad():
+        codes = list(networks.stages(network, y))
+        assert len(codes) == TINY.stages
+        if isinstance(network, torch.nn.Module) and not isinstance(network, networks.Coupled):
+            torch.testing.assert_close(network(y), codes[-1], rtol=1e-3, atol=1e-3)
+        for k in (1, 4):
+            short = networks.shortened(network, k)(y)
+            torch.testing.assert_close(short, codes[k - 1], rtol=1e-3, atol=1e-3)
+
+
+def test_every_method_recovers(run):
+    out, results = run
+    assert [cell["method"] for cell in results["cells"]] == list(METHODS)
+    last = {cell["method"]: cell["nmse"][str(TINY.stages)] for cell in results["cells"]}
+    assert min(last, key=last.__getitem__) == ORACLE
+    assert last[DEEP_HTP] < min(last["ISTA"], last["FISTA"]) - 3
+    for method in (DEEP_L0, DEEP_M, networks.ALISTA):
+        assert last[method] < last["ISTA"], method
+    for cell in results["cells"]:
+        assert len(cell["nmse"]) == TINY.stages
+        assert bool(cell["loss"]) == (cell["method"] not in UNTRAINED)
+    assert (out / "nmse.svg").exists()
+    text = (out / "recovery.md").read_text()
+    assert "NMSE, SNR 40 dB, dB" in text
+    assert "NA-ALISTA (published)" in text
+    assert "below" in text
+    assert "## Times" in text
+
+
+def test_times_are_of_what_the_cells_hold(run):
+    out, results = run
+    found = json.loads((out / "times-nmse.json").read_text())
+    timed = {(q["method"], q["stages"]) for q in found["points"]}
+    assert timed == {(m, k) for m in METHODS if m != ORACLE for k in SHOWN}
+    data = Recovery(TINY, P, 0)
+    y, a = data.test()
+    for cell in results["cells"]:
+        if cell["method"] == ORACLE:
+            continue
+        path = study.path_of(out, f"nmse-{METHODS.index(cell['method'])}", P, 0)
+        saved = study.record.read_arrays(path.with_suffix(".npz"))
+        with torch.no_grad():
+            z = study.rebuilt(cell["method"], data.matrix, TINY, saved, 4)(y)
+        error = 10 * ((z - a).square().sum() / a.square().sum()).log10().item()
+        assert error == pytest.approx(cell["nmse"]["4"], abs=0.05), cell["method"]
+
+
+def test_a_run_without_training_is_the_same_as_far_as_it_goes(run, tmp_path):
+    _, results = run
+    untrained = replace(TINY, trained=0)
+    few = STUDY.run({"nmse": untrained}, [P], [0], tmp_path, progress=False)
+    assert [cell["method"] for cell in few["cells"]] == list(UNTRAINED)
+    whole = {cell["method"]: cell["nmse"] for cell in results["cells"]}
+    assert all(cell["nmse"] == whole[cell["method"]] for cell in few["cells"])
+    report.write(tmp_path)
+
+
+def test_choices_that_do_not_fit_are_named():
+    for setting, words in (
+        ("refit_m=41", "refit_m must be >= 1 and <= measurements = 40, got 41"),
+        ("batch_size=129", "batch_size must be >= 1 and <= training = 128, got 129"),
+        ("stages=8", "stages must be >= 16, got 8"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            TINY.changed([setting])
+
+
+def test_the_page_is_drawn_from_its_record():
+    text = page.PAGE.read_text()
+    assert filled(text, page.parts()) == text
