@@ -214,9 +214,7 @@ def _app():
         ],
         p: Annotated[
             str | None,
-            typer.Option(
-                metavar="N...", help="Code sizes; by default --p 128 256 512, of nmse 500."
-            ),
+            typer.Option(metavar="N...", help="Code sizes; by default --p 128 256 512; nmse: 500."),
         ] = None,
         seeds: Annotated[int, typer.Option(min=1, metavar="N", help="How many seeds, from 0.")] = 1,
         out: Annotated[

@@ -164,15 +164,8 @@ class DeepHTPEncoder(Ramped):
 
     def _fit(self) -> LeastSquares:
         """On D; in evaluation mode, without a gradient, kept until D is another."""
-        atoms = self.atoms
-        if self.training or torch.is_grad_enabled():
-            return LeastSquares(atoms.T)
-        of, fit = self.__dict__.get("_kept") or (None, None)
-        same = of is not None and (of.dtype, of.device) == (atoms.dtype, atoms.device)
-        if not (same and torch.equal(of, atoms)):
-            fit = LeastSquares(atoms.T)
-            self.__dict__["_kept"] = atoms.detach().clone(), fit
-        return fit
+        plan = None if torch.is_grad_enabled() else self._plan()
+        return steps_of_solvers.known(self.atoms.T, plan).once(LeastSquares)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, m={self.m}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ def calibrate(
         for step in steps:
             u = z + step * r
             start = level or (p / 4 if sparse else u.abs().max().item() / 2)
-            found.append((*_descend(lambda at, u=u: keep(u, at), codes, start), step))
+            found.append((*_descend(partial(keep, u), codes, start), step))
         error, level, z, step = min(found, key=lambda each: each[0])
         errors.append(error / total)
         if encoder.log_step is not None:

@@ -119,5 +119,5 @@ def test_a_bad_state_changes_nothing():
 
 
 def test_only_the_l0_encoder_has_a_sigma():
-    with pytest.raises(TypeError, match="must be a DeepL0Encoder, got LISTA"):
+    with pytest.raises(TypeError, match="must be a DeepL0Encoder or a DeepHTPEncoder, got LISTA"):
         SigmaSchedule(LISTA(5, 8))

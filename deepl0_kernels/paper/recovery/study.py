@@ -158,9 +158,9 @@ class Recovered(Study):
                 other, rival = best(theirs)
                 text = f"{column.title}: {mine} below"
                 found.append(judged(table, f"{text} {other}", least, rival))
-                if column.at is not None and published:
-                    name = min(published, key=lambda m: published[m][column.at])
-                    known = [published[name][column.at]] * len(least)
+                if (at := column.at) is not None and published:
+                    figure, name = min((known[at], name) for name, known in published.items())
+                    known = [figure] * len(least)
                     found.append(judged(table, f"{text} {name}, as published", least, known))
         return found
 
