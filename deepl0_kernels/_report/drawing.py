@@ -62,10 +62,9 @@ _PLACES: list[Any] = [
 ]
 
 
-def _around(x: float, y: float, half: float):
-    from matplotlib.transforms import Bbox
-
-    return Bbox.from_extents(x - half, y - half, x + half, y + half)
+def _around(x: float, y: float, half: float) -> tuple[float, float, float, float]:
+    """Left, bottom, right, top."""
+    return x - half, y - half, x + half, y + half
 
 
 def spread(figure) -> None:
@@ -74,9 +73,9 @@ def spread(figure) -> None:
     Those that were written first stay where they are as far as they can; all others go to the
     nearest place beside their point that is free, or to the one that covers least.
     """
+    import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Annotation
-    from matplotlib.transforms import Bbox
 
     renderer = FigureCanvasAgg(figure).get_renderer()
     for axes in figure.axes:
@@ -98,10 +97,10 @@ def spread(figure) -> None:
 
         def covered(box, taken=taken, inside=inside) -> float:
             """Pixels of others below a box, and of itself outside of the panel."""
-            others = [Bbox.intersection(box, other) for other in taken]
-            within = Bbox.intersection(box, inside)
-            out = box.width * box.height - (within.width * within.height if within else 0)
-            return out + sum(part.width * part.height for part in others if part)
+            rests = np.array([inside.extents, *taken])
+            sides = np.minimum(rests[:, 2:], box.max) - np.maximum(rests[:, :2], box.min)
+            within, *others = sides.clip(0).prod(1).tolist()
+            return box.width * box.height - within + sum(others)
 
         for text in (t for t in axes.texts if isinstance(t, Annotation)):
 
@@ -112,7 +111,8 @@ def spread(figure) -> None:
 
             places = [(*text.xyann, text.get_horizontalalignment(), text.get_verticalalignment())]
             # The first of those that cover least, which is the own one where nothing is covered.
-            taken.append(put(min(places + _PLACES, key=lambda place: covered(put(place)))))
+            best = min(places + _PLACES, key=lambda place: covered(put(place)))
+            taken.append(tuple(put(best).extents))
 
 
 def tidy(axes) -> None:
