@@ -119,7 +119,7 @@ def test_the_exit_code_is_the_verdict(arguments, holds, code, monkeypatch, tmp_p
     testing = pytest.importorskip("typer.testing")
     seen = {}
 
-    def run(config, out, progress):
+    def run(config, out, progress, processes):
         seen.update(config=config, out=out)
         return {"claim_holds": holds}
 

@@ -168,7 +168,7 @@ def test_workloads_launch_their_kernel(kernel, monkeypatch):
 def test_without_a_gpu_the_command_says_so():
     testing = pytest.importorskip("typer.testing")
     result = testing.CliRunner().invoke(cli._app(), ["tune"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "no GPU" in str(result.output) + str(result.exception)
 
 
