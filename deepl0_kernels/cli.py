@@ -260,6 +260,8 @@ def _app():
             except ValueError:
                 raise ValueError(f"p must be integers, as in '128 256 512', got {p!r}") from None
             sizes = list(dict.fromkeys(sizes))
+            if not sizes and p is not None:
+                raise ValueError("sizes must not be empty")
 
             def choices(protocol):
                 return (protocol.quickened() if quick else protocol).changed(settings or ())

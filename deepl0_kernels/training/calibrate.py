@@ -44,10 +44,11 @@ def calibrate(
     ten evaluations of a stage for each of the factors.
 
     Example:
+        >>> from deepl0_kernels import training
         >>> D = torch.nn.functional.normalize(torch.randn(32, 64), dim=0)
         >>> a = torch.randn(100, 64) * (torch.rand(100, 64) < 0.05)
         >>> encoder = dk.nn.DeepHTPEncoder.from_dictionary(D, 8, num_stages=3, steps=1.0)
-        >>> errors = deepl0_kernels.training.calibrate(encoder, a @ D.T, a)
+        >>> errors = training.calibrate(encoder, a @ D.T, a)
         >>> errors[0] > errors[2]
         True
     """
