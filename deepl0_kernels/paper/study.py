@@ -136,7 +136,7 @@ class Study(ABC):
 
     def signals(self, protocol: Any, seed: int) -> Tensor:
         """The signals [N, n] that the cells train on, where they do not depend on their size."""
-        raise NotImplementedError
+        raise NotImplementedError(f"signals of {type(self).__name__} depend on their size")
 
     def largest_m(self, protocol: Any) -> int:
         """No code can be smaller."""

@@ -61,7 +61,7 @@ def squared_norm(D: Tensor) -> float:
 
 def safe_step(D: Tensor) -> float:
     """mu = 0.99 / ||D||_2^2, at which every iteration of IHT lowers the objective."""
-    return 0.99 / squared_norm(D)
+    return Facts(D).safe_step
 
 
 def dictionary(name: str, D: Tensor) -> None:

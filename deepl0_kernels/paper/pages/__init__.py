@@ -35,14 +35,20 @@ def take(
     results = study.read(run)
     for table, protocol in results["protocols"].items():
         name = name_of(table, study.tables[table].protocol, shown(table), protocol)
-        kept = {
-            **results,
-            "tables": [table],
-            "protocols": {table: protocol},
-            "cells": [short(cell, without) for cell in study.rows(results["cells"], table)],
-            "claims": [claim for claim in results["claims"] if claim["table"] == table],
-        }
-        record.write_json(folder / f"{name}.json", kept)
+        record.write_json(folder / f"{name}.json", of_table(study, results, table, without))
+
+
+def of_table(
+    study: Study, results: dict[str, Any], table: str, without: Collection[str]
+) -> dict[str, Any]:
+    """What the results of a run say of one table, cells :func:`short`."""
+    return {
+        **results,
+        "tables": [table],
+        "protocols": {table: results["protocols"][table]},
+        "cells": [short(cell, without) for cell in study.rows(results["cells"], table)],
+        "claims": [claim for claim in results["claims"] if claim["table"] == table],
+    }
 
 
 def short(cell: Cell, without: Collection[str]) -> Cell:

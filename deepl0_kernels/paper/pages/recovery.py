@@ -18,7 +18,7 @@ from ..claims import verdicts
 from ..recovery.protocol import PROTOCOLS
 from ..recovery.study import METHODS, Recovered, metric, sentence, times_of
 from ..rendering import errors, machines
-from . import DOCS, RECORDS, serve, short, write_figures
+from . import DOCS, RECORDS, of_table, serve, write_figures
 
 STUDY = Recovered()
 RECORD = RECORDS / "recovery"
@@ -31,14 +31,7 @@ def take(run: Path) -> None:
     results = STUDY.read(run)
     for table, protocol in results["protocols"].items():
         flat = {metric(k) for k in range(1, protocol["stages"] + 1)}
-        kept = {
-            **results,
-            "tables": [table],
-            "protocols": {table: protocol},
-            "cells": [short(cell, flat) for cell in STUDY.rows(results["cells"], table)],
-            "claims": [claim for claim in results["claims"] if claim["table"] == table],
-        }
-        record.write_json(RECORD / f"{table}.json", kept)
+        record.write_json(RECORD / f"{table}.json", of_table(STUDY, results, table, flat))
         if times_of(run, table).exists():
             record.write_json(times_of(RECORD, table), record.read_json(times_of(run, table)))
 
