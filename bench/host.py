@@ -5,11 +5,11 @@ it is waited for, outside of the time. Elsewhere the CUDA floor runs on CPU tens
 emulated runtime of the tests, whose launches do nothing (it takes nvcc): products are PyTorch's, as
 its rivals' are, of operands so small that the arithmetic is next to nothing on both sides.
 
-``python -m bench.host --json`` prints one object, the machine, and case -> ours_us, eager_us, their
-ratio; calls: the operators that the dispatcher is asked for, the floor's own and PyTorch's, without
-allocations, views and what a PyTorch operator or product calls in its turn (a composed pass calls
-float32 products past the dispatcher); python: the functions, Python's and C's, that the interpreter
-calls.
+``python -m bench.host --json`` prints one object, case -> ours_us, eager_us, their ratio; calls:
+the operators that the dispatcher is asked for, the floor's own and PyTorch's, without allocations,
+views and what a PyTorch operator or product calls in its turn (a composed pass calls float32
+products past the dispatcher); python: the functions, Python's and C's, that the interpreter calls.
+``--record`` writes bench/records/host.json, with the name of the machine.
 Microseconds are the fastest of the bursts' means; the rest is noise of the machine, which the
 counts do not have. ``host_instructions.py`` counts instructions.
 """
@@ -23,6 +23,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ import deepl0_kernels as dk
 from . import gpu_device, records, rivals
 from .rivals import eager_encode_l0, eager_encode_top_m
 
+RECORD = Path(records.__file__).with_name("records") / "host.json"
 BURSTS, CALLS = (2, 3) if gpu_device.STUB else (300, 5)
 BATCH, N, P, M = 4, 8, 32, 4
 SIGMA = 0.2
@@ -226,21 +228,24 @@ def report(case: Case) -> dict[str, float]:
     }
 
 
+def machine() -> str:
+    return f"{records.machine()}, torch {torch.__version__}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="one object, on standard output")
+    parser.add_argument("--record", action="store_true", help=f"write {RECORD.name}, all of it")
     parser.add_argument("--only", default="", type=re.compile, help="regular expression")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with device() as where:
         every = cases(where)
         found = {name: report(case) for name, case in every.items() if arguments.only.search(name)}
+    if arguments.record:
+        RECORD.write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
     if arguments.json:
-        print(
-            json.dumps(
-                {"machine": f"{records.machine()}, torch {torch.__version__}", **found}, indent=1
-            )
-        )
+        print(json.dumps(found, indent=1))
         return
     for name, row in found.items():
         print("{}: {ours_us} us, torch eager {eager_us} ({ratio}); "
