@@ -181,7 +181,7 @@ def area_resize(images: Tensor, size: int = 16) -> Tensor:
     _is_tensor(images)
     if images.dim() < 2 or 0 in images.shape[-2:]:
         raise ValueError(f"images must be [..., h, w], got shape {tuple(images.shape)}")
-    rows, columns = (_overlaps(length, size) for length in images.shape[-2:])
+    rows, columns = (overlaps(length, size) for length in images.shape[-2:])
     return rows.to(images.device) @ images.float() @ columns.to(images.device).T
 
 
@@ -212,7 +212,12 @@ def preprocess(images: Tensor, size: int = 16, min_std: float = 0.1) -> Patches:
     min_std = checks.number("min_std", min_std)
     if not min_std > 0:
         raise ValueError(f"min_std must be > 0, got {min_std}")
-    x = area_resize(images, size).flatten(1) / 255
+    return standardised(area_resize(images, size).flatten(1), min_std)
+
+
+def standardised(pixels: Tensor, min_std: float) -> Patches:
+    """Pixels [N, n], 0 to 255, as :func:`preprocess` leaves them."""
+    x = pixels / 255
     x = x - x.mean(1, keepdim=True)
     std = x.square().mean(1).sqrt()
     kept = std >= min_std
@@ -252,7 +257,7 @@ def _is_tensor(images: Tensor) -> None:
         raise TypeError(f"images must be a tensor, got {type(images).__name__}")
 
 
-def _overlaps(length: int, size: int) -> Tensor:
+def overlaps(length: int, size: int) -> Tensor:
     """[size, length] part of input pixel j within output pixel i, rows summing to 1."""
     edges = torch.arange(size + 1, dtype=torch.float64) * (length / size)
     left = torch.arange(length, dtype=torch.float64)

@@ -16,6 +16,8 @@ from ..nn import ClusterHead, SigmaSchedule
 from ..nn.unrolled import Ramped
 from ..ops import checks
 
+SIGMA = 0.2  # of HELU's ramp in the first epoch
+
 
 @isolated(grad=True)
 def minimise(
@@ -30,12 +32,14 @@ def minimise(
     seed: int,
     sigma_factor: float = 0.1,
     sigma_floor: float = 0.05,
+    weight_decay: float = 0.0,
+    vector_rate: float = 1.0,
     groups: Sequence[dict[str, Any]] | None = None,
     begin: Callable[[int], None] | None = None,
     progress: bool = False,
     description: str = "training",
 ) -> list[float]:
-    """Adam with a one-cycle rate on ``loss(rows)``, rows a batch of indices below ``count``.
+    """AdamW with a one-cycle rate on ``loss(rows)``, rows a batch of indices below ``count``.
 
     What does not fill a batch waits for the next epoch's order.
 
@@ -45,8 +49,11 @@ def minimise(
         lr: > 0, the highest rate. seed: of the order of the batches.
         clip: > 0, bound of the gradient's norm: entries on HELU's ramp multiply it by 1 / sigma.
         sigma_factor, sigma_floor: of the :class:`deepl0_kernels.nn.SigmaSchedule` of every
-            encoder in the network that has a sigma.
-        groups: the optimiser's; None for all parameters of the network.
+            encoder in the network that has a sigma; a factor of 0 stands for the one that takes
+            sigma from 0.2 to its floor in the last epoch.
+        weight_decay: >= 0, that of AdamW, for the network's matrices.
+        vector_rate: > 0, factor of lr for all else: biases, logarithms of thresholds.
+        groups: the optimiser's; None for all parameters of the network, by these two.
         begin: ``begin(epoch)`` is called before each epoch.
         progress: show a bar (needs tqdm). description: of the bar.
 
@@ -72,12 +79,22 @@ def minimise(
     epochs = checks.integer("epochs", epochs, 1)
     batch_size = checks.integer("batch_size", batch_size, 1, count, "count")
     lr, clip = checks.positive("lr", lr), checks.positive("clip", clip)
+    if not (weight_decay := checks.number("weight_decay", weight_decay)) >= 0:
+        raise ValueError(f"weight_decay must be >= 0, got {weight_decay}")
+    vector_rate = checks.positive("vector_rate", vector_rate)
+    if checks.number("sigma_factor", sigma_factor) == 0:
+        sigma_factor = min(1.0, sigma_floor / SIGMA) ** (1 / max(1, epochs - 1))
     generator = torch.Generator().manual_seed(seed)
     batches = count // batch_size
-    parameters: list[dict[str, Any]] = [{"params": list(network.parameters())}]
+    matrices = [p for p in network.parameters() if p.dim() > 1]
+    vectors = [p for p in network.parameters() if p.dim() <= 1]
+    parameters: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "lr": vector_rate * lr},
+    ]
     if groups is not None:
         parameters = list(groups)
-    optimizer = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
     rate = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         [group.get("lr", lr) for group in parameters],
@@ -86,7 +103,7 @@ def minimise(
         pct_start=0.2 if batches * epochs == 10 else 0.1,
     )
     sigmas = [
-        SigmaSchedule(module, factor=sigma_factor, floor=sigma_floor)
+        SigmaSchedule(module, SIGMA, sigma_factor, sigma_floor)
         for module in network.modules()
         if isinstance(module, Ramped)
     ]

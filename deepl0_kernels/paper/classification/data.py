@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ... import scenes
-from ...datasets import mnist, mnist_subset, preprocess, random_shifts
+from ...datasets import mnist, mnist_subset, preprocess, standardised
 from .protocol import Protocol
+from .warps import Warp, warped
 
 
 class Place(NamedTuple):
@@ -83,13 +84,16 @@ def _digits(protocol: Protocol, seed: int) -> Labelled:
     images = images[train.kept]
     data = Labelled(train.x, y[train.kept], test.x, y_test[test.kept], 10, test.discarded)
 
+    warp = Warp(protocol.rotation, protocol.scale, protocol.shear, protocol.shift, protocol.elastic)
+
     def begin(epoch: int) -> None:
-        moved = random_shifts(images, protocol.shift, 1_000_003 * (seed + 1) + epoch)
-        patches = preprocess(moved, min_std=protocol.min_std)
-        # A digit that its move has emptied stays where it was.
+        generator = torch.Generator().manual_seed(1_000_003 * (seed + 1) + epoch)
+        maps = warp.draw(len(images), images.shape[-1], generator)
+        patches = standardised(warped(images, maps), protocol.min_std)
+        # A digit that its move has emptied stays as it was.
         data.x[patches.kept] = patches.x
 
-    if protocol.shift:
+    if warp:
         data.begin = begin
     return data
 

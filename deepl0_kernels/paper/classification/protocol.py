@@ -32,8 +32,12 @@ class Protocol(Settings):
     held_out: int = count(10_000)
     validation: float = share(0.0, zero=True)
     min_std: float = number(0.1, above=0)
-    # of the training digits, at random and anew in each epoch; 0: none
-    shift: int = count(1, 0, 27, "the side of a digit - 1")
+    # How far training digits are moved, anew in each epoch; see warps.Warp. All 0: not at all.
+    rotation: float = number(8.0, most=180)
+    scale: float = number(0.09, most=1)
+    shear: float = number(0.13, most=1)
+    shift: float = number(1.2, most=27)
+    elastic: float = number(0.7, most=27)
     fraction: float = share(0.2)  # of each class of Indian Pines for training
     context: int = count(0, least=0)  # radius of the mean spectrum appended to a pixel's; 0: none
     # LISTA's l1 penalty, and of the dictionary that it and TDSC start from
@@ -42,15 +46,17 @@ class Protocol(Settings):
     num_stages: int = count(2)
     dictionary_epochs: int = count(6)
     dictionary_lr: float = number(1e-2, above=0)
-    epochs: int = count(40)
+    epochs: int = count(100)
     batch_size: int = count(128)
     clip: float = number(1.0, above=0)
-    l0_lr: float = number(3e-3, above=0)
+    l0_lr: float = number(2e-3, above=0)
     l0_grad: str = one_of("ste_theta", tuple(GRADS))  # see deepl0_kernels.helu
-    sigma_factor: float = number(0.1, above=0, most=1)
+    weight_decay: float = number(0.1)
+    vector_rate: float = number(5.0, above=0)  # of the thresholds' rate over that of W, S
+    sigma_factor: float = number(0.0, most=1)  # 0: the last epoch has the floor
     sigma_floor: float = number(0.05, above=0, most=0.2)  # the schedule starts at 0.2
-    m_sparse_lr: float = number(3e-3, above=0)
-    lista_lr: float = number(3e-3, above=0)
+    m_sparse_lr: float = number(2e-3, above=0)
+    lista_lr: float = number(2e-3, above=0)
     pretrain_epochs: int = count(10)
     pretrain_lr: float = number(1e-3, above=0)
     tdsc_lam: float = number(0.1, above=0)  # for signals of norm 1, which TDSC is given
@@ -67,7 +73,7 @@ class Protocol(Settings):
         few: dict[str, Any] = dict(dictionary_epochs=4, pretrain_epochs=3, tdsc_max_iter=50)
         if self.data == "indian_pines":
             return replace(self, fraction=0.1, epochs=30, tdsc_epochs=5, **few)
-        few.update(data="subset", digits=3_000, held_out=1_000, epochs=8, tdsc_epochs=2)
+        few.update(data="subset", digits=3_000, held_out=1_000, epochs=15, tdsc_epochs=2)
         return replace(self, **few)
 
 
@@ -76,8 +82,15 @@ PROTOCOLS = {
     # A thirtieth of the signals: more passes over them make as many steps.
     "table5": Protocol(
         data="indian_pines",
-        shift=0,
+        rotation=0.0,
+        scale=0.0,
+        shear=0.0,
+        shift=0.0,
+        elastic=0.0,
         epochs=200,
+        weight_decay=0.0,
+        vector_rate=1.0,
+        sigma_factor=0.1,
         l0_lr=3e-3,
         m_sparse_lr=1e-2,
         lista_lr=1e-2,

@@ -86,6 +86,8 @@ class Classification(Study):
             raise RuntimeError(
                 f"{description} learned nothing: loss {losses[-1]:.4g}, as of a guess"
             )
+        if data.begin is not None:
+            data = labelled(protocol, seed)  # the training digits where they were
         with torch.no_grad():
             predicted, predicted_test = fitted.predict(data.x), fitted.predict(data.x_test)
             used = fitted.encode(data.x_test) != 0

@@ -74,6 +74,7 @@ def fit(
         lr = protocol.l0_lr if method == DEEP_L0 else protocol.m_sparse_lr
         theta_start = None if isinstance(encoder, DeepMSparseEncoder) else encoder.theta.detach()
         options.update(sigma_factor=protocol.sigma_factor, sigma_floor=protocol.sigma_floor)
+    options.update(weight_decay=protocol.weight_decay, vector_rate=protocol.vector_rate)
     network = Classifier(encoder, D.shape[1], data.classes)
     course = Course(encoder, encoder, data.x)
 
@@ -109,16 +110,24 @@ def _task_driven(
     def encode(x: Tensor) -> Tensor:
         return model.encode(scale * x)
 
-    first = model.fit_head(scale * data.x, data.y)
+    x = scale * data.x
+    first = model.fit_head(x, data.y)
     course = Course(model, encode, data.x)
+
+    def begin(epoch: int) -> None:
+        course.look()
+        if data.begin is not None:
+            data.begin(epoch)
+            torch.mul(data.x, scale, out=x)
+
     losses = model.fit(
-        scale * data.x,
+        x,
         data.y,
         epochs=protocol.tdsc_epochs,
-        batch_size=min(protocol.tdsc_batch_size, len(data.x)),
+        batch_size=min(protocol.tdsc_batch_size, len(x)),
         lr=protocol.tdsc_lr,
         seed=seed,
-        begin=lambda epoch: course.look(),
+        begin=begin,
         progress=progress,
     )
     course.look()
