@@ -87,7 +87,7 @@ def test_every_method_learns(run):
     assert [float(row["error"]) for row in rows] == [x["error"] for x in results["cells"]]
     text = (out / "classification.md").read_text()
     assert "| Deep M-Sparse, M = 10 |" in text
-    assert "* tdsc_lam: 0.1" in text
+    assert "* tdsc_lam: 0.03" in text
 
 
 def test_a_run_goes_on_where_it_stopped(run, monkeypatch):

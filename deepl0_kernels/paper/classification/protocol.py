@@ -46,7 +46,7 @@ class Protocol(Settings):
     num_stages: int = count(2)
     dictionary_epochs: int = count(6)
     dictionary_lr: float = number(1e-2, above=0)
-    epochs: int = count(100)
+    epochs: int = count(60)
     batch_size: int = count(128)
     clip: float = number(1.0, above=0)
     l0_lr: float = number(2e-3, above=0)
@@ -59,7 +59,7 @@ class Protocol(Settings):
     lista_lr: float = number(2e-3, above=0)
     pretrain_epochs: int = count(10)
     pretrain_lr: float = number(1e-3, above=0)
-    tdsc_lam: float = number(0.1, above=0)  # for signals of norm 1, which TDSC is given
+    tdsc_lam: float = number(0.03, above=0)  # for signals of norm 1, which TDSC is given
     tdsc_lam2: float = number(1e-2, above=0)
     tdsc_nu: float = number(1e-5)
     tdsc_epochs: int = count(10)
