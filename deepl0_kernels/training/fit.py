@@ -79,8 +79,8 @@ def minimise(
     epochs = checks.integer("epochs", epochs, 1)
     batch_size = checks.integer("batch_size", batch_size, 1, count, "count")
     lr, clip = checks.positive("lr", lr), checks.positive("clip", clip)
-    if not (weight_decay := checks.number("weight_decay", weight_decay)) >= 0:
-        raise ValueError(f"weight_decay must be >= 0, got {weight_decay}")
+    if not 0 <= (weight_decay := checks.number("weight_decay", weight_decay)) < math.inf:
+        raise ValueError(f"weight_decay must be a finite number >= 0, got {weight_decay}")
     vector_rate = checks.positive("vector_rate", vector_rate)
     if checks.number("sigma_factor", sigma_factor) == 0:
         sigma_factor = min(1.0, sigma_floor / SIGMA) ** (1 / max(1, epochs - 1))

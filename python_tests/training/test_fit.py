@@ -40,6 +40,9 @@ def test_training_that_diverges_is_an_error():
         (dict(batch_size=33), "batch_size must be >= 1 and <= count = 32, got 33"),
         (dict(lr=0.0), "lr must be a finite number > 0, got 0.0"),
         (dict(clip=float("nan")), "clip must be a finite number > 0, got nan"),
+        (dict(weight_decay=-1.0), "weight_decay must be a finite number >= 0, got -1.0"),
+        (dict(weight_decay=float("inf")), "weight_decay must be a finite number >= 0, got inf"),
+        (dict(vector_rate=0.0), "vector_rate must be a finite number > 0, got 0.0"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -103,6 +106,50 @@ def test_groups_have_their_own_rates():
     )  # fmt: skip
     assert (linear.weight - before.weight).abs().max() < 1e-7
     assert (linear.bias - before.bias).abs().min() > 1e-3
+
+
+def test_matrices_decay_and_vectors_have_a_rate_of_their_own():
+    linear = torch.nn.Linear(3, 2)
+    before = copy.deepcopy(linear)
+
+    def train(**options):
+        linear.load_state_dict(before.state_dict())
+        minimise(
+            linear, lambda rows: linear.bias.sum() + 0 * linear.weight.sum(), 4,
+            epochs=3, batch_size=2, lr=1e-2, clip=1.0, seed=0, **options,
+        )  # fmt: skip
+        return linear.weight / before.weight, linear.bias - before.bias
+
+    kept, moved = train()
+    torch.testing.assert_close(kept, torch.ones(2, 3))
+    # Without a gradient a step multiplies by 1 - rate * decay, and the rates of all steps are known.
+    decayed, unchanged = train(weight_decay=2.0)
+    scheduled = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-2)
+    rate = torch.optim.lr_scheduler.OneCycleLR(scheduled, 1e-2, total_steps=6, pct_start=0.1)
+    left = 1.0
+    for _ in range(6):
+        left *= 1 - 2.0 * scheduled.param_groups[0]["lr"]
+        scheduled.step()
+        rate.step()
+    torch.testing.assert_close(decayed, torch.full((2, 3), left))
+    assert torch.equal(unchanged, moved)
+    torch.testing.assert_close(train(vector_rate=5.0)[1], 5 * moved)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 9])
+def test_a_factor_of_0_takes_the_ramp_to_its_floor_in_the_last_epoch(epochs):
+    encoder = DeepL0Encoder(6, 9)
+    seen = []
+    fit_to_codes(
+        encoder, torch.randn(8, 6), torch.randn(8, 9), epochs=epochs, batch_size=8, lr=1e-2,
+        clip=0.5, seed=3, sigma_factor=0, sigma_floor=0.05,
+        begin=lambda epoch: seen.append(encoder.sigma),
+    )  # fmt: skip
+    assert seen[0] == pytest.approx(0.2)
+    if epochs > 1:
+        assert seen[-1] == pytest.approx(0.05)
+        ratios = [b / a for a, b in zip(seen, seen[1:], strict=False)]
+        assert ratios == pytest.approx([ratios[0]] * (epochs - 1))
 
 
 def test_sparsity_over_training_is_that_of_the_encoder_after_each_epoch():

@@ -24,7 +24,7 @@ from ..classification.study import Classification
 from ..classification.systems import TDSC, TUNED_LISTA
 from ..deep import DEEP_L0, DEEP_M
 from ..rendering import errors, further, machines
-from ..study import Job
+from ..study import Job, values
 from . import DOCS, RECORDS, serve, short, take, write_figures
 
 STUDY = Classification()
@@ -144,7 +144,24 @@ def parts() -> dict[str, str]:
             f"{name}: claims": items(verdicts(results)),
             f"{name}: machines": items(machines(results)),
         }
+    found["table4: seconds"] = markdown(seconds(STUDY.read(RECORD, "table4"), "table4"))
     return found
+
+
+def seconds(results: dict[str, Any], table: str):
+    """Training's seconds a cell as a pandas frame of strings, and a whole epoch's beside them."""
+    import pandas
+
+    rows, protocol = STUDY.rows(results["cells"], table), results["protocols"][table]
+    index = pandas.Index(STUDY.methods, name="seconds of training (of an epoch)")
+
+    def entry(method: str, p: int) -> str:
+        seen = statistics.mean(s["training"] for s in values(rows, method, p, "seconds"))
+        epochs = protocol["tdsc_epochs" if method == TDSC else "epochs"]
+        return f"{seen:.0f} ({seen / epochs:.1f})"
+
+    columns = {f"p = {p}": [entry(m, p) for m in index] for p in results["sizes"]}
+    return pandas.DataFrame(columns, index=index)
 
 
 def tuning(trials: list[dict[str, Any]]) -> str:
