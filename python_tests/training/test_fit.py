@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -122,7 +123,7 @@ def test_matrices_decay_and_vectors_have_a_rate_of_their_own():
 
     kept, moved = train()
     torch.testing.assert_close(kept, torch.ones(2, 3))
-    # Without a gradient a step multiplies by 1 - rate * decay, and the rates of all steps are known.
+    # Without a gradient a step multiplies by 1 - rate * decay; the rates are those of the cycle.
     decayed, unchanged = train(weight_decay=2.0)
     scheduled = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-2)
     rate = torch.optim.lr_scheduler.OneCycleLR(scheduled, 1e-2, total_steps=6, pct_start=0.1)
@@ -148,7 +149,7 @@ def test_a_factor_of_0_takes_the_ramp_to_its_floor_in_the_last_epoch(epochs):
     assert seen[0] == pytest.approx(0.2)
     if epochs > 1:
         assert seen[-1] == pytest.approx(0.05)
-        ratios = [b / a for a, b in zip(seen, seen[1:], strict=False)]
+        ratios = [b / a for a, b in itertools.pairwise(seen)]
         assert ratios == pytest.approx([ratios[0]] * (epochs - 1))
 
 
