@@ -11,7 +11,7 @@ import torch
 from deepl0_kernels import datasets
 from deepl0_kernels.paper.classification.data import labelled
 from deepl0_kernels.paper.classification.protocol import PROTOCOLS
-from deepl0_kernels.paper.classification.warps import KNOTS, SIDE, Warp, identity, points, warped
+from deepl0_kernels.paper.classification.warps import KNOTS, SIDE, Warp, points, warped
 
 WARP = Warp(rotation=12.0, scale=0.13, shear=0.2, shift=1.5, elastic=1.0)
 
@@ -25,10 +25,13 @@ def drawn(warp, count=500, seed=0):
     return warp.draw(count, 28, torch.Generator().manual_seed(seed))
 
 
+def identity(count):
+    return drawn(Warp(), count)
+
+
 def test_maps_that_move_nothing_give_the_plain_digits(images):
     plain = datasets.area_resize(images).flatten(1)
-    for maps in (identity(500), drawn(Warp())):
-        torch.testing.assert_close(warped(images, maps), plain, rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(warped(images, identity(500)), plain, rtol=1e-6, atol=1e-4)
     assert not Warp()
     assert WARP
     # Of images of any side: the averages are those of their areas.

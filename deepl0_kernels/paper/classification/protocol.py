@@ -23,8 +23,8 @@ class Protocol(Settings):
     chosen by its error.
 
     With ``validation`` > 0 that share of the training signals stands in for the test set, which is
-    then not looked at: that is how the values of Table 5 were chosen (docs/classification.md).
-    Those of Table 4, the defaults, are not tuned.
+    then not looked at: that is how the values were chosen (docs/classification.md). The defaults
+    are those of Table 4.
     """
 
     data: str = one_of("mnist", DATA)

@@ -69,13 +69,6 @@ class Warp:
         return maps
 
 
-def identity(count: int) -> Tensor:
-    """Maps that move nothing."""
-    maps = torch.zeros(count, 2, 3 + KNOTS**2)
-    maps[:, 0, 0] = maps[:, 1, 1] = 1
-    return maps
-
-
 def points(maps: Tensor) -> Tensor:
     """Where [N, SIDE, SIDE, 2] the centres of a signal's pixels go: column and row in [-1, 1]."""
     both = maps @ _basis()
@@ -86,8 +79,8 @@ def warped(images: Tensor, maps: Tensor) -> Tensor:
     """Images [N, h, h] uint8 under maps [N, ..]: [N, SIDE * SIDE] float32, 0 to 255.
 
     A pixel of the result averages its area of the image, as :func:`area_resize` does: averages at
-    twice the density are interpolated bilinearly. At the identity they are read where they are, so
-    that the result is that of area_resize.
+    twice the density are interpolated bilinearly. At the identity they are read where they
+    are, so that the result is that of area_resize.
     """
     found = []
     for part, of in zip(images.split(_BLOCK), maps.split(_BLOCK), strict=True):
