@@ -5,10 +5,11 @@ it is waited for, outside of the time. Elsewhere the CUDA floor runs on CPU tens
 emulated runtime of the tests, whose launches do nothing (it takes nvcc): products are PyTorch's, as
 its rivals' are, of operands so small that the arithmetic is next to nothing on both sides.
 
-``python -m bench.host --json`` prints one object, case -> ours_us, eager_us, their ratio; calls:
-the operators that the dispatcher is asked for, the floor's own and PyTorch's, without allocations,
-views and what a PyTorch operator or product calls in its turn (a composed pass calls float32
-products past the dispatcher); python: the functions, Python's and C's, that the interpreter calls.
+``python -m bench.host --json`` prints one object, the machine, and case -> ours_us, eager_us, their
+ratio; calls: the operators that the dispatcher is asked for, the floor's own and PyTorch's, without
+allocations, views and what a PyTorch operator or product calls in its turn (a composed pass calls
+float32 products past the dispatcher); python: the functions, Python's and C's, that the interpreter
+calls.
 Microseconds are the fastest of the bursts' means; the rest is noise of the machine, which the
 counts do not have. ``--instructions CASE`` runs ours alone, for callgrind.
 """
@@ -28,7 +29,7 @@ from torch import Tensor
 
 import deepl0_kernels as dk
 
-from . import gpu_device, rivals
+from . import gpu_device, records, rivals
 from .rivals import eager_encode_l0, eager_encode_top_m
 
 BURSTS, CALLS = (2, 3) if gpu_device.STUB else (300, 5)
@@ -51,6 +52,7 @@ def cases(device: str) -> dict[str, Case]:
     W, S = torch.randn(P, N, device=device), 0.1 * torch.randn(P, P, device=device)
     theta, D = torch.ones(P, device=device), torch.randn(N, P, device=device)
     values, indices = rivals.eager_top_m(u, M)
+    bias = torch.zeros(P, device=device)
     grad_code, grad_z = (torch.randn(BATCH, size, device=device) for size in (M, P))
     grad_x, target = (torch.randn(BATCH, N, device=device) for _ in range(2))
 
@@ -84,6 +86,10 @@ def cases(device: str) -> dict[str, Case]:
         ramp = (u - u.sign() * (1 - SIGMA) * theta) / SIGMA
         return torch.where(a >= theta, u, torch.where(a > (1 - SIGMA) * theta, ramp, 0.0))
 
+    def factored(W: Tensor, D: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        more = dict(D=D, bias=bias, positive=True, num_stages=2)
+        return rivals.encode_top_m(x, W, None, M, **more)
+
     return {
         "encode_top_m forward": (
             lambda: rivals.encode_top_m(x, W, S, M, num_stages=2),
@@ -92,6 +98,15 @@ def cases(device: str) -> dict[str, Case]:
         "encode_top_m forward + backward": (
             step(lambda W, S: rivals.encode_top_m(x, W, S, M, num_stages=2)[0], grad_code, W, S),
             step(lambda W, S: eager_encode_top_m(x, W, S, M, 2)[0], grad_code, W, S),
+        ),
+        "encode_top_m_factored forward": (
+            lambda: factored(W, D, bias),
+            lambda: rivals.eager_encode_factored(x, W, D, bias, M, 2),
+        ),
+        "encode_top_m_factored forward + backward": (
+            step(lambda *args: factored(*args)[0], grad_code, W, D, bias),
+            step(lambda W, D, bias: rivals.eager_encode_factored(x, W, D, bias, M, 2)[0],
+                 grad_code, W, D, bias),
         ),
         "encode_l0 forward": (
             lambda: dk.encode_l0(x, W, S, theta, num_stages=2),
@@ -226,7 +241,11 @@ def main() -> None:
             return
         found = {name: report(case) for name, case in every.items() if arguments.only.search(name)}
     if arguments.json:
-        print(json.dumps(found, indent=1))
+        print(
+            json.dumps(
+                {"machine": f"{records.machine()}, torch {torch.__version__}", **found}, indent=1
+            )
+        )
         return
     for name, row in found.items():
         print("{}: {ours_us} us, torch eager {eager_us} ({ratio}); "

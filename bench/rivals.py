@@ -61,7 +61,7 @@ def eager_encode_factored(x: Tensor, W: Tensor, D: Tensor, bias: Tensor, m: int,
     for _ in range(stages - 1):
         z = x.new_zeros(len(x), len(W)).scatter_(-1, indices, values)
         residual = torch.addmm(x, z, D.t(), alpha=-1)
-        values, indices = z.add_(torch.addmm(bias, residual, W.t())).topk(m, dim=-1)
+        values, indices = torch.addmm(bias, residual, W.t()).add_(z).topk(m, dim=-1)
         values.relu_()
     return values, indices
 

@@ -139,21 +139,19 @@ SAVING = (
     "_saving"  # after the name of an operator: its twin, which also returns what backward reads
 )
 _SELECTION = ("top_m", "keep_top_m", "unpool", "apply_mask")
-_COMPOSED = (
-    *_SELECTION, "batch_top_m", "encode_top_m", "encode_top_m_backward", "encode_l0",
-    "encode_l0_backward", "threshold", "threshold_backward", "decode", "decode_backward",
-)  # fmt: skip
 GPU = {
     backend.name: backend
     for backend in (
         Backend(
             "cuda",
-            {"encode_factored": ("encode_top_m_factored", "encode_top_m_factored_backward")},
+            {},
             (
                 *_SELECTION,
                 "batch_top_m",
                 "encode_top_m",
                 "encode_top_m_backward",
+                "encode_top_m_factored",
+                "encode_top_m_factored_backward",
                 "encode_l0",
                 "encode_l0_backward",
                 "threshold",

@@ -504,7 +504,6 @@ bool screen_has(ScreenKind kind, int64_t n) {
 bool screen_is_fast(ScreenKind kind, int64_t n) {
 #if DEEPL0_X86
     if (kind == ScreenKind::bfloat16_vectors && !__builtin_cpu_is("amd")) return false;
-    if (kind == ScreenKind::int8_vectors && !__builtin_cpu_is("intel")) return false;
 #endif
     return screen_has(kind, n);
 }

@@ -28,9 +28,10 @@ enum class ScreenKind : int { float32, bfloat16_vectors, bfloat16_tiles, int8_ve
 /// at the first call); int8 up to kInt8MostTerms.
 bool screen_has(ScreenKind kind, int64_t n = 1);
 
-/// Whether it is known to be faster than float32. bfloat16_vectors: on AMD's processors, which
-/// issue vdpbf16ps as often as an fma (measured on Zen 5). int8_vectors: on Intel's, which issue
-/// vpdpbusd as often as an fma (measured on Ice Lake). Of others nothing was measured.
+/// Whether its products are known to be faster than float32's. bfloat16_vectors: on AMD's
+/// processors, which issue vdpbf16ps as often as an fma (measured on Zen 4 and 5; of others nothing
+/// was measured). int8_vectors: wherever there is vpdpbusd, which multiplies twice as many (Ice
+/// Lake, Zen 4).
 bool screen_is_fast(ScreenKind kind, int64_t n = 1);
 
 /// The sums of int8 products, and what they start from, stay below 2^14 n.

@@ -173,9 +173,20 @@ __device__ Pack<typename X::Bits, 4> rounded_pack(const Pack<float, 4>& sum) {
     return pack;
 }
 
+/// Writes it, or adds it to what stands there.
+template <class X, bool ACCUMULATE>
+__device__ void store_sum(typename X::Bits* row, int at, int n, bool aligned, Pack<float, 4> sum) {
+    if constexpr (ACCUMULATE) {
+        const auto there = load_pack<4>(row, at, n, aligned);
+#pragma unroll
+        for (int v = 0; v < 4; ++v) sum.at[v] += X::value(there.at[v]);
+    }
+    store_pack<4>(row, at, n, aligned, rounded_pack<X>(sum));
+}
+
 /// The sums of a chunk of positions, 128 columns a warp. A list inside the chunk goes to out; one
 /// that began before, to the chunk's first partial row; one that goes on after, to the second.
-template <class X>
+template <class X, bool ACCUMULATE>
 __global__ void __launch_bounds__(32 * kWarpsPerBlock, 6)
     combine_kernel(const int32_t* start, const int32_t* unit, const int32_t* entry, const float* c,
                    int entries, int batch, int m, const typename X::Bits* x, int64_t x_stride,
@@ -198,8 +209,8 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock, 6)
             store_pack<V>(first_partial + (earlier ? 0 : n), at, n, aligned_out,
                           Pack<float, V>{{sum[0], sum[1], sum[2], sum[3]}});
         else
-            store_pack<V>(out + int64_t(current) * n, at, n, aligned_out,
-                          rounded_pack<X>({{sum[0], sum[1], sum[2], sum[3]}}));
+            store_sum<X, ACCUMULATE>(out + int64_t(current) * n, at, n, aligned_out,
+                                     {{sum[0], sum[1], sum[2], sum[3]}});
     };
     by_whole(rows_whole<Bits, V>(x, x_stride, n), [&](auto whole) {
         for (int step = begin; step < end; step += 32) {
@@ -239,7 +250,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock, 6)
 
 /// What combine leaves: zeros of the empty lists, and the lists of several chunks, whose partial
 /// rows are added in order.
-template <class X>
+template <class X, bool ACCUMULATE>
 __global__ void __launch_bounds__(32 * kWarpsPerBlock)
     combine_edges_kernel(const int32_t* start, int64_t units, int n, int tiles,
                          const float* partial, typename X::Bits* out) {
@@ -249,7 +260,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
     if (unit >= units) return;
     const int begin = start[unit], end = start[unit + 1];
     const int low = begin / kChunk, high = (end - 1) / kChunk;
-    if (begin < end && low == high) return;
+    if (begin < end ? low == high : ACCUMULATE) return;
     const int at = int(job % tiles) * kColumns + lane_id() * V;
     const bool aligned = n % V == 0;
     Pack<float, V> sum{};
@@ -262,7 +273,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
             for (int v = 0; v < V; ++v) sum.at[v] += more.at[v];
         }
     }
-    store_pack<V>(out + unit * n, at, n, aligned, rounded_pack<X>(sum));
+    store_sum<X, ACCUMULATE>(out + unit * n, at, n, aligned, sum);
 }
 
 // ---------------------------------------------------------------------------------------- outer
@@ -451,32 +462,33 @@ size_t combine_workspace_bytes(int64_t entries, int64_t n) {
 }
 
 void combine(UnitLists lists, const float* c, int64_t entries, int64_t batch, int64_t m,
-             int64_t units, DType dtype, const void* x, int64_t x_stride, int64_t n, void* out,
-             void* workspace, cudaStream_t stream) {
+             int64_t units, DType dtype, const void* x, int64_t x_stride, int64_t n,
+             bool accumulate, void* out, void* workspace, cudaStream_t stream) {
     if (units == 0 || n == 0) return;
-    const int64_t tiles = ceil_div(n, kColumns);
+    const int64_t tiles = ceil_div(n, kColumns), jobs = ceil_div(entries, kChunk) * tiles;
     float* partial = static_cast<float*>(workspace);
-    if (entries > 0) {
+    const auto run = [&](auto of_x, auto adds) {
+        using X = decltype(of_x);
+        using Bits = typename X::Bits;
+        constexpr bool kAdds = decltype(adds)::value;
         const char* name = "combine_kernel";
-        const int64_t jobs = ceil_div(entries, kChunk) * tiles;
-        by_type(dtype, [&](auto of_x) {
-            using X = decltype(of_x);
-            combine_kernel<X>
+        if (entries > 0) {
+            combine_kernel<X, kAdds>
                 <<<grid_size(ceil_div(jobs, kWarpsPerBlock), name), 32 * kWarpsPerBlock, 0,
                    stream>>>(lists.start, lists.unit, lists.entry, c, int(entries), int(batch),
-                             int(m), static_cast<const typename X::Bits*>(x), x_stride, int(n),
-                             int(tiles), static_cast<typename X::Bits*>(out), partial);
-        });
+                             int(m), static_cast<const Bits*>(x), x_stride, int(n), int(tiles),
+                             static_cast<Bits*>(out), partial);
+            launched(name);
+        }
+        name = "combine_edges_kernel";
+        combine_edges_kernel<X, kAdds>
+            <<<grid_size(ceil_div(units * tiles, kWarpsPerBlock), name), 32 * kWarpsPerBlock, 0,
+               stream>>>(lists.start, units, int(n), int(tiles), partial, static_cast<Bits*>(out));
         launched(name);
-    }
-    const char* name = "combine_edges_kernel";
-    by_type(dtype, [&](auto of_x) {
-        using X = decltype(of_x);
-        combine_edges_kernel<X><<<grid_size(ceil_div(units * tiles, kWarpsPerBlock), name),
-                                  32 * kWarpsPerBlock, 0, stream>>>(
-            lists.start, units, int(n), int(tiles), partial, static_cast<typename X::Bits*>(out));
-    });
-    launched(name);
+    };
+    if (!accumulate) return by_type(dtype, [&](auto of_x) { run(of_x, std::false_type()); });
+    if (dtype != DType::f32) throw std::runtime_error("combine: sums to add to are float32");
+    run(F32(), std::true_type());
 }
 
 void outer(UnitLists lists, const float* c, int64_t m, int64_t units, const int64_t* indices,

@@ -35,12 +35,13 @@ size_t combine_workspace_bytes(int64_t entries, int64_t n);
 
 /// out[i, :] = sum c[entry] * x[row of entry, :] over the list of unit i: the gradient of W or D'.
 /// x [batch, n] of `dtype`, rows of stride x_stride; out [units, n] of `dtype`, added up in float32
-/// and written once, empty lists included. Work is cut into chunks of 128 entries, however long the
-/// lists are. Bytes: n elements of x an entry (L2 while x fits), 1/64 of that for the ends of the
-/// chunks, and out.
+/// and written once, empty lists included; where `accumulate`, what stands there is added to (of
+/// float32 alone), and that of empty lists not touched. Work is cut into chunks of 128 entries,
+/// however long the lists are. Bytes: n elements of x an entry (L2 while x fits), 1/64 of that for
+/// the ends of the chunks, and out.
 void combine(UnitLists lists, const float* c, int64_t entries, int64_t batch, int64_t m,
-             int64_t units, DType dtype, const void* x, int64_t x_stride, int64_t n, void* out,
-             void* workspace, cudaStream_t stream);
+             int64_t units, DType dtype, const void* x, int64_t x_stride, int64_t n,
+             bool accumulate, void* out, void* workspace, cudaStream_t stream);
 
 /// out[i, index] += c[entry] * value over the sparse row (indices, values: m entries of the entry's
 /// row) for every entry of the list of unit i: a sum of outer products, the gradient of S. out

@@ -29,42 +29,44 @@ bool few_enough(int64_t p, int64_t m) { return p >= 12 * m; }
 /// Below, what is screened must pay; from here on codes are batch-invariant.
 constexpr int64_t kLarge = 4096;
 
-/// Below kLarge panels of float32 are as fast. The bound of int8 grows as the square root of n
-/// against the spread of u: beyond n = 1024 it excludes too little, and before that the first rows
-/// tell (few_rescored).
-bool int8_pays(int64_t n, int64_t p) { return p >= kLarge && n <= 1024; }
-
-/// Whether so few entries were computed again that int8 saved more than they took: one costs as
-/// much as int8 saves on 30 to 60 others (measured).
-bool few_rescored(const ScreenCounts& counts, int64_t rows, int64_t p) {
-    return counts.full_rows * 8 <= rows && counts.rescored * 32 <= rows * p;
+/// The bound of int8 grows as the square root of n against the spread of u: beyond n = 1024 it
+/// excludes too little, and before that the first rows tell (few_rescored). Where W and x are
+/// float32, panels are as fast below kLarge; where bfloat16 is what int8 must beat, it gains less
+/// by an entry, and at p < 64 m it would have to compute too many again.
+bool int8_pays(int64_t n, int64_t p, int64_t m, bool bfloat16) {
+    return n <= 1024 && (bfloat16 ? p >= 1024 && p >= 64 * m : p >= kLarge);
 }
 
-/// The best kind for few rows of a kept W; float32: none.
-ScreenKind kind_for_few(int64_t batch, int64_t n, int64_t p, int64_t m) {
-    const int wish = screen_wish();
-    const bool pays = batch <= kFew && few_enough(p, m) && p * n * 4 >= int64_t(1) << 20;
-    for (const ScreenKind kind :
-         {ScreenKind::bfloat16_tiles, ScreenKind::bfloat16_vectors, ScreenKind::int8_vectors}) {
-        const bool worth = pays && (kind != ScreenKind::int8_vectors || n <= 1024);
-        if (wish != 0 && worth && screen_is_fast(kind, n)) return kind;
-    }
-    return ScreenKind::float32;
+/// Whether so few entries were computed again, or rows as a whole, that int8 saved more than they
+/// took: one entry costs as much as int8 saves on 30 to 60 others (measured, against either).
+bool few_rescored(const ScreenCounts& counts, int64_t rows, int64_t p, bool bfloat16) {
+    return counts.full_rows * (bfloat16 ? 32 : 8) <= rows && counts.rescored * 32 <= rows * p;
 }
 
-/// The best kind for the task. Low precision must pay: below 32 rows packing W costs more than it
-/// saves, unless it is kept. (Where p is not large, kinds have codes of their own, and what is kept
-/// must not choose among them.)
-ScreenKind kind_for(int64_t batch, int64_t n, int64_t p, int64_t m, bool kept = false) {
+/// Whether a few rows of a kept W are screened, in int8: W x is a pass over W, and int8 has the
+/// fewest bytes (bfloat16 lost to float32 where W stays in a cache: Zen 4).
+bool few_pay(int64_t batch, int64_t n, int64_t p, int64_t m) {
+    return screen_wish() != 0 && batch <= kFew && few_enough(p, m) &&
+           p * n * 4 >= int64_t(1) << 20 && n <= 1024 && screen_is_fast(ScreenKind::int8_vectors);
+}
+
+/// The best kind for the task, or the best but int8. Low precision must pay: below 32 rows packing
+/// W costs more than it saves, unless it is kept. (Where p is not large, what is kept must not
+/// choose between screening and not: their codes differ. Between kinds it may.)
+ScreenKind kind_for(int64_t batch, int64_t n, int64_t p, int64_t m, bool kept = false,
+                    bool int8 = true) {
     const int wish = screen_wish();
     const bool pays = (batch >= 32 || (kept && p >= kLarge)) && few_enough(p, m);
-    for (const ScreenKind kind :
-         {ScreenKind::bfloat16_tiles, ScreenKind::bfloat16_vectors, ScreenKind::int8_vectors}) {
-        const bool worth = pays && (kind != ScreenKind::int8_vectors || int8_pays(n, p));
-        if (wish == 1 ? screen_has(kind, n) : wish < 0 && worth && screen_is_fast(kind, n))
-            return kind;
-    }
-    return ScreenKind::float32;
+    if (wish == 0 || (wish < 0 && !pays)) return ScreenKind::float32;
+    const auto serves = [&](ScreenKind kind) {
+        return wish == 1 ? screen_has(kind, n) : screen_is_fast(kind, n);
+    };
+    if (serves(ScreenKind::bfloat16_tiles)) return ScreenKind::bfloat16_tiles;
+    const bool bfloat16 = serves(ScreenKind::bfloat16_vectors);
+    if (int8 && serves(ScreenKind::int8_vectors) &&
+        (wish == 1 ? !bfloat16 : int8_pays(n, p, m, bfloat16)))
+        return ScreenKind::int8_vectors;
+    return bfloat16 ? ScreenKind::bfloat16_vectors : ScreenKind::float32;
 }
 
 }  // namespace
@@ -74,7 +76,7 @@ bool screens(int64_t batch, int64_t n, int64_t p, int64_t m) {
 }
 
 bool screens_few(int64_t batch, int64_t n, int64_t p, int64_t m, Kept& kept) {
-    if (kind_for_few(batch, n, p, m) == ScreenKind::float32) return false;
+    if (!few_pay(batch, n, p, m)) return false;
     if (kept.without_int8 <= 0) return true;
     --kept.without_int8;
     return false;
@@ -85,11 +87,11 @@ Screen::Screen(Matrix<const float> w, const float* bias, int64_t batch, int64_t 
     : w_(w),
       bias_(bias),
       kept_(kept),
-      packed_{few ? kind_for_few(batch, w.cols, w.rows, m)
-                  : kind_for(batch, w.cols, w.rows, m, kept != nullptr)} {
+      packed_{few ? ScreenKind::int8_vectors : kind_for(batch, w.cols, w.rows, m, kept != nullptr)},
+      without_int8_{kind_for(batch, w.cols, w.rows, m, kept != nullptr, false)} {
     if (!few && kept && packed_.kind == ScreenKind::int8_vectors && kept->without_int8 > 0) {
         --kept->without_int8;
-        packed_.kind = ScreenKind::float32;
+        packed_.kind = without_int8_.kind;
     }
     // For a few rows the dot products are as fast as any tile, and nothing is packed.
     if (packed_.kind != ScreenKind::float32 || batch > (kept ? 8 : 64)) pack(packed_);
@@ -123,7 +125,9 @@ void Screen::run(const Packed& by, Matrix<const float> x, Code z, bool positive,
     ScreenCounts counts;
     screen_kernels().top_m(q, 0, x.rows, workspace.get(), &counts);
     if (by.kind == ScreenKind::int8_vectors)
-        int8_ = few_rescored(counts, x.rows, w_.rows) ? Int8::good : Int8::bad;
+        int8_ = few_rescored(counts, x.rows, w_.rows, without_int8_.kind != ScreenKind::float32)
+                    ? Int8::good
+                    : Int8::bad;
     if (kept_ && int8_ == Int8::bad) kept_->without_int8 = 16;
 }
 
@@ -135,8 +139,9 @@ void Screen::rows(Matrix<const float> x, Code z, bool positive, Code out) const 
         if (done == x.rows) return;
     }
     const bool coarse = packed_.kind == ScreenKind::int8_vectors && int8_ == Int8::bad;
-    if (coarse) std::call_once(once_, [&] { pack(float32_); });
-    run(coarse ? float32_ : packed_, x.range(done, x.rows), z.from(done), positive, out.from(done));
+    if (coarse) std::call_once(once_, [&] { pack(without_int8_); });
+    run(coarse ? without_int8_ : packed_, x.range(done, x.rows), z.from(done), positive,
+        out.from(done));
 }
 
 void Screen::few(Matrix<const float> x, Code z, bool positive, StepMatrices<float> steps,

@@ -62,7 +62,7 @@ class Screen {
     enum class Int8 { untried, good, bad };
     mutable std::atomic<Int8> int8_{Int8::untried};
     mutable std::once_flag once_;
-    mutable Packed float32_{ScreenKind::float32};
+    mutable Packed without_int8_;
 };
 
 /// Whether all stages of a few rows, W x of which is a pass over W, are screened, from a kept W:

@@ -8,9 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
-
-from .._matrices import by_columns
 
 kernels: Any = torch.ops.deepl0_cuda
 
@@ -63,7 +60,7 @@ def refusal(device: torch.device) -> str | None:
 
 def told(operator: str, run: Callable[..., Any]) -> Callable[..., Any]:
     """``run``, a pass that serves ``operator``, after which the rules know what they go by."""
-    if not operator.startswith("encode_top_m"):
+    if operator not in ("encode_top_m", "encode_top_m_backward"):
         return run
 
     def call(*args):
@@ -83,8 +80,3 @@ def tell() -> None:
     global _told_tf32
     _told_tf32 = _precision("cuda", "matmul") == "tf32"
     kernels.tell_rules(_told_tf32, atomics())
-
-
-def transposed(matrix: Tensor) -> Tensor:
-    """The rows of the transpose, contiguous: a view where the matrix has them, else a copy."""
-    return matrix.t() if by_columns(matrix) else kernels.transpose(matrix)

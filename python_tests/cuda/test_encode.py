@@ -9,6 +9,7 @@ from deepl0_kernels import reference
 from deepl0_kernels._matrices import stage_matrix
 from python_tests.oracle import hostile
 
+from .emulator import BIG
 from .test_sparse import EPS, selects
 
 BF16 = torch.bfloat16
@@ -177,3 +178,19 @@ def test_strides(run, kind):
         S = S.t().contiguous().t()
     for ours, other in zip(run(x, W, S, 9, 2), want, strict=True):
         assert torch.equal(ours, other)
+
+
+def test_the_last_block_of_rows_may_be_selected_from_another_way(ops, emulator, force):
+    """Many rows are selected from by a block each, few by segments, which want memory."""
+    x, W = torch.randint(-3, 4, (3, 2)).float(), torch.randn(16400, 2)
+
+    def codes():
+        return (
+            *ops.encode_top_m(x, W, None, None, 5, 1, False),
+            *ops.encode_top_m_factored(x, W, W.t(), None, None, [5], False),
+        )
+
+    whole = codes()
+    emulator.set_device(2, BIG[1])
+    force("rules", 2 * 16400)
+    assert all(torch.equal(a, b) for a, b in zip(codes(), whole, strict=True))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deepl0_kernels.cuda import encode_factored
 from python_tests.triton.test_encode_factored import CASES, check_top_m, operands
 from python_tests.triton.test_stage import on
 
@@ -29,10 +28,10 @@ def test_half_types(device, dtype):
     check_top_m(device, CASES[1], False, dtype)
 
 
-def test_blocks_of_rows(device, monkeypatch):
+def test_blocks_of_rows(device, force):
     given = on(device, *operands(7, 4, 30, 2, True, False))
     whole = OPS.encode_top_m_factored_saving(*given, [5, 6], True)
-    monkeypatch.setattr(encode_factored, "ELEMENTS", 3 * 30)
+    force("rules", 3 * 30)
     parts = OPS.encode_top_m_factored_saving(*given, [5, 6], True)
     assert all(torch.equal(a, b) for a, b in zip(parts, whole, strict=True))
 

@@ -101,9 +101,7 @@ def test_blocks_of_rows_and_infinite_signals(engine, device, monkeypatch):
     x[2, 1], x[4, 0] = torch.nan, torch.inf
     given = on(device, x, W, D, bias, step)
     whole = OPS.encode_top_m_factored_saving(*given, [5, 6], True)
-    monkeypatch.setattr(
-        encode_factored, "KERNELS", encode_factored.KERNELS._replace(elements=3 * 30)
-    )
+    monkeypatch.setattr(encode_factored, "ELEMENTS", 3 * 30)
     parts = OPS.encode_top_m_factored_saving(*given, [5, 6], True)
     want = reference.encode_top_m_factored(x, W, D, bias, step, [5, 6], True, True)
     for a, b, c in zip(parts, whole, want, strict=True):

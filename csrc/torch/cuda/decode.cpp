@@ -147,7 +147,7 @@ std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor in
         // In memory the gradient of D' is that of D, where D lies by columns.
         void* sums = columns ? mutable_data_of(grad_d) : workspace.at<void>(atoms_piece);
         cuda::combine(lists, factors, entries, batch, m, p, dtype, data_of(rows.tensor),
-                      rows.stride, n, sums, workspace.at<void>(combined), stream);
+                      rows.stride, n, false, sums, workspace.at<void>(combined), stream);
         if (!columns) cuda::transpose(element, sums, n, p, n, mutable_data_of(grad_d), stream);
     }
     return {grad_values, grad_d};

@@ -1,6 +1,7 @@
 #include "torch/cuda/encode.h"
 
 #include "cuda/entries.h"
+#include "cuda/top_m.h"
 
 namespace deepl0::torch_ops::on_cuda {
 
@@ -49,6 +50,13 @@ void FirstProduct::run(Tensor& out, const Tensor& x, const Workspace& workspace,
     } else {
         product(out, x, transposed(w_));
     }
+}
+
+int64_t selection_bytes(int64_t batch, int64_t block, int64_t p, int64_t m) {
+    const auto bytes = [&](int64_t rows) {
+        return int64_t(cuda::top_m_workspace_bytes(cuda::DType::f32, rows, p, m, /*keep=*/false));
+    };
+    return block == 0 ? 0 : std::max(bytes(block), bytes(batch % block));
 }
 
 }  // namespace deepl0::torch_ops::on_cuda

@@ -30,4 +30,8 @@ class FirstProduct {
     std::optional<Tensor> extended_w_;
 };
 
+/// Bytes of workspace of selections of m from float32 rows [batch, p], `block` of them at a time:
+/// the fewer of the last block may go another way.
+int64_t selection_bytes(int64_t batch, int64_t block, int64_t p, int64_t m);
+
 }  // namespace deepl0::torch_ops::on_cuda

@@ -67,8 +67,7 @@ Encoded encode(const Tensor& x, const Tensor& w, const std::optional<Tensor>& s,
     if (stages > 1 && gather && !fits) u_piece = workspace.floats(block * p);
     if (stages > 1 && !gather) z_piece = workspace.floats(block * p);
     if (stages > 2 && !gather) u_piece = workspace.floats(block * p);
-    const Piece selection =
-        workspace.bytes(int64_t(cuda::top_m_workspace_bytes(kF32, block, p, m, /*keep=*/false)));
+    const Piece selection = workspace.bytes(selection_bytes(batch, block, p, m));
     FirstProduct first(x, w, bias, block, workspace);
     std::optional<Atoms> atoms;
     if (stages > 1 && gather) atoms.emplace(stage_matrix(*s, 0), workspace);
@@ -355,16 +354,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_backward(
         if (wants_w) {
             const Rows rows(x, "x");
             cuda::combine(by_unit, du, all, batch, m, p, dtype_of(x, "x"), data_of(rows.tensor),
-                          rows.stride, n, mutable_data_of(grad_w), workspace.at<void>(combined),
-                          stream);
+                          rows.stride, n, false, mutable_data_of(grad_w),
+                          workspace.at<void>(combined), stream);
         }
         if (wants_bias) {
             // Of one row of a single 1, which is that of every signal.
             auto* one = workspace.at<float>(ones_piece);
             cuda::append_column(kF32, nullptr, 0, 1, 0, nullptr, 1, one, stream);
             Tensor wide = half ? empty(x, {p}, ScalarType::Float) : grad_bias;
-            cuda::combine(by_unit, du, all, batch, m, p, kF32, one, 0, 1, mutable_data_of(wide),
-                          workspace.at<void>(combined), stream);
+            cuda::combine(by_unit, du, all, batch, m, p, kF32, one, 0, 1, false,
+                          mutable_data_of(wide), workspace.at<void>(combined), stream);
             grad_bias = cast(wide, type);
         }
     }

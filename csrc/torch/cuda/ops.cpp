@@ -33,6 +33,15 @@ STABLE_TORCH_LIBRARY(deepl0_cuda, m) {
         "encode_top_m_backward(Tensor grad_values, Tensor? values, Tensor indices,"
         " Tensor saved_values, Tensor saved_indices, Tensor x, Tensor W, Tensor? S, int mask)"
         " -> (Tensor, Tensor, Tensor, Tensor)");
+    const std::string factored =
+        "(Tensor x, Tensor W, Tensor D, Tensor? bias, Tensor? step, int[] m, bool positive)";
+    m.def(("encode_top_m_factored" + factored + " -> (Tensor, Tensor)").c_str());
+    m.def(("encode_top_m_factored_saving" + factored + " -> (Tensor, Tensor, Tensor, Tensor)")
+              .c_str());
+    m.def(
+        "encode_top_m_factored_backward(Tensor grad_values, Tensor? values, Tensor indices,"
+        " Tensor saved_values, Tensor saved_indices, Tensor x, Tensor W, Tensor D, Tensor? step,"
+        " int[] m, int mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
     m.def(("encode_l0" + l0 + " -> Tensor").c_str());
     m.def(("encode_l0_saving" + l0 + " -> (Tensor, Tensor)").c_str());
     m.def(
@@ -80,6 +89,9 @@ void implement(Library& m) {
     m.impl("encode_top_m", TORCH_BOX(&ops::encode_top_m));
     m.impl("encode_top_m_saving", TORCH_BOX(&ops::encode_top_m_saving));
     m.impl("encode_top_m_backward", TORCH_BOX(&ops::encode_top_m_backward));
+    m.impl("encode_top_m_factored", TORCH_BOX(&ops::encode_top_m_factored));
+    m.impl("encode_top_m_factored_saving", TORCH_BOX(&ops::encode_top_m_factored_saving));
+    m.impl("encode_top_m_factored_backward", TORCH_BOX(&ops::encode_top_m_factored_backward));
     m.impl("encode_l0", TORCH_BOX(&ops::encode_l0));
     m.impl("encode_l0_saving", TORCH_BOX(&ops::encode_l0_saving));
     m.impl("encode_l0_backward", TORCH_BOX(&ops::encode_l0_backward));

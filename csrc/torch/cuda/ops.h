@@ -1,7 +1,6 @@
 // The operators of torch.ops.deepl0_cuda. Those that torch.ops.deepl0 has as well have its schemas
 // and serve it: one a pass, composed of the kernels and of torch's products on the current stream.
-// The others are the kernels alone, for tests and the factored encoder. Contracts and bytes moved:
-// csrc/cuda/<file>.h.
+// The others are the kernels alone, for tests. Contracts and bytes moved: csrc/cuda/<file>.h.
 #pragma once
 
 #include "torch/cuda/bindings.h"
@@ -25,6 +24,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_saving(Tensor x, Tensor 
 std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_backward(
     Tensor grad_values, std::optional<Tensor> values, Tensor indices, Tensor saved_values,
     Tensor saved_indices, Tensor x, Tensor w, std::optional<Tensor> s, int64_t mask);
+std::tuple<Tensor, Tensor> encode_top_m_factored(Tensor x, Tensor w, Tensor d,
+                                                 std::optional<Tensor> bias,
+                                                 std::optional<Tensor> step, std::vector<int64_t> m,
+                                                 bool positive);
+std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_factored_saving(
+    Tensor x, Tensor w, Tensor d, std::optional<Tensor> bias, std::optional<Tensor> step,
+    std::vector<int64_t> m, bool positive);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> encode_top_m_factored_backward(
+    Tensor grad_values, std::optional<Tensor> values, Tensor indices, Tensor saved_values,
+    Tensor saved_indices, Tensor x, Tensor w, Tensor d, std::optional<Tensor> step,
+    std::vector<int64_t> m, int64_t mask);
 Tensor encode_l0(Tensor x, Tensor w, std::optional<Tensor> s, std::optional<Tensor> bias,
                  Tensor theta, int64_t stages, double sigma, std::string kind);
 std::tuple<Tensor, Tensor> encode_l0_saving(Tensor x, Tensor w, std::optional<Tensor> s,

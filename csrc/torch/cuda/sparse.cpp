@@ -96,7 +96,7 @@ Tensor combine(Tensor start, Tensor unit, Tensor entry, Tensor c, Tensor x) {
     void* workspace = call.workspace(x, cuda::combine_workspace_bytes(entries, n));
     cuda::combine(lists_of(start, unit, entry), data_of<float>(c), entries, x.size(0),
                   last_size(c, "c"), units_of(start), dtype, data_of(rows.tensor), rows.stride, n,
-                  mutable_data_of(out), workspace, call.stream());
+                  /*accumulate=*/false, mutable_data_of(out), workspace, call.stream());
     return out;
 }
 
