@@ -108,8 +108,10 @@ format: $(VENV)/test  ## rewrite Python and C++ in the house format
 cpp-test:  ## C++ tests of the kernels under ASan and UBSan, and TSan; one definition of every name
 	$(MAKE) -j $(JOBS) -C csrc/tests check tsan odr
 
-instructions:  ## instructions per row of the main kernels, against the record (needs valgrind)
+# Those of the host take nvcc, and a minute and a half.
+instructions: $(VENV)/test  ## instructions of the main kernels and of a call, against the record (needs valgrind)
 	$(MAKE) -C csrc/tests instructions
+	$(BIN)/python -m bench.host_instructions
 
 install-test: $(VENV)/test  ## install in every way pip knows, and one binary for several torch versions
 	$(BIN)/python -m pytest -m install python_tests/test_install.py

@@ -11,7 +11,7 @@ allocations, views and what a PyTorch operator or product calls in its turn (a c
 float32 products past the dispatcher); python: the functions, Python's and C's, that the interpreter
 calls.
 Microseconds are the fastest of the bursts' means; the rest is noise of the machine, which the
-counts do not have. ``--instructions CASE`` runs ours alone, for callgrind.
+counts do not have. ``host_instructions.py`` counts instructions.
 """
 
 from __future__ import annotations
@@ -230,15 +230,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="one object, on standard output")
     parser.add_argument("--only", default="", type=re.compile, help="regular expression")
-    parser.add_argument("--instructions", metavar="CASE", help="one case of ours, 200 times")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with device() as where:
         every = cases(where)
-        if arguments.instructions:
-            for _ in range(200):
-                every[arguments.instructions][0]()
-            return
         found = {name: report(case) for name, case in every.items() if arguments.only.search(name)}
     if arguments.json:
         print(

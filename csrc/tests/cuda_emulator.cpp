@@ -8,6 +8,9 @@
 #include <map>
 #include <string>
 #include <vector>
+#if __has_include(<valgrind/callgrind.h>)
+#include <valgrind/callgrind.h>
+#endif
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -96,6 +99,17 @@ cudaStream_t current_stream() { return reinterpret_cast<cudaStream_t>(0x57eea3);
 }  // namespace deepl0::torch_ops::on_cuda
 
 EXPORT void emulator_set_run(Run callback) { run = callback; }
+
+#if __has_include(<valgrind/callgrind.h>)
+/// Calls it, and callgrind counts and writes down what that takes (bench/host_instructions.py).
+EXPORT void emulator_counted(void (*callback)()) {
+    CALLGRIND_START_INSTRUMENTATION;
+    CALLGRIND_ZERO_STATS;
+    callback();
+    CALLGRIND_DUMP_STATS;
+    CALLGRIND_STOP_INSTRUMENTATION;
+}
+#endif
 
 /// By which new memory is filled; zeros are results that PyTorch's operators take.
 EXPORT void emulator_set_fill(int byte) { deepl0::torch_ops::on_cuda::fill_byte = byte; }

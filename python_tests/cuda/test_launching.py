@@ -217,6 +217,27 @@ def test_small_sums_over_the_batch_are_dense_products(emulator):
     assert not sorts(1 << 12, 120, 10)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "p", "m", "dense"),
+    [(torch.bfloat16, 512, 32, True), (torch.float16, 1024, 32, True),
+     (torch.bfloat16, 1024, 31, False), (torch.bfloat16, 1056, 64, False),
+     (torch.float32, 512, 32, False)],
+    ids=str,
+)  # fmt: skip
+def test_few_units_of_half_types_are_decoded_by_products(emulator, dtype, p, m, dense):
+    with recording(emulator) as launches:
+        values, D = (torch.empty(s, dtype=dtype, device="meta") for s in ((4096, m), (256, p)))
+        at = torch.empty(values.shape, dtype=torch.int64, device="meta")
+        grad = torch.ops.deepl0.decode(values, at, D)
+        forward = {n.kernel for n in launches}
+        torch.ops.deepl0.decode_backward(grad, values, at, D, 3)
+    every = {n.kernel for n in launches}
+    assert ("unpool_kernel" in forward, "gather_rows_kernel" in forward) == (dense, not dense)
+    assert ("entries_at_kernel" in every, "row_dots_kernel" in every) == (dense, not dense)
+    # Its product being fast, dD of half types is sorted only where it is 8 times as large.
+    assert ("sort_scatter_kernel" in every) == (dtype == torch.float32)
+
+
 def test_training_on_meta_tensors_leaves_no_trace(emulator):
     before = dk.backends()
     with recording(emulator) as launches:

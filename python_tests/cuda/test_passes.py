@@ -3,6 +3,7 @@ machine, and that a whole training step of every layer can be captured in a grap
 
 from __future__ import annotations
 
+import csv
 import re
 import subprocess
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import deepl0_kernels as dk
-from bench import host
+from bench import host, host_instructions
 from deepl0_kernels.backends import GPU
 
 from . import build
@@ -54,6 +55,22 @@ def test_the_report_has_what_readers_look_up(emulator, monkeypatch):
         case = host.cases("cpu")["top_m"]
         assert {"ours_us", "eager_us", "ratio", "calls"} <= set(host.report(case))
     emulator.restore()
+
+
+def test_a_rise_of_instructions_is_told(capsys):
+    with host_instructions.RECORD.open(newline="") as file:
+        recorded = {row["case"]: row for row in csv.DictReader(file)}
+    assert set(recorded) == set(host.cases("cpu"))
+    by = recorded["top_m"]["toolchain"]
+    found = {case: (int(row["ours"]), 0) for case, row in recorded.items()}
+    assert host_instructions.report(found, recorded, by) == 0
+    found["top_m"] = (int(1.1 * found["top_m"][0]), 0)
+    assert host_instructions.report(found, recorded, "another") == 0
+    assert "ROSE" not in capsys.readouterr().out
+    assert host_instructions.report(found, recorded, by) == 1
+    rose = [line for line in capsys.readouterr().out.splitlines() if line.endswith("ROSE")]
+    assert len(rose) == 1
+    assert rose[0].startswith("top_m ")
 
 
 def test_schemas_are_those_of_the_operators_they_serve(emulator):

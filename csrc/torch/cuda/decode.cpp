@@ -1,5 +1,5 @@
 // x_hat = D a as a gather-sum of atoms, and its backward by unit lists (cuda/unit_lists.h) or a
-// product.
+// product. Half types of few units go by dense products both ways.
 #include "cuda/decode.h"
 
 #include "cuda/entries.h"
@@ -26,7 +26,8 @@ void check_code(const char* op, const Tensor& values, const Tensor& indices, con
 }  // namespace
 
 /// m n elements of D' read a row. D' is D itself where that is a transposed view, else a copy, 2 n
-/// p elements; for few entries a copy of the atoms in use only.
+/// p elements; for few entries a copy of the atoms in use only. By a product: 2 p elements a row
+/// written and read.
 Tensor decode(Tensor values, Tensor indices, Tensor d) {
     check_code("decode", values, indices, d);
     Call call(values);
@@ -34,6 +35,17 @@ Tensor decode(Tensor values, Tensor indices, Tensor d) {
     indices = like(values, indices, ScalarType::Long, "indices");
     const int64_t batch = values.size(0), m = values.size(1), n = d.size(0), p = d.size(1);
     const cuda::DType dtype = dtype_of(values, "values");
+    if (dtype != cuda::DType::f32 && half_products_pay(p, m)) {
+        Workspace workspace;
+        const Piece piece = workspace.bytes(2 * batch * p);
+        workspace.allocate(values);
+        Tensor out = empty(values, {batch, n}, values.scalar_type());
+        const Tensor flat = dense(values);
+        cuda::unpool(2, data_of(flat), data_of<int64_t>(indices), batch, m, p,
+                     workspace.at<void>(piece), stream);
+        product(out, workspace.matrix(piece, batch, p, values.scalar_type()), transposed(d));
+        return out;
+    }
     const bool in_use = 4 * batch * m < p && !by_columns(d);
     const bool converts = dtype != cuda::DType::f32 || !values.is_contiguous();
 
@@ -75,8 +87,9 @@ Tensor decode(Tensor values, Tensor indices, Tensor d) {
     return out;
 }
 
-/// grad_values are dot products with atoms; grad_D is grad' times the dense code, or the sum of the
-/// rows of grad over the list of each atom.
+/// grad_values are dot products with atoms, or entries of the product of grad with all of them;
+/// grad_D is grad' times the dense code, or the sum of the rows of grad over the list of each
+/// atom.
 std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor d,
                                            int64_t mask) {
     check_code("decode_backward", values, indices, d);
@@ -94,7 +107,8 @@ std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor in
     const bool half = dtype != cuda::DType::f32;
     const bool wants_values = wants(mask, 0), wants_d = wants(mask, 1);
     const int64_t entries = batch * m;
-    const bool sorts = sorting_pays(p, m, 2.0 * double(batch) * double(p) * double(n));
+    const bool sorts = sorting_pays(p, m, 2.0 * double(batch) * double(p) * double(n), half);
+    const bool dots = wants_values && !(half && half_products_pay(p, m));
     const bool columns = by_columns(d);
     Tensor grad_d =
         wants_d ? gradient_of_matrix(d, d.scalar_type()) : empty(d, {0}, d.scalar_type());
@@ -102,7 +116,9 @@ std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor in
                                       : empty(values, {0}, values.scalar_type());
     Workspace workspace;
     std::optional<Atoms> atoms;
-    if (wants_values) atoms.emplace(d, workspace);
+    if (dots) atoms.emplace(d, workspace);
+    Piece product_piece;
+    if (wants_values && !dots) product_piece = workspace.floats(batch * p);
     Piece dense_piece, values_piece, start, unit, entry, sort, combined, atoms_piece;
     if (wants_d && !sorts) dense_piece = workspace.bytes(batch * p * int64_t(element));
     const bool converts = half || !values.is_contiguous();
@@ -116,7 +132,14 @@ std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor in
         if (!columns) atoms_piece = workspace.bytes(p * n * int64_t(element));
     }
     workspace.allocate(values);
-    if (wants_values) {
+    if (wants_values && !dots) {
+        Tensor all = workspace.matrix(product_piece, batch, p);
+        product(all, grad, d);
+        cuda::entries_at(workspace.at<float>(product_piece), at, nullptr, batch, m, p,
+                         mutable_data_of<float>(grad_values), stream);
+        grad_values = cast(grad_values, values.scalar_type());
+    }
+    if (dots) {
         atoms->make(d, workspace, stream);
         const Rows rows(grad, "grad");
         cuda::row_dots(at, batch, m, dtype, atoms->data, atoms->stride, p, data_of(rows.tensor),

@@ -24,9 +24,15 @@ bool gathers_pay(int64_t p, int64_t entries) {
     return p >= (tf32 ? 64 : 4) * entries;
 }
 
-bool sorting_pays(int64_t width, int64_t entries, double flops) {
+bool sorting_pays(int64_t width, int64_t entries, double flops, bool half) {
     if (way != Way::rules) return way == Way::gathers;
-    return width >= 12 * entries && flops >= double(1 << 30);
+    const int faster = half ? 8 : 1;
+    return width >= 12 * faster * entries && flops >= faster * double(1 << 30);
+}
+
+bool half_products_pay(int64_t p, int64_t entries) {
+    if (way != Way::rules) return way == Way::products;
+    return p <= 1024 && p <= 32 * entries;
 }
 
 bool atomics_allowed() { return atomics; }
