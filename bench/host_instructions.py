@@ -11,7 +11,6 @@ another Python, torch or compiler is shown, not judged: they have most of the in
 from __future__ import annotations
 
 import argparse
-import csv
 import ctypes
 import gc
 import os
@@ -28,11 +27,10 @@ import torch
 
 import deepl0_kernels as dk
 
-from . import host, records
+from . import host, instructions, records
 
-RECORD = Path(records.__file__).with_name("records") / "host-instructions.csv"
+RECORD = records.FOLDER / "host-instructions.csv"
 WARM, CALLS = 20, 50
-ALLOWED = 1.05  # two runs were within 2 % of each other
 
 
 def run_cases() -> None:
@@ -58,8 +56,8 @@ def repeat(call: Callable[[], object], times: int) -> None:
         call()
 
 
-def count() -> dict[str, tuple[int, int]]:
-    """Case -> instructions of a call of ours, and of eager's."""
+def count() -> instructions.Counts:
+    """Instructions of a call of ours, and of eager's."""
     from python_tests.cuda import build
 
     build.build()
@@ -77,7 +75,8 @@ def count() -> dict[str, tuple[int, int]]:
     per_call = [int(total[0]) // CALLS for total in totals if total and int(total[0])]
     names = list(host.cases("cpu"))
     assert len(per_call) == 2 * len(names), f"{len(per_call)} counts of {len(names)} cases"
-    return dict(zip(names, zip(per_call[::2], per_call[1::2], strict=True), strict=True))
+    pairs = zip(per_call[::2], per_call[1::2], strict=True)
+    return {name: {"ours": a, "eager": b} for name, (a, b) in zip(names, pairs, strict=True)}
 
 
 def toolchain() -> str:
@@ -98,27 +97,8 @@ def main() -> int:
         return 2
     found = count()
     if arguments.record:
-        with RECORD.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["case", "toolchain", "ours", "eager"])
-            writer.writerows([case, toolchain(), *counts] for case, counts in found.items())
-    with RECORD.open(newline="") as file:
-        recorded = {row["case"]: row for row in csv.DictReader(file)}
-    return report(found, recorded, toolchain())
-
-
-def report(found: dict[str, tuple[int, int]], recorded: dict[str, dict], by: str) -> int:
-    """Prints every case beside its record; 1 if ours rose in one of them, or has no record."""
-    worse = 0
-    for case, (ours, eager) in found.items():
-        before = recorded.get(case, {"toolchain": by, "ours": "0"})
-        judged = before["toolchain"] == by
-        rose = judged and ours > ALLOWED * int(before["ours"])
-        worse += rose
-        print(f"{case:42} {ours:8} a call, recorded {before['ours']}, eager {eager}"
-              f"{'' if judged else ' (by ' + before['toolchain'] + ')'}"
-              f"{'  ROSE' if rose else ''}")  # fmt: skip
-    return int(worse > 0)
+        instructions.write(RECORD, found, toolchain())
+    return instructions.compare(found, instructions.read(RECORD), toolchain())
 
 
 if __name__ == "__main__":

@@ -1,17 +1,15 @@
 """Instructions per row of the main kernels, counted by callgrind: a regression shows without a
 quiet machine.
 
-    python instructions.py PROGRAM           compare with instructions.csv, fail on a rise over 5 %
+    python instructions.py PROGRAM           compare with instructions.csv, fail on a rise
     python instructions.py PROGRAM --record  write instructions.csv
 
-valgrind knows no AVX-512, so the levels scalar and avx2 are counted. A record of another compiler
-is shown, not judged.
+valgrind knows no AVX-512, so the levels scalar and avx2 are counted.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import re
 import shutil
@@ -19,12 +17,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bench import instructions
+
 RECORD = Path(__file__).with_name("instructions.csv")
 KERNELS = ("top_m", "keep_top_m", "helu", "encode_two_stages")
 KERNELS += tuple(f"positive_{kernel}" for kernel in KERNELS)
 LEVELS = ("scalar", "avx2")
 ROWS = 64
-ALLOWED = 1.05
 
 
 def count(program: str, kernel: str, level: str, rows: int) -> int:
@@ -58,35 +57,24 @@ def main() -> int:
     if not shutil.which("valgrind"):
         print("valgrind is not installed", file=sys.stderr)
         return 2
-    compiler = subprocess.run(
+    version = subprocess.run(
         [os.environ.get("CXX", "g++"), "-dumpfullversion"],
         capture_output=True,
         text=True,
         check=True,
-    ).stdout.strip()
+    )
+    compiler = f"g++ {version.stdout.strip()}"
     found = {
-        (kernel, level): per_row(arguments.program, kernel, level)
-        - per_row(arguments.program, "none", level)
+        f"{kernel}, {level}": {
+            "per row": per_row(arguments.program, kernel, level)
+            - per_row(arguments.program, "none", level)
+        }
         for kernel in KERNELS
         for level in LEVELS
     }
     if arguments.record:
-        with RECORD.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["kernel", "isa", "compiler", "instructions_per_row"])
-            writer.writerows([k, level, f"g++ {compiler}", n] for (k, level), n in found.items())
-    with RECORD.open(newline="") as file:
-        recorded = {(r["kernel"], r["isa"]): r for r in csv.DictReader(file)}
-    worse = 0
-    for key, instructions in found.items():
-        before = recorded[key]
-        judged = before["compiler"] == f"g++ {compiler}"
-        rose = judged and instructions > ALLOWED * int(before["instructions_per_row"])
-        worse += rose
-        print(f"{key[0]:26} {key[1]:8} {instructions:8} per row, recorded "
-              f"{before['instructions_per_row']}{'' if judged else ' (another compiler)'}"
-              f"{'  ROSE' if rose else ''}")  # fmt: skip
-    return int(worse > 0)
+        instructions.write(RECORD, found, compiler)
+    return instructions.compare(found, instructions.read(RECORD), compiler)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@ machine, and that a whole training step of every layer can be captured in a grap
 
 from __future__ import annotations
 
-import csv
 import re
 import subprocess
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 import deepl0_kernels as dk
-from bench import host, host_instructions
+from bench import host, host_instructions, instructions
 from deepl0_kernels.backends import GPU
 
 from . import build
@@ -58,16 +57,15 @@ def test_the_report_has_what_readers_look_up(emulator, monkeypatch):
 
 
 def test_a_rise_of_instructions_is_told(capsys):
-    with host_instructions.RECORD.open(newline="") as file:
-        recorded = {row["case"]: row for row in csv.DictReader(file)}
+    recorded = instructions.read(host_instructions.RECORD)
     assert set(recorded) == set(host.cases("cpu"))
     by = recorded["top_m"]["toolchain"]
-    found = {case: (int(row["ours"]), 0) for case, row in recorded.items()}
-    assert host_instructions.report(found, recorded, by) == 0
-    found["top_m"] = (int(1.1 * found["top_m"][0]), 0)
-    assert host_instructions.report(found, recorded, "another") == 0
+    found = {case: {"ours": int(row["ours"])} for case, row in recorded.items()}
+    assert instructions.compare(found, recorded, by) == 0
+    found["top_m"]["ours"] = int(1.1 * found["top_m"]["ours"])
+    assert instructions.compare(found, recorded, "another") == 0
     assert "ROSE" not in capsys.readouterr().out
-    assert host_instructions.report(found, recorded, by) == 1
+    assert instructions.compare(found, recorded, by) == 1
     rose = [line for line in capsys.readouterr().out.splitlines() if line.endswith("ROSE")]
     assert len(rose) == 1
     assert rose[0].startswith("top_m ")
