@@ -82,7 +82,10 @@ def apply(u: Tensor, theta: Tensor, sigma: float | Tensor, kind: str) -> Tensor:
     elif kind in ("ste", "ste_theta"):
         # Below theta a surrogate of value 0 brings the derivatives; above they are the same.
         surrogate = _helu(u if kind == "ste" else u.detach(), theta, sigma)
-        out = torch.where(u.abs() >= theta, u, surrogate - surrogate.detach())
+        below = surrogate - surrogate.detach()
+        # Of an infinite theta it is inf - inf; a NaN in u stays.
+        below = torch.where(below.isnan() & ~u.isnan(), 0.0, below)
+        out = torch.where(u.abs() >= theta, u, below)
     else:
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
     return torch.where(theta.isnan(), theta, out).to(dtype)

@@ -153,6 +153,21 @@ def test_nan_is_never_lost(backend, dtype, kind):
     assert out[2] == -float("inf")
 
 
+@pytest.mark.parametrize("sigma", [0.25, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_infinite_theta_keeps_what_is_infinite(kind, sigma):
+    theta, (inf, nan) = torch.tensor(math.inf), (math.inf, math.nan)
+    u = torch.tensor([0.0, 1.0, -2.0, 3e38, nan, inf, -inf])
+    kernel = torch.ops.deepl0.threshold(u, theta, sigma, kind)
+    for got in (kernel, dk.reference.threshold(u, theta, sigma, kind)):
+        # (The ramp of helu at sigma 1 begins at 0 theta, which is none of an infinite theta.)
+        assert got[:4].isnan().all() if (kind, sigma) == ("helu", 1.0) else not got[:4].any()
+        assert got[4].isnan()
+        if kind != "soft":
+            assert got[5:].tolist() == [inf, -inf]
+    assert torch.equal(kernel.isnan(), got.isnan())
+
+
 @pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize("per_entry", [False, True])
 def test_gradient_in_theta_does_not_depend_on_the_threads(threads, per_entry):
