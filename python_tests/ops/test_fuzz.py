@@ -286,6 +286,18 @@ def test_histories_of_objectives_that_overflow_may_differ_in_length(caller):
     run(caller, {"op": "fista", "args": [x, x | D, x | start, 0.5, 1 / 13, 0.01, 6, True]})
 
 
+def test_codes_of_fista_have_the_rounding_of_what_was_subtracted(caller):
+    """The threshold, 0.8 of the first correlation, leaves a fifth of it; in float32 the reference
+    itself is 1.02e-5 of that away from float64, and the kernel 1e-8."""
+    x = {
+        "shape": [1, 7], "dtype": "float32", "style": "integers", "high": 0,
+        "layout": "contiguous", "seed": 109,
+    }  # fmt: skip
+    D = x | {"shape": [7, 100], "layout": "expanded_last", "seed": 110}
+    args = [x, D, None, 0.5, 0.0003570153516601214, 0.01, 2, False, False]
+    run(caller, {"op": "fista", "args": args, "valid": True})
+
+
 @pytest.mark.parametrize("op", fuzzing.ORACLES)
 def test_careless_calls(caller, op):
     @FUZZ
