@@ -20,7 +20,7 @@ using torch_ops::PlanMatrix;
 struct Torch {
     PyObject *data_ptr, *version, *stride, *shape, *dtype, *is_cpu, *is_neg, *contiguous,
         *requires_grad;
-    PyObject *tensor, *parameter, *empty, *float32, *int64, *options32, *options64;
+    PyObject *tensor, *parameter, *empty, *float16, *bfloat16, *float32, *int64, *options32, *options64;
 };
 
 const Torch& torch_names() {
@@ -43,6 +43,8 @@ const Torch& torch_names() {
         t.tensor = of(torch, "Tensor");
         t.parameter = of(nn, "Parameter");
         t.empty = of(torch, "empty");
+        t.float16 = of(torch, "float16");
+        t.bfloat16 = of(torch, "bfloat16");
         t.float32 = of(torch, "float32");
         t.int64 = of(torch, "int64");
         t.options32 = checked(Py_BuildValue("{s:O}", "dtype", t.float32)).release();
@@ -185,6 +187,14 @@ PlanMatrix matrix_of(PyObject* t) {
     return m;
 }
 
+DType dtype_of(PyObject* t) {
+    const Torch& n = torch_names();
+    const Ref type = checked(PyObject_GetAttr(t, n.dtype));
+    return type.get() == n.float16    ? DType::f16
+           : type.get() == n.bfloat16 ? DType::bf16
+                                      : DType::f32;
+}
+
 /// Plan(weights, held, served): tuples of W, S, D and bias, None where there is none.
 PyObject* create(PyTypeObject* type, PyObject* args, PyObject*) {
     PyObject *given, *held, *served;
@@ -206,7 +216,8 @@ PyObject* create(PyTypeObject* type, PyObject* args, PyObject*) {
         state->per_step = s.per_step ? s.count : 0;
         state->plan = std::make_unique<torch_ops::Plan>(
             w, s, matrix_of(state->served[kD].get()),
-            bias == Py_None ? nullptr : static_cast<const float*>(address(bias)));
+            bias == Py_None ? nullptr : static_cast<const float*>(address(bias)),
+            dtype_of(state->held[kW].get()));
         Ref object = checked(PyType_GenericAlloc(type, 0));
         reinterpret_cast<Object*>(object.get())->state = state.release();
         return object.release();

@@ -31,12 +31,14 @@ struct Code {
     T* values;
     int64_t* indices;
     bool positive;
+    DType type;
     Code(const TopMCodes<T>& out, int64_t k, int64_t r) {
         const bool last = k + 1 == out.stages;
         const int64_t at = r * out.m + (last ? 0 : k * out.saved_stride);
         values = (last ? out.values : out.saved_values) + at;
         indices = (last ? out.indices : out.saved_indices) + at;
         positive = out.positive;
+        type = out.type;
     }
 };
 
@@ -46,6 +48,7 @@ DEEPL0_INLINE void select_row(const float* u, int64_t p, int64_t m, Code<float> 
     int32_t* indices = reinterpret_cast<int32_t*>(values + m + kSelectSlack);
     const auto select = code.positive ? select_top_m<true> : select_top_m<false>;
     select(u, p, m, indices + m + kSelectSlack, indices, values);
+    round_to(code.type, values, m);
     for (int64_t j = 0; j < m; ++j) code.values[j] = values[j];
     for (int64_t j = 0; j < m; ++j) code.indices[j] = indices[j];
 }

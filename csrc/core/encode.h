@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "dtype.h"
+
 namespace deepl0 {
 
 /// Codes of `stages` stages, m entries a row, indices ascending: row r of the last stage at values
@@ -21,7 +23,8 @@ struct TopMCodes {
     T* saved_values;
     int64_t* saved_indices;
     int64_t m, stages, saved_stride;
-    bool positive;  // the m largest of max(u, 0), not of |u|
+    bool positive;             // the m largest of max(u, 0), not of |u|
+    DType type = DType::f32;  // what values are rounded to, where it is a half type
 };
 
 /// S of every step, step k (from z_k to z_{k+1}) at data + k * step_stride, plain [p, p]:

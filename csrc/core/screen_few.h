@@ -127,6 +127,7 @@ DEEPL0_NOINLINE bool few_row(const Panel& panel, int64_t r, const float* approxi
         float* const values = (last ? out.values : out.saved_values) + to;
         int64_t* const indices = (last ? out.indices : out.saved_indices) + to;
         select_top_m<Positive>(s.values, n, m, s.scratch, s.chosen, s.selected);
+        round_to(out.type, s.selected, m);
         for (int64_t j = 0; j < m; ++j) values[j] = s.selected[j];
         for (int64_t j = 0; j < m; ++j) indices[j] = s.list[s.chosen[j]];
         z = values;

@@ -422,5 +422,22 @@ DEEPL0_INLINE void store(half* p, F32 v) { store_first(p, v, kLanes); }
 DEEPL0_INLINE void store(bfloat16* p, F32 v) { store_first(p, v, kLanes); }
 #endif
 
+template <typename T>
+DEEPL0_INLINE void round_through(float* z, int64_t n) {
+    T narrow[kLanes];
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+        store(narrow, load(z + i));
+        store(z + i, load(narrow));
+    }
+    for (; i < n; ++i) z[i] = to_float(from_float<T>(z[i]));
+}
+
+/// z [n] rounded to nearest even where `type` is a half type, in place.
+DEEPL0_INLINE void round_to(DType type, float* z, int64_t n) {
+    if (type == DType::f16) round_through<half>(z, n);
+    if (type == DType::bf16) round_through<bfloat16>(z, n);
+}
+
 }  // namespace DEEPL0_ISA
 }  // namespace deepl0

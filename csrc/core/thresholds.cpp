@@ -267,10 +267,12 @@ void threshold_backward(DType dtype, Threshold kind, const void* grad_out, int64
         p, block_begin, block_end, workspace);
 }
 
+void round(DType type, float* z, int64_t n) { round_to(type, z, n); }
+
 }  // namespace
 
 extern const ThresholdKernels threshold_table;
-const ThresholdKernels threshold_table = {threshold, threshold_backward};
+const ThresholdKernels threshold_table = {threshold, threshold_backward, round};
 
 }  // namespace DEEPL0_ISA
 

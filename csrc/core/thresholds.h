@@ -71,6 +71,9 @@ struct ThresholdKernels {
                      const void* u, int64_t u_stride, const void* theta, bool theta_per_entry,
                      double sigma, void* grad_u, int64_t rows, int64_t p, int64_t block_begin,
                      int64_t block_end, void* workspace);
+
+    /// z [n] rounded to nearest even where `type` is a half type, in place.
+    void (*round)(DType type, float* z, int64_t n);
 };
 
 /// The kernels of the ISA level in force (see active_isa).

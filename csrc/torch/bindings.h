@@ -20,8 +20,8 @@ namespace deepl0::torch_ops {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline DType dtype_of(const Tensor& t, const char* name) {
-    switch (t.scalar_type()) {
+inline DType dtype_of(ScalarType type, const char* name) {
+    switch (type) {
         case ScalarType::Float:
             return DType::f32;
         case ScalarType::Double:
@@ -33,6 +33,9 @@ inline DType dtype_of(const Tensor& t, const char* name) {
         default:
             STD_TORCH_CHECK(false, name, " must be float32, float64, float16 or bfloat16");
     }
+}
+inline DType dtype_of(const Tensor& t, const char* name) {
+    return dtype_of(t.scalar_type(), name);
 }
 
 /// The size of the last dimension, of which a tensor of rows has one.

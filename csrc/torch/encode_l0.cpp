@@ -189,7 +189,8 @@ std::tuple<Tensor, Tensor> encode_l0(Tensor x, Tensor W, std::optional<Tensor> S
                                      double sigma, std::string kind, bool save) {
     check_encoder(x, W, S, num_stages, "encode_l0");
     const ScalarType given = x.scalar_type(), type = accumulation_type(x);
-    const StageThresholds h("encode_l0", theta, num_stages, W.size(0), type, sigma, kind);
+    const DType code = dtype_of(x, "x");
+    const StageThresholds h("encode_l0", theta, num_stages, W.size(0), code, sigma, kind);
     if (num_stages == 1)
         S.reset();
     else

@@ -331,9 +331,10 @@ Gradients encode_l0_backward(Tensor grad_z, Tensor saved, Tensor x, Tensor W,
                         shape_of(grad_z) == (std::vector<int64_t>{x.size(0), W.size(0)}),
                     op, ": saved and grad_z do not fit x and W");
     const ScalarType given = x.scalar_type(), type = accumulation_type(x);
+    const DType code = dtype_of(x, "x");
     STD_TORCH_CHECK(saved.scalar_type() == type && grad_z.scalar_type() == given, op,
                     ": saved must have the accumulation dtype, grad_z that of x");
-    const StageThresholds h(op, theta, saved.size(0), W.size(0), type, sigma, kind);
+    const StageThresholds h(op, theta, saved.size(0), W.size(0), code, sigma, kind);
     // S is read where some du is formed from the one above, x for dW, W for dx.
     const bool first = wants(mask, 0) || wants(mask, 1) || wants(mask, 3) || wants(mask, 4);
     if (S && saved.size(0) > (first ? 1 : 2)) S = cast(*S, type);

@@ -73,7 +73,8 @@ std::tuple<Tensor, Tensor> encode_l0_factored(Tensor x, Tensor W, Tensor D,
     check_factored(x, W, D, op);
     STD_TORCH_CHECK(num_stages >= 1, op, ": num_stages must be at least 1, got ", num_stages);
     const ScalarType given = x.scalar_type(), type = accumulation_type(x);
-    const StageThresholds h(op, theta, num_stages, W.size(0), type, sigma, kind);
+    const DType code = dtype_of(x, "x");
+    const StageThresholds h(op, theta, num_stages, W.size(0), code, sigma, kind);
     const Bias b(op, bias, x, W.size(0));
     const auto run = [&](auto zero) {
         using T = decltype(zero);

@@ -252,9 +252,10 @@ Gradients encode_l0_factored_backward(Tensor grad_z, Tensor saved, Tensor x, Ten
                         shape_of(grad_z) == (std::vector<int64_t>{x.size(0), W.size(0)}),
                     op, ": saved [K, B, p] and grad_z [B, p] do not fit x and W");
     const ScalarType given = x.scalar_type(), type = accumulation_type(x);
+    const DType code = dtype_of(x, "x");
     STD_TORCH_CHECK(saved.scalar_type() == type && grad_z.scalar_type() == given, op,
                     ": saved must have the accumulation dtype, grad_z that of x");
-    const StageThresholds h(op, theta, saved.size(0), W.size(0), type, sigma, kind);
+    const StageThresholds h(op, theta, saved.size(0), W.size(0), code, sigma, kind);
     const auto run = [&](auto zero) {
         using T = decltype(zero);
         return backward<T>(cast(grad_z, type), saved, cast(x, type), cast(W, type),

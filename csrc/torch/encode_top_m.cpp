@@ -129,10 +129,10 @@ void encode_to(Matrix<const T> x, Matrix<const T> w, std::optional<StepsInMemory
     });
 }
 
-/// The same with memory for the results.
+/// The same with memory for the results. code: what values are rounded to.
 template <class T>
 Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, const Bias& bias, int64_t m,
-             int64_t stages, bool positive, bool save) {
+             int64_t stages, bool positive, DType code, bool save) {
     const Matrix<const T> xm = matrix<T>(x), wm = matrix<T>(w);
     const int64_t batch = xm.rows, kept = save ? stages - 1 : 0;
     const ScalarType type = x.scalar_type();
@@ -154,7 +154,8 @@ Codes encode(Tensor x, Tensor w, std::optional<Tensor> s, const Bias& bias, int6
                              m,
                              stages,
                              kept > 0 ? batch * m : 0,
-                             positive};
+                             positive,
+                             code};
     encode_to<T>(xm, wm, steps, bias.data<T>(), codes, nullptr);
     return {values, indices, saved_values, saved_indices};
 }
@@ -174,7 +175,7 @@ void planned_top_m(const KeptWeights& weights, Matrix<const float> x, int64_t m,
         s = *weights.s;
         steps = steps_in_memory<float>(s, w.rows);
     }
-    const TopMCodes<float> codes{values, indices, values, indices, m, stages, 0, positive};
+    const TopMCodes<float> codes{values, indices, values, indices, m, stages, 0, positive, weights.code};
     if ((stages == 1 || sums_pay<float>(w.rows, m)) &&
         screens_few(x.rows, x.cols, w.rows, m, weights.kept)) {
         std::optional<Steps<float>> rows;
@@ -195,6 +196,7 @@ Codes encode_top_m(Tensor x, Tensor W, std::optional<Tensor> S, std::optional<Te
     check_encoder(x, W, S, num_stages, "encode_top_m");
     check_m(m, W.size(0));
     const ScalarType given = x.scalar_type(), type = accumulation_type(x);
+    const DType code = dtype_of(x, "x");
     const Bias b("encode_top_m", bias, x, W.size(0));
     x = cast(x, type);
     W = cast(W, type);
@@ -204,7 +206,7 @@ Codes encode_top_m(Tensor x, Tensor W, std::optional<Tensor> S, std::optional<Te
         S = cast_matrix(*S, type);
     Codes codes;
     if (type == ScalarType::Double) {
-        codes = encode<double>(x, W, S, b, m, num_stages, positive, save);
+        codes = encode<double>(x, W, S, b, m, num_stages, positive, code, save);
     } else if (num_stages == 1 && screens(x.size(0), x.size(1), W.size(0), m)) {
         auto [values, indices] = screen_top_m(x, W, b.data<float>(), m, positive);
         codes = {values, indices, values, indices};
@@ -213,7 +215,7 @@ Codes encode_top_m(Tensor x, Tensor W, std::optional<Tensor> S, std::optional<Te
             std::get<3>(codes) = fresh({0, x.size(0), m}, ScalarType::Long);
         }
     } else {
-        codes = encode<float>(x, W, S, b, m, num_stages, positive, save);
+        codes = encode<float>(x, W, S, b, m, num_stages, positive, code, save);
     }
     std::get<0>(codes) = cast(std::get<0>(codes), given);
     return codes;

@@ -51,11 +51,11 @@ class DenseStage {
     bool positive_;
 };
 
-/// All stages of x, each with its factor of W, to their codes.
+/// All stages of x, each with its factor of W, to their codes, of values rounded to `code`.
 template <class T>
 void encode_to(Matrix<const T> x, Matrix<const T> w, const Tensor& d, const T* bias,
                const std::vector<T>& steps, const std::vector<Codes<T>>& codes, bool positive,
-               Kept* kept) {
+               DType code, Kept* kept) {
     const int64_t batch = x.rows, n = x.cols, p = w.rows, stages = int64_t(codes.size());
     int64_t most = 0;
     for (const Codes<T>& code : codes) most = std::max(most, code.m);
@@ -73,7 +73,10 @@ void encode_to(Matrix<const T> x, Matrix<const T> w, const Tensor& d, const T* b
                         for (int64_t e = 0; e < rows * n; ++e)
                             buffer.get()[e] =
                                 steps[0] * x.data[(first + e / n) * x.row_stride + e % n];
-                    stage(buffer.get(), rows, z.from(first), codes[size_t(k)].from(first));
+                    const Codes<T> out = codes[size_t(k)].from(first);
+                    stage(buffer.get(), rows, z.from(first), out);
+                    if constexpr (std::is_same_v<T, float>)
+                        threshold_kernels().round(code, out.values, rows * out.m);
                 }
             });
         });
@@ -126,7 +129,7 @@ int64_t entries_before(const std::vector<int64_t>& m) {
 /// The same with memory for the results.
 template <class T>
 Encoded encode(Tensor x, Tensor w, Tensor d, const Bias& bias, const std::vector<T>& steps,
-               const std::vector<int64_t>& m, bool positive, bool save) {
+               const std::vector<int64_t>& m, bool positive, DType code, bool save) {
     const Matrix<const T> xm = row_major_matrix<T>(x), wm = row_major_matrix<T>(w);
     const int64_t batch = xm.rows, before = entries_before(m);
     const ScalarType type = x.scalar_type();
@@ -140,7 +143,7 @@ Encoded encode(Tensor x, Tensor w, Tensor d, const Bias& bias, const std::vector
                               static_cast<int64_t*>(indices.mutable_data_ptr()),
                               static_cast<T*>(lower_values.mutable_data_ptr()),
                               static_cast<int64_t*>(lower_indices.mutable_data_ptr())),
-                     positive, nullptr);
+                     positive, code, nullptr);
     return {values, indices, lower_values, lower_indices};
 }
 
@@ -154,7 +157,7 @@ void planned_top_m_factored(const KeptWeights& weights, Matrix<const float> x,
     const Buffer<int64_t> lower_indices(before);
     encode_to<float>(x, weights.w, *weights.d, weights.bias, steps,
                      codes_of(m, x.rows, values, indices, lower_values.get(), lower_indices.get()),
-                     positive, &weights.kept);
+                     positive, weights.code, &weights.kept);
 }
 
 Encoded encode_top_m_factored(Tensor x, Tensor W, Tensor D, std::optional<Tensor> bias,
@@ -165,6 +168,7 @@ Encoded encode_top_m_factored(Tensor x, Tensor W, Tensor D, std::optional<Tensor
     STD_TORCH_CHECK(!m.empty(), op, ": m must have an entry for every stage, got none");
     for (const int64_t entries : m) check_m(entries, W.size(0));
     const ScalarType given = x.scalar_type(), type = accumulation_type(x);
+    const DType code = dtype_of(x, "x");
     const Bias b(op, bias, x, W.size(0));
     x = cast(x, type);
     W = cast(W, type);
@@ -172,8 +176,8 @@ Encoded encode_top_m_factored(Tensor x, Tensor W, Tensor D, std::optional<Tensor
     const int64_t stages = int64_t(m.size());
     Encoded codes =
         type == ScalarType::Double
-            ? encode<double>(x, W, D, b, steps_of<double>(op, step, stages), m, positive, save)
-            : encode<float>(x, W, D, b, steps_of<float>(op, step, stages), m, positive, save);
+            ? encode<double>(x, W, D, b, steps_of<double>(op, step, stages), m, positive, code, save)
+            : encode<float>(x, W, D, b, steps_of<float>(op, step, stages), m, positive, code, save);
     std::get<0>(codes) = cast(std::get<0>(codes), given);
     return codes;
 }

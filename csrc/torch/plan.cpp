@@ -25,11 +25,13 @@ std::optional<Tensor> tensor_of(const PlanMatrix& m) {
 
 }  // namespace
 
-Plan::Plan(const PlanMatrix& w, const PlanMatrix& s, const PlanMatrix& d, const float* bias)
+Plan::Plan(const PlanMatrix& w, const PlanMatrix& s, const PlanMatrix& d, const float* bias,
+           DType code)
     : weights_(new Weights{{{w.data, w.rows, w.cols, w.row_stride, w.col_stride},
                             tensor_of(s),
                             tensor_of(d),
                             bias,
+                            code,
                             {}}}) {}
 
 Plan::~Plan() = default;
@@ -57,7 +59,7 @@ void Plan::encode_l0(const float* x, int64_t rows, const PlanThresholds& theta, 
         strides.push_back(1);
     }
     const StageThresholds h("encode_l0", tensor_of(theta.data, sizes, strides), stages, p,
-                            ScalarType::Float, theta.sigma, theta.kind);
+                            weights_->code, theta.sigma, theta.kind);
     const Matrix<const float> xm = row_major(x, rows, weights_->w.cols);
     if (factored)
         planned_l0_factored(*weights_, xm, h, steps, z);

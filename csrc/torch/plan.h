@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "core/dtype.h"
+
 namespace deepl0::torch_ops {
 
 /// A float32 matrix, or several [count, rows, cols]; of each one stride is 1.
@@ -29,8 +31,9 @@ struct PlanThresholds {
 /// several threads. x: float32, contiguous, at least one row.
 class Plan {
   public:
-    /// bias: [p], or null.
-    Plan(const PlanMatrix& w, const PlanMatrix& s, const PlanMatrix& d, const float* bias);
+    /// bias: [p], or null. code: the dtype that codes are rounded to.
+    Plan(const PlanMatrix& w, const PlanMatrix& s, const PlanMatrix& d, const float* bias,
+         DType code);
     ~Plan();
 
     /// values and indices: [rows, m.back()]. factored: stages with D, of m entries each; else

@@ -12,6 +12,7 @@ struct KeptWeights {
     Matrix<const float> w;
     std::optional<Tensor> s, d;
     const float* bias;
+    DType code;  // of the operands given, which codes are rounded to
     mutable Kept kept;
 };
 

@@ -13,12 +13,15 @@ namespace deepl0::torch_ops {
 /// theta [], [p] or [stages, p], checked, and what goes with it.
 class StageThresholds {
   public:
-    StageThresholds(const char* op, const Tensor& given, int64_t stages, int64_t p, ScalarType type,
+    /// code: the dtype of x, which codes are rounded to.
+    StageThresholds(const char* op, const Tensor& given, int64_t stages, int64_t p, DType code,
                     double sigma, const std::string& kind)
         : theta_(torch::stable::contiguous(given)),
           h_(threshold_kind(kind)),
-          dtype_(type == ScalarType::Double ? DType::f64 : DType::f32),
+          code_(code),
+          dtype_(code_ == DType::f64 ? DType::f64 : DType::f32),
           sigma_(sigma) {
+        const ScalarType type = code_ == DType::f64 ? ScalarType::Double : ScalarType::Float;
         const int64_t d = theta_.dim();
         check_sigma(op, sigma);
         STD_TORCH_CHECK(theta_.scalar_type() == type &&
@@ -35,11 +38,12 @@ class StageThresholds {
     bool per_stage() const { return stage_bytes_ > 0; }
     DType dtype() const { return dtype_; }
 
-    /// out = h(u) of stage k for contiguous rows.
+    /// out = h(u) of stage k for contiguous rows, rounded to the dtype of codes.
     template <class T>
     void apply(int64_t k, const T* u, int64_t rows, int64_t p, T* out) const {
         threshold_kernels().threshold(dtype_, h_, u, p, data_ + k * stage_bytes_, per_entry_,
                                       sigma_, out, p, p, 0, rows);
+        if constexpr (sizeof(T) == 4) threshold_kernels().round(code_, out, rows * p);
     }
 
     /// out is not 0 wherever the derivative in u or theta may be, given that no theta is 0.
@@ -50,8 +54,10 @@ class StageThresholds {
         threshold_kernels().threshold(dtype_, h, u, p, data_ + k * stage_bytes_, per_entry_, sigma_,
                                       out, p, p, 0, rows);
     }
-    /// Whether the support of the derivative is that of the threshold itself.
+    /// Whether the support of the derivative is that of the code itself: what is rounded to 0 has a
+    /// derivative.
     bool same_support() const {
+        if (code_ != dtype_) return false;
         return h_.may_be_zero() || h_.kind == ThresholdKind::helu || sigma_ == 0;
     }
     /// Whether some theta is 0: then an entry that is 0 may carry a gradient.
@@ -77,7 +83,7 @@ class StageThresholds {
   private:
     Tensor theta_;
     Threshold h_;
-    DType dtype_;
+    DType code_, dtype_;
     double sigma_;
     bool per_entry_ = false;
     int64_t stage_bytes_ = 0;

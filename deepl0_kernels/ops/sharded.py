@@ -150,6 +150,7 @@ class _Encode(torch.autograd.Function):
                 r = r * step[k]
             local = shard_top_m(r, Ww, bw, *z, min(entries, units.count), positive)
             values, indices = units.select(*local, entries, positive)
+            values = values.to(x.dtype).to(wide)
             own = units.own(indices)
             z = own.pick(values), own.local
             stages.append((r, own, z[0]))

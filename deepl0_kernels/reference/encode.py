@@ -25,12 +25,12 @@ def encode_l0(
     """Dense code z_K [B, p] and, if ``save``, the pre-activations of every stage [K, B, p]."""
     wx = first_activation(x, W, bias)
     saved = [wx]
-    z = threshold(wx, stage_theta(theta, 0), sigma, kind)
+    z = threshold(wx, stage_theta(theta, 0), sigma, kind).to(x.dtype)
     for k in range(1, num_stages):
         assert S is not None
-        saved.append(wx + z @ stage_matrix(S, k - 1).to(wx.dtype).t())
-        z = threshold(saved[-1], stage_theta(theta, k), sigma, kind)
-    return z.to(x.dtype), torch.stack(saved) if save else wx.new_empty((0, *wx.shape))
+        saved.append(wx + z.to(wx.dtype) @ stage_matrix(S, k - 1).to(wx.dtype).t())
+        z = threshold(saved[-1], stage_theta(theta, k), sigma, kind).to(x.dtype)
+    return z, torch.stack(saved) if save else wx.new_empty((0, *wx.shape))
 
 
 def encode_top_m(
@@ -44,16 +44,18 @@ def encode_top_m(
     save: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Values and indices [B, m] of z_K and, if ``save``, of the stages before, [K - 1, B, m]."""
-    wx = first_activation(x, W, bias)
-    values, indices = top_m(wx, m, positive)
-    before = []
-    for k in range(1, num_stages):
-        assert S is not None
-        before.append((values, indices))
-        z = unpool(values, indices, wx.shape[-1])
-        values, indices = top_m(wx + z @ stage_matrix(S, k - 1).to(wx.dtype).t(), m, positive)
-    if save and before:
-        saved_values, saved_indices = (torch.stack(s) for s in zip(*before, strict=True))
+    u = wx = first_activation(x, W, bias)
+    codes = []
+    for k in range(num_stages):
+        if k > 0:
+            assert S is not None
+            z = unpool(*codes[-1], wx.shape[-1]).to(wx.dtype)
+            u = wx + z @ stage_matrix(S, k - 1).to(wx.dtype).t()
+        values, indices = top_m(u, m, positive)
+        codes.append((values.to(x.dtype), indices))
+    values, indices = codes.pop()
+    if save and codes:
+        saved_values, saved_indices = (torch.stack(s) for s in zip(*codes, strict=True))
     else:
         saved_values, saved_indices = (t.new_empty((0, *t.shape)) for t in (values, indices))
-    return values.to(x.dtype), indices, saved_values, saved_indices
+    return values, indices, saved_values.to(wx.dtype), saved_indices

@@ -18,7 +18,7 @@ def factored_activation(
 ) -> Tensor:
     """step W (x - D z) + b + z in the accumulation dtype; step []; z [B, p], None: 0."""
     dtype = accumulation_dtype(x.dtype)
-    x = x.to(dtype)
+    x, z = x.to(dtype), None if z is None else z.to(dtype)
     r = x if z is None else x - z @ D.to(dtype).t()
     u = (r if step is None else r * step) @ W.to(dtype).t()
     if bias is not None:
@@ -41,15 +41,17 @@ def encode_top_m_factored(
     z, codes = None, []
     for k, entries in enumerate(m):
         u = factored_activation(x, W, D, bias, None if step is None else step[k], z)
-        codes.append(top_m(u, entries, positive))
+        values, indices = top_m(u, entries, positive)
+        codes.append((values.to(x.dtype), indices))
         z = unpool(*codes[-1], W.shape[0])
     values, indices = codes.pop()
-    if not save or not codes:
-        return values.to(x.dtype), indices, values.new_empty(0), indices.new_empty(0)
+    if not save:
+        codes = []
     saved_values, saved_indices = (
-        torch.cat([t.flatten() for t in before]) for before in zip(*codes, strict=True)
+        torch.cat([t.new_empty(0), *(code[i].flatten() for code in codes)])
+        for i, t in enumerate((values, indices))
     )
-    return values.to(x.dtype), indices, saved_values, saved_indices
+    return values, indices, saved_values.to(u.dtype), saved_indices
 
 
 def encode_l0_factored(
@@ -68,7 +70,7 @@ def encode_l0_factored(
     z, saved = None, []
     for k in range(num_stages):
         u = factored_activation(x, W, D, bias, None if step is None else step[k], z)
-        z = threshold(u, stage_theta(theta, k), sigma, kind)
+        z = threshold(u, stage_theta(theta, k), sigma, kind).to(x.dtype)
         saved.append(u)
     assert z is not None
-    return z.to(x.dtype), torch.stack(saved) if save else z.new_empty((0, *z.shape))
+    return z, torch.stack(saved) if save else z.new_empty((0, *z.shape))

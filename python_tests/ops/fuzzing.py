@@ -141,7 +141,8 @@ def _l0_stages(grad, saved, theta, sigma, kind):
         return gu
 
     def z(k):
-        return reference.threshold(saved[k], stage_theta(theta, k), sigma, kind)
+        z = reference.threshold(saved[k], stage_theta(theta, k), sigma, kind)
+        return z.to(grad.dtype).to(dtype)
 
     return du, z, gtheta
 

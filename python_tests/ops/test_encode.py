@@ -10,6 +10,7 @@ from torch import Tensor
 
 import deepl0_kernels as dk
 from python_tests.oracle import same_bits
+from python_tests.rounding import ENCODERS, HALF_TYPES, check_rounding
 
 BACKENDS = ("reference", "cpu")
 
@@ -114,6 +115,14 @@ def test_top_m_equals_the_reference(batch, p, m, dtype):
     assert same.float().mean() > 0.98
     tolerance = {8: 1e-12, 4: 1e-5, 2: 2.0**-7}[dtype.itemsize]
     torch.testing.assert_close(got.values[same], want.values[same], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_codes_of_half_types_are_rounded_between_stages(encoder, dtype, backend):
+    with dk.use_backend(backend):
+        check_rounding(encoder, dtype, "cpu")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
