@@ -20,7 +20,8 @@ using torch_ops::PlanMatrix;
 struct Torch {
     PyObject *data_ptr, *version, *stride, *shape, *dtype, *is_cpu, *is_neg, *contiguous,
         *requires_grad;
-    PyObject *tensor, *parameter, *empty, *float16, *bfloat16, *float32, *int64, *options32, *options64;
+    PyObject *tensor, *parameter, *empty, *float16, *bfloat16, *float32, *int64, *options32,
+        *options64;
 };
 
 const Torch& torch_names() {

@@ -43,7 +43,7 @@ class Backend:
 
     name: str
     modules: Mapping[str, tuple[str, ...]]  # module -> the operators that it serves, by their names
-    # Operators that are one of the extension's, and its twin; not of half types where they lose.
+    # Operators that are one of the extension's, and its twin.
     composed: tuple[str, ...]
     installed: Callable[[], bool]
     missing: str  # why it is not installed where it is not
@@ -303,12 +303,6 @@ def _find_kernel(operator: str, tensor: Tensor) -> Kernel | None:
     else:
         name, reason = _chosen(operator, names, (tensor,))
         made = GPU[name].kernel(operator)
-        if len(names) > 1 and operator in _FLOAT32_BY_CUDA and _forced is None:
-            made = made._replace(dtypes=tuple(
-                dtype
-                for dtype in made.dtypes
-                if _chosen(operator, names, (tensor.new_empty(0, dtype=dtype),))[0] == name
-            ))  # fmt: skip
     return made._replace(call=(operator, name, reason) if public else None)
 
 
@@ -336,17 +330,10 @@ def choose(operator: str, backends: Sequence[str], args: Sequence) -> str:
     return backend
 
 
-# Its code between the stages is float32, and so are its products: of half types Triton's are on
-# tensor cores.
-_FLOAT32_BY_CUDA = ("encode_l0", "encode_l0_backward")
-
-
 def _chosen(operator: str, backends: Sequence[str], args: Sequence) -> tuple[str, str]:
     usable = [b for b in backends if b != "cuda" or _runs_cuda(args)]
     if _forced in backends:
         return str(_forced), "forced by use_backend"
-    if "triton" in usable and operator in _FLOAT32_BY_CUDA and args[0].dtype != torch.float32:
-        return "triton", "its products of half types are on tensor cores"
     if "cuda" in usable and len(usable) > 1:
         return "cuda", "a pass is one native call"
     return (usable or backends)[0], "the only kernel for the device"

@@ -23,7 +23,7 @@ struct TopMCodes {
     T* saved_values;
     int64_t* saved_indices;
     int64_t m, stages, saved_stride;
-    bool positive;             // the m largest of max(u, 0), not of |u|
+    bool positive;            // the m largest of max(u, 0), not of |u|
     DType type = DType::f32;  // what values are rounded to, where it is a half type
 };
 

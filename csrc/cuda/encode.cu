@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock, blocks_for(ITEMS))
     }
     const uint32_t keep = warp_keep<ITEMS, V>(key, warp_cut(key, p, m));
     for_each_ranked<ITEMS, V>(keep, [&](int item, int rank) {
-        out_values[row * m + rank] = u[item];
+        out_values[row * m + rank] = S::value(S::rounded(u[item]));
         out_indices[row * m + rank] = entry_of<V>(item);
     });
 }
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(1024, 1)
 #pragma unroll 1
         for (; keep != 0; keep &= keep - 1) {
             const int j = i + __ffs(int(keep)) - 1;
-            out_values[row * m + rank] = u[j];
+            out_values[row * m + rank] = S::value(S::rounded(u[j]));
             out_indices[row * m + rank] = j;
             ++rank;
         }

@@ -16,7 +16,7 @@ struct GatherStage {
     int64_t st_stride;
     int64_t rows, p, m;
     bool positive;
-    float* out_values;  // [rows, m]
+    float* out_values;  // [rows, m], rounded to `dtype`
     int64_t* out_indices;
 };
 

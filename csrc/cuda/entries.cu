@@ -18,6 +18,12 @@ __global__ void __launch_bounds__(kThreads)
     out[e] = kept ? T::value(grad[e / m * row_stride + e % m * column_stride]) : 0.0f;
 }
 
+template <class T>
+__global__ void __launch_bounds__(kThreads) round_entries_kernel(float* values, int64_t entries) {
+    const int64_t e = thread_at();
+    if (e < entries) values[e] = T::value(T::rounded(values[e]));
+}
+
 __global__ void __launch_bounds__(kThreads)
     add_entries_kernel(const float* values, const int64_t* indices, int64_t entries, int m,
                        int64_t p, float* out) {
@@ -90,6 +96,15 @@ void copy_entries(DType dtype, const void* grad, int64_t row_stride, int64_t col
     if (dtype == DType::f32) return run(F32());
     if (dtype == DType::f16) return run(F16());
     run(BF16());
+}
+
+void round_entries(DType dtype, float* values, int64_t count, cudaStream_t stream) {
+    if (count == 0) return;
+    const char* name = "round_entries_kernel";
+    const auto kernel =
+        dtype == DType::f16 ? round_entries_kernel<F16> : round_entries_kernel<BF16>;
+    kernel<<<blocks_of(count, name), kThreads, 0, stream>>>(values, count);
+    launched(name);
 }
 
 void add_entries(const float* values, const int64_t* indices, int64_t rows, int64_t m, int64_t p,

@@ -11,6 +11,9 @@ namespace deepl0::cuda {
 void copy_entries(DType dtype, const void* grad, int64_t row_stride, int64_t column_stride,
                   const void* values, int64_t rows, int64_t m, float* out, cudaStream_t stream);
 
+/// values [count] rounded to nearest even to `dtype`, a half type, in place.
+void round_entries(DType dtype, float* values, int64_t count, cudaStream_t stream);
+
 /// out[r, indices[r, i]] += values[r, i], out [rows, p]; the indices of a row are distinct. An
 /// index outside [0, p) stops the kernel. Bytes: m sectors of out a row, read and written.
 void add_entries(const float* values, const int64_t* indices, int64_t rows, int64_t m, int64_t p,

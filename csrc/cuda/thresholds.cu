@@ -76,16 +76,46 @@ __global__ void __launch_bounds__(32 * kWarps)
     }
 }
 
+template <class Out>
+__global__ void __launch_bounds__(32 * kWarps)
+    threshold_of_sum_kernel(float* u, const float* wx, bool keep, int64_t rows, int p, int tiles,
+                            ThresholdKind kind, bool positive, float sigma, const float* theta,
+                            int theta_step, typename Out::Bits* out) {
+    const Function h{kind, positive, sigma};
+    const int at = int(blockIdx.x % tiles) * kTileColumns + lane_id() * kPack;
+    const int64_t first = int64_t(blockIdx.x / tiles) * kTileRows;
+    const int64_t end = min(first + kTileRows, rows);
+    float of[kPack];
+#pragma unroll
+    for (int v = 0; v < kPack; ++v) of[v] = at + v < p ? theta[(at + v) * theta_step] : 0.0f;
+    const bool aligned = rows_aligned<float, kPack>(u, p);
+    const bool aligned_wx = rows_aligned<float, kPack>(wx, p);
+    const bool aligned_out = rows_aligned<typename Out::Bits, kPack>(out, p);
+    for (int64_t row = first + warp_id(); row < end; row += kWarps) {
+        auto sum = load_pack<kPack>(u + row * p, at, p, aligned);
+        const auto add = load_pack<kPack>(wx + row * p, at, p, aligned_wx);
+        Pack<typename Out::Bits, kPack> pack;
+#pragma unroll
+        for (int v = 0; v < kPack; ++v) {
+            sum.at[v] += add.at[v];
+            pack.at[v] = Out::rounded(h.value(sum.at[v], of[v]));
+        }
+        if (keep) store_pack<kPack>(u + row * p, at, p, aligned, sum);
+        store_pack<kPack>(out + row * p, at, p, aligned_out, pack);
+    }
+}
+
 /// Partial sums are those of a block's rows, its warps' in their order.
-template <class Grad, class U>
+template <class Grad, class U, class Out>
 __global__ void __launch_bounds__(32 * kWarps)
     threshold_backward_kernel(const typename Grad::Bits* grad, int64_t grad_stride,
                               const typename U::Bits* u, int64_t u_stride, int64_t rows, int p,
                               int tiles, ThresholdKind kind, bool positive, float sigma,
-                              const float* theta, int theta_step, typename U::Bits* grad_u,
+                              const float* theta, int theta_step, typename Out::Bits* grad_u,
                               float* total, bool add_total, float* partials, bool add_partials) {
     const Function h{kind, positive, sigma};
     using Bits = typename U::Bits;
+    using OutBits = typename Out::Bits;
     __shared__ float sums[kWarps][kTileColumns];
     const int at = int(blockIdx.x % tiles) * kTileColumns + lane_id() * kPack;
     const int64_t chunk = blockIdx.x / tiles, first = chunk * kTileRows;
@@ -95,12 +125,12 @@ __global__ void __launch_bounds__(32 * kWarps)
     for (int v = 0; v < kPack; ++v) of[v] = at + v < p ? theta[(at + v) * theta_step] : 0.0f;
     const bool aligned = rows_aligned<Bits, kPack>(u, u_stride);
     const bool aligned_grad = rows_aligned<typename Grad::Bits, kPack>(grad, grad_stride);
-    const bool aligned_out = rows_aligned<Bits, kPack>(grad_u, p);
+    const bool aligned_out = rows_aligned<OutBits, kPack>(grad_u, p);
     const bool aligned_total = rows_aligned<float, kPack>(total, p);
     for (int64_t row = first + warp_id(); row < end; row += kWarps) {
         const auto in = load_pack<kPack>(u + row * u_stride, at, p, aligned);
         const auto by = load_pack<kPack>(grad + row * grad_stride, at, p, aligned_grad);
-        Pack<Bits, kPack> out;
+        Pack<OutBits, kPack> out;
         Pack<float, kPack> all{};
         if (total && add_total) all = load_pack<kPack>(total + row * p, at, p, aligned_total);
 #pragma unroll
@@ -108,7 +138,7 @@ __global__ void __launch_bounds__(32 * kWarps)
             float of_u, of_theta;
             h.slopes(U::value(in.at[v]), of[v], of_u, of_theta);
             const float g = Grad::value(by.at[v]);
-            out.at[v] = U::rounded(g * of_u);
+            out.at[v] = Out::rounded(g * of_u);
             all.at[v] += g * of_u;
             sum[v] = fmaf(g, of_theta, sum[v]);
         }
@@ -191,6 +221,23 @@ void threshold(const Threshold& h, DType u_dtype, const void* u, int64_t u_strid
     });
 }
 
+void threshold_of_sum(const Threshold& h, float* u, const float* wx, bool keep, int64_t rows,
+                      int64_t p, DType out_dtype, void* out, cudaStream_t stream) {
+    if (rows == 0 || p == 0) return;
+    const char* name = "threshold_of_sum_kernel";
+    const int tiles = tiles_of(p);
+    const unsigned grid = grid_size(ceil_div(rows, kTileRows) * tiles, name);
+    by_type(out_dtype, [&](auto to) {
+        using Out = decltype(to);
+        if constexpr (!same<Out, F32>) {
+            threshold_of_sum_kernel<Out><<<grid, 32 * kWarps, 0, stream>>>(
+                u, wx, keep, rows, int(p), tiles, h.kind, h.positive, h.sigma, h.theta,
+                h.theta_step, static_cast<typename Out::Bits*>(out));
+            launched(name);
+        }
+    });
+}
+
 int64_t threshold_partials(int64_t rows, int64_t p) { return ceil_div(rows, kTileRows) * p; }
 
 void threshold_backward(const Threshold& h, const ThresholdBackward& a, cudaStream_t stream) {
@@ -198,20 +245,20 @@ void threshold_backward(const Threshold& h, const ThresholdBackward& a, cudaStre
     const char* name = "threshold_backward_kernel";
     const int tiles = tiles_of(a.p);
     const unsigned grid = grid_size(ceil_div(a.rows, kTileRows) * tiles, name);
-    by_type(a.grad_dtype, [&](auto of_grad) {
-        by_type(a.u_dtype, [&](auto of_u) {
-            using Grad = decltype(of_grad);
-            using U = decltype(of_u);
-            if constexpr (same<U, F32> || same<U, Grad>) {
-                threshold_backward_kernel<Grad, U><<<grid, 32 * kWarps, 0, stream>>>(
-                    static_cast<const typename Grad::Bits*>(a.grad), a.grad_stride,
-                    static_cast<const typename U::Bits*>(a.u), a.u_stride, a.rows, int(a.p), tiles,
-                    h.kind, h.positive, h.sigma, h.theta, h.theta_step,
-                    static_cast<typename U::Bits*>(a.grad_u), a.total, a.add_total, a.partials,
-                    a.add_partials);
-                launched(name);
-            }
-        });
+    const auto run = [&](auto of_grad, auto of_u, auto to) {
+        using Grad = decltype(of_grad);
+        using U = decltype(of_u);
+        using Out = decltype(to);
+        threshold_backward_kernel<Grad, U, Out><<<grid, 32 * kWarps, 0, stream>>>(
+            static_cast<const typename Grad::Bits*>(a.grad), a.grad_stride,
+            static_cast<const typename U::Bits*>(a.u), a.u_stride, a.rows, int(a.p), tiles, h.kind,
+            h.positive, h.sigma, h.theta, h.theta_step, static_cast<typename Out::Bits*>(a.grad_u),
+            a.total, a.add_total, a.partials, a.add_partials);
+        launched(name);
+    };
+    by_type(a.grad_u_dtype, [&](auto to) {
+        if (a.u_dtype != DType::f32) return run(to, to, to);
+        a.grad_dtype == DType::f32 ? run(F32(), F32(), to) : run(to, F32(), to);
     });
 }
 

@@ -21,10 +21,14 @@ struct Threshold {
     int theta_step;  // 0 or 1
 };
 
-/// out[r, j] = h(u[r, j]). One of u's and out's dtypes is float32, or they are the same. Bytes: a
-/// read and a write.
+/// out[r, j] = h(u[r, j]). u is float32, or out is of its dtype. Bytes: a read and a write.
 void threshold(const Threshold& h, DType u_dtype, const void* u, int64_t u_stride, int64_t rows,
                int64_t p, DType out_dtype, void* out, cudaStream_t stream);
+
+/// out[r, j] = h(u[r, j] + wx[r, j]), all contiguous, out of a half type; the sum to u where it is
+/// kept. Bytes: two reads and a write, and that of u.
+void threshold_of_sum(const Threshold& h, float* u, const float* wx, bool keep, int64_t rows,
+                      int64_t p, DType out_dtype, void* out, cudaStream_t stream);
 
 /// Floats of one partial sum of the gradient of theta: a row of p for every 32 rows of u.
 int64_t threshold_partials(int64_t rows, int64_t p);
@@ -37,7 +41,8 @@ struct ThresholdBackward {
     const void* u;
     int64_t u_stride;
     int64_t rows, p;
-    void* grad_u;     // of u_dtype, or null
+    DType grad_u_dtype;  // u_dtype; that of grad where u_dtype is float32, or any where both are
+    void* grad_u;        // or null
     float* total;     // += grad_u, or null; float32 alone
     bool add_total;   // false: total = grad_u
     float* partials;  // threshold_partials of them, or null: += the gradient of theta

@@ -34,9 +34,7 @@ inline DType dtype_of(ScalarType type, const char* name) {
             STD_TORCH_CHECK(false, name, " must be float32, float64, float16 or bfloat16");
     }
 }
-inline DType dtype_of(const Tensor& t, const char* name) {
-    return dtype_of(t.scalar_type(), name);
-}
+inline DType dtype_of(const Tensor& t, const char* name) { return dtype_of(t.scalar_type(), name); }
 
 /// The size of the last dimension, of which a tensor of rows has one.
 inline int64_t last_size(const Tensor& t, const char* name) {

@@ -175,7 +175,8 @@ void planned_top_m(const KeptWeights& weights, Matrix<const float> x, int64_t m,
         s = *weights.s;
         steps = steps_in_memory<float>(s, w.rows);
     }
-    const TopMCodes<float> codes{values, indices, values, indices, m, stages, 0, positive, weights.code};
+    const TopMCodes<float> codes{values, indices, values,   indices,     m,
+                                 stages, 0,       positive, weights.code};
     if ((stages == 1 || sums_pay<float>(w.rows, m)) &&
         screens_few(x.rows, x.cols, w.rows, m, weights.kept)) {
         std::optional<Steps<float>> rows;

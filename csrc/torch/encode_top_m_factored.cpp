@@ -176,7 +176,8 @@ Encoded encode_top_m_factored(Tensor x, Tensor W, Tensor D, std::optional<Tensor
     const int64_t stages = int64_t(m.size());
     Encoded codes =
         type == ScalarType::Double
-            ? encode<double>(x, W, D, b, steps_of<double>(op, step, stages), m, positive, code, save)
+            ? encode<double>(x, W, D, b, steps_of<double>(op, step, stages), m, positive, code,
+                             save)
             : encode<float>(x, W, D, b, steps_of<float>(op, step, stages), m, positive, code, save);
     std::get<0>(codes) = cast(std::get<0>(codes), given);
     return codes;

@@ -176,7 +176,7 @@ def encode_l0(
 
     Args:
         x: signals [..., n], float32, float64, float16 or bfloat16 (half types accumulate and
-            threshold in float32, in every stage).
+            threshold in float32, and z is rounded to them in every stage).
         W: [p, n]. S: [p, p] shared by the stages, or [num_stages - 1, p, p], one for each; None
             when num_stages is 1, which does not use it. Dtype and device of x.
         theta: > 0, a number or a tensor [], [p], or [num_stages, p].
@@ -243,7 +243,7 @@ def encode_top_m(
 
     Args:
         x: signals [..., n], float32, float64, float16 or bfloat16 (half types accumulate and
-            select in float32, in every stage).
+            select in float32, and z is rounded to them in every stage).
         W: [p, n]. S: [p, p] shared by the stages, or [num_stages - 1, p, p], one for each; None
             when num_stages is 1, which does not use it. Dtype and device of x.
         m: entries of the code, 0 <= m <= p, zeros among them where fewer are nonzero; with D also

@@ -1,4 +1,5 @@
-"""The one rule of precision: half types are computed in float32 and rounded once, at the end."""
+"""The one rule of precision: half types are computed in float32, and every result is
+rounded once: that of an operator, and of every stage of an encoder."""
 
 from __future__ import annotations
 

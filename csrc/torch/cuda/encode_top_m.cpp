@@ -93,13 +93,16 @@ Encoded encode(const Tensor& x, const Tensor& w, const std::optional<Tensor>& s,
 
     for (int64_t row = 0; row < batch; row += block) {
         const int64_t rows = std::min(block, batch - row);
-        const auto select = [&](const float* u, const Code& to) {
+        const auto select = [&](const float* u, int64_t k) {
+            const Code to = codes[size_t(k)].from(row, m);
             cuda::top_m(kF32, u, p, rows, p, m, positive, to.values, to.indices, selection_data,
                         stream);
+            if (half && k + 1 < stages)  // the last ones' values become those of `out`
+                cuda::round_entries(dtype_of(x, "x"), to.values, rows * m, stream);
         };
         Tensor wx = workspace.matrix(wx_piece, rows, p);
         first.run(wx, rows_of(x, row, rows), workspace, stream);
-        select(wx_data, codes[0].from(row, m));
+        select(wx_data, 0);
         for (int64_t k = 1; k < stages; ++k) {
             const Code from = codes[k - 1].from(row, m), to = codes[k].from(row, m);
             if (gather) {
@@ -115,7 +118,7 @@ Encoded encode(const Tensor& x, const Tensor& w, const std::optional<Tensor>& s,
                 // A row does not fit on the chip: through memory, with the same sums.
                 cuda::gather_rows(from.values, from.indices, rows, m, dtype, atoms->data,
                                   atoms->stride, p, p, wx_data, p, kF32, u_data, stream);
-                select(u_data, to);
+                select(u_data, k);
                 continue;
             }
             cuda::unpool(4, from.values, from.indices, rows, m, p, z_data, stream);
@@ -123,7 +126,7 @@ Encoded encode(const Tensor& x, const Tensor& w, const std::optional<Tensor>& s,
             Tensor u = workspace.matrix(last ? wx_piece : u_piece, rows, p);
             add_product(u, wx, workspace.matrix(z_piece, rows, p),
                         transposed(cast(stage_matrix(*s, k - 1), ScalarType::Float)));
-            select(last ? wx_data : u_data, to);
+            select(last ? wx_data : u_data, k);
         }
     }
     if (half) out.values = cast(out.values, x.scalar_type());

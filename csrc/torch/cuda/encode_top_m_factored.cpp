@@ -146,6 +146,8 @@ Encoded encode(const Tensor& x, const Tensor& w, const Tensor& d, const std::opt
             if (k > 0) cuda::add_entries(z.values, z.indices, rows, entries, p, u, stream);
             cuda::top_m(kF32, u, p, rows, p, m[size_t(k)], positive, to.values, to.indices,
                         selected, stream);
+            if (dtype != kF32 && k < last)  // the last ones' values become those of `out`
+                cuda::round_entries(dtype, to.values, rows * m[size_t(k)], stream);
         }
     }
     out.values = cast(out.values, x.scalar_type());

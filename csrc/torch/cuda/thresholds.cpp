@@ -117,6 +117,7 @@ std::tuple<Tensor, Tensor> threshold_backward(Tensor grad_out, Tensor u, Tensor 
     a.u_stride = rows.stride;
     a.rows = rows.rows;
     a.p = rows.cols;
+    a.grad_u_dtype = dtype;
     if (wants(mask, 0)) a.grad_u = mutable_data_of(grad_u);
     if (of_theta) of_theta->into(a, workspace);
     if (mask != 0) cuda::threshold_backward(thresholds.of_stage(0), a, call.stream());
