@@ -34,13 +34,13 @@ def variant(mangled: str) -> str:
         return ""
     names = {"j": "4 bytes", "t": "2 bytes"}
     out, rest = [], match.group(1) + "E"
-    last = ""
+    types: list[str] = []  # the third of what substitutions stand for, and those after it
     while rest and rest != "E":
         if found := re.match(r"(?:NS0_|N6deepl04cuda)\d(F32|F16|BF16)E", rest):
-            last = found.group(1)
-            out.append(last)
-        elif found := re.match(r"S\d?_", rest):
-            out.append(last)
+            types.append(found.group(1))
+            out.append(types[-1])
+        elif found := re.match(r"S([2-9])_", rest):
+            out.append(types[int(found.group(1)) - 2])
         elif found := re.match(r"Li(\d+)E", rest):
             out.append(found.group(1))
         elif found := re.match(r"Lb([01])E", rest):
