@@ -33,11 +33,9 @@ RECORD = Path(__file__).parent / "records" / "sae-depth.json"
 PAGE, FIGURE = ROOT / "docs" / "sae.md", ROOT / "docs" / "figures" / "sae-depth.svg"
 RUNS = ROOT / "build" / "sae-depth"
 
-BASE = study.Settings(
-    p=4096, m=32, stages=(1, 2, 3, 4), steps=1000, batch=256, lr=2e-3, pursuits=True
-)
+BASE = study.Settings(p=4096, m=32, stages=(1, 2, 3, 4), steps=1000, batch=256, lr=2e-3)
 # One stage, given more than the flops of four: their products with W are four times its own.
-LONG = replace(BASE, stages=(1,), steps=BASE.steps * 5, pursuits=False)
+LONG = replace(BASE, stages=(1,), steps=BASE.steps * 5)
 AT_ONCE = f"K = 1, {LONG.steps} steps at once"
 HELD_OUT, TIMED = 4096, 1024
 WHERE = "residual-stream vectors after layer 3 of all-MiniLM-L6-v2; see the data's README"
@@ -85,7 +83,11 @@ def measure() -> None:
         if any(chosen.items() <= run["settings"].items() for run in found["runs"]):
             continue
         done = study.train(train, settings, folder(settings), held_out=test, progress=True)
-        rows = [{k: v for k, v in row.items() if k != "firing"} for row in done["evaluations"]]
+        rows = done["evaluations"]
+        if settings.stages == BASE.stages:  # over the atoms of one stage, trained as long
+            first = sae.load(folder(settings) / "stages-1.safetensors").eval()
+            rows += study.pursued(first, [settings.m], test, True)
+        rows = [{k: v for k, v in row.items() if k != "firing"} for row in rows]
         environment = {key: done["environment"][key] for key in SHOWN}
         run = {"settings": done["settings"], "environment": environment, "evaluations": rows}
         record.write_json(RECORD, found | {"runs": [*found["runs"], run]})

@@ -212,7 +212,9 @@ def train(
         models[name] = trained(name, model, steps, settings.seed + 1)
         rows += _evaluated(f"K = {stages}, tuned", stages, model, held_out, progress)
     if settings.pursuits:  # over the atoms of one stage that were trained longest
-        rows += _pursued(models.get("stages-1", models[BASE]), held_out, progress)
+        first = models.get("stages-1", models[BASE])
+        most = min(first.in_features, first.code_size)
+        rows += pursued(first, sizes(settings.m, most), held_out, progress)
     results = {
         "settings": identity,
         "environment": record.environment(),
@@ -309,12 +311,13 @@ def _evaluated(
     return rows
 
 
-def _pursued(
-    model: SparseAutoencoder, held_out: Activations, progress: bool
+def pursued(
+    model: SparseAutoencoder, sizes: Sequence[int], held_out: Activations, progress: bool
 ) -> list[dict[str, Any]]:
+    """Evaluations of the solvers over the atoms of the model, each with every m of ``sizes``."""
     rows = []
     for what, coder in CODERS.items():
-        for m in sizes(model.m[0], min(model.in_features, model.code_size)):
+        for m in sizes:
             found = evaluate(model, held_out, coder=coder(model, m), progress=progress)
             rows.append(_row(what, 0, m, m == model.m[0], found))
     return rows
