@@ -6,6 +6,7 @@ own binder, so what is compiled here is what a GPU would run. Not with TRITON_IN
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import tempfile
@@ -74,22 +75,29 @@ class Build(NamedTuple):
 THOROUGH = ("sm90",)
 
 
-def launches(target: str, module: str, quick: torch.dtype | None = None) -> list[Launch]:
-    """What the operators of ``module`` launch on ``target``; with ``quick``, in that dtype only and
-    by the problems marked quick."""
+@functools.cache
+def launches(module: str, *dtypes: torch.dtype) -> tuple[Launch, ...]:
+    """What the operators of ``module`` launch, on any target: with one dtype by the problems marked
+    quick, else by all in float32 and bfloat16."""
     jobs: list[Launch] = []
-    with recording(TARGETS[target].device_class) as recorded:
+    with recording() as recorded:
         for problem in PROBLEMS[module]:
-            if quick and not problem.quick:
+            if dtypes and not problem.quick:
                 continue
-            for dtype in (quick,) if quick else (torch.float32, torch.bfloat16):
+            for dtype in dtypes or (torch.float32, torch.bfloat16):
                 problem.call(dtype)
             # Kernels of float16 are those of bfloat16 but for the conversions.
-            if not quick and problem.quick and target in THOROUGH:
+            if not dtypes and problem.quick:
                 problem.call(torch.float16)
             # Thousands of launches of a large batch are alike: one of each kind is kept.
             jobs += {_kind(job): job for job in recorded}.values()
             recorded.clear()
+    return tuple(jobs)
+
+
+def of_target(jobs: Iterable[Launch], target: str) -> list[Launch]:
+    """Those to compile for ``target``: the rarer variants for few."""
+    jobs = list(jobs)
     return jobs if target in THOROUGH else list({_main_kind(job): job for job in jobs}.values())
 
 

@@ -99,7 +99,7 @@ def committed() -> dict[tuple[str, str, str], dict[str, str]]:
 
 
 def compiled(target: str, module: str) -> dict[aot.Key, aot.Cell]:
-    return aot.cells(aot.build_all(aot.launches(target, module), target))
+    return aot.cells(aot.build_all(aot.of_target(aot.launches(module), target), target))
 
 
 def main() -> None:

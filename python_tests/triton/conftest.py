@@ -74,10 +74,9 @@ def engine(request, monkeypatch):
     if request.param == "interpreter":
         round_to_nearest(monkeypatch)
     else:
-        from deepl0_kernels.triton import launch, table
+        from deepl0_kernels.triton import launch
         from python_tests.ptx.engine import launch as run_ptx
 
-        monkeypatch.setattr(table, "device_class", lambda device: request.param)
         monkeypatch.setattr(
             launch,
             "run",

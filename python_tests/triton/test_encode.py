@@ -125,7 +125,9 @@ def test_opcheck(engine, device, grad):
                 for a in args
             ]  # fmt: skip
             # What a floor returns; the rest of the registration is checked in python_tests/ops.
-            opcheck(getattr(OPS, name).default, moved, test_utils=("test_schema", "test_faketensor"))
+            opcheck(
+                getattr(OPS, name).default, moved, test_utils=("test_schema", "test_faketensor")
+            )
             found += 1
     assert found >= 8
 

@@ -125,7 +125,7 @@ class Watched(TorchDispatchMode):
 
 def watched(function, *args, unused=()):
     """Runs a call on meta tensors: what was watched, the kernels that were launched, the result."""
-    with recording("sm90") as jobs, Watched(*unused) as watch:
+    with recording() as jobs, Watched(*unused) as watch:
         result = function(*args)
     for job in jobs:
         watch.seen |= bool(storages(job.args) & watch.unused)
