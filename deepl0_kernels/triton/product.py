@@ -1,5 +1,5 @@
-"""Matrix products, by PyTorch: the encoders that had them inside their kernels took two to eight
-times as long on an H200 as its library and a kernel for the stage behind it."""
+"""Matrix products, by PyTorch: encoders that had them inside their kernels took 1.3 to 9.6 times as
+long on an H200 as its library with a kernel for the stage behind it."""
 
 from __future__ import annotations
 

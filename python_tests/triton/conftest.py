@@ -27,6 +27,9 @@ if torch.cuda.is_available() and not INTERPRETED:
 EVERY = pytest.mark.parametrize("engine", ENGINES, indirect=True)
 ONE = ENGINES[-2:] if ENGINES[-1] == "gpu" else ENGINES[-1:]
 
+# Of opcheck, what a floor has to do with; the rest of the registration is python_tests/ops's.
+CHECKS = ("test_schema", "test_faketensor")
+
 if INTERPRETED:  # what these look at is the compiler's work
     collect_ignore = ["test_aot.py", "test_mutants.py"]
 if not GPU["triton"].installed():

@@ -8,7 +8,7 @@ import torch
 import deepl0_kernels as dk
 from deepl0_kernels import reference
 from deepl0_kernels._matrices import gradient_of_matrix
-from python_tests.triton.conftest import EVERY
+from python_tests.triton.conftest import CHECKS, EVERY
 
 # batch, n, p, m: nothing; one of each; ragged; a tile of columns and one more; m = p; m = 0.
 SHAPES = [
@@ -154,8 +154,9 @@ def test_opcheck(engine, device):
     for matrix in (D, D.t().contiguous().t()):
         v, i, d = values.to(device), indices.to(device), matrix.to(device)
         args = (v.requires_grad_(), i, d.detach().requires_grad_())
-        torch.library.opcheck(torch.ops.deepl0.decode.default, args)
+        torch.library.opcheck(torch.ops.deepl0.decode.default, args, test_utils=CHECKS)
         torch.library.opcheck(
             torch.ops.deepl0.decode_backward.default,
             (grad.to(device), *(t.detach() for t in args), 3),
+            test_utils=CHECKS,
         )

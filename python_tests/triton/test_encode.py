@@ -16,6 +16,7 @@ from deepl0_kernels import reference
 from python_tests.ops.test_encode import problem
 from python_tests.ops.test_registration import samples
 from python_tests.oracle import as_bits, same_values
+from python_tests.triton.conftest import CHECKS
 from python_tests.triton.test_stage import bias_of, integers, on
 
 OPS = torch.ops.deepl0
@@ -124,10 +125,7 @@ def test_opcheck(engine, device, grad):
                 if isinstance(a, torch.Tensor) else a
                 for a in args
             ]  # fmt: skip
-            # What a floor returns; the rest of the registration is checked in python_tests/ops.
-            opcheck(
-                getattr(OPS, name).default, moved, test_utils=("test_schema", "test_faketensor")
-            )
+            opcheck(getattr(OPS, name).default, moved, test_utils=CHECKS)
             found += 1
     assert found >= 8
 
