@@ -21,7 +21,7 @@ from python_tests.triton.test_stage import bias_of, integers, on
 
 OPS = torch.ops.deepl0
 # B, n, p, m, K: ragged sizes, ties, m = 0 and p, one stage and several, empty batch.
-SHAPES = [(5, 7, 17, 3, 3), (40, 40, 100, 10, 2), (1, 1, 1, 1, 3), (5, 7, 33, 33, 2),
+SHAPES = [(5, 7, 17, 3, 3), (11, 40, 100, 10, 2), (1, 1, 1, 1, 3), (5, 7, 33, 33, 2),
           (5, 40, 200, 0, 2), (0, 7, 33, 10, 2), (1, 40, 128, 10, 1), (3, 7, 512, 20, 2),
           (2, 3, 600, 9, 2)]  # fmt: skip
 
