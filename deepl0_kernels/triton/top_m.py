@@ -8,6 +8,9 @@ A longer row is a tournament while 4 m fits in a segment: every segment of up to
 yields its m largest, and the candidates of a row, which lie in the order of their indices, are
 selected from again. The row is read once; the candidates add at most a third of the work. With
 more entries to keep, the row is counted digit by digit (``radix``): 5 reads, 3 for half types.
+
+A stage of an encoder selects from a sum, with m rows of S' among its terms (from L2): the program
+that selects from a row or a segment forms the sum of it, which goes to memory for radix alone.
 """
 
 from __future__ import annotations
@@ -203,11 +206,9 @@ def select(
     u: Tensor, positive: bool, values: Tensor, indices: Tensor, *, low: torch.dtype | None = None,
     more: Tensor | None = None, bias: Tensor | None = None, gather: Gather | None = None,
 ) -> None:  # fmt: skip
-    """The m >= 1 largest of each row of u [n, p] into values and indices [.., m], contiguous.
-
-    Of a stage of an encoder, whose u is contiguous float32, of u + more [n, p] + bias [p] + z S',
-    with values rounded to ``low``. A row that one program can hold is never written.
-    """
+    """The m >= 1 largest of each row of u [n, p] into values and indices [.., m], contiguous; of
+    a stage of an encoder, whose u is contiguous float32, those of u + more [n, p] + bias [p] + z S',
+    with values rounded to ``low``."""
     (n, p), m = u.shape, values.shape[-1]
     kernel = "top_m" if gather is None else "gather_top_m"
     longest = config(kernel, p).columns

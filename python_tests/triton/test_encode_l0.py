@@ -47,7 +47,6 @@ def test_is_exact_on_integers(engine, device, shape, theta_shape, ramp):
 
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@EVERY
 def test_half_types_are_rounded_after_every_stage(engine, device, dtype, biased):
     """z needs more bits than the half type has: K stages are single ones."""
     x, W, S = (t.to(dtype) for t in operands(9, 40, 72))
@@ -75,7 +74,6 @@ def test_half_types_are_rounded_after_every_stage(engine, device, dtype, biased)
 @pytest.mark.parametrize(
     "shape", [(70, 7, 33, 0, 3), (1, 1, 1, 0, 2), (0, 7, 9, 0, 2), (5, 40, 100, 0, 1)], ids=str
 )
-@EVERY
 def test_gradients(engine, device, shape, theta_shape, kind):
     batch, n, p, _, K = shape
     per_stage = theta_shape == "per_stage"

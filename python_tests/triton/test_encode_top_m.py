@@ -90,7 +90,6 @@ def test_blocks_of_rows(engine, device, way, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@EVERY
 def test_half_types_are_rounded_after_every_stage(engine, device, way, dtype):
     """z needs more bits than the half type has, and the supports show that it was decided with
     them; what goes on is rounded: K stages are single ones."""
@@ -161,7 +160,6 @@ def test_layouts(engine, device, way, layout, tied):
 
 @pytest.mark.parametrize(("per_stage", "positive"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@EVERY
 def test_gradients_at_equal_supports(engine, device, way, shape, per_stage, positive):
     batch, n, p, m, K = shape
     inputs = problem(batch, n, p, 5, torch.float64, matrices_for(K, per_stage))[:3]
