@@ -3,7 +3,7 @@ forward is the sum, the threshold and the rounding of z.
 
 Backward, with g the gradient of z_K, down the stages: du_k = h'(u_k) g, dtheta += sum of
 g dh/dtheta, dS += du_k' z_{k-1}, g = du_k S; and with du the sum over the stages dW = du' x,
-db = sum of du, dx = du W. The gradients are float32 up to the last rounding.
+db = sum of du, dx = du W. Of half types du is rounded before it is multiplied, and so is its sum.
 
 Forward 2 B p (n + (K - 1) p) flops, backward twice that. Bytes beside the products: 12 B p a stage
 forward (4 more where u is saved), 16 B p backward.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._matrices import stage_matrix, stage_theta
 from . import thresholds
-from .product import first_product, product
+from .product import add_product, first_product, product
 
 
 def encode_l0(
@@ -55,7 +55,9 @@ def encode_l0_backward(
     for k in range(last, lowest - 1, -1):
         wanted = bool(k > 0 or (need_total and k == last)) | (2 if need_theta else 0)
         here = stage_theta(theta, k)
-        du, of_theta = thresholds.threshold_backward(g, saved[k], here, sigma, kind, wanted, total)
+        du, of_theta = thresholds.threshold_backward(
+            g, saved[k], here, sigma, kind, wanted, total, x.dtype
+        )
         if need_theta:
             stage_theta(grad_theta, k).add_(of_theta)
         if k > 0:
@@ -63,16 +65,19 @@ def encode_l0_backward(
             if need_S:
                 below = stage_theta(theta, k - 1)
                 z = thresholds.stage(saved[k - 1], below, sigma, kind, x.dtype)
-                stage_matrix(grad_S, k - 1).addmm_(du.t(), z.float())
+                add_product(stage_matrix(grad_S, k - 1), du.t(), z)
             if k > lowest:
                 g = product(du, stage_matrix(S, k - 1))
         if need_total and k == last:
-            total = du  # which the kernels of the stages below add to
+            total = du.float()  # which the kernels of the stages below add to
     low = x.dtype
+    grad_bias = total.sum(0).to(low) if total is not None and need_bias else x.new_empty(0)
+    if total is not None and need_x | need_W:
+        total = total.to(low)
     return (
         product(total, W).to(low) if total is not None and need_x else x.new_empty(0),
         product(total.t(), x).to(low) if total is not None and need_W else x.new_empty(0),
         grad_S.to(low),
         grad_theta,
-        total.sum(0).to(low) if total is not None and need_bias else x.new_empty(0),
+        grad_bias,
     )

@@ -34,9 +34,9 @@ def launch(kernel: Any, grid: tuple[int, ...], *args, config: Config, **constant
 def run(job: Launch) -> None:
     """The engine behind :func:`launch`: the driver's launch on the tensors' device.
 
-    Triton finds the compiled kernel by the arguments, in about 8 us (one core of an AMD EPYC, family
-    25 model 17). Half of that could be saved by keeping it here, under a key that repeats Triton's
-    rules of specialisation, where one that is forgotten is a wrong result.
+    Triton finds the compiled kernel by the arguments, in about 8 us (on a core of an AMD EPYC,
+    family 25 model 17). Half of that could be saved by keeping it here, under a key that repeats
+    Triton's rules of specialisation, where one that is forgotten is a wrong result.
     """
     options = {"num_warps": job.config.warps, "num_stages": 1}
     device = next(a.device for a in job.args if isinstance(a, Tensor))

@@ -15,6 +15,14 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.mm(a.float(), b.float(), out=out)
 
 
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Adds a b to ``total``, of float32."""
+    if a.dtype == b.dtype == torch.float32:
+        total.addmm_(a, b)
+    else:
+        total += product(a, b)
+
+
 def first_product(
     x: Tensor, W: Tensor, bias: Tensor | None, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:

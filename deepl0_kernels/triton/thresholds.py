@@ -153,14 +153,15 @@ def stage(
 
 def threshold_backward(
     grad_out: Tensor, u: Tensor, theta: Tensor, sigma: float, kind: str, mask: int,
-    total: Tensor | None = None,
+    total: Tensor | None = None, dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Serves ``deepl0::threshold_backward``: gradients in u and theta, those in the mask. That in u
-    is added to ``total``, contiguous float32 in the shape of u, if there is one."""
+    comes in ``dtype``, if given, and is added to ``total``, if given: contiguous float32 in the
+    shape of u."""
     need_u, need_theta = mask & 1, mask & 2
     grad_out, u, theta = grad_out.contiguous(), u.contiguous(), theta.contiguous()
     n, p = _rows(u)
-    grad_u = u.new_empty(u.shape if need_u else 0)
+    grad_u = u.new_empty(u.shape if need_u else 0, dtype=dtype)
     c = config("threshold_backward", p)
     chunk = c.rows * max(1, ceil_div(n, c.rows * _CHUNKS))
     chunks = ceil_div(n, chunk)

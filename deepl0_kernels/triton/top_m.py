@@ -206,9 +206,10 @@ def select(
     u: Tensor, positive: bool, values: Tensor, indices: Tensor, *, low: torch.dtype | None = None,
     more: Tensor | None = None, bias: Tensor | None = None, gather: Gather | None = None,
 ) -> None:  # fmt: skip
-    """The m >= 1 largest of each row of u [n, p] into values and indices [.., m], contiguous; of
-    a stage of an encoder, whose u is contiguous float32, those of u + more [n, p] + bias [p] + z S',
-    with values rounded to ``low``."""
+    """The m >= 1 largest of each row of u [n, p] into values and indices [.., m], contiguous.
+
+    Of a stage of an encoder those of u + more [n, p] + bias [p] + z S', with values rounded to
+    ``low``; u is contiguous float32."""
     (n, p), m = u.shape, values.shape[-1]
     kernel = "top_m" if gather is None else "gather_top_m"
     longest = config(kernel, p).columns

@@ -16,6 +16,7 @@ from deepl0_kernels import reference
 from python_tests.ops.test_encode import problem
 from python_tests.ops.test_registration import samples
 from python_tests.oracle import as_bits, same_values
+from python_tests.rounding import ENCODERS, HALF_TYPES, check_rounding
 from python_tests.triton.conftest import CHECKS
 from python_tests.triton.test_stage import bias_of, integers, on
 
@@ -41,6 +42,12 @@ def assert_close_in_norm(got, want, tolerance):
         assert ours.shape == theirs.shape
         error = (ours.cpu().double() - theirs).norm()
         assert error <= tolerance * theirs.norm().clamp(min=1e-30)
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_codes_of_half_types_are_rounded_between_stages(engine, device, encoder, dtype):
+    check_rounding(encoder, dtype, device)
 
 
 def test_without_a_matrix(engine, device):
