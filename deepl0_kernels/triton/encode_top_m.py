@@ -34,9 +34,9 @@ BLOCK = 1 << 24
 def gathers_pay(p: int, m: int, dtype: torch.dtype) -> bool:
     """Whether z S' is a sum of m of p rows rather than a product with the dense z.
 
-    In float32 from p = 4 m on, measured on an H200. Where the product is on tensor cores, of half
-    types or of tf32, it is 8 to 16 times as fast, and gathers of half types move half the bytes: 64
-    follows from that, and was not measured.
+    In float32 from p = 4 m on, as measured on an H200 of the CUDA gather stage. Where the product
+    is on tensor cores, of half types or of tf32, it is 8 to 16 times as fast, and gathers of half
+    types move half the bytes: 64 follows from that, and was not measured.
     """
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     return p >= (4 if dtype == torch.float32 and not tf32 else 64) * m

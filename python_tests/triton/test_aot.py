@@ -22,17 +22,24 @@ QUICK = {"sm80": torch.float32, "sm90": torch.bfloat16, "gfx942": torch.bfloat16
 
 # Kernel, target -> bytes a thread that may spill, each stored and loaded once a program or tile.
 SPILLS = {
-    # ptxas aims at more blocks on the SM than the registers hold: 48, 72, 128 a thread.
+    # ptxas aims at more blocks on the SM than the registers hold: 48, 72, 80, 128 a thread.
     ("apply_mask_fwd_kernel", "sm90"): 8,
     ("apply_mask_fwd_kernel", "sm120"): 16,
-    ("threshold_bwd_kernel", "sm120"): 8,
-    ("outer_kernel", "sm80"): 8,
-    ("outer_kernel", "sm90"): 8,
-    ("threshold_fwd_kernel", "sm90"): 8,
+    ("combine_chunks_kernel", "sm100"): 8,
     ("combine_kernel", "sm86"): 8,
     ("combine_kernel", "sm89"): 8,
-    # All 128 registers are in use: rows of 8192 in 16 warps.
+    ("decode_fwd_kernel", "sm80"): 8,
+    ("outer_kernel", "sm80"): 8,
+    ("outer_kernel", "sm90"): 8,
+    ("threshold_bwd_kernel", "sm120"): 8,
+    ("threshold_fwd_kernel", "sm90"): 8,
+    ("threshold_fwd_kernel", "sm100"): 8,
+    # Rows of 8192 in 16 warps: all 128 registers are in use.
+    ("top_m_fwd_kernel", "sm86"): 16,
+    ("top_m_fwd_kernel", "sm89"): 16,
     ("top_m_fwd_kernel", "sm90"): 8,
+    ("top_m_fwd_kernel", "sm100"): 16,
+    ("top_m_fwd_kernel", "sm120"): 16,
 }
 
 # Of any kernel, where the compiler is not the one that the configurations were chosen with, the
