@@ -98,30 +98,35 @@ struct Row {
     static constexpr int kEach = 4 / sizeof(Bits);  // entries of a word
 
     const Bits* from;
-    int size, lead;
+    int size;
+    int first;           // of this thread in tile 0
+    int begin, end, all;  // tiles [begin, end) are whole, of `all`
 
-    __device__ Row(const Bits* from, int size)
-        : from(from), size(size),
-          lead(int(reinterpret_cast<uintptr_t>(from) % 16 / sizeof(Bits))) {}
+    __device__ Row(const Bits* from, int size) : from(from), size(size) {
+        const int lead = int(reinterpret_cast<uintptr_t>(from) % 16 / sizeof(Bits));
+        first = int(threadIdx.x) * kPack - lead;
+        begin = lead > 0;
+        end = (lead + size) / kTile;
+        all = (lead + size + kTile - 1) / kTile;
+    }
 
-    __device__ int tiles() const { return (lead + size + kTile - 1) / kTile; }
     /// The index of the first entry of this thread's pack k of a tile; it may be outside of the row.
     __device__ int index(int tile, int k) const {
-        return ((tile * kLoads + k) * kThreads + int(threadIdx.x)) * kPack - lead;
+        return first + tile * kTile + k * (kThreads * kPack);
     }
     /// This thread's words of a tile; 0 where there is no entry.
     __device__ void load(int tile, uint32_t (&word)[kWords]) const {
-        const int end = (tile + 1) * kTile;
-        if (end - kTile >= lead && end <= lead + size) {
+        const Bits* at = from + index(tile, 0);
+        if (tile >= begin && tile < end) {
 #pragma unroll
-            for (int k = 0; k < kLoads; ++k) load_pack(index(tile, k), &word[4 * k]);
+            for (int k = 0; k < kLoads; ++k) load_pack(at + k * (kThreads * kPack), &word[4 * k]);
             return;
         }
 #pragma unroll
         for (int k = 0; k < kLoads; ++k) {
             const int i = index(tile, k);
             if (i >= 0 && i + kPack <= size) {
-                load_pack(i, &word[4 * k]);
+                load_pack(from + i, &word[4 * k]);
                 continue;
             }
 #pragma unroll
@@ -136,8 +141,8 @@ struct Row {
             }
         }
     }
-    __device__ void load_pack(int i, uint32_t* word) const {
-        const uint4 pack = *reinterpret_cast<const uint4*>(from + i);
+    static __device__ void load_pack(const Bits* at, uint32_t* word) {
+        const uint4 pack = *reinterpret_cast<const uint4*>(at);
         word[0] = pack.x;
         word[1] = pack.y;
         word[2] = pack.z;
@@ -146,15 +151,16 @@ struct Row {
     /// The largest key among the words [W * g, W * (g + 1)).
     template <int W, bool POSITIVE>
     __device__ static int largest(const uint32_t (&word)[kWords], int g, int nan) {
+        const KeyOf<Bits> key_of{nan};
         int most = 0;
 #pragma unroll
         for (int w = 0; w < W; ++w)
 #pragma unroll
             for (int v = 0; v < kEach; ++v) {
                 const Bits b = Bits(word[W * g + w] >> (v * 8 * int(sizeof(Bits)) % 32));
-                most = max(most, int(selectable<POSITIVE>(b, nan) & Bits(~Bits(0) >> 1)));
+                most = max(most, key_of(selectable<POSITIVE>(b, nan)));
             }
-        return min(most, nan);
+        return most;
     }
 };
 
@@ -218,10 +224,11 @@ __device__ Bar best_of(BlockSelect& s, const Collected<Bits>& c, int n, int m, K
         cut_of<KeyOf<Bits>::kBits>(s, n, m, [&](int i) { return key_of(c.bits[i]); });
     if (cut.ties == 0) return {cut.key, 0};
     __syncthreads();
+    constexpr int kLast = kNoLimit - 1;  // a cut adds 1 to the largest key
     const Cut first = cut_of<31>(s, n, cut.ties, [&](int i) {
-        return key_of(c.bits[i]) == cut.key ? kNoLimit - c.place[i] : kPadding;
+        return key_of(c.bits[i]) == cut.key ? kLast - c.place[i] : kPadding;
     });
-    return {cut.key, kNoLimit - first.key + (first.ties > 0)};
+    return {cut.key, kLast - first.key + (first.ties > 0)};
 }
 
 /// Leaves what passes the bar. Begins and ends with a barrier.
@@ -264,7 +271,7 @@ __global__ void __launch_bounds__(kThreads)
     const int part = int(blockIdx.x % segments), begin = part * segment;
     const Row<Bits> row(u + number * u_stride + begin, min(segment, p - begin));
     const KeyOf<Bits> key_of{nan};
-    const int thread = int(threadIdx.x), tiles = row.tiles();
+    const int thread = int(threadIdx.x), tiles = row.all;
     auto* bitmap = reinterpret_cast<uint32_t*>(memory);
     const int groups = (row.size + 127) / 128;  // of four words
     auto* before = reinterpret_cast<int*>(bitmap + 4 * groups);
