@@ -22,9 +22,9 @@ struct Bar {
     __device__ int below(int first) const { return first >= limit ? key : key - 1; }
 };
 
-/// Tells of a tile's words whether anything is above the key `below`: of each entry one or two
-/// instructions. Numbers are compared as such in float32, where |x| is free and subnormals count; as
-/// integers, two in a word, in half types.
+/// Tells which of a tile's words hold an entry above the key `below`; first, by one or two
+/// instructions an entry, whether any does, and it may say so of none. Numbers are compared as such in
+/// float32, where |x| is free and subnormals count; as integers, two in a word, in half types.
 template <class Bits, bool POSITIVE>
 struct Sieve;
 
@@ -60,31 +60,36 @@ struct Sieve<uint32_t, POSITIVE> {
 template <bool POSITIVE>
 struct Sieve<uint16_t, POSITIVE> {
     static constexpr uint32_t kSigns = 0x80008000u, kOnes = 0x00010001u;
-    // Added to two keys, which are below 0x8000, they set the sign of those that are above, and of
-    // those that are above whatever the sign of the number: NaNs, and all where `below` is negative.
-    uint32_t above, signless;
+    // Added to a key, which is below 0x8000, they set the sign of one that is above, and of a NaN.
+    uint32_t above, is_nan;
+    bool all;
 
     __device__ Sieve(int below, int nan)
-        : above(kSigns - uint32_t(below + 1) * kOnes),
-          signless(kSigns - uint32_t(below < 0 ? 0 : nan) * kOnes) {}
+        : above(kSigns - uint32_t(below + 1) * kOnes), is_nan(kSigns - uint32_t(nan) * kOnes),
+          all(below < 0) {}
 
-    /// The signs of the halves that pass, beside other bits.
-    __device__ uint32_t passes(uint32_t word) const {
-        const uint32_t keys = word & ~kSigns, sum = keys + above;
-        return POSITIVE ? (sum & (~word | (keys + signless))) : sum;
-    }
+    /// Signs may stand in the words: what a low half carries into the high one makes a key 1 larger.
     __device__ bool any(const uint32_t (&word)[kWords]) const {
-        uint32_t found = 0;
+        uint32_t found = 0, nans = 0;
 #pragma unroll
-        for (int w = 0; w < kWords; ++w) found |= passes(word[w]);
-        return (found & kSigns) != 0;
+        for (int w = 0; w < kWords; ++w) {
+            const uint32_t sum = word[w] + above;
+            found |= POSITIVE ? sum & ~word[w] : sum ^ word[w];
+            if (POSITIVE) nans |= (word[w] + is_nan) ^ word[w];
+        }
+        return all || ((found | nans) & kSigns) != 0;
     }
     /// Bit w: the low half of word w; bit 16 + w: its high half.
     __device__ unsigned hits(const uint32_t (&word)[kWords]) const {
         unsigned mask = 0;
 #pragma unroll
-        for (int w = 0; w < kWords; ++w) mask = (mask >> 1) | (passes(word[w]) & kSigns);
-        return mask;
+        for (int w = 0; w < kWords; ++w) {
+            const uint32_t keys = word[w] & ~kSigns;
+            uint32_t found = keys + above;
+            if (POSITIVE) found &= ~word[w] | (keys + is_nan);
+            mask = (mask >> 1) | (found & kSigns);
+        }
+        return all ? ~0u : mask;
     }
     static __device__ int item(int bit) { return (bit & 15) * 2 + (bit >> 4); }
 };
@@ -99,29 +104,28 @@ struct Row {
 
     const Bits* from;
     int size;
-    int first;           // of this thread in tile 0
-    int begin, end, all;  // tiles [begin, end) are whole, of `all`
+    int first;          // of this thread, in tile 0
+    int whole, all;     // tiles, but that the first is not whole at another alignment
 
     __device__ Row(const Bits* from, int size) : from(from), size(size) {
         const int lead = int(reinterpret_cast<uintptr_t>(from) % 16 / sizeof(Bits));
         first = int(threadIdx.x) * kPack - lead;
-        begin = lead > 0;
-        end = (lead + size) / kTile;
+        whole = (lead + size) / kTile;
         all = (lead + size + kTile - 1) / kTile;
     }
 
+    __device__ bool aligned() const { return reinterpret_cast<uintptr_t>(from) % 16 == 0; }
     /// The index of the first entry of this thread's pack k of a tile; it may be outside of the row.
     __device__ int index(int tile, int k) const {
         return first + tile * kTile + k * (kThreads * kPack);
     }
-    /// This thread's words of a tile; 0 where there is no entry.
-    __device__ void load(int tile, uint32_t (&word)[kWords]) const {
-        const Bits* at = from + index(tile, 0);
-        if (tile >= begin && tile < end) {
+    /// This thread's words of a whole tile, whose first pack is at `at`.
+    static __device__ void load(const Bits* at, uint32_t (&word)[kWords]) {
 #pragma unroll
-            for (int k = 0; k < kLoads; ++k) load_pack(at + k * (kThreads * kPack), &word[4 * k]);
-            return;
-        }
+        for (int k = 0; k < kLoads; ++k) load_pack(at + k * (kThreads * kPack), &word[4 * k]);
+    }
+    /// This thread's words of any tile; 0 where there is no entry.
+    __device__ void load_some(int tile, uint32_t (&word)[kWords]) const {
 #pragma unroll
         for (int k = 0; k < kLoads; ++k) {
             const int i = index(tile, k);
@@ -279,7 +283,10 @@ __global__ void __launch_bounds__(kThreads)
     const Collected<Bits> c{place, reinterpret_cast<Bits*>(place + room), &count, room};
 
     uint32_t word[kWords];
-    row.load(0, word);
+    if (row.aligned() && row.whole > 0)
+        row.load(row.from + row.first, word);
+    else
+        row.load_some(0, word);
     for (int i = thread; i < groups; i += kThreads) memory[i] = make_uint4(0, 0, 0, 0);
     if (thread == 0) count = 0;
     Bar bar{kPadding, 0};
@@ -303,29 +310,39 @@ __global__ void __launch_bounds__(kThreads)
     }
 
     // Of the tile before `tile`, the entries that are yet to be collected.
-    const Sieve<Bits, POSITIVE> at_first(bar.below(0), nan);
-    unsigned hits = at_first.any(word) ? at_first.hits(word) : 0;
+    unsigned hits = Sieve<Bits, POSITIVE>(bar.below(0), nan).hits(word);
     int tile = 1, n = 0;
-    for (int stop = min(tiles, 4);;) {
-        for (;;) {
+    const auto collect = [&] {
 #pragma unroll 1
-            for (; hits != 0; hits &= hits - 1) {
-                const int item = Sieve<Bits, POSITIVE>::item(__ffs(int(hits)) - 1);
-                constexpr int kPack = Row<Bits>::kPack;
-                const int i = row.index(tile - 1, item / kPack) + item % kPack;
-                if (i < 0 || i >= row.size) continue;
-                const Bits b = selectable<POSITIVE>(row.from[i], nan);
-                if (!bar.passes(key_of(b), i)) continue;
-                const int to = atomicAdd(&count, 1);
-                if (to >= room) break;
-                c.bits[to] = b;
-                place[to] = i;
-            }
-            if (__any_sync(kAllLanes, hits != 0) || tile >= stop) break;
-            row.load(tile, word);
+        for (; hits != 0; hits &= hits - 1) {
+            constexpr int kPack = Row<Bits>::kPack;
+            const int item = Sieve<Bits, POSITIVE>::item(__ffs(int(hits)) - 1);
+            const int i = row.index(tile - 1, item / kPack) + item % kPack;
+            if (i < 0 || i >= row.size) continue;
+            const Bits b = selectable<POSITIVE>(row.from[i], nan);
+            if (!bar.passes(key_of(b), i)) continue;
+            const int to = atomicAdd(&count, 1);
+            if (to >= room) break;
+            c.bits[to] = b;
+            place[to] = i;
+        }
+        return !__any_sync(kAllLanes, hits != 0);
+    };
+    for (int stop = min(tiles, 4);;) {
+        if (collect()) {
             const Sieve<Bits, POSITIVE> sieve(bar.below(row.index(tile, 0)), nan);
-            if (sieve.any(word)) hits = sieve.hits(word);
-            ++tile;
+            const Bits* at = row.from + row.index(tile, 0);
+            while (tile < stop) {
+                if (tile < row.whole)
+                    row.load(at, word);
+                else
+                    row.load_some(tile, word);
+                at += Row<Bits>::kTile;
+                ++tile;
+                if (!__any_sync(kAllLanes, sieve.any(word))) continue;
+                hits = sieve.hits(word);
+                if (!collect()) break;
+            }
         }
         const bool full = __syncthreads_or(hits != 0);
         n = c.size();
