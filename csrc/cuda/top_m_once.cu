@@ -53,8 +53,6 @@ struct Sieve<uint32_t, POSITIVE> {
         for (int w = 0; w < kWords; ++w) mask |= unsigned(passes(word[w])) << w;
         return mask;
     }
-    /// The entry of the thread's packs that a bit stands for.
-    static __device__ int item(int bit) { return bit; }
 };
 
 template <bool POSITIVE>
@@ -91,7 +89,6 @@ struct Sieve<uint16_t, POSITIVE> {
         }
         return all ? ~0u : mask;
     }
-    static __device__ int item(int bit) { return (bit & 15) * 2 + (bit >> 4); }
 };
 
 /// A row or a segment, walked by tiles of packs of 16 bytes at their alignment: the first pack may
@@ -134,8 +131,10 @@ struct Row {
                 continue;
             }
 #pragma unroll
+            for (int w = 0; w < 4; ++w) word[4 * k + w] = 0;
+            if (i >= size) continue;
+#pragma unroll
             for (int w = 0; w < 4; ++w) {
-                word[4 * k + w] = 0;
 #pragma unroll
                 for (int v = 0; v < kEach; ++v) {
                     const int j = i + w * kEach + v;
@@ -167,6 +166,18 @@ struct Row {
         return most;
     }
 };
+
+/// word[i], of registers: a tree of selections.
+__device__ uint32_t word_of(const uint32_t (&word)[kWords], int i) {
+    uint32_t left[kWords];
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) left[w] = word[w];
+#pragma unroll
+    for (int half = kWords / 2; half > 0; half /= 2)
+#pragma unroll
+        for (int w = 0; w < half; ++w) left[w] = (i & half) != 0 ? left[w + half] : left[w];
+    return left[0];
+}
 
 /// The cut of m of n keys, 0 < m <= n. All threads; begins after a barrier, and a barrier must follow
 /// before the next.
@@ -264,7 +275,7 @@ __device__ void compact(const Collected<Bits>& c, int n, Bar bar, KeyOf<Bits> ke
 }  // namespace
 
 template <class Bits, bool DENSE, bool POSITIVE>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     top_m_once_kernel(const Bits* u, int64_t u_stride, int p, int segment, int segments, int m,
                       int room, int nan, Bits* values, int64_t* indices, int64_t out_stride,
                       uint8_t* mask) {
@@ -315,11 +326,10 @@ __global__ void __launch_bounds__(kThreads)
     const auto collect = [&] {
 #pragma unroll 1
         for (; hits != 0; hits &= hits - 1) {
-            constexpr int kPack = Row<Bits>::kPack;
-            const int item = Sieve<Bits, POSITIVE>::item(__ffs(int(hits)) - 1);
-            const int i = row.index(tile - 1, item / kPack) + item % kPack;
+            const int bit = __ffs(int(hits)) - 1, w = bit % kWords, half = bit / kWords;
+            const int i = row.index(tile - 1, w / 4) + w % 4 * Row<Bits>::kEach + half;
             if (i < 0 || i >= row.size) continue;
-            const Bits b = selectable<POSITIVE>(row.from[i], nan);
+            const Bits b = selectable<POSITIVE>(Bits(word_of(word, w) >> (16 * half)), nan);
             if (!bar.passes(key_of(b), i)) continue;
             const int to = atomicAdd(&count, 1);
             if (to >= room) break;
@@ -363,26 +373,19 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     if constexpr (DENSE) {
         constexpr int V = 16 / sizeof(Bits);
-        const bool aligned = rows_aligned<Bits, V>(row.from, 0);
-        const bool aligned_out = rows_aligned<Bits, V>(values, out_stride);
+        Bits* to = values + number * out_stride;
+        const bool aligned = rows_aligned<Bits, V>(to, 0);
+#pragma unroll 1
+        for (int i = thread * V; i < row.size; i += kThreads * V)
+            store_pack<V>(to, i, row.size, aligned, Pack<Bits, V>{});
         const auto* bytes = reinterpret_cast<const uint8_t*>(bitmap);
-        const int64_t mask_row = number * ((p + 7) / 8);
-        for (int i = thread * 8; i < row.size; i += kThreads * 8) {
-            const unsigned keep = bytes[i / 8];
-            mask[mask_row + i / 8] = uint8_t(keep);
-#pragma unroll
-            for (int half = 0; half < 8; half += V) {
-                Pack<Bits, V> pack{};
-                const unsigned kept = (keep >> half) & ((1u << V) - 1u);
-                if (kept != 0) {  // the entry is read again
-                    pack = load_pack<V>(row.from, i + half, row.size, aligned);
-#pragma unroll
-                    for (int v = 0; v < V; ++v)
-                        if (!((kept >> v) & 1u)) pack.at[v] = Bits(0);
-                }
-                store_pack<V>(values + number * out_stride, i + half, row.size, aligned_out, pack);
-            }
-        }
+        uint8_t* mask_row = mask + number * ((p + 7) / 8);
+#pragma unroll 1
+        for (int b = thread; b < (row.size + 7) / 8; b += kThreads) mask_row[b] = bytes[b];
+        __syncthreads();
+#pragma unroll 1
+        for (int i = thread; i < n; i += kThreads)
+            if (bar.passes(key_of(c.bits[i]), place[i])) to[place[i]] = c.bits[i];
     } else {
         const int each = (groups + kThreads - 1) / kThreads, first = min(groups, thread * each);
         const int last = min(groups, first + each);
@@ -391,21 +394,25 @@ __global__ void __launch_bounds__(kThreads)
             return __popc(w.x) + __popc(w.y) + __popc(w.z) + __popc(w.w);
         };
         int sum = 0;
+#pragma unroll 1
         for (int g = first; g < last; ++g) sum += bits_of(g);
         sum = threads_before(select, sum);
+#pragma unroll 1
         for (int g = first; g < last; ++g) {
             before[g] = sum;
             sum += bits_of(g);
         }
         __syncthreads();
         const int64_t out = number * out_stride + int64_t(part) * m;
+#pragma unroll 1
         for (int i = thread; i < n; i += kThreads) {
             const Bits b = c.bits[i];
             const int at = place[i];
             if (!bar.passes(key_of(b), at)) continue;
             int rank = before[at / 128] + __popc(bitmap[at / 32] & ((1u << (at % 32)) - 1u));
 #pragma unroll 1
-            for (int w = at / 128 * 4; w < at / 32; ++w) rank += __popc(bitmap[w]);
+    #pragma unroll 1
+        for (int w = at / 128 * 4; w < at / 32; ++w) rank += __popc(bitmap[w]);
             values[out + rank] = b;
             indices[out + rank] = begin + at;
         }
@@ -415,7 +422,7 @@ __global__ void __launch_bounds__(kThreads)
 namespace {
 
 /// Entries that can be collected.
-int64_t room_of(int64_t m) { return std::max<int64_t>(1024, ceil_div(4 * m, 1024) * 1024); }
+int64_t room_of(int64_t m) { return std::max<int64_t>(2048, ceil_div(4 * m, 1024) * 1024); }
 
 template <class Bits, bool DENSE, bool POSITIVE>
 void launch(const OnceTopM& a) {
@@ -446,7 +453,7 @@ size_t once_shared_bytes(size_t element, int64_t segment, int64_t m) {
 }
 
 int64_t once_segment(size_t element, int64_t rows, int64_t p, int64_t m, const Device& device) {
-    if (p <= 1024) return 0;
+    if (p <= (element == 4 ? 1024 : 2047)) return 0;
     const int64_t least = ceil_div((element == 4 ? 64 : 96) * m, 1024) * 1024;
     int64_t segment = p;
     if (2 * rows <= device.multiprocessors && p >= 16384) {
@@ -458,7 +465,7 @@ int64_t once_segment(size_t element, int64_t rows, int64_t p, int64_t m, const D
     segment = std::min(segment, p);
     const size_t shared = once_shared_bytes(element, segment, m) + sizeof(BlockSelect) + 16;
     const bool fits = segment <= kMostOnce && 2 * shared <= size_t(device.shared_bytes);
-    return fits && 4 * m <= segment ? segment : 0;
+    return fits && 32 * m <= segment ? segment : 0;
 }
 
 void top_m_once(const OnceTopM& a) { a.element == 4 ? launch<uint32_t>(a) : launch<uint16_t>(a); }
