@@ -36,22 +36,32 @@ struct Sieve<uint32_t, POSITIVE> {
     __device__ Sieve(int below, int nan)
         : bar(F32::value(below < 0 ? 0x7fffffff : min(below, nan - 1))) {}
 
-    __device__ bool passes(uint32_t word) const {
+    static __device__ bool above(uint32_t word, float bar) {
         const float x = F32::value(word);
         return !((POSITIVE ? x : fabsf(x)) <= bar);
     }
     __device__ bool any(const uint32_t (&word)[kWords]) const {
         bool found = false;
 #pragma unroll
-        for (int w = 0; w < kWords; ++w) found |= passes(word[w]);
+        for (int w = 0; w < kWords; ++w) found |= above(word[w], bar);
         return found;
     }
     /// Bit w: whether word w does.
     __device__ unsigned hits(const uint32_t (&word)[kWords]) const {
+        float same = bar;
+        asm("" : "+f"(same));  // else what any() compared is kept, in more predicates than there are
         unsigned mask = 0;
 #pragma unroll
-        for (int w = 0; w < kWords; ++w) mask |= unsigned(passes(word[w])) << w;
+        for (int w = 0; w < kWords; ++w) mask |= unsigned(above(word[w], same)) << w;
         return mask;
+    }
+    /// The largest key of the words [first, last).
+    static __device__ int largest(const uint32_t (&word)[kWords], int first, int last, int nan) {
+        int most = 0;
+#pragma unroll
+        for (int w = first; w < last; ++w)
+            most = max(most, int(selectable<POSITIVE>(word[w], nan) & 0x7fffffffu));
+        return min(most, nan);
     }
 };
 
@@ -88,6 +98,20 @@ struct Sieve<uint16_t, POSITIVE> {
             mask = (mask >> 1) | (found & kSigns);
         }
         return all ? ~0u : mask;
+    }
+    static __device__ int largest(const uint32_t (&word)[kWords], int first, int last, int nan) {
+        uint32_t high = 0, low = 0;  // in the upper halves
+#pragma unroll
+        for (int w = first; w < last; ++w) {
+            uint32_t keys = word[w] & ~kSigns;
+            if (POSITIVE) {
+                const uint32_t zero = word[w] & ~(keys + kSigns - uint32_t(nan) * kOnes) & kSigns;
+                keys &= ~(zero - (zero >> 15));  // of negative numbers
+            }
+            high = max(high, keys);
+            low = max(low, keys << 16);
+        }
+        return min(int(max(high, low) >> 16), nan);
     }
 };
 
@@ -151,31 +175,17 @@ struct Row {
         word[2] = pack.z;
         word[3] = pack.w;
     }
-    /// The largest key among the words [W * g, W * (g + 1)).
-    template <int W, bool POSITIVE>
-    __device__ static int largest(const uint32_t (&word)[kWords], int g, int nan) {
-        const KeyOf<Bits> key_of{nan};
-        int most = 0;
-#pragma unroll
-        for (int w = 0; w < W; ++w)
-#pragma unroll
-            for (int v = 0; v < kEach; ++v) {
-                const Bits b = Bits(word[W * g + w] >> (v * 8 * int(sizeof(Bits)) % 32));
-                most = max(most, key_of(selectable<POSITIVE>(b, nan)));
-            }
-        return most;
-    }
 };
 
 /// word[i], of registers: a tree of selections.
-__device__ uint32_t word_of(const uint32_t (&word)[kWords], int i) {
+__device__ uint32_t word_of(const uint32_t (&word)[kWords], unsigned i) {
     uint32_t left[kWords];
 #pragma unroll
     for (int w = 0; w < kWords; ++w) left[w] = word[w];
 #pragma unroll
     for (int half = kWords / 2; half > 0; half /= 2)
 #pragma unroll
-        for (int w = 0; w < half; ++w) left[w] = (i & half) != 0 ? left[w + half] : left[w];
+        for (int w = 0; w < half; ++w) left[w] = (i & unsigned(half)) != 0 ? left[w + half] : left[w];
     return left[0];
 }
 
@@ -304,12 +314,12 @@ __global__ void __launch_bounds__(kThreads, 4)
     // Disjoint groups of the first tile: m of them have an entry that reaches their m-th maximum.
     constexpr int kMaxima = kThreads * kLoads;
     if (m <= kThreads / 4) {
-        place[thread] = Row<Bits>::template largest<kWords, POSITIVE>(word, 0, nan);
+        place[thread] = Sieve<Bits, POSITIVE>::largest(word, 0, kWords, nan);
     } else if (m <= kMaxima / 2) {
 #pragma unroll
         for (int k = 0; k < kLoads; ++k)
             place[k * kThreads + thread] =
-                Row<Bits>::template largest<4, POSITIVE>(word, k, nan);
+                Sieve<Bits, POSITIVE>::largest(word, 4 * k, 4 * k + 4, nan);
     }
     __syncthreads();
     if (m <= kMaxima / 2) {
@@ -326,8 +336,8 @@ __global__ void __launch_bounds__(kThreads, 4)
     const auto collect = [&] {
 #pragma unroll 1
         for (; hits != 0; hits &= hits - 1) {
-            const int bit = __ffs(int(hits)) - 1, w = bit % kWords, half = bit / kWords;
-            const int i = row.index(tile - 1, w / 4) + w % 4 * Row<Bits>::kEach + half;
+            const unsigned bit = __ffs(int(hits)) - 1, w = bit % kWords, half = bit / kWords;
+            const int i = row.index(tile - 1, w / 4) + int(w % 4 * Row<Bits>::kEach + half);
             if (i < 0 || i >= row.size) continue;
             const Bits b = selectable<POSITIVE>(Bits(word_of(word, w) >> (16 * half)), nan);
             if (!bar.passes(key_of(b), i)) continue;
