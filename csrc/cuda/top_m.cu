@@ -405,7 +405,7 @@ Plan plan_top_m(DType dtype, int64_t rows, int64_t p, int64_t m, const Device& d
     return {Path::segments, int(length)};
 }
 
-void read_rows_once(bool on) { once() = on; }
+bool read_rows_once(bool on) { return once().exchange(on); }
 
 size_t top_m_workspace_bytes(DType dtype, int64_t rows, int64_t p, int64_t m, bool keep) {
     if (rows == 0 || m == 0) return 0;

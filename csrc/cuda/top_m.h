@@ -40,7 +40,8 @@ Plan plan_top_m(DType dtype, int64_t rows, int64_t p, int64_t m, const Device& d
 
 /// Whether rows beyond 1,024 entries are selected from by top_m_once.h where that serves: off until
 /// a card has measured it against the paths above. Process-wide; DEEPL0_CUDA_ONCE=1 begins with it.
-void read_rows_once(bool on);
+/// Returns what was before.
+bool read_rows_once(bool on);
 
 /// Bytes of workspace for top_m, and keep_top_m, whichever way rows are read: 0 unless they are cut
 /// into segments.

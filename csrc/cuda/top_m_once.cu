@@ -17,14 +17,16 @@ constexpr int kNoLimit = INT32_MAX;
 /// `limit`.
 struct Bar {
     int key, limit;
-    __device__ bool passes(int k, int index) const { return k > key || (k == key && index < limit); }
+    __device__ bool passes(int k, int index) const {
+        return k > key || (k == key && index < limit);
+    }
     /// Of entries from index `first` on all that pass are above this key.
     __device__ int below(int first) const { return first >= limit ? key : key - 1; }
 };
 
 /// Tells which of a tile's words hold an entry above the key `below`; first, by one or two
-/// instructions an entry, whether any does, and it may say so of none. Numbers are compared as such in
-/// float32, where |x| is free and subnormals count; as integers, two in a word, in half types.
+/// instructions an entry, whether any does, and it may say so of none. Numbers are compared as such
+/// in float32, where |x| is free and subnormals count; as integers, two in a word, in half types.
 template <class Bits, bool POSITIVE>
 struct Sieve;
 
@@ -49,7 +51,8 @@ struct Sieve<uint32_t, POSITIVE> {
     /// Bit w: whether word w does.
     __device__ unsigned hits(const uint32_t (&word)[kWords]) const {
         float same = bar;
-        asm("" : "+f"(same));  // else what any() compared is kept, in more predicates than there are
+        asm(""
+            : "+f"(same));  // else what any() compared is kept, in more predicates than there are
         unsigned mask = 0;
 #pragma unroll
         for (int w = 0; w < kWords; ++w) mask |= unsigned(above(word[w], same)) << w;
@@ -73,10 +76,12 @@ struct Sieve<uint16_t, POSITIVE> {
     bool all;
 
     __device__ Sieve(int below, int nan)
-        : above(kSigns - uint32_t(below + 1) * kOnes), is_nan(kSigns - uint32_t(nan) * kOnes),
+        : above(kSigns - uint32_t(below + 1) * kOnes),
+          is_nan(kSigns - uint32_t(nan) * kOnes),
           all(below < 0) {}
 
-    /// Signs may stand in the words: what a low half carries into the high one makes a key 1 larger.
+    /// Signs may stand in the words: what a low half carries into the high one makes a key 1
+    /// larger.
     __device__ bool any(const uint32_t (&word)[kWords]) const {
         uint32_t found = 0, nans = 0;
 #pragma unroll
@@ -125,8 +130,8 @@ struct Row {
 
     const Bits* from;
     int size;
-    int first;          // of this thread, in tile 0
-    int whole, all;     // tiles, but that the first is not whole at another alignment
+    int first;       // of this thread, in tile 0
+    int whole, all;  // tiles, but that the first is not whole at another alignment
 
     __device__ Row(const Bits* from, int size) : from(from), size(size) {
         const int lead = int(reinterpret_cast<uintptr_t>(from) % 16 / sizeof(Bits));
@@ -136,7 +141,8 @@ struct Row {
     }
 
     __device__ bool aligned() const { return reinterpret_cast<uintptr_t>(from) % 16 == 0; }
-    /// The index of the first entry of this thread's pack k of a tile; it may be outside of the row.
+    /// The index of the first entry of this thread's pack k of a tile; it may be outside of the
+    /// row.
     __device__ int index(int tile, int k) const {
         return first + tile * kTile + k * (kThreads * kPack);
     }
@@ -185,16 +191,17 @@ __device__ uint32_t word_of(const uint32_t (&word)[kWords], unsigned i) {
 #pragma unroll
     for (int half = kWords / 2; half > 0; half /= 2)
 #pragma unroll
-        for (int w = 0; w < half; ++w) left[w] = (i & unsigned(half)) != 0 ? left[w + half] : left[w];
+        for (int w = 0; w < half; ++w)
+            left[w] = (i & unsigned(half)) != 0 ? left[w + half] : left[w];
     return left[0];
 }
 
-/// The cut of m of n keys, 0 < m <= n. All threads; begins after a barrier, and a barrier must follow
-/// before the next.
+/// The cut of m of n keys, 0 < m <= n. All threads; begins after a barrier, and a barrier must
+/// follow before the next.
 template <int BITS, class KeyAt>
 __device__ Cut cut_of(BlockSelect& s, int n, int m, KeyAt key_at) {
     if (n > kSmall) {
-        const auto keys = [&](int i, int(&key)[kTogether]) {
+        const auto keys = [&](int i, int (&key)[kTogether]) {
 #pragma unroll
             for (int v = 0; v < kTogether; ++v) key[v] = i + v < n ? key_at(i + v) : kPadding;
         };
@@ -245,8 +252,7 @@ struct Collected {
 /// The m best of n > m collected entries: the bar that exactly they pass.
 template <class Bits>
 __device__ Bar best_of(BlockSelect& s, const Collected<Bits>& c, int n, int m, KeyOf<Bits> key_of) {
-    const Cut cut =
-        cut_of<KeyOf<Bits>::kBits>(s, n, m, [&](int i) { return key_of(c.bits[i]); });
+    const Cut cut = cut_of<KeyOf<Bits>::kBits>(s, n, m, [&](int i) { return key_of(c.bits[i]); });
     if (cut.ties == 0) return {cut.key, 0};
     __syncthreads();
     constexpr int kLast = kNoLimit - 1;  // a cut adds 1 to the largest key
@@ -324,8 +330,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     __syncthreads();
     if (m <= kMaxima / 2) {
         const int n = m <= kThreads / 4 ? kThreads : kMaxima;
-        const Cut cut =
-            cut_of<KeyOf<Bits>::kBits>(select, n, m, [&](int i) { return place[i]; });
+        const Cut cut = cut_of<KeyOf<Bits>::kBits>(select, n, m, [&](int i) { return place[i]; });
         bar = {cut.key, cut.ties > 0 ? kNoLimit : 0};
         __syncthreads();
     }
@@ -421,8 +426,8 @@ __global__ void __launch_bounds__(kThreads, 4)
             if (!bar.passes(key_of(b), at)) continue;
             int rank = before[at / 128] + __popc(bitmap[at / 32] & ((1u << (at % 32)) - 1u));
 #pragma unroll 1
-    #pragma unroll 1
-        for (int w = at / 128 * 4; w < at / 32; ++w) rank += __popc(bitmap[w]);
+#pragma unroll 1
+            for (int w = at / 128 * 4; w < at / 32; ++w) rank += __popc(bitmap[w]);
             values[out + rank] = b;
             indices[out + rank] = begin + at;
         }
@@ -467,8 +472,8 @@ int64_t once_segment(size_t element, int64_t rows, int64_t p, int64_t m, const D
     const int64_t least = ceil_div((element == 4 ? 64 : 96) * m, 1024) * 1024;
     int64_t segment = p;
     if (2 * rows <= device.multiprocessors && p >= 16384) {
-        const int64_t shortest = rows * ceil_div(p, 8192) < device.multiprocessors ? 4096 : 8192;
-        segment = std::max(shortest, least);
+        const int64_t parts = ceil_div(4 * device.multiprocessors, rows);
+        segment = std::max({ceil_div(ceil_div(p, parts), 1024) * 1024, int64_t(4096), least});
     } else if (p > kMostOnce) {
         segment = std::max(ceil_div(ceil_div(p, ceil_div(p, kMostOnce)), 1024) * 1024, least);
     }

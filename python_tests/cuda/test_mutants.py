@@ -30,20 +30,39 @@ def adjacent(p: int, dtype: torch.dtype) -> tuple[torch.Tensor, int]:
     return (one + step).to(kind).view(dtype).repeat(2, 1), int((step >= 6).sum())
 
 
+def selected(ops, u: torch.Tensor, m: int, positive: bool) -> bool:
+    """Whether codes, dense rows and masks are the reference's."""
+    at, bits = reference.top_m(u, m, positive)[1], selectable(u, positive)
+    values, indices = ops.top_m(u, m, positive)
+    kept, mask = ops.keep_top_m(u, m, positive)
+    right = torch.equal(indices, at) and torch.equal(as_bits(values), bits.gather(1, at))
+    chosen = torch.zeros(u.shape, dtype=torch.bool).scatter(1, at, True)
+    right = right and torch.equal(as_bits(kept), bits * chosen)
+    return right and torch.equal(mask, reference.keep_top_m(u, m, positive)[1])
+
+
 def select(p: int, dtype=torch.float32, positive: bool = False):
     def problem(ops) -> bool:
         rows = [(hostile((2, p), dtype, 7, s), m)
                 for s, m in (("few_special", p // 5), ("ties", p // 3), ("normal", p))]  # fmt: skip
-        for u, m in (*rows, adjacent(p, dtype)):
-            at, bits = reference.top_m(u, m, positive)[1], selectable(u, positive)
-            values, indices = ops.top_m(u, m, positive)
-            kept, mask = ops.keep_top_m(u, m, positive)
-            right = torch.equal(indices, at) and torch.equal(as_bits(values), bits.gather(1, at))
-            chosen = torch.zeros(u.shape, dtype=torch.bool).scatter(1, at, True)
-            right = right and torch.equal(as_bits(kept), bits * chosen)
-            if not right or not torch.equal(mask, reference.keep_top_m(u, m, positive)[1]):
-                return False
-        return True
+        return all(selected(ops, u, m, positive) for u, m in (*rows, adjacent(p, dtype)))
+
+    return problem
+
+
+def once(positive: bool):
+    """Rows that are read once: of two tiles; of one, where more is collected than there is room for,
+    and comes out of order; with a bar from 256 groups and from 1024."""
+
+    def problem(ops) -> bool:
+        rising = torch.rand(1, 4500, generator=torch.Generator().manual_seed(2)).sort(-1).values
+        rows = (
+            (hostile((1, 4501), torch.float32, 7, "few_special"), 70),
+            (hostile((2, 2500), torch.float32, 7, "ties"), 20),
+            (rising, 20),
+        )
+        with engine.rows_read_once():
+            return all(selected(ops, u, m, positive) for u, m in rows)
 
     return problem
 
@@ -180,6 +199,8 @@ PROBLEMS = {
     "top_m_warp_kernel, positive": select(253, positive=True),
     "top_m_block_kernel, positive": select(1101, torch.bfloat16, positive=True),
     "top_m_block_kernel": select(1101, torch.bfloat16),
+    "top_m_once_kernel": once(False),
+    "top_m_once_kernel, positive": once(True),
     "batch_histogram_kernel": batch,
     "batch_digit_kernel": batch,
     "batch_count_kernel": batch,

@@ -74,7 +74,7 @@ STABLE_TORCH_LIBRARY(deepl0_cuda, m) {
     m.def("probe(int device) -> ()");
     m.def("tell_rules(bool tf32, bool atomics) -> ()");
     m.def("force_rules(str way, int elements) -> ()");
-    m.def("read_rows_once(bool on) -> ()");
+    m.def("read_rows_once(bool on) -> bool");
     m.def("address(str name) -> int");
 }
 

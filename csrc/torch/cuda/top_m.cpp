@@ -74,7 +74,7 @@ Tensor apply_mask(Tensor u, Tensor mask) {
     return out;
 }
 
-void read_rows_once(bool on) { cuda::read_rows_once(on); }
+bool read_rows_once(bool on) { return cuda::read_rows_once(on); }
 
 void probe(int64_t device) {
     Call call{int32_t(device)};
