@@ -12,6 +12,7 @@ constexpr int kWords = 4 * kLoads;  // of 4 bytes
 constexpr int kSmall = 256;         // keys of which one warp finds the cut
 
 constexpr int kNoLimit = INT32_MAX;
+constexpr int kMany = 32;  // threads more than are needed
 
 /// What may still be among the m best: every key above `key`, and equal ones with an index below
 /// `limit`.
@@ -183,17 +184,16 @@ struct Row {
     }
 };
 
-/// word[i], of registers: a tree of selections.
-__device__ uint32_t word_of(const uint32_t (&word)[kWords], unsigned i) {
-    uint32_t left[kWords];
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) left[w] = word[w];
-#pragma unroll
-    for (int half = kWords / 2; half > 0; half /= 2)
-#pragma unroll
-        for (int w = 0; w < half; ++w)
-            left[w] = (i & unsigned(half)) != 0 ? left[w + half] : left[w];
-    return left[0];
+/// word[first + i], i < COUNT, of registers: a tree of selections.
+template <int COUNT = kWords>
+__device__ uint32_t word_of(const uint32_t (&word)[kWords], unsigned i, int first = 0) {
+    if constexpr (COUNT == 1) {
+        return word[first];
+    } else {
+        const uint32_t low = word_of<COUNT / 2>(word, i, first);
+        const uint32_t high = word_of<COUNT / 2>(word, i, first + COUNT / 2);
+        return (i & (COUNT / 2)) != 0 ? high : low;
+    }
 }
 
 /// The cut of m of n keys, 0 < m <= n. All threads; begins after a barrier, and a barrier must
@@ -314,6 +314,7 @@ __global__ void __launch_bounds__(kThreads, 4)
         row.load(row.from + row.first, word);
     else
         row.load_some(0, word);
+#pragma unroll 1
     for (int i = thread; i < groups; i += kThreads) memory[i] = make_uint4(0, 0, 0, 0);
     if (thread == 0) count = 0;
     Bar bar{kPadding, 0};
@@ -338,13 +339,32 @@ __global__ void __launch_bounds__(kThreads, 4)
     // Of the tile before `tile`, the entries that are yet to be collected.
     unsigned hits = Sieve<Bits, POSITIVE>(bar.below(0), nan).hits(word);
     int tile = 1, n = 0;
+    const auto index_of = [&](unsigned bit) {
+        const unsigned w = bit % kWords;
+        return row.index(tile - 1, w / 4) + int(w % 4 * Row<Bits>::kEach + bit / kWords);
+    };
+    // Where far more threads have such an entry than are needed, as of zeros, the first m of those
+    // entries do, and of equal ones none after the last of these.
+    if (bar.limit == kNoLimit && m <= kThreads - kMany) {
+        const int first = hits != 0 ? index_of(__ffs(int(hits)) - 1) : -1;
+        const bool found = first >= 0 && first < row.size;
+        if (__syncthreads_count(found) >= m + kMany) {
+            constexpr int kLast = kNoLimit - 1;
+            place[thread] = found ? kLast - first : kPadding;
+            __syncthreads();
+            const Cut cut = cut_of<31>(select, kThreads, m, [&](int i) { return place[i]; });
+            bar.limit = kLast - cut.key + (cut.ties > 0);
+            hits = Sieve<Bits, POSITIVE>(bar.below(row.index(0, 0)), nan).hits(word);
+        }
+    }
     const auto collect = [&] {
 #pragma unroll 1
         for (; hits != 0; hits &= hits - 1) {
-            const unsigned bit = __ffs(int(hits)) - 1, w = bit % kWords, half = bit / kWords;
-            const int i = row.index(tile - 1, w / 4) + int(w % 4 * Row<Bits>::kEach + half);
+            const unsigned bit = __ffs(int(hits)) - 1;
+            const int i = index_of(bit);
             if (i < 0 || i >= row.size) continue;
-            const Bits b = selectable<POSITIVE>(Bits(word_of(word, w) >> (16 * half)), nan);
+            const Bits b =
+                selectable<POSITIVE>(Bits(word_of(word, bit % kWords) >> (bit / kWords * 16)), nan);
             if (!bar.passes(key_of(b), i)) continue;
             const int to = atomicAdd(&count, 1);
             if (to >= room) break;
@@ -380,6 +400,7 @@ __global__ void __launch_bounds__(kThreads, 4)
         if (!full) stop = min(tiles, 4 * stop);
     }
 
+#pragma unroll 1
     for (int i = thread; i < n; i += kThreads) {
         const int key = key_of(c.bits[i]), at = place[i];
         if (bar.passes(key, at) && !(DENSE && POSITIVE && key == 0))

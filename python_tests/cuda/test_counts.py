@@ -53,17 +53,18 @@ def test_instructions_of_blocks(ops, p, dtype):
         assert issued == pytest.approx(8 * own + p / 32 * every, rel=0.25)
 
 
-# Rows that are read once, by a block, per entry: of normal numbers, m = 32.
+# Rows that are read once, by a block, per entry: of normal numbers, m = 32; in half types more
+# where there are ties.
 ONCE = {
     (torch.float32, 4096): (42, 42), (torch.float32, 16384): (28, 31),
-    (torch.bfloat16, 4096): (56, 53), (torch.bfloat16, 16384): (19, 21),
+    (torch.bfloat16, 4096): (48, 46), (torch.bfloat16, 16384): (19, 21),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("dtype", "p"), ONCE, ids=str)
 def test_instructions_of_rows_read_once(ops, emulator, p, dtype):
     emulator.set_device(1, BIG[1])  # which one row fills
-    u = torch.randn(1, p).to(dtype)
+    u = torch.randn(1, p, generator=torch.Generator().manual_seed(p)).to(dtype)
     with rows_read_once():
         found = [
             counted(lambda f=f: f(u, 32, False))[0] * 32 / p for f in (ops.top_m, ops.keep_top_m)

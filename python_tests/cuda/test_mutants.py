@@ -51,8 +51,8 @@ def select(p: int, dtype=torch.float32, positive: bool = False):
 
 
 def once(positive: bool):
-    """Rows that are read once: of two tiles; of one, where more is collected than there is room for,
-    and comes out of order; with a bar from 256 groups and from 1024."""
+    """Rows that are read once: of two tiles; of one, where more is collected than there is room
+    for, and comes out of order; with a bar from 256 groups and from 1024."""
 
     def problem(ops) -> bool:
         rising = torch.rand(1, 4500, generator=torch.Generator().manual_seed(2)).sort(-1).values
