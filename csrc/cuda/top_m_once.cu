@@ -51,9 +51,9 @@ struct Sieve<uint32_t, POSITIVE> {
     }
     /// Bit w: whether word w does.
     __device__ unsigned hits(const uint32_t (&word)[kWords]) const {
+        // Else what any() compared is kept, in more predicates than there are.
         float same = bar;
-        asm(""
-            : "+f"(same));  // else what any() compared is kept, in more predicates than there are
+        asm("" : "+f"(same));
         unsigned mask = 0;
 #pragma unroll
         for (int w = 0; w < kWords; ++w) mask |= unsigned(above(word[w], same)) << w;
@@ -333,7 +333,6 @@ __global__ void __launch_bounds__(kThreads, 4)
         const int n = m <= kThreads / 4 ? kThreads : kMaxima;
         const Cut cut = cut_of<KeyOf<Bits>::kBits>(select, n, m, [&](int i) { return place[i]; });
         bar = {cut.key, cut.ties > 0 ? kNoLimit : 0};
-        __syncthreads();
     }
 
     // Of the tile before `tile`, the entries that are yet to be collected.

@@ -35,13 +35,12 @@ size_t once_shared_bytes(size_t element, int64_t segment, int64_t m);
 /// Entries of the segments that rows are cut into: p of a whole row, and shorter ones where rows
 /// are longer than a block takes, or long and so few that half of the multiprocessors would idle;
 /// 64 m at least (96 m of half types), so that the candidates are a tenth of the row. 0 where this
-/// is no way to select: short rows, and m beyond a quarter of a segment or of what fits.
+/// is no way to select: rows up to 1,024 entries (2,047 of half types), and m beyond a 32nd part of
+/// a segment or beyond what shared memory holds twice, from where on it takes more instructions.
 int64_t once_segment(size_t element, int64_t rows, int64_t p, int64_t m, const Device& device);
 
-/// Segment s of a row writes min(m, its entries) results from s * m on. Bytes: p elements read, and
-/// an element for each that reaches the bar, m of them and m more for every doubling of a row
-/// beyond 4 tiles of 16 KiB in random order, from L1 or L2; m (element + 8) written. With a mask:
-/// 16 bytes read for every kept entry, p elements and p / 8 bytes written.
+/// Segment s of a row writes min(m, its entries) results from s * m on. Bytes: p elements read,
+/// m (element + 8) written; with a mask p elements, p / 8 bytes, and the m elements once more.
 void top_m_once(const OnceTopM& a);
 
 }  // namespace deepl0::cuda

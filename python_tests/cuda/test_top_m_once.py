@@ -73,6 +73,24 @@ def test_where_the_first_tile_misleads(ops, emulator, dtype, name):
     only_once(emulator)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_keys_that_are_common(ops, emulator, dtype):
+    """A bar that more threads reach than are needed goes up to an index as well: larger entries
+    before and behind that, another alignment, m about the number of threads."""
+    emulator.set_device(*BUSY)
+    p = 9011
+    u = torch.full((1, p), 0.5)
+    u[0, [3, 5000, p - 1]] = torch.tensor([2.0, -3.0, float("nan")])
+    sparse = torch.zeros(1, p)
+    sparse[0, ::97] = torch.arange(len(range(0, p, 97))) * 1.0
+    late = torch.zeros(1, p)
+    late[0, 2000:] = -1.5  # the common key is not that of the first threads
+    for rows in (u, sparse, late):
+        for m in (1, 33, 95, 224, 225, 281):
+            check(ops, rows.to(dtype)[:, 1:], m)
+    only_once(emulator)
+
+
 def test_more_entries_than_groups(ops, emulator):
     """Beyond 512 there is no first bar: all of the first tile is collected, in two parts."""
     emulator.set_device(*BUSY)
