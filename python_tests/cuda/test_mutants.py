@@ -15,6 +15,7 @@ from python_tests.ptx.machine import Machine
 
 from . import emulator as engine
 from .test_sparse import code
+from .test_top_m_once import one_in_each_group
 
 # Tried in every kernel, at PLACES that the problem reaches. (Constants of comparisons are left out:
 # most are bounds of unrolled loops, where one more or less changes speed only.)
@@ -53,7 +54,7 @@ def select(p: int, dtype=torch.float32, positive: bool = False):
 
 def once(positive: bool):
     """Rows that are read once: of two tiles; of one, where more is collected than there is room
-    for, and comes out of order; of common keys; with a bar from 256 groups and from 1024.
+    for, and comes out of order; of common keys; whose first bar is reached by m entries only.
 
     A bar that lets too much pass changes no result: the instructions that a row takes, which do not
     depend on chance, are held to those of the first call.
@@ -64,6 +65,8 @@ def once(positive: bool):
         (hostile((2, 2500), torch.float32, 7, "ties"), 20),
         (rising, 20),
         (rising * (rising > 0.995), 40),
+        (one_in_each_group(256, torch.float32)[None].abs(), 60),
+        (one_in_each_group(1024, torch.float32)[None].abs(), 125),
     )
     taken: list[int] = []
 

@@ -99,6 +99,29 @@ def test_more_entries_than_groups(ops, emulator):
     only_once(emulator)
 
 
+def one_in_each_group(groups: int, dtype: torch.dtype) -> Tensor:
+    """A row of one tile with one large entry in each group, all different: 256 groups are those of
+    the threads, 1024 their packs of 16 bytes, which are 256 apart."""
+    pack = 16 // dtype.itemsize
+    row = torch.arange(1024 * pack).remainder(50) / 64
+    group = torch.arange(groups)
+    packs = group if groups == 1024 else group + 256 * (group * 7 % 4)
+    order = torch.randperm(groups, generator=torch.Generator().manual_seed(groups))
+    large = (0x4000 + order if dtype == torch.bfloat16 else 0x40000000 + order).int()
+    large = (large << 16 if dtype == torch.bfloat16 else large).view(torch.float32)
+    row[packs * pack + group * 5 % pack] = large * torch.tensor([1.0, -1.0])[group % 2]
+    return row.to(dtype)
+
+
+@pytest.mark.parametrize("groups", [256, 1024])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_large_entry_in_each_group(ops, groups, dtype):
+    """The first bar is the m-th largest entry then, and not one more reaches it."""
+    row = one_in_each_group(groups, dtype)[None]
+    for m in (1, 40, 64) if groups == 256 else (65, 100, 128):
+        check(ops, row, m)
+
+
 @pytest.mark.parametrize("m", [1, 2, 63, 64, 65])
 def test_as_many_entries_as_groups(ops, m):
     for dtype in (torch.float32, torch.bfloat16):
