@@ -244,6 +244,7 @@ struct Collected {
     int* place;
     Bits* bits;
     int* count;  // may pass `room`, by entries that found none
+    int* left;
     int room;
 
     __device__ int size() const { return min(*count, room); }
@@ -262,11 +263,13 @@ __device__ Bar best_of(BlockSelect& s, const Collected<Bits>& c, int n, int m, K
     return {cut.key, kLast - first.key + (first.ties > 0)};
 }
 
-/// Leaves what passes the bar. Begins and ends with a barrier.
+/// Leaves what passes the bar, m of n > m. Others may be added at once.
 template <class Bits>
-__device__ void compact(const Collected<Bits>& c, int n, Bar bar, KeyOf<Bits> key_of) {
-    __syncthreads();
-    if (threadIdx.x == 0) *c.count = 0;
+__device__ void compact(const Collected<Bits>& c, int n, int m, Bar bar, KeyOf<Bits> key_of) {
+    if (threadIdx.x == 0) {
+        *c.left = 0;
+        *c.count = m;
+    }
 #pragma unroll 1
     for (int first = 0; first < n; first += kThreads) {
         const int i = first + int(threadIdx.x);
@@ -280,12 +283,11 @@ __device__ void compact(const Collected<Bits>& c, int n, Bar bar, KeyOf<Bits> ke
         }
         __syncthreads();  // what is kept moves into places that were read
         if (keep) {
-            const int to = atomicAdd(c.count, 1);
+            const int to = atomicAdd(c.left, 1);
             c.bits[to] = b;
             c.place[to] = at;
         }
     }
-    __syncthreads();
 }
 
 }  // namespace
@@ -296,7 +298,7 @@ __global__ void __launch_bounds__(kThreads, 4)
                       int room, int nan, Bits* values, int64_t* indices, int64_t out_stride,
                       uint8_t* mask) {
     __shared__ BlockSelect select;
-    __shared__ int count;
+    __shared__ int count, left;
     extern __shared__ uint4 memory[];
     const int64_t number = blockIdx.x / segments;
     const int part = int(blockIdx.x % segments), begin = part * segment;
@@ -307,7 +309,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     const int groups = (row.size + 127) / 128;  // of four words
     auto* before = reinterpret_cast<int*>(bitmap + 4 * groups);
     auto* place = before + (DENSE ? 0 : (groups + 3) / 4 * 4);
-    const Collected<Bits> c{place, reinterpret_cast<Bits*>(place + room), &count, room};
+    const Collected<Bits> c{place, reinterpret_cast<Bits*>(place + room), &count, &left, room};
 
     uint32_t word[kWords];
     if (row.aligned() && row.whole > 0)
@@ -393,7 +395,7 @@ __global__ void __launch_bounds__(kThreads, 4)
         if (n > m) bar = best_of(select, c, n, m, key_of);
         if (!full && stop == tiles) break;
         if (n > m)
-            compact(c, n, bar, key_of);
+            compact(c, n, m, bar, key_of);
         else
             __syncthreads();  // n is the same for all
         if (!full) stop = min(tiles, 4 * stop);
@@ -465,7 +467,7 @@ void launch(const OnceTopM& a) {
     const auto kernel = top_m_once_kernel<Bits, DENSE, POSITIVE>;
     const int64_t segments = ceil_div(a.p, a.segment);
     const size_t shared = once_shared_bytes(sizeof(Bits), a.segment, a.m);
-    allow_shared(kernel, shared, sizeof(BlockSelect) + sizeof(int), name);
+    allow_shared(kernel, shared, sizeof(BlockSelect) + 2 * sizeof(int), name);
     kernel<<<grid_size(a.rows * segments, name), kThreads, shared, a.stream>>>(
         static_cast<const Bits*>(a.u), a.u_stride, a.p, a.segment, int(segments), a.m,
         int(room_of(a.m)), a.nan, static_cast<Bits*>(a.values), a.indices, a.out_stride, a.mask);
