@@ -224,20 +224,6 @@ __device__ Cut cut_of(BlockSelect& s, int n, int m, KeyAt key_at) {
     return {s.digit, s.above};
 }
 
-/// The sum of n over the threads before this one.
-__device__ int threads_before(BlockSelect& s, int n) {
-    int inclusive = n;
-#pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-        const int other = __shfl_up_sync(kAllLanes, inclusive, d);
-        if (lane_id() >= d) inclusive += other;
-    }
-    if (lane_id() == 31) s.warp_total[warp_id()] = inclusive;
-    __syncthreads();
-    const int earlier = lane_id() < warp_id() ? s.warp_total[lane_id()] : 0;
-    return __reduce_add_sync(kAllLanes, earlier) + inclusive - n;
-}
-
 /// What has reached the bar, in no order, and then a bitmap of what is kept.
 template <class Bits>
 struct Collected {
