@@ -10,7 +10,9 @@ BIN := $(VENV)/bin
 JOBS ?= $(shell nproc)
 
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-# Python compiles what it imports; all of torch beforehand would take half a minute.
+# Python compiles what it imports; all of torch beforehand would take half a minute. What is compiled
+# is kept even where the environment says otherwise: the tests start hundreds of processes.
+export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/pip install --quiet --no-compile
 # Editable, against the torch that is installed: a rebuild takes seconds, and no second torch is fetched.
 INSTALL := $(PIP) --no-build-isolation --editable

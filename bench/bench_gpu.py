@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 import statistics
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,6 +20,8 @@ import pytest
 import torch
 
 import deepl0_kernels as dk
+from deepl0_kernels.backends import GPU
+from deepl0_kernels.cuda import library
 
 from . import gpu_cub, gpu_device, records, rivals
 from .conftest import EAGER, OURS, _rows
@@ -311,6 +314,7 @@ def test_on_the_gpu(case, dtype, request, monkeypatch):
     half = torch.empty(problem.bytes // 2, dtype=torch.uint8, device=gpu_device.DEVICE)
     other = torch.empty_like(half)
     floors = {} if gpu_device.STUB else _by_floor(problem.providers[OURS], serving)
+    floors |= {} if gpu_device.STUB else _rows_read_once(problem)
     providers = problem.providers | floors | {COPY: lambda: other.copy_(half)}
     for mode, times in _race(providers, request.config.getoption("--seconds")).items():
         _record(f"{problem.operator}, {mode}", problem.shape, times)
@@ -334,6 +338,21 @@ def _by_floor(call: Callable[[], object], serving: str) -> dict[str, Callable]:
             continue
         found[f"{OURS}, {floor}"] = forced
     return found
+
+
+def _rows_read_once(problem: Problem) -> dict[str, Callable]:
+    """The call with long rows read once by the CUDA kernels, which is off until it is measured."""
+    rows = re.search(r"\bp=(\d+)", problem.shape)
+    selecting = problem.operator in ("top_m", "keep_top_m", "encode_top_m")
+    if not selecting or rows is None or int(rows[1]) <= 1024 or not GPU["cuda"].installed():
+        return {}
+
+    def once():
+        with dk.use_backend("cuda"), library.rows_read_once():
+            return problem.providers[OURS]()
+
+    problem.check(OURS, once())
+    return {f"{OURS}, rows read once": once}
 
 
 def _race(providers: dict[str, Callable], budget: float) -> dict[str, dict[str, list[float]]]:

@@ -79,9 +79,10 @@ microseconds, the providers interleaved round by round in one
 process: *graph*, a call inside a CUDA graph, which no launch overhead hides; *call*, a call as
 written, with a warm L2, from Python, most of which is overhead of the host where it is much above
 the graph's. `x` is torch eager over deepl0; below 1 we lose. `Triton` are our Triton kernels where
-CUDA's serve. `copy` moves the bytes that the operator must move. In half types torch eager rounds
-the code of every stage to the half type and multiplies it so; so do ours now, but when these
-records were taken they kept it in float32, which is more work.
+CUDA's serve; in these records those of the encoders had products inside, and are gone. `copy` moves
+the bytes that the operator must move. In half types torch eager rounds the code of every stage to
+the half type and multiplies it so; so do ours now, but when these records were taken they kept it
+in float32, which is more work.
 """
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 
 import deepl0_kernels as dk
+from deepl0_kernels.backends import GPU
+from deepl0_kernels.cuda import library
 from deepl0_kernels.ops.registration import installed_floors
 
 from . import gpu_device
@@ -29,15 +31,24 @@ def calls() -> dict[str, Callable[[], object]]:
         out = call()
         return torch.autograd.grad(out, leaves, torch.ones_like(out))
 
+    def once(call: Callable[[], object]) -> object:
+        """Rows beyond 1,024 read once, where CUDA serves: off by default."""
+        if device != "cuda" or not GPU["cuda"].installed():
+            return call()
+        with library.rows_read_once():
+            return call()
+
     x, W, S = leaf(70, 32), leaf(128, 32), leaf(128, 128)
     wide, theta, D = leaf(16384, 32), (torch.rand(128, device=device) + 0.5), leaf(32, 128)
     theta.requires_grad_()
     rows, long = torch.randn(70, 300, device=device), torch.randn(3, 70000, device=device)
+    wider = torch.randn(300, 9001, device=device)
     code = dk.SparseCode(*dk.top_m(torch.randn(70, 128, device=device), 9), 128)
     return {
         "top_m short": lambda: dk.top_m(rows, 20),
         "top_m long": lambda: dk.top_m(long, 50),
         "keep_top_m": lambda: dk.keep_top_m(rows, 20),
+        "top_m once": lambda: once(lambda: (dk.top_m(long, 50), dk.keep_top_m(wider, 50))),
         "encode_top_m": lambda: backward(
             lambda: dk.encode_top_m(x, W, S, 9, num_stages=3).values, W, S
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -11,9 +12,11 @@ def by_columns(t: Tensor) -> bool:
     return t.stride(-2) == 1 and t.stride(-1) == rows and columns > 1
 
 
-def gradient_of_matrix(t: Tensor) -> Tensor:
+def gradient_of_matrix(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """An empty gradient of the matrix ``t``: contiguous, or transposed like a transposed view."""
-    return t.new_empty(t.mT.shape).mT if by_columns(t) else t.new_empty(t.shape)
+    if by_columns(t):
+        return t.new_empty(t.mT.shape, dtype=dtype).mT
+    return t.new_empty(t.shape, dtype=dtype)
 
 
 def stage_matrix(S: Tensor, k: int) -> Tensor:

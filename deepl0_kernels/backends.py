@@ -172,18 +172,15 @@ GPU = {
                 "top_m": _SELECTION,
                 "batch_top_m": ("batch_top_m",),
                 "stage": ("threshold_stage", "top_m_stage"),
-                "encode": (
-                    "encode_l0",
-                    "encode_l0_backward",
-                    "encode_top_m",
-                    "encode_top_m_backward",
-                ),
-                "encode_factored": (
-                    "encode_l0_factored",
-                    "encode_l0_factored_backward",
-                    "encode_top_m_factored",
-                    "encode_top_m_factored_backward",
-                ),
+                **{
+                    name: (name, f"{name}_backward")
+                    for name in (
+                        "encode_l0",
+                        "encode_top_m",
+                        "encode_l0_factored",
+                        "encode_top_m_factored",
+                    )
+                },
             },
             (),
             # Looked up, not imported.

@@ -65,31 +65,10 @@ def _select(operator):
     return make
 
 
-def _stage(operator):
-    def make(batch, p, dtype, device):
-        t = _Tensors(dtype, device)
-        operands = [m.detach() for m in (t(batch, _N), t(p, _N), t(batch, p), t(p, p))]
-        last = min(_M, p) if operator is dk.top_m_stage else t.theta(p).detach()
-        return lambda: operator(*operands, last)
-
-    return make
-
-
-def _encode(operator, stages):
-    def make(batch, p, dtype, device):
-        t = _Tensors(dtype, device)
-        x, W = t(batch, _N).detach(), t(p, _N).detach()
-        S = t(p, p).detach() if stages > 1 else None
-        last = min(_M, p) if operator is dk.encode_top_m else t.theta(p).detach()
-        return lambda: operator(x, W, S, last, num_stages=stages)
-
-    return make
-
-
-def _sparse(batch, n, dtype, device):
+def _gather(batch, p, dtype, device):
     t = _Tensors(dtype, device)
-    x, W = t(batch, n).detach(), t(16384, n).detach()
-    return lambda: dk.encode_top_m(x, W, None, _M, num_stages=1)
+    x, W, S = (operand.detach() for operand in (t(batch, _N), t(p, _N), t(p, p)))
+    return lambda: dk.encode_top_m(x, W, S, max(1, p // 64))  # few enough for every dtype
 
 
 def _decode(batch, n, dtype, device):
@@ -98,59 +77,25 @@ def _decode(batch, n, dtype, device):
     return lambda: _backward(dk.decode(code, D), code.values, D)
 
 
-# Kernel (without the mode of its product) -> the operator's call whose time is compared, made from
-# (batch, size, dtype, device), and the sizes where the table's is not p but the length n of a
-# signal. The encoders' backward has no workload; others that are not listed take little.
+# Kernel -> the operator's call whose time is compared, made from (batch, size, dtype, device), and
+# the sizes where the table's is not p but the length n of a signal. The encoders' backward has no
+# workload; others that are not listed take little.
 WORKLOADS: dict[str, tuple[Callable[..., Callable[[], object]], tuple[int, ...]]] = {
     "threshold": (_helu, ()),
     "threshold_backward": (_helu, ()),
     "top_m": (_select(dk.top_m), ()),
+    "gather_top_m": (_gather, ()),
     "keep_top_m": (_select(dk.keep_top_m), ()),
     "batch_top_m": (_select(dk.batch_top_m), ()),
-    "threshold_stage": (_stage(dk.threshold_stage), ()),
-    "whole_rows": (_encode(dk.encode_top_m, 2), ()),
-    "encode_sparse": (_sparse, (_N,)),
     "decode": (_decode, (_N,)),
     "decode_backward": (_decode, (_N,)),
     "combine": (_decode, (_N,)),
 }
 
 
-# Mode of a kernel's product, at the end of its name in the table -> dtypes of the operands.
-_MODES = {
-    "half": (torch.bfloat16, torch.float16),
-    "tf32": (torch.float32,),
-    "ieee": (torch.float32,),
-}
-
-
-def split(kernel: str) -> tuple[str, str]:
-    """Kernel and mode of a name in the table."""
-    name, _, mode = kernel.rpartition("_")
-    return (name, mode) if mode in _MODES else (kernel, "")
-
-
 def tunable() -> tuple[str, ...]:
     """The kernels of the table that have a workload."""
-    return tuple(k for k in table.TABLE if split(k)[0] in WORKLOADS)
-
-
-def workload(kernel: str, batch: int, p: int, dtype: torch.dtype, device: str):
-    """A call that launches ``kernel``, in the mode that its name asks for."""
-    name, mode = split(kernel)
-    call = WORKLOADS[name][0](batch, p, dtype, device)
-    if mode != "tf32":
-        return call
-
-    def with_tf32():
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high")
-        try:
-            return call()
-        finally:
-            torch.set_float32_matmul_precision(before)
-
-    return with_tf32
+    return tuple(k for k in table.TABLE if k in WORKLOADS)
 
 
 def measure(
@@ -159,7 +104,7 @@ def measure(
     """Median microseconds of the kernel's workload on a GPU; inf if ``config`` does not fit it."""
     from triton.errors import TritonError
 
-    call = workload(kernel, batch, p, dtype, device)
+    call = WORKLOADS[kernel][0](batch, p, dtype, device)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     times = []
     with tuned.force(kernel, config), dk.use_backend("triton"):
@@ -192,9 +137,8 @@ def choose(
     """  # fmt: skip
     sizes, dtypes = tuple(sizes), tuple(dtypes)
     for kernel in kernels:
-        name, mode = split(kernel)
-        for p in WORKLOADS[name][1] or sizes:
-            for dtype in (d for d in dtypes if not mode or d in _MODES[mode]):
+        for p in WORKLOADS[kernel][1] or sizes:
+            for dtype in dtypes:
                 first, *others = table.choices(kernel, p)
                 default = best = measure(kernel, first, batch, p, dtype, device)
                 config = first

@@ -175,6 +175,20 @@ struct BlockSelect {
     int digit, above, count;
 };
 
+/// The sum of n over the threads before this one. All threads; holds a barrier.
+__device__ inline int threads_before(BlockSelect& s, int n) {
+    int inclusive = n;
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+        const int other = __shfl_up_sync(kAllLanes, inclusive, d);
+        if (lane_id() >= d) inclusive += other;
+    }
+    if (lane_id() == 31) s.warp_total[warp_id()] = inclusive;
+    __syncthreads();
+    const int earlier = lane_id() < warp_id() ? s.warp_total[lane_id()] : 0;
+    return __reduce_add_sync(kAllLanes, earlier) + inclusive - n;
+}
+
 /// Finds the digit of the need-th largest: s.digit with the entries above it (s.above) and in it
 /// (s.count). The bins of `width` bits are counted. All threads; ends with a barrier.
 __device__ inline void find_digit(BlockSelect& s, int width, int need) {
@@ -184,16 +198,7 @@ __device__ inline void find_digit(BlockSelect& s, int width, int need) {
     const int high = bins - 1 - thread * each;
     int sum = 0;
     for (int b = 0; b < each && high - b >= 0; ++b) sum += s.bins[high - b];
-    int inclusive = sum;
-#pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-        const int other = __shfl_up_sync(kAllLanes, inclusive, d);
-        if (lane_id() >= d) inclusive += other;
-    }
-    if (lane_id() == 31) s.warp_total[warp_id()] = inclusive;
-    __syncthreads();
-    const int earlier = lane_id() < warp_id() ? s.warp_total[lane_id()] : 0;
-    int above = __reduce_add_sync(kAllLanes, earlier) + inclusive - sum;
+    int above = threads_before(s, sum);
     if (above < need && need <= above + sum) {
         int b = high;
         while (above + s.bins[b] < need) above += s.bins[b--];

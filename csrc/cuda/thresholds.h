@@ -43,9 +43,9 @@ struct ThresholdBackward {
     int64_t rows, p;
     DType grad_u_dtype;  // u_dtype; that of grad where u_dtype is float32, or any where both are
     void* grad_u;        // or null
-    float* total;     // += grad_u, or null; float32 alone
-    bool add_total;   // false: total = grad_u
-    float* partials;  // threshold_partials of them, or null: += the gradient of theta
+    float* total;        // += grad_u, or null; float32 alone
+    bool add_total;      // false: total = grad_u
+    float* partials;     // threshold_partials of them, or null: += the gradient of theta
     bool add_partials;
 };
 

@@ -1,7 +1,12 @@
 // The kernels of top_m.h. Passes: one over global memory for the paths warp and block; those over
 // registers or shared memory are counted in select.cuh.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
 #include "select.cuh"
 #include "top_m.h"
+#include "top_m_once.h"
 
 namespace deepl0::cuda {
 
@@ -270,9 +275,33 @@ size_t level_bytes(int64_t entries, size_t element) {
     return size_t(ceil_div(entries * element, 16) * 16 + ceil_div(entries * 8, 16) * 16);
 }
 
+std::atomic<bool>& once() {
+    static std::atomic<bool> on{[] {
+        const char* word = std::getenv("DEEPL0_CUDA_ONCE");
+        return word != nullptr && std::strcmp(word, "1") == 0;
+    }()};
+    return on;
+}
+
+/// The segments of rows that are read once, or 0.
+template <class Bits>
+int64_t once_segment_of(const Problem<Bits>& a, const Device& device) {
+    if (a.map != nullptr || !once()) return 0;
+    return once_segment(sizeof(Bits), a.rows, a.p, a.m, device);
+}
+
+template <bool POSITIVE, class Bits>
+void launch_once(const Problem<Bits>& a, int segment, int64_t out_stride) {
+    top_m_once({sizeof(Bits), a.u, a.u_stride, a.rows, a.p, segment, a.m, a.nan, POSITIVE, a.values,
+                a.indices, out_stride, a.mask, a.stream});
+}
+
 template <bool POSITIVE, class Bits>
 void select_codes(Problem<Bits> a, DType dtype, const Device& device, char* workspace) {
-    const Plan plan = plan_top_m(dtype, a.rows, a.p, a.m, device);
+    Plan plan = plan_top_m(dtype, a.rows, a.p, a.m, device);
+    const int once = int(once_segment_of(a, device));
+    if (once == a.p) return launch_once<POSITIVE>(a, once, a.m);
+    if (once != 0) plan = {Path::segments, once};
     // Candidates have a map, which the warps do not read: a block at any size.
     if (plan.path == Path::warp && a.map == nullptr) {
         if constexpr (sizeof(Bits) == 4) {
@@ -289,7 +318,10 @@ void select_codes(Problem<Bits> a, DType dtype, const Device& device, char* work
     first.values = reinterpret_cast<Bits*>(workspace);
     first.indices =
         reinterpret_cast<int64_t*>(workspace + ceil_div(entries * sizeof(Bits), 16) * 16);
-    launch_block<Bits, true, false, POSITIVE>(first, plan.segment, left);
+    if (once != 0)
+        launch_once<POSITIVE>(first, once, left);
+    else
+        launch_block<Bits, true, false, POSITIVE>(first, plan.segment, left);
     Problem<Bits> rest = a;
     rest.u = first.values;
     rest.map = first.indices;
@@ -300,7 +332,10 @@ void select_codes(Problem<Bits> a, DType dtype, const Device& device, char* work
 
 template <bool POSITIVE, class Bits>
 void select_dense(Problem<Bits> a, DType dtype, const Device& device, char* workspace) {
-    const Plan plan = plan_top_m(dtype, a.rows, a.p, a.m, device);
+    Plan plan = plan_top_m(dtype, a.rows, a.p, a.m, device);
+    const int once = int(once_segment_of(a, device));
+    if (once == a.p) return launch_once<POSITIVE>(a, once, a.p);
+    if (once != 0) plan = {Path::segments, once};
     if (plan.path == Path::warp) {
         if constexpr (sizeof(Bits) == 4) {
             if (a.p <= 128) return launch_warp<Bits, 4, true, POSITIVE>(a);
@@ -313,6 +348,7 @@ void select_dense(Problem<Bits> a, DType dtype, const Device& device, char* work
     if (plan.path == Path::block) return launch_block<Bits, true, true, POSITIVE>(a, a.p, a.p);
     const int64_t entries = a.rows * a.m;
     Problem<Bits> codes = a;
+    codes.mask = nullptr;
     codes.values = reinterpret_cast<Bits*>(workspace);
     codes.indices =
         reinterpret_cast<int64_t*>(workspace + ceil_div(entries * sizeof(Bits), 16) * 16);
@@ -369,17 +405,27 @@ Plan plan_top_m(DType dtype, int64_t rows, int64_t p, int64_t m, const Device& d
     return {Path::segments, int(length)};
 }
 
+bool read_rows_once(bool on) { return once().exchange(on); }
+
 size_t top_m_workspace_bytes(DType dtype, int64_t rows, int64_t p, int64_t m, bool keep) {
-    const Device device = current_device();
     if (rows == 0 || m == 0) return 0;
-    size_t bytes = 0;
-    for (;;) {
-        const Plan plan = plan_top_m(dtype, rows, p, m, device);
-        if (plan.path != Path::segments) return bytes;
-        if (keep && bytes == 0) bytes += level_bytes(rows * m, size_of(dtype));
-        p = candidates_of(p, plan.segment, m);
-        bytes += level_bytes(rows * p, size_of(dtype));
-    }
+    const Device device = current_device();
+    const size_t element = size_of(dtype);
+    const auto levels = [&](int64_t first) {
+        size_t bytes = first < p && keep ? level_bytes(rows * m, element) : 0;
+        for (int64_t length = p, segment = first; segment < length;) {
+            length = candidates_of(length, segment, m);
+            bytes += level_bytes(rows * length, element);
+            const Plan plan = plan_top_m(dtype, rows, length, m, device);
+            segment = plan.path == Path::segments ? plan.segment : length;
+        }
+        return bytes;
+    };
+    const Plan plan = plan_top_m(dtype, rows, p, m, device);
+    const int64_t segment = once_segment(element, rows, p, m, device);
+    // The switch may be turned between this and the launch.
+    return std::max(levels(plan.path == Path::segments ? plan.segment : p),
+                    levels(segment != 0 ? segment : p));
 }
 
 void top_m(DType dtype, const void* u, int64_t u_stride, int64_t rows, int64_t p, int64_t m,

@@ -38,7 +38,13 @@ struct Plan {
 /// streamed where a segment of 4 m does not fit.
 Plan plan_top_m(DType dtype, int64_t rows, int64_t p, int64_t m, const Device& device);
 
-/// Bytes of workspace for top_m, and keep_top_m: 0 unless the path is segments.
+/// Whether rows beyond 1,024 entries are selected from by top_m_once.h where that serves: off until
+/// a card has measured it against the paths above. Process-wide; DEEPL0_CUDA_ONCE=1 begins with it.
+/// Returns what was before.
+bool read_rows_once(bool on);
+
+/// Bytes of workspace for top_m, and keep_top_m, whichever way rows are read: 0 unless they are cut
+/// into segments.
 size_t top_m_workspace_bytes(DType dtype, int64_t rows, int64_t p, int64_t m, bool keep);
 
 /// values[r, 0..m), indices[r, 0..m): the m entries of largest |u[r, :]|. 0 <= m <= p <=

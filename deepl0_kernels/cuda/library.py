@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -69,6 +70,22 @@ def told(operator: str, run: Callable[..., Any]) -> Callable[..., Any]:
         return run(*args)
 
     return call
+
+
+@contextmanager
+def rows_read_once(on: bool = True) -> Iterator[None]:
+    """Within the block the CUDA kernels select from rows beyond 1,024 entries by the kernel that
+    reads them once (csrc/cuda/top_m_once.h), or by the others. The results are the same, bit for
+    bit.
+
+    Off by default, until a GPU has measured it; process-wide, and with DEEPL0_CUDA_ONCE=1 in the
+    environment it is on from the start.
+    """
+    before = kernels.read_rows_once(on)
+    try:
+        yield
+    finally:
+        kernels.read_rows_once(before)
 
 
 _told_tf32: bool | None = None

@@ -45,11 +45,12 @@ def encode_top_m(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Values and indices [B, m] of z_K and, if ``save``, of the stages before, [K - 1, B, m]."""
     u = wx = first_activation(x, W, bias)
-    codes = []
+    codes: list[tuple[Tensor, Tensor]] = []
     for k in range(num_stages):
         if k > 0:
             assert S is not None
-            z = unpool(*codes[-1], wx.shape[-1]).to(wx.dtype)
+            values, indices = codes[-1]
+            z = unpool(values, indices, wx.shape[-1]).to(wx.dtype)
             u = wx + z @ stage_matrix(S, k - 1).to(wx.dtype).t()
         values, indices = top_m(u, m, positive)
         codes.append((values.to(x.dtype), indices))

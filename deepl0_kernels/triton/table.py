@@ -1,4 +1,4 @@
-"""The decision table: which tile, how many warps and pipeline stages, by operator, size and device.
+"""The decision table: which tile and how many warps, by operator, size and device.
 
 Nothing is tuned on first use. Every entry is compiled ahead of time for every device class it
 serves by the tests; docs/gpu-kernels.md lists what that costs in registers and shared memory.
@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 
 import torch
-import triton
 
 from . import tuned
 from .tuned import Config
@@ -25,12 +24,6 @@ SHARED_BYTES = {
     "gfx942": 64 << 10,
     "gfx950": 160 << 10,
 }
-
-# Of the compiler.
-VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
-
-# Matrix units without tf32: they multiply float32 as it is.
-WITHOUT_TF32 = ("gfx950",)
 
 # Kernel -> (largest p, entry), in order of p; the last entry serves every p beyond.
 _ANY = 1 << 62
@@ -56,9 +49,10 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     "decode_backward": ((64, Config(32, 64)), (_ANY, Config(16, 128))),
     "combine": ((64, Config(8, 64, 256)), (_ANY, Config(8, 256, 256))),
     # By m.
-    "encode_sparse_backward": ((32, Config(32, 32, warps=2)), (_ANY, Config(64, 64))),
+    "product_on_support": ((32, Config(32, 32, warps=2)), (_ANY, Config(64, 64))),
     "outer": ((_ANY, Config(4, 128, 4096)),),
     "top_m": _ROW,
+    "gather_top_m": _ROW,
     "keep_top_m": _ROW,
     # depth: indices read per step.
     "unpool": ((64, Config(32, 64, 32)), (512, Config(4, 512, 32)), (_ANY, Config(1, 4096, 512))),
@@ -66,34 +60,7 @@ TABLE: dict[str, tuple[tuple[int, Config], ...]] = {
     "batch_top_m": ((64, Config(32, 64)), (512, Config(4, 512)), (_ANY, Config(1, 2048))),
     "radix_count": ((_ANY, Config(1, 4096, warps=8)),),
     "radix_emit": ((_ANY, Config(1, 2048, warps=8)),),
-    "threshold_stage": ((_ANY, Config(64, 64, 32, 4, 2)),),
-    "encode_l0_backward": ((_ANY, Config(64, 64, 32, 8, 2)),),
-    # Programs own whole rows (columns: all of them); by the mode of their products (product.py). As
-    # many rows as the registers hold, since each tile of rows reads S from L2 once.
-    "whole_rows_tf32": (
-        (256, Config(32, 0, 16, 8, 2)),
-        (512, Config(32, 0, 8, 8, 1)),
-        (_ANY, Config(16, 0, 8, 8, 1)),
-    ),
-    "whole_rows_half": (
-        (512, Config(32, 0, 16, 8, 2)),
-        (_ANY, Config(16, 0, 16, 8, 1)),
-    ),
-    # Float32 multiply-adds take their operands through registers: no room to prefetch.
-    "whole_rows_ieee": (
-        (512, Config(32, 0, 8, 8, 1)),
-        (_ANY, Config(16, 0, 8, 8, 1)),
-    ),
-    # By n, the depth of the product, for each of its modes (product.py).
-    "encode_sparse_half": ((_ANY, Config(32, 128, 32, 4, 3)),),  # of the candidates, on an H200
-    "encode_sparse_tf32": ((_ANY, Config(64, 128, 16, 8, 3)),),
-    "encode_sparse_ieee": ((_ANY, Config(64, 128, 16, 8, 1)),),
-    # By the length of a row of candidates: as many rows as fill the tile.
-    "encode_sparse_select": ((_ANY, Config(1, 4096, warps=8)),),
 }
-
-# The longest rows that a program owns whole; no more fit in registers and shared memory.
-FUSED_P = 1024
 
 # A batch of fewer long rows is split further, so that twice the multiprocessors of a large GPU
 # (132 on H100, 148 on B200) have work.
@@ -109,24 +76,18 @@ def config(kernel: str, p: int) -> Config:
     return measured if measured and measured in choices(kernel, p) else entry(kernel, p)
 
 
-def whole_rows(mode: str, p: int) -> Config:
-    """The configuration of the kernels whose programs own whole rows of length ``p``."""
-    return config(f"whole_rows_{'half' if mode == 'tf32x2' else mode}", p)
-
-
 def entry(kernel: str, p: int) -> Config:
     return next(c for largest, c in TABLE[kernel] if p <= largest)
 
 
 def choices(kernel: str, p: int) -> tuple[Config, ...]:
     """What ``deepl0 tune`` may choose from: the entry, and it with half and twice the rows and
-    warps, and other depths of the pipeline where there is one. All give correct results."""
+    warps. All give correct results."""
     c = entry(kernel, p)
     return tuple(
-        Config(rows, c.columns, c.depth, warps, stages)
+        Config(rows, c.columns, c.depth, warps)
         for rows in dict.fromkeys((c.rows, max(1, c.rows // 2), 2 * c.rows))
         for warps in dict.fromkeys((c.warps, max(1, c.warps // 2), min(16, 2 * c.warps)))
-        for stages in dict.fromkeys((c.stages, *((2, 3) if c.stages > 1 else ())))
     )
 
 

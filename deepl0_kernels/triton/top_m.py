@@ -8,30 +8,42 @@ A longer row is a tournament while 4 m fits in a segment: every segment of up to
 yields its m largest, and the candidates of a row, which lie in the order of their indices, are
 selected from again. The row is read once; the candidates add at most a third of the work. With
 more entries to keep, the row is counted digit by digit (``radix``): 5 reads, 3 for half types.
+
+A stage of an encoder selects from a sum, with m rows of S' among its terms (from L2): the program
+that selects from a row or a segment forms the sum of it, which goes to memory for radix alone.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import decode
 from .launch import ceil_div, launch
 from .radix import UNIT, pack_bits, segment_bounds, select_by_radix
 from .select import keep_mask, magnitude_key, positive_part
 from .table import FEW_PROGRAMS, config
 
+_LOW = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
 
 @triton.jit
 def top_m_fwd_kernel(
-    u_ptr, source_ptr, values_ptr, indices_ptr, n, p, m, u_stride, segments,
-    SPLIT: tl.constexpr, HAS_SOURCE: tl.constexpr, POSITIVE: tl.constexpr,
+    u_ptr, more_ptr, bias_ptr, code_value_ptr, code_index_ptr, s_ptr, source_ptr,
+    values_ptr, indices_ptr, n, p, m, u_stride, segments, entries, s_row, s_column,
+    SPLIT: tl.constexpr, POSITIVE: tl.constexpr, LOW: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Values and indices of the m largest of each segment of each row.
+    """Values and indices of the m largest of each segment of each row of u, or of the sum
 
-    An entry's index is its column, or with HAS_SOURCE what ``source`` [n, p] holds there.
+        u + more + bias + sum_j value[j] S[:, index[j]]
+
+    of those that are not None, in ascending j; of a sum the values are rounded to LOW. An entry's
+    index is its column, or what ``source`` [n, p] holds there.
     """
     pid = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, COLUMNS)
@@ -46,15 +58,30 @@ def top_m_fwd_kernel(
         first = 0
         length = p
         out = rows * m
-    inside = (rows < n)[:, None] & (columns < length)[None, :]
+    live = rows < n
+    real = columns < length
+    inside = live[:, None] & real[None, :]
     at = (rows * u_stride + first)[:, None] + columns[None, :]
     u = tl.load(u_ptr + at, mask=inside, other=0.0)
+    if more_ptr is not None:
+        u += tl.load(more_ptr + at, mask=inside, other=0.0)
+    if bias_ptr is not None:
+        u += tl.load(bias_ptr + first + columns, mask=real, other=0.0).to(tl.float32)[None, :]
+    if s_ptr is not None:
+        s_ptr += (first + columns.to(tl.int64))[None, :] * s_column
+        for j in tl.range(0, entries, loop_unroll_factor=4):  # as many rows of S' under way
+            index = tl.load(code_index_ptr + rows * entries + j, mask=live, other=0)
+            value = tl.load(code_value_ptr + rows * entries + j, mask=live, other=0.0)
+            s = tl.load(s_ptr + index[:, None] * s_row, mask=inside, other=0.0)
+            u += value.to(tl.float32)[:, None] * s.to(tl.float32)
     if POSITIVE:
         u = positive_part(u)
     keep = keep_mask(tl.where(inside, magnitude_key(u), -1), m) & inside
     rank = tl.cumsum(keep.to(tl.int32), axis=1) - 1
-    tl.store(values_ptr + out[:, None] + rank, u, mask=keep)
-    if HAS_SOURCE:
+    if LOW is not None:
+        u = u.to(LOW)
+    tl.store(values_ptr + out[:, None] + rank, u.to(values_ptr.dtype.element_ty), mask=keep)
+    if source_ptr is not None:
         at = (rows * p + first)[:, None] + columns[None, :]
         index = tl.load(source_ptr + at, mask=keep, other=0)
     else:
@@ -123,6 +150,7 @@ def unpool_fwd_kernel(
         index = tl.load(indices_ptr + at, mask=listed, other=-1)
         here = (index >= first) & (index < end)  # what is out of range is nowhere
         value = tl.load(values_ptr + at, mask=here, other=0.0)
+        value = value.to(out_ptr.dtype.element_ty)
         tl.store(out_ptr + rows[:, None] * p + index, value, mask=here)
         if PACK:
             # The entries of one byte are neighbours in the list: the first writes the byte.
@@ -157,40 +185,82 @@ def apply_mask_fwd_kernel(
     tl.store(out_ptr + rows[:, None] * p + columns[None, :], u, mask=inside)
 
 
+class Gather(NamedTuple):
+    """z S' of a sparse z: contiguous values and indices [n, entries], and S [p, p]."""
+
+    values: Tensor
+    indices: Tensor
+    S: Tensor
+
+
 def top_m(u: Tensor, m: int, positive: bool) -> tuple[Tensor, Tensor]:
     """Serves ``deepl0::top_m``: values and ascending int64 indices [..., m]."""
     values = u.new_empty((*u.shape[:-1], m))
     indices = u.new_empty((*u.shape[:-1], m), dtype=torch.int64)
-    if not values.numel():
-        return values, indices
-    u = rows_of(u)
-    n, p = u.shape
-    longest = config("top_m", p).columns
+    if values.numel():
+        select(rows_of(u), positive, values, indices)
+    return values, indices
+
+
+def select(
+    u: Tensor, positive: bool, values: Tensor, indices: Tensor, *, low: torch.dtype | None = None,
+    more: Tensor | None = None, bias: Tensor | None = None, gather: Gather | None = None,
+) -> None:  # fmt: skip
+    """The m >= 1 largest of each row of u [n, p] into values and indices [.., m], contiguous.
+
+    Of a stage of an encoder those of u + more [n, p] + bias [p] + z S', with values rounded to
+    ``low``; u is contiguous float32."""
+    (n, p), m = u.shape, values.shape[-1]
+    kernel = "top_m" if gather is None else "gather_top_m"
+    longest = config(kernel, p).columns
     if p > longest and 4 * m > longest:
-        select_by_radix(u, m, positive, values, indices)
-        return values, indices
+        select_by_radix(_sum(u, more, bias, gather), m, positive, values, indices)
+        if low is not None and low != values.dtype:
+            values.copy_(values.to(low))
+        return
+    terms: dict[str, Any] = dict(more=more, bias=bias, gather=gather)
     source = None
     while p > longest:
         # Few rows: shorter segments, so more programs.
         few = n * ceil_div(p, longest) < FEW_PROGRAMS and 32 * m <= longest
-        c = config("top_m", longest // 4 if few else longest)
+        c = config(kernel, longest // 4 if few else longest)
         segments = ceil_div(ceil_div(p, UNIT.value), c.columns // UNIT.value)
         best = u.new_empty((n, segments * m))
         where = indices.new_empty((n, segments * m))
-        _select(u, source, best, where, m, positive, segments, c)
-        u, source, p = best, where, segments * m
-    _select(u, source, values, indices, m, positive, 1, config("top_m", p))
-    return values, indices
+        _select(u, source, best, where, m, positive, segments, c, **terms)
+        u, source, p, kernel, terms = best, where, segments * m, "top_m", {}
+    c = config(kernel, p)
+    _select(u, source, values, indices, m, positive, 1, c, low=low, **terms)
 
 
-def _select(u, source, values, indices, m, positive, segments, c) -> None:
+def _select(
+    u, source, values, indices, m, positive, segments, c, low=None, more=None, bias=None,
+    gather=None,
+) -> None:  # fmt: skip
     n, p = u.shape
+    code = (None, None, None) if gather is None else gather
+    entries, (s_column, s_row) = 0, (0, 0)
+    if gather is not None:
+        entries, (s_column, s_row) = gather.values.shape[1], gather.S.stride()
     launch(
         top_m_fwd_kernel, (ceil_div(n, c.rows) * segments,),
-        u, source, values, indices, n, p, m, u.stride(0), segments,
-        config=c, SPLIT=segments > 1, HAS_SOURCE=source is not None, POSITIVE=positive,
+        u, more, bias, *code, source, values, indices, n, p, m, u.stride(0), segments,
+        entries, s_row, s_column,
+        config=c, SPLIT=segments > 1, POSITIVE=positive, LOW=_LOW.get(low),
         ROWS=c.rows, COLUMNS=c.columns,
     )  # fmt: skip
+
+
+def _sum(u: Tensor, more: Tensor | None, bias: Tensor | None, gather: Gather | None) -> Tensor:
+    """The sum of a stage in memory: of rows that no program can hold and keep many entries."""
+    for term in (more, bias):
+        if term is not None:
+            u = u + term
+    if gather is None:
+        return u
+    out = torch.empty_like(u)
+    decode.gather_sum(*gather, out)
+    return out.add_(u)
 
 
 def keep_top_m(u: Tensor, m: int, positive: bool) -> tuple[Tensor, Tensor]:
@@ -214,10 +284,11 @@ def keep_top_m(u: Tensor, m: int, positive: bool) -> tuple[Tensor, Tensor]:
     return out, mask
 
 
-def unpool(values: Tensor, indices: Tensor, size: int) -> Tensor:
-    """Serves ``deepl0::unpool``. An index out of range is dropped, and of equal indices in a row
-    one value is written: a kernel cannot raise, and the host does not wait for it."""
-    out = values.new_empty((*values.shape[:-1], size))
+def unpool(values: Tensor, indices: Tensor, size: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Serves ``deepl0::unpool``, into ``dtype`` or that of the values. An index out of range is
+    dropped, and of equal indices in a row one value is written: a kernel cannot raise, and the host
+    does not wait for it."""
+    out = values.new_empty((*values.shape[:-1], size), dtype=dtype)
     if out.numel():
         _unpool(values.contiguous(), indices.contiguous(), out, None)
     return out

@@ -23,17 +23,16 @@ from torch import Tensor
 
 from .._files import write_atomically
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Config(NamedTuple):
-    """Tile of a program: rows of the batch, columns (units), depth of a product's step."""
+    """Tile of a program: rows of the batch, columns (units), and what a kernel calls its depth."""
 
     rows: int
     columns: int
     depth: int = 0
     warps: int = 4
-    stages: int = 1
 
 
 _forced: dict[str, Config] = {}

@@ -22,8 +22,8 @@ import deepl0_kernels as dk
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 SOURCES = (
-    "top_m", "batch_top_m", "encode", "decode", "transpose", "unit_lists", "thresholds", "entries",
-    "factored",
+    "top_m", "top_m_once", "batch_top_m", "encode", "decode", "transpose", "unit_lists",
+    "thresholds", "entries", "factored",
 )  # fmt: skip
 ARCH = "80"
 # What the bindings of the CUDA kernels share with those of the CPU's.

@@ -82,6 +82,18 @@ def serving(device: str) -> Iterator[None]:
         library.kernels = before
 
 
+@contextmanager
+def rows_read_once(on: bool = True) -> Iterator[None]:
+    """As library.rows_read_once, of the emulated operators."""
+    before = library.kernels
+    library.kernels = torch.ops.deepl0_emulated
+    try:
+        with library.rows_read_once(on):
+            yield
+    finally:
+        library.kernels = before
+
+
 class Launch(NamedTuple):
     """One launch, for tests that look at plans."""
 

@@ -9,6 +9,13 @@ from python_tests.oracle import hostile
 from python_tests.ptx.machine import Machine
 from python_tests.ptx.memory import GlobalMemory
 
+from . import build, sass
+from .emulator import BIG, rows_read_once
+
+needs_cuobjdump = pytest.mark.skipif(
+    build.toolkit() is None or sass.tool() is None, reason="nvcc or cuobjdump is missing"
+)
+
 # Instructions of a warp a row, (bytes of an element, items a lane, dense) -> count for a row of
 # 32 x items normal entries and m = p / 16.
 WARP_SELECT = {
@@ -44,6 +51,53 @@ def test_instructions_of_blocks(ops, p, dtype):
         select = ops.keep_top_m if dense else ops.top_m
         issued, _ = counted(lambda select=select: select(u, 32, False))
         assert issued == pytest.approx(8 * own + p / 32 * every, rel=0.25)
+
+
+# Rows that are read once, by a block, per entry: of normal numbers, m = 32; in half types more
+# where there are ties.
+ONCE = {
+    (torch.float32, 4096): (39, 39), (torch.float32, 16384): (21, 25),
+    (torch.bfloat16, 4096): (40, 38), (torch.bfloat16, 16384): (14, 15),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "p"), ONCE, ids=str)
+def test_instructions_of_rows_read_once(ops, emulator, p, dtype):
+    emulator.set_device(1, BIG[1])  # which one row fills
+    u = torch.randn(1, p, generator=torch.Generator().manual_seed(p)).to(dtype)
+    with rows_read_once():
+        found = [
+            counted(lambda f=f: f(u, 32, False))[0] * 32 / p for f in (ops.top_m, ops.keep_top_m)
+        ]
+    assert found == pytest.approx(ONCE[dtype, p], rel=0.25)
+
+
+@needs_cuobjdump
+@pytest.mark.parametrize("arch", ["80", "90", "100"])
+def test_instructions_of_the_streaming_loop(arch):
+    """Of machine code, an entry of a tile where nothing reaches the bar."""
+    code = sass.machine_code("top_m_once", arch)
+    assert len(code) == 8
+    for (kernel, variant), listing in code.items():
+        element, _, positive = variant.split(", ")
+        each = sass.streaming_loop(listing) / (16 if element == "4 bytes" else 32)
+        print(f"sm_{arch} {kernel} {variant}: {each:.2f}")
+        assert each < (3 if element == "4 bytes" else 3.3 if positive == "yes" else 2), variant
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("style", ["normal", "equal"])
+@pytest.mark.parametrize(("p", "m"), [(2100, 32), (4096, 32), (16400, 10)])
+def test_bytes_of_rows_read_once(ops, p, m, style, dtype):
+    """1.02, whatever the row; of candidates of segments, 1.15."""
+    u, e = hostile((1, p), dtype, m, style), dtype.itemsize
+    most = 1.02 if p < 16384 else 1.15
+    with rows_read_once():
+        moved = counted(lambda: ops.top_m(u, m, False))[1]
+        assert moved <= most * (p * e + m * (e + 8))
+        if p < 16384:
+            moved = counted(lambda: ops.keep_top_m(u, m, False))[1]
+            assert moved <= most * (2 * p * e + (p + 7) // 8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -11,9 +11,11 @@ from deepl0_kernels import reference
 from python_tests.oracle import as_bits, hostile, selectable
 from python_tests.ptx import mutate
 from python_tests.ptx.layout import Options
+from python_tests.ptx.machine import Machine
 
 from . import emulator as engine
 from .test_sparse import code
+from .test_top_m_once import one_in_each_group
 
 # Tried in every kernel, at PLACES that the problem reaches. (Constants of comparisons are left out:
 # most are bounds of unrolled loops, where one more or less changes speed only.)
@@ -30,20 +32,53 @@ def adjacent(p: int, dtype: torch.dtype) -> tuple[torch.Tensor, int]:
     return (one + step).to(kind).view(dtype).repeat(2, 1), int((step >= 6).sum())
 
 
+def selected(ops, u: torch.Tensor, m: int, positive: bool) -> bool:
+    """Whether codes, dense rows and masks are the reference's."""
+    at, bits = reference.top_m(u, m, positive)[1], selectable(u, positive)
+    values, indices = ops.top_m(u, m, positive)
+    kept, mask = ops.keep_top_m(u, m, positive)
+    right = torch.equal(indices, at) and torch.equal(as_bits(values), bits.gather(1, at))
+    chosen = torch.zeros(u.shape, dtype=torch.bool).scatter(1, at, True)
+    right = right and torch.equal(as_bits(kept), bits * chosen)
+    return right and torch.equal(mask, reference.keep_top_m(u, m, positive)[1])
+
+
 def select(p: int, dtype=torch.float32, positive: bool = False):
     def problem(ops) -> bool:
         rows = [(hostile((2, p), dtype, 7, s), m)
                 for s, m in (("few_special", p // 5), ("ties", p // 3), ("normal", p))]  # fmt: skip
-        for u, m in (*rows, adjacent(p, dtype)):
-            at, bits = reference.top_m(u, m, positive)[1], selectable(u, positive)
-            values, indices = ops.top_m(u, m, positive)
-            kept, mask = ops.keep_top_m(u, m, positive)
-            right = torch.equal(indices, at) and torch.equal(as_bits(values), bits.gather(1, at))
-            chosen = torch.zeros(u.shape, dtype=torch.bool).scatter(1, at, True)
-            right = right and torch.equal(as_bits(kept), bits * chosen)
-            if not right or not torch.equal(mask, reference.keep_top_m(u, m, positive)[1]):
-                return False
-        return True
+        return all(selected(ops, u, m, positive) for u, m in (*rows, adjacent(p, dtype)))
+
+    return problem
+
+
+def once(positive: bool):
+    """Rows that are read once: of two tiles; where more is collected than there is room for, out
+    of order and with ties; of common keys; whose first bar is reached by m entries only.
+
+    A bar that lets too much pass changes no result: the instructions that a row takes, which do not
+    depend on chance, are held to those of the first call.
+    """
+    rising = torch.rand(1, 4500, generator=torch.Generator().manual_seed(2)).sort(-1).values
+    rows = (
+        (hostile((1, 4501), torch.float32, 7, "few_special"), 70),
+        (hostile((2, 2500), torch.float32, 7, "ties"), 20),
+        ((torch.arange(7001) // 5).float()[None], 22),
+        (rising * (rising > 0.995), 40),
+        (one_in_each_group(256, torch.float32)[None].abs(), 60),
+        (one_in_each_group(1024, torch.float32)[None].abs(), 125),
+    )
+    taken: list[int] = []
+
+    def problem(ops) -> bool:
+        right, counts = True, []
+        with engine.rows_read_once():
+            for u, m in rows:
+                before = Machine.issued
+                right = right and selected(ops, u, m, positive)
+                counts.append(Machine.issued - before)
+        taken[:] = taken or counts
+        return right and all(abs(n - t) < 0.02 * t for n, t in zip(counts, taken, strict=True))
 
     return problem
 
@@ -180,6 +215,8 @@ PROBLEMS = {
     "top_m_warp_kernel, positive": select(253, positive=True),
     "top_m_block_kernel, positive": select(1101, torch.bfloat16, positive=True),
     "top_m_block_kernel": select(1101, torch.bfloat16),
+    "top_m_once_kernel": once(False),
+    "top_m_once_kernel, positive": once(True),
     "batch_histogram_kernel": batch,
     "batch_digit_kernel": batch,
     "batch_count_kernel": batch,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import deepl0_kernels as dk
+from deepl0_kernels.cuda import library
 from python_tests.cuda.test_encode import check as check_stages
 from python_tests.oracle import STYLES, hostile, same_bits, same_values
 from python_tests.triton.test_top_m import check, expect
@@ -24,6 +25,20 @@ def test_selection_bit_for_bit(floor, dtype, p):
         for rows in (1, 1000 if p < 600 else 9):
             for style in (STYLES[(i + p + rows) % len(STYLES)], "normal"):
                 check(hostile((rows, p), dtype, p + m, style), m, "cuda")
+
+
+@pytest.mark.parametrize("p", [1025, 2303, 4096, 8191, 26881, 131072, 300000])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_that_are_read_once_bit_for_bit(floor, dtype, p):
+    """Of few rows and of many; in random order, and in one that raises the bar at every step."""
+    if floor != "cuda":
+        pytest.skip("a way of the CUDA kernels")
+    with library.rows_read_once():
+        for m in (1, 30, p // 40):
+            for rows in (1, 9, 300 if p < 30000 else 70):
+                for style in (STYLES[(m + p + rows) % len(STYLES)], "normal"):
+                    check(hostile((rows, p), dtype, p + m, style), m, "cuda")
+            check(hostile((3, p), dtype, m, "few_special").sort(-1).values, m, "cuda")
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -6,6 +6,7 @@ own binder, so what is compiled here is what a GPU would run. Not with TRITON_IN
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import tempfile
@@ -22,7 +23,7 @@ from deepl0_kernels.triton import tuned
 from deepl0_kernels.triton.launch import Launch
 
 from . import offsets
-from .problems import PROBLEMS, Problem
+from .problems import PROBLEMS
 from .recording import recording
 
 
@@ -54,15 +55,6 @@ TARGETS = {
     "gfx950": Target(GPUTarget("hip", "gfx950", 64), "gfx950", 32, 32, 160 << 10, 131072, 0),
 }
 
-# Matrix instruction -> how it is spelled in the machine code.
-_MATRIX = {
-    "HMMA": r"\bHMMA\.",
-    "HGMMA": r"\bHGMMA\.",
-    "UTCMMA": r"\bUTC[A-Z]*MMA\b",
-    "MFMA": r"\bv_mfma_",
-}
-
-
 Key = tuple[str, tuned.Config]  # kernel, configuration
 
 
@@ -75,8 +67,6 @@ class Build(NamedTuple):
     shared: int
     spills: int  # bytes a thread
     occupancy: float  # resident warps over the SM's
-    matrix: str  # matrix instructions in the machine code
-    needs_matrix: bool  # a product of bf16, fp16 or tf32
     overflows: tuple[str, ...]  # 32-bit offsets that can pass 2^31
     atomics: bool  # floating-point atomics
 
@@ -85,34 +75,30 @@ class Build(NamedTuple):
 THOROUGH = ("sm90",)
 
 
-def launches(target: str, module: str, quick: torch.dtype | None = None) -> list[Launch]:
-    """What the operators of ``module`` launch on ``target``; with ``quick``, in that dtype only and
-    by the problems marked quick."""
+@functools.cache
+def launches(module: str, *dtypes: torch.dtype) -> tuple[Launch, ...]:
+    """What the operators of ``module`` launch, on any target: with one dtype by the problems marked
+    quick, else by all in float32 and bfloat16."""
     jobs: list[Launch] = []
-    with recording(TARGETS[target].device_class) as recorded:
+    with recording() as recorded:
         for problem in PROBLEMS[module]:
-            if quick and not problem.quick:
+            if dtypes and not problem.quick:
                 continue
-            for dtype in (quick,) if quick else (torch.float32, torch.bfloat16):
+            for dtype in dtypes or (torch.float32, torch.bfloat16):
                 problem.call(dtype)
-            if not quick and (problem.quick or target in THOROUGH):
-                _with_tf32(problem)
             # Kernels of float16 are those of bfloat16 but for the conversions.
-            if not quick and problem.quick and target in THOROUGH:
+            if not dtypes and problem.quick:
                 problem.call(torch.float16)
             # Thousands of launches of a large batch are alike: one of each kind is kept.
             jobs += {_kind(job): job for job in recorded}.values()
             recorded.clear()
+    return tuple(jobs)
+
+
+def of_target(jobs: Iterable[Launch], target: str) -> list[Launch]:
+    """Those to compile for ``target``: the rarer variants for few."""
+    jobs = list(jobs)
     return jobs if target in THOROUGH else list({_main_kind(job): job for job in jobs}.values())
-
-
-def _with_tf32(problem: Problem) -> None:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        problem.call(torch.float32)
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _kind(job: Launch) -> tuple:
@@ -123,17 +109,17 @@ def _kind(job: Launch) -> tuple:
 
 
 def _main_kind(job: Launch) -> tuple:
-    """Kernel, configuration, dtypes and modes of products, without the rarer variants."""
-    dtypes = (a.dtype for a in job.args if isinstance(a, torch.Tensor))
-    modes = (value for name, value in job.constants.items() if "PRECISION" in name)
-    return job.kernel.__name__, job.config, *dtypes, *modes
+    """Kernel, configuration and dtypes, of operands that may be missing, without the rarer
+    variants."""
+    dtypes = (a.dtype if isinstance(a, torch.Tensor) else a is None for a in job.args)
+    return job.kernel.__name__, job.config, *dtypes
 
 
 def specialise(job: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str, Any]]:
     """Source and options of ``job``, as a call on a device of that kind would make them."""
     backend = make_backend(target)
     kernel = job.kernel
-    keywords = {**job.constants, "num_warps": job.config.warps, "num_stages": job.config.stages}
+    keywords = {**job.constants, "num_warps": job.config.warps, "num_stages": 1}
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, rest = bind(*job.args, **keywords)
     options, signature, constants, attributes = kernel._pack_args(
@@ -158,11 +144,7 @@ def _build(same: Sequence[tuple[Launch, ASTSource, dict[str, Any]]], name: str) 
     job, source, options = same[0]
     compiled = triton.compile(source, target=target.triton, options=options)
     ttir = compiled.asm["ttir"]
-    needs_matrix = any(_on_matrix_unit(line) for line in ttir.splitlines())
-    if target.is_cuda:
-        registers, spills, code = _cubin(compiled, disassemble=needs_matrix)
-    else:
-        registers, spills, code = _amdgcn(compiled)
+    registers, spills = (_cubin if target.is_cuda else _amdgcn)(compiled)
     shared = compiled.metadata.shared
     wide = {
         line
@@ -172,8 +154,6 @@ def _build(same: Sequence[tuple[Launch, ASTSource, dict[str, Any]]], name: str) 
     return Build(
         job.kernel.__name__, job.config, registers, shared, spills,
         occupancy(target, job.config.warps, registers, shared),
-        "+".join(n for n, pattern in _MATRIX.items() if re.search(pattern, code)),
-        needs_matrix,
         tuple(sorted(wide)), "tt.atomic_rmw fadd" in ttir,
     )  # fmt: skip
 
@@ -184,30 +164,21 @@ def _integers(job: Launch) -> dict[str, int]:
     return {name: int(v) for name, v in values.items() if isinstance(v, int)}
 
 
-def _on_matrix_unit(line: str) -> bool:
-    """Whether a line of Triton IR is a product that must use it."""
-    return "tt.dot" in line and bool(re.search(r"xb?f16>|= tf32", line))
-
-
-def _cubin(compiled: CompiledKernel, disassemble: bool) -> tuple[int, int, str]:
-    """Registers a thread, bytes of stack a thread (spills), machine code."""
+def _cubin(compiled: CompiledKernel) -> tuple[int, int]:
+    """Registers a thread, bytes of stack a thread (spills)."""
     tool = triton.knobs.nvidia.cuobjdump.path
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-
-        def dump(option: str) -> str:
-            return subprocess.run(
-                [tool, option, file.name], capture_output=True, text=True, check=True
-            ).stdout
-
-        usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", dump("--dump-resource-usage")))
-        code = dump("-sass") if disassemble else ""
-    return int(usage["REG"]), int(usage["STACK"]) + int(usage["LOCAL"]), code
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
+    return int(usage["REG"]), int(usage["STACK"]) + int(usage["LOCAL"])
 
 
-def _amdgcn(compiled: CompiledKernel) -> tuple[int, int, str]:
-    """Vector registers a lane, bytes of scratch a lane (spills), machine code.
+def _amdgcn(compiled: CompiledKernel) -> tuple[int, int]:
+    """Vector registers a lane, bytes of scratch a lane (spills).
 
     Scalar registers spill to lanes of vector registers, which moves no memory: not counted.
     """
@@ -217,7 +188,7 @@ def _amdgcn(compiled: CompiledKernel) -> tuple[int, int, str]:
         return int(re.search(rf"\.{name}:\s+(\d+)", code)[1])
 
     spills = max(4 * read("vgpr_spill_count"), read("private_segment_fixed_size"))
-    return read("vgpr_count"), spills, code
+    return read("vgpr_count"), spills
 
 
 def occupancy(target: Target, warps: int, registers: int, shared: int) -> float:
@@ -241,12 +212,10 @@ class Cell(NamedTuple):
     shared: int
     spills: int
     occupancy: float
-    matrix: str
 
     def __str__(self) -> str:
         text = f"{self.registers} r, {self.shared / 1024:.3g} KB, {self.occupancy:.0%}"
-        text += f", {self.spills} spilled" if self.spills else ""
-        return text + (f", {self.matrix}" if self.matrix else "")
+        return text + (f", {self.spills} spilled" if self.spills else "")
 
 
 def cells(builds: Iterable[Build]) -> dict[Key, Cell]:
@@ -259,7 +228,6 @@ def cells(builds: Iterable[Build]) -> dict[Key, Cell]:
             max(b.shared for b in group),
             max(b.spills for b in group),
             min(b.occupancy for b in group),
-            "+".join(sorted({b.matrix for b in group} - {""})),
         )
         for key, group in groups.items()
     }

@@ -44,13 +44,11 @@ sources or compiler are others, for a quarter of them by the day where they are 
 was run on a GPU.
 
 A line is a file of operators, a kernel they launch, and a configuration of the decision table
-(`deepl0_kernels/triton/table.py`): rows x columns x depth of the tile, warps, pipeline stages.
+(`deepl0_kernels/triton/table.py`): rows x columns x depth of the tile, warps.
 A cell holds, over all dtypes and specialisations that the operators launch for that target, the
 worst: registers a thread (AMD: vector registers a lane); shared memory of a block; resident warps
 over those of the SM or CU, as far as registers, shared memory and block size decide it; spills, if
-there are any; and the matrix instructions in the machine code. Empty: that configuration does not
-serve that target. float32 products use the matrix unit only after
-`torch.set_float32_matmul_precision("high")` (tf32); on AMD also without.
+there are any. Empty: that configuration does not serve that target. Products are PyTorch's.
 
 """
 
@@ -69,7 +67,7 @@ def lines(module: str, found: Mapping[str, Mapping[aot.Key, object]]) -> list[st
 
 
 def tile(c: tuned.Config) -> str:
-    return f"{c.rows} x {c.columns} x {c.depth}, {c.warps} w, {c.stages} s"
+    return f"{c.rows} x {c.columns} x {c.depth}, {c.warps} w"
 
 
 def written_with() -> str:
@@ -101,7 +99,7 @@ def committed() -> dict[tuple[str, str, str], dict[str, str]]:
 
 
 def compiled(target: str, module: str) -> dict[aot.Key, aot.Cell]:
-    return aot.cells(aot.build_all(aot.launches(target, module), target))
+    return aot.cells(aot.build_all(aot.of_target(aot.launches(module), target), target))
 
 
 def main() -> None:
@@ -121,7 +119,7 @@ def main() -> None:
 
 def page(results: Mapping[tuple[str, str], Mapping[aot.Key, object]]) -> str:
     """The file, from the cells of every target and module."""
-    head = "| operators | kernel | tile, warps, stages | " + " | ".join(aot.TARGETS) + " |"
+    head = "| operators | kernel | tile, warps | " + " | ".join(aot.TARGETS) + " |"
     body = [head, "|---" * (3 + len(aot.TARGETS)) + "|"]
     for module in PROBLEMS:
         body += lines(module, {t: results[t, module] for t in aot.TARGETS})

@@ -191,7 +191,8 @@ PROBLEMS: dict[str, tuple[Problem, ...]] = {
         encoders(4096, 256, 512, 32, quick=True), encoders(4096, 256, 128, 32),
         encoders(4096, 256, 256, 32), encoders(7, 100, 77, 9), encoders(4096, 256, 1024, 32),
         encoders(4096, 256, 128, 32, stages=3, tied=False), encoders(4096, 256, 512, 32, stages=1),
-        encoders(1 << 22, 256, 1024, 64, train=False),
+        encoders(1 << 22, 256, 1024, 64, train=False), encoders(4096, 256, 512, 8, quick=True),
+        encoders(4096, 256, 2048, 32, l0=False), encoders(4096, 256, 64, 1, l0=False),
     ),
     "encode, long codes": (
         encoders(4096, 256, 16384, 32, stages=1, l0=False, quick=True),

@@ -1,7 +1,7 @@
 """The launches that the operators make, recorded on tensors without data.
 
-PyTorch's meta tensors have a shape and no memory. The launchers run on them unchanged, at any size
-and for any device class, and reading a value, which on a GPU is a synchronisation, is an error.
+PyTorch's meta tensors have a shape and no memory. The launchers run on them unchanged, at any size,
+and reading a value, which on a GPU is a synchronisation, is an error.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepl0_kernels.backends import GPU, serve_device
 from deepl0_kernels.ops import registration
-from deepl0_kernels.triton import launch, table
+from deepl0_kernels.triton import launch
 from deepl0_kernels.triton.launch import Launch
 
 _FLOATING_ATOMICS = ("index_add", "scatter_add", "scatter_reduce", "index_put", "put_", "histc")
 
 
 @contextmanager
-def recording(device_class: str = "sm80") -> Iterator[list[Launch]]:
-    """Inside, launches on meta tensors are collected as if the device were of ``device_class``."""
+def recording() -> Iterator[list[Launch]]:
+    """Inside, launches on meta tensors are collected. No launch depends on the device."""
     jobs: list[Launch] = []
     floor = GPU["triton"]
-    before = launch.run, table.device_class, floor.launcher
-    floor.launcher = lambda name: guarded(before[2](name))
+    before = launch.run, floor.launcher
+    floor.launcher = lambda name: guarded(before[1](name))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Overriding a previously registered kernel")
         library = registration.serve_natively("meta", ("triton",))
-    launch.run, table.device_class = jobs.append, lambda device: device_class
+    launch.run = jobs.append
     try:
         yield jobs
     finally:
-        launch.run, table.device_class, floor.launcher = before
+        launch.run, floor.launcher = before
         library._destroy()
         serve_device("meta")
 

@@ -1,5 +1,5 @@
-"""Every shipped kernel, configuration and target compiles, fits, spills nothing, uses the matrix
-unit where it should and keeps its offsets in 64 bits."""
+"""Every shipped kernel, configuration and target compiles, fits, spills nothing and keeps its
+offsets in 64 bits."""
 
 from __future__ import annotations
 
@@ -22,54 +22,42 @@ QUICK = {"sm80": torch.float32, "sm90": torch.bfloat16, "gfx942": torch.bfloat16
 
 # Kernel, target -> bytes a thread that may spill, each stored and loaded once a program or tile.
 SPILLS = {
-    # ptxas aims at more blocks on the SM than the registers hold: 48, 72, 128 a thread.
+    # ptxas aims at more blocks on the SM than the registers hold: 48, 72, 80, 128 a thread.
     ("apply_mask_fwd_kernel", "sm90"): 8,
     ("apply_mask_fwd_kernel", "sm120"): 16,
-    ("threshold_bwd_kernel", "sm120"): 8,
-    ("outer_kernel", "sm90"): 8,
+    ("combine_chunks_kernel", "sm100"): 8,
     ("combine_kernel", "sm86"): 8,
     ("combine_kernel", "sm89"): 8,
-    ("encode_top_m_bwd_kernel", "sm90"): 8,
-    # All 255 registers are in use: rows of 1024, the gradient of l0 codes, the tile of candidates.
-    ("encode_top_m_fwd_kernel", "sm80"): 48,
-    ("encode_l0_bwd_kernel", "sm80"): 40,
-    ("encode_sparse_fwd_kernel", "sm90"): 64,
-    ("encode_sparse_fwd_kernel", "sm120"): 16,
-}
-
-# Of nonnegative codes with a bias; the other instances of these kernels keep within the above.
-SPILLS_OF_NONNEGATIVE = {
-    ("encode_l0_fwd_kernel", "sm80"): 48,
-    ("encode_sparse_fwd_kernel", "sm100"): 8,
-    ("encode_sparse_fwd_kernel", "sm80"): 32,
-    ("encode_sparse_fwd_kernel", "sm86"): 32,
-    ("encode_sparse_fwd_kernel", "sm89"): 32,
-    ("encode_top_m_fwd_kernel", "gfx942"): 64,
-    ("encode_top_m_fwd_kernel", "sm80"): 144,
-    ("encode_top_m_fwd_kernel", "sm90"): 72,
-    ("threshold_stage_fwd_kernel", "sm80"): 16,
-    ("top_m_stage_fwd_kernel", "gfx942"): 64,
-    ("top_m_stage_fwd_kernel", "gfx950"): 56,
+    ("decode_fwd_kernel", "sm80"): 8,
+    ("outer_kernel", "sm80"): 8,
+    ("outer_kernel", "sm90"): 8,
+    ("threshold_bwd_kernel", "sm120"): 8,
+    ("threshold_fwd_kernel", "sm90"): 8,
+    ("threshold_fwd_kernel", "sm100"): 8,
+    # Rows of 8192 in 16 warps: all 128 registers are in use.
+    ("top_m_fwd_kernel", "sm86"): 16,
+    ("top_m_fwd_kernel", "sm89"): 16,
+    ("top_m_fwd_kernel", "sm90"): 8,
+    ("top_m_fwd_kernel", "sm100"): 16,
+    ("top_m_fwd_kernel", "sm120"): 16,
 }
 
 # Of any kernel, where the compiler is not the one that the configurations were chosen with, the
-# page's. Triton 3.6 spills most in encode_top_m_fwd_kernel on sm80, 240 bytes.
+# page's.
 OTHER_SPILLS = 256
 
 
-def faults(builds: list[aot.Build], target: str, module: str = "") -> list[str]:
+def faults(builds: list[aot.Build], target: str) -> list[str]:
     """What is wrong with ``builds``, in words."""
     limit = table.SHARED_BYTES[aot.TARGETS[target].device_class]
     same = triton.__version__ == aot_table.written_with()
-    allowed = SPILLS | (SPILLS_OF_NONNEGATIVE if module == "nonnegative codes" else {})
     found = []
     for b in builds:
-        spills = allowed.get((b.kernel, target), 0) if same else OTHER_SPILLS
+        spills = SPILLS.get((b.kernel, target), 0) if same else OTHER_SPILLS
         wrong = {
             f"{b.shared} bytes of shared memory, the limit is {limit}": b.shared > limit,
             f"{b.spills} bytes spilled": b.spills > spills,
             "a block does not fit on the SM": b.occupancy == 0,
-            "no matrix instruction": b.needs_matrix and not b.matrix,
             f"32-bit offsets overflow: {b.overflows}": b.overflows,
             "floating-point atomics": b.atomics,
         }
@@ -80,17 +68,17 @@ def faults(builds: list[aot.Build], target: str, module: str = "") -> list[str]:
 @pytest.mark.parametrize("target", QUICK)
 @pytest.mark.parametrize("module", PROBLEMS)
 def test_main_configurations(module, target):
-    builds = aot.build_all(aot.launches(target, module, QUICK[target]), target)
+    builds = aot.build_all(aot.of_target(aot.launches(module, QUICK[target]), target), target)
     assert builds
-    assert not faults(builds, target, module)
+    assert not faults(builds, target)
 
 
 @pytest.mark.aot
 @pytest.mark.parametrize("target", aot_table.due(datetime.date.today()))
 @pytest.mark.parametrize("module", PROBLEMS)
 def test_everything(module, target):
-    builds = aot.build_all(aot.launches(target, module), target)
-    assert not faults(builds, target, module)
+    builds = aot.build_all(aot.of_target(aot.launches(module), target), target)
+    assert not faults(builds, target)
     if triton.__version__ != aot_table.written_with():
         return  # another compiler's registers are not those of the page
     lines = aot_table.lines(module, {target: aot.cells(builds)})
@@ -120,7 +108,7 @@ def test_the_committed_table_has_what_is_shipped():
         (module, job.kernel.__name__, aot_table.tile(job.config), target)
         for target in aot.TARGETS
         for module in PROBLEMS
-        for job in aot.launches(target, module)
+        for job in aot.of_target(aot.launches(module), target)
     }
     page = {(*name, target) for name, row in aot_table.committed().items() for target in row}
     assert page == shipped, "python -m python_tests.triton.aot_table --write"
@@ -136,7 +124,7 @@ def kernels_in_the_sources() -> set[str]:
 
 
 def test_every_kernel_and_entry_of_the_table_is_reached():
-    jobs = [j for t in aot.TARGETS for m in PROBLEMS for j in aot.launches(t, m)]
+    jobs = [job for module in PROBLEMS for job in aot.launches(module)]
     assert {j.kernel.__name__ for j in jobs} == kernels_in_the_sources()
     used = {j.config for j in jobs}
     unused = {(k, c) for k, entries in table.TABLE.items() for _, c in entries if c not in used}
@@ -160,24 +148,6 @@ def test_unsound_kernels_are_found():
     assert build_of("atomic_kernel", x).atomics
     assert build_of("spill_kernel", x).spills > 0
     assert build_of("spill_kernel", x, target="gfx942", warps=1).spills > 0
-    half = torch.empty(1, device="meta", dtype=torch.bfloat16)
-    for target in aot.TARGETS:
-        product = build_of("product_kernel", half, target=target)
-        assert product.needs_matrix
-        assert product.matrix
-    assert not build_of("product_kernel", x).needs_matrix
-    assert not build_of("product_kernel", x).matrix
-
-
-def test_before_triton_3_8_long_codes_get_no_tf32_on_sm100(monkeypatch):
-    def modes(version: tuple[int, int]) -> set[str]:
-        monkeypatch.setattr(table, "VERSION", version)
-        return {
-            job.constants["PRECISION"] for job in aot.launches("sm100", "encode, long codes")
-            if job.kernel.__name__ == "encode_sparse_fwd_kernel"
-        }  # fmt: skip
-
-    assert modes((3, 8)) == modes((3, 6)) | {"tf32"} != modes((3, 6))
 
 
 def test_faults_are_told():
@@ -185,8 +155,8 @@ def test_faults_are_told():
     sound = build._replace(atomics=False)
     assert not faults([sound], "sm80")
     for wrong in (
-        {"shared": 164 << 10}, {"spills": 4}, {"occupancy": 0.0}, {"needs_matrix": True},
-        {"overflows": ("x",)}, {"atomics": True},
+        {"shared": 164 << 10}, {"spills": 4}, {"occupancy": 0.0}, {"overflows": ("x",)},
+        {"atomics": True},
     ):  # fmt: skip
         assert len(faults([sound._replace(**wrong)], "sm80")) == 1
 

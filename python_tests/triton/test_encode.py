@@ -1,4 +1,8 @@
-"""The Triton kernels of the encoders against the reference, forward and backward."""
+"""The encoders of the Triton floor against the reference, forward and backward.
+
+Exact comparisons use inputs for which every order of summation gives the same float32: small
+integers, or products with a single 1.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,16 @@ from torch.library import opcheck
 
 import deepl0_kernels as dk
 from deepl0_kernels import reference
-from deepl0_kernels.triton import dense_sums, encode_rows, table
-from python_tests.ops.test_encode import assert_top_m_stage, pre_activation, problem
+from python_tests.ops.test_encode import problem
 from python_tests.ops.test_registration import samples
 from python_tests.oracle import as_bits, same_values
-from python_tests.triton.conftest import EVERY, crossed
+from python_tests.rounding import ENCODERS, HALF_TYPES, check_rounding
+from python_tests.triton.conftest import CHECKS
 from python_tests.triton.test_stage import bias_of, integers, on
 
 OPS = torch.ops.deepl0
-THETAS = ["scalar", "vector", "per_stage"]
 # B, n, p, m, K: ragged sizes, ties, m = 0 and p, one stage and several, empty batch.
-SHAPES = [(5, 7, 17, 3, 3), (40, 40, 100, 10, 2), (1, 1, 1, 1, 3), (5, 7, 33, 33, 2),
+SHAPES = [(5, 7, 17, 3, 3), (11, 40, 100, 10, 2), (1, 1, 1, 1, 3), (5, 7, 33, 33, 2),
           (5, 40, 200, 0, 2), (0, 7, 33, 10, 2), (1, 40, 128, 10, 1), (3, 7, 512, 20, 2),
           (2, 3, 600, 9, 2)]  # fmt: skip
 
@@ -34,76 +37,17 @@ def matrices_for(K, per_stage):
     return K - 1 if per_stage and K > 1 else None
 
 
-@pytest.mark.parametrize(("per_stage", "positive"), [(False, False), (True, False), (False, True)])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@EVERY
-def test_top_m_is_exact_on_integers(engine, device, shape, per_stage, positive):
-    batch, n, p, m, K = shape
-    x, W, S = operands(batch, n, p, matrices_for(K, per_stage))
-    given = x, W, S, bias_of(p) if positive else None
-    want = reference.encode_top_m(*given, m, K, positive, True)
-    got = OPS.encode_top_m_saving(*on(device, *given), m, K, positive)
-    assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
-    got = OPS.encode_top_m(*on(device, *given), m, K, positive)
-    assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want[:2], strict=True))
+def assert_close_in_norm(got, want, tolerance):
+    for ours, theirs in zip(got, want, strict=True):
+        assert ours.shape == theirs.shape
+        error = (ours.cpu().double() - theirs).norm()
+        assert error <= tolerance * theirs.norm().clamp(min=1e-30)
 
 
-@pytest.mark.parametrize(
-    ("ramp", "theta_shape"),
-    [
-        *crossed([(0.0, "helu"), (0.5, "helu"), (0.5, "ste")], THETAS),
-        ((0.5, "positive_helu"), "vector"),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@EVERY
-def test_l0_is_exact_on_integers(engine, device, shape, theta_shape, ramp):
-    sigma, kind = ramp
-    batch, n, p, _, K = shape
-    x, W, S = operands(batch, n, p, matrices_for(K, theta_shape == "per_stage"))
-    theta = integers(K, p, high=9).abs() + 4.0
-    theta = {"scalar": theta[0, 0], "vector": theta[0], "per_stage": theta}[theta_shape]
-    given = x, W, S, bias_of(p) if kind.startswith("positive") else None, theta
-    want, want_saved = reference.encode_l0(*given, K, sigma, kind, True)
-    z, saved = OPS.encode_l0_saving(*on(device, *given), K, sigma, kind)
-    assert torch.equal(saved.cpu(), want_saved)
-    assert torch.equal(z.cpu(), want)
-    assert torch.equal(OPS.encode_l0(*on(device, *given), K, sigma, kind).cpu(), want)
-
-
-@pytest.mark.parametrize("K", [1, 2, 4])
-@pytest.mark.parametrize("save", [False, True])
-def test_l0_by_stages(engine, device, monkeypatch, K, save):
-    """The launches for long rows, on rows that are short enough for a test."""
-    monkeypatch.setattr(table, "FUSED_P", 16)
-    # Compiled, float32 goes by PyTorch's products.
-    dtype = torch.float32 if engine == "interpreter" else torch.float16
-    x, W, S = operands(5, 7, 100, K - 1, dtype)
-    theta = integers(K, 100, high=9).abs() + 4.0
-    bias = bias_of(100, dtype)
-    want, want_saved = reference.encode_l0(x, W, S, bias, theta, K, 0.5, "helu", True)
-    args = (*on(device, x, W, S, bias, theta), K, 0.5, "helu")
-    if save:
-        z, saved = OPS.encode_l0_saving(*args)
-        assert torch.equal(saved.cpu(), want_saved)
-    else:
-        z = OPS.encode_l0(*args)
-    assert torch.equal(z.cpu(), want)
-
-
-def test_a_program_walks_over_many_tiles(engine, device, monkeypatch):
-    """As on a device that holds fewer programs than there are tiles."""
-    monkeypatch.setattr(encode_rows, "resident_programs", lambda device: 2)
-    x, W, S = operands(300, 3, 20)
-    theta = torch.tensor(4.0)
-    bias = bias_of(20)
-    want = reference.encode_top_m(x, W, S, bias, 5, 2, False, True)
-    got = OPS.encode_top_m_saving(*on(device, x, W, S, bias), 5, 2, False)
-    assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
-    want = reference.encode_l0(x, W, S, bias, theta, 2, 0.5, "helu", True)
-    got = OPS.encode_l0_saving(*on(device, x, W, S, bias, theta), 2, 0.5, "helu")
-    assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
+@pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_codes_of_half_types_are_rounded_between_stages(engine, device, encoder, dtype):
+    check_rounding(encoder, dtype, device)
 
 
 def test_without_a_matrix(engine, device):
@@ -151,116 +95,6 @@ def test_operands_may_be_views(engine, device):
     assert torch.equal(OPS.encode_l0(*views, theta, 3, 0.0, "hard").cpu(), want_z)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@EVERY
-def test_half_types_keep_float32_between_the_stages(engine, device, dtype):
-    """z needs more bits than the half type has, and the supports show whether it had them."""
-    x, W, S = (t.to(dtype) for t in operands(9, 40, 72))
-    x = integers(9, 40, high=99).to(dtype)
-    bias = bias_of(72, dtype)
-    want = reference.encode_top_m(x, W, S, bias, 11, 3, False, True)
-    got = [t.cpu() for t in OPS.encode_top_m_saving(*on(device, x, W, S, bias), 11, 3, False)]
-    assert (want[2].to(dtype).float() != want[2]).any()
-    assert all(torch.equal(got[i], want[i]) for i in (1, 2, 3))
-    # Triton's interpreter truncates to bfloat16 where the hardware rounds.
-    ulp = torch.finfo(dtype).eps if engine == "interpreter" else 0.0
-    torch.testing.assert_close(got[0], want[0], rtol=ulp, atol=0)
-    theta = torch.tensor(200.0)
-    want_z, want_saved = reference.encode_l0(x, W, S, bias, theta, 3, 0.0, "hard", True)
-    z, saved = OPS.encode_l0_saving(*on(device, x, W, S, bias, theta), 3, 0.0, "hard")
-    assert torch.equal(saved.cpu(), want_saved)
-    torch.testing.assert_close(z.cpu(), want_z, rtol=ulp, atol=0)
-
-
-def test_random_values_follow_from_their_own_stage_before(engine, device):
-    """A swap is excused only between entries within the rounding bound of each other."""
-    m, K = 12, 3
-    x, W, S, _ = problem(30, 25, 100, seed=4)
-    code = [t.cpu() for t in OPS.encode_top_m_saving(*on(device, x, W, S), None, m, K, False)]
-    z, swaps = torch.zeros(30, 100), 0
-    for k in range(K):
-        values, indices = (code[2][k], code[3][k]) if k + 1 < K else code[:2]
-        u, bound = pre_activation(x, W, z, S if k else torch.zeros(100, 100))
-        swaps += assert_top_m_stage(u, bound, dk.SparseCode(values, indices, 100), m)
-        z = reference.unpool(values, indices, 100)
-    assert swaps <= 1
-
-
-def assert_close_in_norm(got, want, tolerance):
-    for ours, theirs in zip(got, want, strict=True):
-        assert ours.shape == theirs.shape
-        error = (ours.cpu().double() - theirs).norm()
-        assert error <= tolerance * theirs.norm().clamp(min=1e-30)
-
-
-@pytest.mark.parametrize(
-    ("per_stage", "chunk_bytes", "positive"),
-    [(False, None, False), (True, None, False), (True, 1, False), (False, 1, True)],
-)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@EVERY
-def test_top_m_gradients_at_equal_supports(
-    engine, device, monkeypatch, shape, per_stage, chunk_bytes, positive
-):
-    batch, n, p, m, K = shape
-    if chunk_bytes is not None:
-        monkeypatch.setattr(dense_sums, "CHUNK_BYTES", chunk_bytes)
-    inputs = problem(batch, n, p, 5, torch.float64, matrices_for(K, per_stage))[:3]
-    bias = bias_of(p, torch.float64)
-    if positive:  # fewer than m units have a chance
-        bias[m // 2 :] -= 20.0
-    leaves = [t.requires_grad_() for t in (*inputs, bias)]
-    values, *code = reference.encode_top_m(*leaves, m, K, positive, True)
-    assert (values == 0).any() == (positive and values.numel() > 0)
-    grad = torch.randn(values.shape, dtype=torch.float64)
-    want = torch.autograd.grad(values, leaves, grad, materialize_grads=True)
-    code[1] = code[1].detach().float()
-    given = values.detach().float() if positive else None
-    args = (grad.float(), given, *code, *(t.detach().float() for t in inputs))
-    got = OPS.encode_top_m_backward(*on(device, *args), 15)
-    assert_close_in_norm(got, want, 1e-5)
-    got = OPS.encode_top_m_backward(*on(device, *args), 14)
-    assert got[0].shape == (0,)
-    assert_close_in_norm(got[1:], want[1:], 1e-5)
-
-
-@pytest.mark.parametrize(
-    ("kind", "theta_shape"),
-    crossed(["helu", "ste", "ste_theta", "hard", "soft", "positive_helu", "positive_soft"], THETAS),
-)
-@pytest.mark.parametrize(
-    "shape", [(70, 7, 33, 0, 3), (1, 1, 1, 0, 2), (0, 7, 9, 0, 2), (5, 40, 100, 0, 1)], ids=str
-)
-@EVERY
-def test_l0_gradients(engine, device, shape, theta_shape, kind):
-    batch, n, p, _, K = shape
-    per_stage = theta_shape == "per_stage"
-    x, W, S, theta = problem(batch, n, p, 6, torch.float64, matrices_for(K, per_stage))
-    theta = {"scalar": theta[0], "vector": theta, "per_stage": theta.expand(K, p) * 1.0}[
-        theta_shape
-    ]
-    bias = bias_of(p, torch.float64)
-    leaves = [t.clone().requires_grad_() for t in (x, W, S, theta, bias)]
-    z, saved = reference.encode_l0(*leaves[:3], leaves[4], leaves[3], K, 0.5, kind, True)
-    grad = torch.randn(z.shape, dtype=torch.float64)
-    want = torch.autograd.grad(z, leaves, grad, materialize_grads=True)
-    args = [t.detach().float() for t in (grad, saved, x, W, S, theta)]
-    got = OPS.encode_l0_backward(*on(device, *args), 0.5, kind, 31)
-    assert_close_in_norm(got, want, 1e-5)
-
-
-def test_l0_gradients_of_chunks_and_of_long_rows(engine, device, monkeypatch):
-    for batch, p in ((150, 20), (4, 300)):
-        x, W, S, theta = problem(batch, 6, p, 6, torch.float64)
-        leaves = [t.clone().requires_grad_() for t in (x, W, S, theta, bias_of(p).double())]
-        z, saved = reference.encode_l0(*leaves[:3], leaves[4], leaves[3], 2, 0.5, "helu", True)
-        grad = torch.randn(z.shape, dtype=torch.float64)
-        want = torch.autograd.grad(z, leaves, grad)
-        args = on(device, *(t.detach().float() for t in (grad, saved, x, W, S, theta)))
-        monkeypatch.setattr(dense_sums, "CHUNK_BYTES", 1)
-        assert_close_in_norm(OPS.encode_l0_backward(*args, 0.5, "helu", 31), want, 1e-5)
-
-
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("tied", [True, False])
 def test_gradients_through_the_layers(engine, device, tied, transposed):
@@ -283,26 +117,6 @@ def test_gradients_through_the_layers(engine, device, tied, transposed):
             torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-4)
 
 
-@EVERY
-def test_half_gradients_are_computed_in_float32(engine, device):
-    x, W, S = operands(6, 8, 30, dtype=torch.bfloat16)
-    leaves = [t.float().requires_grad_() for t in (x, W, S, bias_of(30))]
-    values, *code = reference.encode_top_m(*leaves, 5, 2, False, True)
-    grad = integers(6, 5)
-    want = torch.autograd.grad(values, leaves, grad)
-    args = (grad.bfloat16(), None, code[0], code[1].detach(), code[2], x, W, S)
-    for ours, theirs in zip(OPS.encode_top_m_backward(*on(device, *args), 15), want, strict=True):
-        assert torch.equal(ours.cpu(), theirs.bfloat16())
-    theta = torch.tensor(5.0, requires_grad=True)
-    z, saved = reference.encode_l0(*leaves, theta, 2, 0.5, "helu", True)
-    grad = integers(6, 30)
-    want = torch.autograd.grad(z, (*leaves[:3], theta, leaves[3]), grad)
-    args = (grad.bfloat16(), saved.detach(), x, W, S, theta.detach())
-    got = OPS.encode_l0_backward(*on(device, *args), 0.5, "helu", 31)
-    for ours, theirs in zip(got, want, strict=True):
-        assert torch.equal(ours.cpu(), theirs.to(ours.dtype))
-
-
 NAMES = ("threshold_stage", "threshold_stage_saving", "top_m_stage", "encode_l0",
          "encode_l0_saving", "encode_top_m", "encode_top_m_saving", "encode_l0_backward",
          "encode_top_m_backward")  # fmt: skip
@@ -318,7 +132,7 @@ def test_opcheck(engine, device, grad):
                 if isinstance(a, torch.Tensor) else a
                 for a in args
             ]  # fmt: skip
-            opcheck(getattr(OPS, name).default, moved)
+            opcheck(getattr(OPS, name).default, moved, test_utils=CHECKS)
             found += 1
     assert found >= 8
 

@@ -15,7 +15,6 @@ from deepl0_kernels import cli, tune
 from deepl0_kernels.triton import table, tuned
 from deepl0_kernels.triton.tuned import Config
 
-from .conftest import INTERPRETED
 from .recording import recording
 
 NAME = ("Some GPU", "3.8.0")
@@ -84,8 +83,8 @@ def test_results_of_other_devices_versions_and_kernels_are_kept_apart(file, monk
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", '{"format": 0, "configs": {}}', '{"format": 1}', '{"format": 1, "configs": 3}',
-     '{"format": 1, "configs": {"a": [1, 2, 3, 4, 5, 6]}}', '{"format": 1, "configs": {"a": 7}}',
+    ["", "{", "[]", '{"format": 0, "configs": {}}', '{"format": 2}', '{"format": 2, "configs": 3}',
+     '{"format": 2, "configs": {"a": [1, 2, 3, 4, 5]}}', '{"format": 2, "configs": {"a": 7}}',
      "\xff"],
 )  # fmt: skip
 def test_a_malformed_file_is_ignored_with_a_warning_and_replaced(file, content):
@@ -121,7 +120,7 @@ def test_a_write_that_fails_leaves_the_file(file, monkeypatch):
 
 
 def test_every_workload_is_of_a_kernel_in_the_table():
-    assert {tune.split(k)[0] for k in tune.tunable()} == set(tune.WORKLOADS)
+    assert set(tune.WORKLOADS) <= set(table.TABLE)
 
 
 def test_the_place_of_the_file(monkeypatch, tmp_path):
@@ -148,19 +147,14 @@ def test_the_launchers_say_whom_they_serve(monkeypatch):
     assert tuned._served.key is None
 
 
-# Interpreted kernels multiply in float32.
-LAUNCHED = [k for k in tune.tunable() if not INTERPRETED or tune.split(k)[1] in ("", "ieee")]
-
-
-@pytest.mark.parametrize("kernel", LAUNCHED)
+@pytest.mark.parametrize("kernel", tune.tunable())
 def test_workloads_launch_their_kernel(kernel, monkeypatch):
     """On tensors without data: the forced configuration arrives in the launches."""
-    name, mode = tune.split(kernel)
-    dtype = tune._MODES[mode][0] if mode else torch.bfloat16
-    for p in tune.WORKLOADS[name][1] or (128, 512):
+    make, sizes = tune.WORKLOADS[kernel]
+    for p in sizes or (128, 512):
         *_, last = table.choices(kernel, p)
         with recording() as jobs, tuned.force(kernel, last):
-            tune.workload(kernel, 64, p, dtype, "meta")()
+            make(64, p, torch.bfloat16, "meta")()
         assert last in [job.config for job in jobs]
 
 

@@ -30,11 +30,3 @@ def spill_kernel(x_ptr):
     at = tl.arange(0, 65536)
     a = tl.load(x_ptr + at)
     tl.store(x_ptr + at, a * tl.sum(a, axis=0))
-
-
-@triton.jit
-def product_kernel(x_ptr):
-    at = tl.arange(0, 64)[:, None] * 64 + tl.arange(0, 64)[None, :]
-    a = tl.load(x_ptr + at)
-    product = tl.dot(a, tl.trans(a), input_precision="ieee")
-    tl.store(x_ptr + at, product.to(x_ptr.dtype.element_ty))

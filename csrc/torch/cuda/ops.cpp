@@ -74,6 +74,7 @@ STABLE_TORCH_LIBRARY(deepl0_cuda, m) {
     m.def("probe(int device) -> ()");
     m.def("tell_rules(bool tf32, bool atomics) -> ()");
     m.def("force_rules(str way, int elements) -> ()");
+    m.def("read_rows_once(bool on) -> bool");
     m.def("address(str name) -> int");
 }
 
@@ -131,5 +132,6 @@ STABLE_TORCH_LIBRARY_IMPL(deepl0_cuda, CompositeExplicitAutograd, m) {
     m.impl("probe", TORCH_BOX(&ops::probe));
     m.impl("tell_rules", TORCH_BOX(&ops::tell_rules));
     m.impl("force_rules", TORCH_BOX(&ops::force_rules));
+    m.impl("read_rows_once", TORCH_BOX(&ops::read_rows_once));
     m.impl("address", TORCH_BOX(&address));
 }

@@ -77,5 +77,6 @@ void force_rules(std::string way, int64_t elements);
 
 /// Raises the CUDA error that a launch on the device would meet; nothing is launched.
 void probe(int64_t device);
+bool read_rows_once(bool on);
 
 }  // namespace deepl0::torch_ops::on_cuda

@@ -74,6 +74,8 @@ Tensor apply_mask(Tensor u, Tensor mask) {
     return out;
 }
 
+bool read_rows_once(bool on) { return cuda::read_rows_once(on); }
+
 void probe(int64_t device) {
     Call call{int32_t(device)};
     cuda::probe();
