@@ -169,6 +169,9 @@ def section(found: dict[str, Any]) -> str:
     ]
     for method, columns in by_method.items():
         lines.append(f"| {method} | " + " | ".join(_cell(columns[key]) for key in keys) + " |")
+    for method in (f"K = {k}, tuned" for k in BASE.stages):
+        dead = (statistics.mean(row["dead"] for row in by_method[method][key]) for key in keys)
+        lines.append(f"| dead units of {method} | " + " | ".join(f"{n:.0f}" for n in dead) + " |")
     seeds = [str(len(by_method["K = 1"][key])) for key in keys]
     lines += ["| seeds | " + " | ".join(seeds) + " |"]
     lines += ["", "What depth changes in it, at equal m:", ""]
@@ -217,7 +220,9 @@ def _times(times: dict[str, Any], keys: list[tuple[bool, int]]) -> list[str]:
 
 def _cell(rows: list[dict[str, Any]]) -> str:
     seen, l0 = [row["fvu"] for row in rows], statistics.mean(row["l0"] for row in rows)
-    text = f"{statistics.mean(seen):.4f} ({(max(seen) - min(seen)) / 2:.4f})"
+    text = f"{statistics.mean(seen):.4f}"
+    if len(seen) > 1:
+        text += f" ({(max(seen) - min(seen)) / 2:.4f})"
     return text if l0 > 0.999 * rows[0]["m"] else f"{text} at L0 = {l0:.1f}"
 
 
