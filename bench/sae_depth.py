@@ -31,6 +31,7 @@ from deepl0_kernels.sae.activations import Activations
 ROOT = Path(__file__).parents[1]
 RECORD = Path(__file__).parent / "records" / "sae-depth.json"
 PAGE, FIGURE = ROOT / "docs" / "sae.md", ROOT / "docs" / "figures" / "sae-depth.svg"
+README = ROOT / "README.md"
 RUNS = ROOT / "build" / "sae-depth"
 
 BASE = study.Settings(p=4096, m=32, stages=(1, 2, 3, 4), steps=1000, batch=256, lr=2e-3)
@@ -131,6 +132,7 @@ def draw() -> None:
     """The part of docs/sae.md, and its figure."""
     found = record.read_json(RECORD)
     fill(PAGE, {"depth": section(found)})
+    fill(README, {"sae depth": headline(found)})
     write_atomically(FIGURE, figure(found))
 
 
@@ -149,6 +151,22 @@ def cells(found: dict[str, Any]) -> Cells:
                     row
                 )
     return out
+
+
+def headline(found: dict[str, Any]) -> str:
+    """What stages bring at the m of most columns, for the README."""
+    by_method, most = cells(found), max(BASE.stages)
+
+    def left(method: str) -> str:
+        rows = (by_method[method][positive, BASE.m] for positive in (True, False))
+        return " and ".join(f"{statistics.mean(row['fvu'] for row in r):.3f}" for r in rows)
+
+    return (
+        f"On activations of a sentence transformer {most} stages of {BASE.p} units, {BASE.m} "
+        f"entries a code, leave {left(f'K = {most}, tuned')} of the variance (nonnegative and "
+        f"signed codes), one stage that was given more flops {left(AT_ONCE)} "
+        "([docs/sae.md](docs/sae.md#depth-on-real-activations)).\n"
+    )
 
 
 def section(found: dict[str, Any]) -> str:
