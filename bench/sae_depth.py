@@ -1,5 +1,6 @@
 """What stages do to autoencoders of real activations: ``python -m bench.sae_depth`` trains all
-that is not on record yet, and draws docs/sae.md from the record; ``--draw`` draws alone.
+that is not on record yet, ``--times`` takes the times of coding (one thread, an idle machine), and
+both draw docs/sae.md from the record; ``--draw`` draws alone.
 
 Activations are those of ``minilm_activations.npz`` in ``DEEPL0_DATA``. A run that was interrupted
 goes on; every finished training is on record at once.
@@ -10,13 +11,16 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from deepl0_kernels import sae
 from deepl0_kernels._files import fill, write_atomically
 from deepl0_kernels._report import record
 from deepl0_kernels._report.drawing import PALETTE, save, sheet, tidy
@@ -27,57 +31,108 @@ from deepl0_kernels.sae.activations import Activations
 ROOT = Path(__file__).parents[1]
 RECORD = Path(__file__).parent / "records" / "sae-depth.json"
 PAGE, FIGURE = ROOT / "docs" / "sae.md", ROOT / "docs" / "figures" / "sae-depth.svg"
+README = ROOT / "README.md"
 RUNS = ROOT / "build" / "sae-depth"
 
-BASE = study.Settings(p=1536, m=32, stages=(1, 2, 3), steps=1000, batch=256, lr=2e-3, pursuits=True)
-# A step of three stages took 2.1 times as long as one of one: one stage, given the time of three.
-LONG = replace(BASE, stages=(1,), steps=3200, pursuits=False)
-HELD_OUT = 4096
+BASE = study.Settings(p=4096, m=32, stages=(1, 2, 3, 4), steps=1000, batch=256, lr=2e-3)
+# One stage, given more than the flops of four: their products with W are four times its own.
+LONG = replace(BASE, stages=(1,), steps=BASE.steps * 5)
+AT_ONCE = f"K = 1, {LONG.steps} steps at once"
+HELD_OUT, TIMED = 4096, 1024
 WHERE = "residual-stream vectors after layer 3 of all-MiniLM-L6-v2; see the data's README"
 WORDS = {True: "positive (TopK)", False: "signed (AbsTopK)"}
 SHOWN = ("time", "machine", "threads", "torch", "deepl0_kernels", "commit")
 
 
 def plan() -> Iterator[study.Settings]:
-    """All trainings; the first ones say most."""
-    for base in (BASE, LONG):
-        for m in (32, 16):
-            for seed in (0, 1):
+    """All trainings; the first ones say most, and with each four a column is whole."""
+    for seed in (0, 1, 2):
+        for m in (32, 16, 64):
+            for base in (BASE, LONG):
                 for positive in (True, False):
                     yield replace(base, m=m, seed=seed, positive=positive)
 
 
 def main(arguments: list[str]) -> None:
-    if unknown := set(arguments) - {"--draw"}:
-        raise SystemExit(f"an option must be --draw, got {sorted(unknown)}")
-    if "--draw" not in arguments:
+    if unknown := set(arguments) - {"--draw", "--times"}:
+        raise SystemExit(f"an option must be --draw or --times, got {sorted(unknown)}")
+    torch.set_num_threads(1)
+    if "--times" in arguments:
+        take_times()
+    elif "--draw" not in arguments:
         measure()
     draw()
 
 
-def measure() -> None:
-    torch.set_num_threads(1)
+def data() -> tuple[Activations, Activations]:
+    """What to train on, and what is held out."""
     path = folder_of(None, "minilm_activations.npz", WHERE) / "minilm_activations.npz"
-    train = Activations.open(path, "train")
     test = Activations.open(path, "test").part(slice(0, HELD_OUT))
+    return Activations.open(path, "train"), test
+
+
+def folder(settings: study.Settings) -> Path:
+    name = f"p{settings.p}-m{settings.m}-{'positive' if settings.positive else 'signed'}"
+    return RUNS / f"{name}-{settings.seed}{'-long' if settings.stages == LONG.stages else ''}"
+
+
+def measure() -> None:
+    train, test = data()
     for settings in plan():
-        runs = record.read_json(RECORD)["runs"] if RECORD.exists() else []
+        found = record.read_json(RECORD) if RECORD.exists() else {"data": WHERE, "runs": []}
         chosen = json.loads(json.dumps(asdict(settings)))
-        if any(chosen.items() <= run["settings"].items() for run in runs):
+        if any(chosen.items() <= run["settings"].items() for run in found["runs"]):
             continue
-        name = f"m{settings.m}-{'positive' if settings.positive else 'signed'}-{settings.seed}"
-        name += "-long" if settings.stages == LONG.stages else ""
-        found = study.train(train, settings, RUNS / name, held_out=test, progress=True)
-        rows = [{k: v for k, v in row.items() if k != "firing"} for row in found["evaluations"]]
-        environment = {key: found["environment"][key] for key in SHOWN}
-        run = {"settings": found["settings"], "environment": environment, "evaluations": rows}
-        record.write_json(RECORD, {"data": WHERE, "runs": [*runs, run]})
+        done = study.train(train, settings, folder(settings), held_out=test, progress=True)
+        rows = done["evaluations"]
+        if settings.stages == BASE.stages:  # over the atoms of one stage, trained as long
+            first = sae.load(folder(settings) / "stages-1.safetensors").eval()
+            rows += study.pursued(first, [settings.m], test, True)
+        rows = [{k: v for k, v in row.items() if k != "firing"} for row in rows]
+        environment = {key: done["environment"][key] for key in SHOWN}
+        run = {"settings": done["settings"], "environment": environment, "evaluations": rows}
+        record.write_json(RECORD, found | {"runs": [*found["runs"], run]})
+
+
+def take_times() -> None:
+    """Of the models of seed 0 that :func:`measure` has left, method by method in turns."""
+    x = next(data()[1].batches(TIMED)).float()
+    rows = []
+    for settings in plan():
+        if settings.seed or settings.stages == LONG.stages or not folder(settings).exists():
+            continue
+        coders = _coders(settings)
+        taken: dict[str, list[float]] = {method: [] for method in coders}
+        for _ in range(4):  # the first one counts for nothing
+            for method, coder in coders.items():
+                clock = time.perf_counter()
+                coder(x)
+                taken[method].append((time.perf_counter() - clock) / len(x) * 1e6)
+        told = {key: getattr(settings, key) for key in ("p", "m", "positive")}
+        rows += [
+            told | {"method": method, "us": statistics.median(seen[1:])}
+            for method, seen in taken.items()
+        ]
+    environment = {key: record.environment()[key] for key in SHOWN}
+    times = {"environment": environment, "vectors": TIMED, "rows": rows}
+    record.write_json(RECORD, record.read_json(RECORD) | {"times": times})
+
+
+def _coders(settings: study.Settings) -> dict[str, Callable[[Tensor], Any]]:
+    models = {
+        k: sae.load(folder(settings) / f"stages-{k}.safetensors").eval() for k in settings.stages
+    }
+    coders: dict[str, Callable[[Tensor], Any]] = {
+        f"K = {k}, tuned": torch.no_grad()(model.encode) for k, model in models.items()
+    }
+    return coders | {what: make(models[1], settings.m) for what, make in study.CODERS.items()}
 
 
 def draw() -> None:
     """The part of docs/sae.md, and its figure."""
     found = record.read_json(RECORD)
     fill(PAGE, {"depth": section(found)})
+    fill(README, {"sae depth": headline(found)})
     write_atomically(FIGURE, figure(found))
 
 
@@ -92,9 +147,26 @@ def cells(found: dict[str, Any]) -> Cells:
         alone = run["settings"]["stages"] == list(LONG.stages)
         for row in run["evaluations"]:
             if row["trained_m"]:
-                method = f"K = 1, {LONG.steps} steps at once" if alone else row["method"]
-                out.setdefault(method, {}).setdefault(key, []).append(row)
+                out.setdefault(AT_ONCE if alone else row["method"], {}).setdefault(key, []).append(
+                    row
+                )
     return out
+
+
+def headline(found: dict[str, Any]) -> str:
+    """What stages bring at the m of most columns, for the README."""
+    by_method, most = cells(found), max(BASE.stages)
+
+    def left(method: str) -> str:
+        rows = (by_method[method][positive, BASE.m] for positive in (True, False))
+        return " and ".join(f"{statistics.mean(row['fvu'] for row in r):.3f}" for r in rows)
+
+    return (
+        f"On activations of a sentence transformer {most} stages of {BASE.p} units, {BASE.m} "
+        f"entries a code, leave {left(f'K = {most}, tuned')} of the variance (nonnegative and "
+        f"signed codes), one stage that was given more flops {left(AT_ONCE)} "
+        "([docs/sae.md](docs/sae.md#depth-on-real-activations)).\n"
+    )
 
 
 def section(found: dict[str, Any]) -> str:
@@ -102,46 +174,73 @@ def section(found: dict[str, Any]) -> str:
     first = found["runs"][0]["settings"]
     by_method = cells(found)
     keys = sorted(next(iter(by_method.values())), key=lambda key: (not key[0], key[1]))
-    seeds = sorted({run["settings"]["seed"] for run in found["runs"]})
     (rows, n), held_out = first["activations"]["shape"], first["held_out"]["shape"][0]
     lines = [
         f"Fraction of variance unexplained on {held_out} held-out vectors, mean over the seeds "
-        f"{', '.join(map(str, seeds))} and in brackets half of their range: n = {n}, "
+        f"and in brackets half of their range: n = {n}, "
         f"p = {first['p']}, {rows} vectors, {first['steps']} steps of {first['batch']} vectors at "
-        f"lr = {first['lr']:g}, and as many again for every tuning, K = 1 too. A step of three "
-        f"stages takes a little over twice as long as one of one: {LONG.steps} steps of one stage "
-        "are at least the time of K = 3.",
+        f"lr = {first['lr']:g}, and as many again for every tuning, K = 1 too. K = 4 multiplies "
+        f"by W four times in a step: {LONG.steps} steps of one stage are more than its flops.",
         "",
         "| code | " + " | ".join(f"{WORDS[positive]}, m = {m}" for positive, m in keys) + " |",
         "|---" * (len(keys) + 1) + "|",
     ]
     for method, columns in by_method.items():
         lines.append(f"| {method} | " + " | ".join(_cell(columns[key]) for key in keys) + " |")
+    for method in (f"K = {k}, tuned" for k in BASE.stages):
+        dead = (statistics.mean(row["dead"] for row in by_method[method][key]) for key in keys)
+        lines.append(f"| dead units of {method} | " + " | ".join(f"{n:.0f}" for n in dead) + " |")
+    seeds = [str(len(by_method["K = 1"][key])) for key in keys]
+    lines += ["| seeds | " + " | ".join(seeds) + " |"]
     lines += ["", "What depth changes in it, at equal m:", ""]
-    pairs = [("K = 2, untuned", "K = 1"), ("K = 3, untuned", "K = 1"),
-             ("K = 2, tuned", "K = 1, tuned"), ("K = 3, tuned", "K = 1, tuned"),
-             ("K = 3, tuned", f"K = 1, {LONG.steps} steps at once")]  # fmt: skip
+    tuned = [f"K = {k}, tuned" for k in BASE.stages]
+    pairs = [("K = 2, untuned", "K = 1"), *((method, tuned[0]) for method in tuned[1:]),
+             (tuned[-1], AT_ONCE)]  # fmt: skip
     for method, against in pairs:
         changes = [_change(by_method, method, against, key) for key in keys]
         lines.append(f"* {method}, against {against}: {'; '.join(changes)}")
-    machines = sorted({_machine(run) for run in found["runs"]})
     lines += [
         "",
         "L0 is m where no other is given. The pursuits code over the atoms of K = 1, tuned: "
         "matching pursuit as SAELens ends it (`max_iterations=m`; a step that chooses an atom "
         "again ends it; of signed entries the largest by magnitude), the same until it has m "
-        "atoms, and `deepl0_kernels.solvers.omp`.",
+        "atoms, 100 iterations of `deepl0_kernels.solvers.iht_m` with normalised steps (NIHT), and "
+        "`deepl0_kernels.solvers.omp`.",
         "",
-        "![FVU against L0](figures/sae-depth.svg)",
+    ]
+    if "times" in found:
+        lines += [*_times(found["times"], keys), ""]
+    machines = sorted({_machine(run["environment"]) for run in found["runs"]})
+    lines += [
+        "![FVU against L0, and against the time of a vector](figures/sae-depth.svg)",
         "",
         *(f"Record: `bench/records/sae-depth.json`; {machine}." for machine in machines),
     ]
     return "\n".join(lines) + "\n"
 
 
+def _times(times: dict[str, Any], keys: list[tuple[bool, int]]) -> list[str]:
+    """A table of microseconds a vector."""
+    by = {(row["method"], (row["positive"], row["m"])): row["us"] for row in times["rows"]}
+    keys = [key for key in keys if any(key == of for _, of in by)]
+    lines = [
+        f"Microseconds to code a vector, {times['vectors']} of them at once, the median of three "
+        f"({_machine(times['environment'])}):",
+        "",
+        "| code | " + " | ".join(f"{WORDS[positive]}, m = {m}" for positive, m in keys) + " |",
+        "|---" * (len(keys) + 1) + "|",
+    ]
+    for method in dict.fromkeys(method for method, _ in by):
+        cells = (f"{by[method, key]:.3g}" for key in keys)
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def _cell(rows: list[dict[str, Any]]) -> str:
     seen, l0 = [row["fvu"] for row in rows], statistics.mean(row["l0"] for row in rows)
-    text = f"{statistics.mean(seen):.4f} ({(max(seen) - min(seen)) / 2:.4f})"
+    text = f"{statistics.mean(seen):.4f}"
+    if len(seen) > 1:
+        text += f" ({(max(seen) - min(seen)) / 2:.4f})"
     return text if l0 > 0.999 * rows[0]["m"] else f"{text} at L0 = {l0:.1f}"
 
 
@@ -154,8 +253,7 @@ def _change(by_method: Cells, method: str, against: str, key: tuple[bool, int]) 
     return f"{100 * (new / old - 1):+.1f} % ({WORDS[positive].split()[0]}, m = {m})"
 
 
-def _machine(run: dict[str, Any]) -> str:
-    e = run["environment"]
+def _machine(e: dict[str, Any]) -> str:
     return (
         f"{e['machine']}, {e['threads']} thread, torch {e['torch']}, "
         f"deepl0_kernels {e['deepl0_kernels']}"
@@ -163,11 +261,13 @@ def _machine(run: dict[str, Any]) -> str:
 
 
 def figure(found: dict[str, Any]) -> bytes:
-    """FVU against L0: a line each method through the means at the m of the trainings, a point each
-    seed."""
+    """Above FVU against L0, a line each method through the means at the m of the trainings, a point
+    each seed; below against the time of a vector at the m of most columns, the frontier."""
     by_method = cells(found)
-    drawn, panels = sheet(1, 2, (4.6, 4.2), sharey=True)
-    for axes, positive in zip(panels, (True, False), strict=True):
+    timed = "times" in found
+    drawn, panels = sheet(1 + timed, 2, (4.6, 3.9), sharey=True)
+    above, below = panels[:2], panels[2:]
+    for axes, positive in zip(above, (True, False), strict=True):
         for method, columns in by_method.items():
             color, style = _look(method)
             by_m = [rows for key, rows in sorted(columns.items()) if key[0] == positive]
@@ -181,14 +281,27 @@ def figure(found: dict[str, Any]) -> bytes:
         axes.set(xscale="log", yscale="log", xlabel="L0", title=WORDS[positive])
         ticks = sorted({m for columns in by_method.values() for _, m in columns})
         axes.set_xticks(ticks, [str(m) for m in ticks])
-        axes.minorticks_off()
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.set_yticks([0.1, 0.15, 0.2, 0.25, 0.3])
-        tidy(axes)
-    panels[0].set_ylabel("held-out FVU")
-    handles, labels = panels[0].get_legend_handles_labels()
+        _finish(axes)
+    for axes, positive in zip(below, (True, False), strict=False):
+        for row in found["times"]["rows"]:
+            if row["positive"] == positive and row["m"] == BASE.m:
+                rows = by_method[row["method"]][positive, row["m"]]
+                fvu = statistics.mean(r["fvu"] for r in rows)
+                axes.plot(row["us"], fvu, "o", color=_look(row["method"])[0])
+        axes.set(xscale="log", yscale="log", xlabel=f"microseconds a vector, m = {BASE.m}")
+        _finish(axes)
+    for axes in panels[::2]:
+        axes.set_ylabel("held-out FVU")
+    handles, labels = above[0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return save(drawn, "sae-depth", kinds=("svg",))["sae-depth.svg"]
+
+
+def _finish(axes: Any) -> None:
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_yticks([0.05, 0.1, 0.15, 0.2, 0.25, 0.3])
+    tidy(axes)
 
 
 def _look(method: str) -> tuple[str, str]:
@@ -196,7 +309,8 @@ def _look(method: str) -> tuple[str, str]:
     if method.startswith("K = "):
         style = "-" if method.endswith(", tuned") else "-." if "at once" in method else "--"
         return PALETTE[int(method[4]) - 1], style
-    return {"matching pursuit": PALETTE[4], "OMP": PALETTE[6]}.get(method, PALETTE[3]), ":"
+    colors = {"matching pursuit": PALETTE[4], "NIHT": PALETTE[5], "OMP": PALETTE[6]}
+    return colors.get(method, "#888888"), ":"
 
 
 if __name__ == "__main__":

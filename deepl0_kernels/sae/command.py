@@ -179,7 +179,7 @@ def train(
     ] = None,
     held_out: HeldOut = None,
     pursuits: Annotated[
-        bool, typer.Option(help="Compare matching pursuit and OMP over the same atoms.")
+        bool, typer.Option(help="Compare matching pursuit, NIHT and OMP over the same atoms.")
     ] = False,
     every: Annotated[int, typer.Option(metavar="N", help="Batches between checkpoints.")] = 500,
     units: Annotated[

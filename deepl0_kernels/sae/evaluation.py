@@ -13,7 +13,7 @@ from torch import Tensor
 from .._isolation import isolated
 from .._optional import progress_bar
 from ..ops import SparseCode, checks
-from ..solvers import omp
+from ..solvers import iht_m, omp
 from .activations import Activations
 from .model import SparseAutoencoder
 
@@ -209,6 +209,34 @@ def orthogonal_pursuit(model: SparseAutoencoder, m: int) -> Callable[[Tensor], S
 
     def code(x: Tensor) -> SparseCode:
         found = omp(x - model.b_dec, D, m, positive=model.positive).code
+        assert isinstance(found, SparseCode)
+        return found
+
+    return code
+
+
+def normalised_iht(
+    model: SparseAutoencoder, m: int, *, max_iter: int = 100
+) -> Callable[[Tensor], SparseCode]:
+    """:func:`deepl0_kernels.solvers.iht_m` with ``step="normalized"`` (NIHT, Blumensath and Davies
+    2010) over the atoms of an autoencoder, see :func:`pursuit`.
+
+    Args:
+        model: as there. m: 1 <= m <= p, entries of a code.
+        max_iter: > 0, iterations at most, of O(p n) a vector each.
+
+    Raises:
+        TypeError, ValueError: m is no such number, or the model normalises what it encodes.
+    """
+    m = checks.integer("m", m, 1, model.code_size, "code_size")
+    _plain(model)
+    D = model.D.detach()
+
+    def code(x: Tensor) -> SparseCode:
+        found = iht_m(
+            x - model.b_dec, D, m, step="normalized", max_iter=max_iter, history=False,
+            positive=model.positive,
+        ).code  # fmt: skip
         assert isinstance(found, SparseCode)
         return found
 

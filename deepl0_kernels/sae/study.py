@@ -26,7 +26,7 @@ from .._report import record
 from ..distributed import Ranks, gather_units, shard_units
 from ..ops import SparseCode, checks
 from .activations import Activations
-from .evaluation import Evaluation, evaluate, orthogonal_pursuit, pursuit
+from .evaluation import Evaluation, evaluate, normalised_iht, orthogonal_pursuit, pursuit
 from .files import save
 from .model import SparseAutoencoder
 from .training import HISTORY, fit, same_settings, weights_digest
@@ -36,6 +36,13 @@ BASE = "base"
 # Held-out vectors when none are given: a tenth of the others, at most so many, from their end.
 _HELD_OUT = 16_384
 _COMMAND = "deepl0 sae train"
+# What codes over the atoms in place of an encoder: coder(model, m)(x).
+CODERS: dict[str, Callable[..., Callable[[Tensor], SparseCode]]] = {
+    "matching pursuit, SAELens": pursuit,
+    "matching pursuit": partial(pursuit, full=True),
+    "NIHT": normalised_iht,
+    "OMP": orthogonal_pursuit,
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Settings:
         batch: > 0. lr: > 0. seed: >= 0; of the first weights and the shuffles.
         aux_coefficient: >= 0, weight of the loss of dead units.
         dead_after: > 0, vectors without firing after which a unit is dead; None: as in :func:`fit`.
-        pursuits: code also by matching pursuit and OMP over the first one's atoms.
+        pursuits: code also by the solvers of ``CODERS`` over the atoms of one stage.
 
     Raises:
         TypeError, ValueError: one of another kind or out of range, named with its value.
@@ -205,7 +212,9 @@ def train(
         models[name] = trained(name, model, steps, settings.seed + 1)
         rows += _evaluated(f"K = {stages}, tuned", stages, model, held_out, progress)
     if settings.pursuits:  # over the atoms of one stage that were trained longest
-        rows += _pursued(models.get("stages-1", models[BASE]), held_out, progress)
+        first = models.get("stages-1", models[BASE])
+        most = min(first.in_features, first.code_size)
+        rows += pursued(first, sizes(settings.m, most), held_out, progress)
     results = {
         "settings": identity,
         "environment": record.environment(),
@@ -302,17 +311,13 @@ def _evaluated(
     return rows
 
 
-def _pursued(
-    model: SparseAutoencoder, held_out: Activations, progress: bool
+def pursued(
+    model: SparseAutoencoder, sizes: Sequence[int], held_out: Activations, progress: bool
 ) -> list[dict[str, Any]]:
+    """Evaluations of the solvers over the atoms of the model, each with every m of ``sizes``."""
     rows = []
-    coders: dict[str, Callable[..., Callable[[Tensor], SparseCode]]] = {
-        "matching pursuit, SAELens": pursuit,
-        "matching pursuit": partial(pursuit, full=True),
-        "OMP": orthogonal_pursuit,
-    }
-    for what, coder in coders.items():
-        for m in sizes(model.m[0], min(model.in_features, model.code_size)):
+    for what, coder in CODERS.items():
+        for m in sizes:
             found = evaluate(model, held_out, coder=coder(model, m), progress=progress)
             rows.append(_row(what, 0, m, m == model.m[0], found))
     return rows

@@ -98,7 +98,7 @@ def test_what_a_training_writes(run):
     at_m = {row["method"]: row for row in results["evaluations"] if row["trained_m"]}
     assert list(at_m) == [
         "K = 1", "K = 1, tuned", "K = 2, untuned", "K = 2, tuned", "K = 3, untuned",
-        "K = 3, tuned", "matching pursuit, SAELens", "matching pursuit", "OMP",
+        "K = 3, tuned", "matching pursuit, SAELens", "matching pursuit", "NIHT", "OMP",
     ]  # fmt: skip
     assert at_m["K = 1, tuned"]["fvu"] < at_m["K = 1"]["fvu"]
     assert {row["m"] for row in results["evaluations"]} == {1, 2, 4, 8}

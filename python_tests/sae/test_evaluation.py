@@ -10,7 +10,7 @@ import torch
 
 import deepl0_kernels as dk
 from deepl0_kernels.sae import Activations, SparseAutoencoder, evaluate, fvu, l0
-from deepl0_kernels.sae.evaluation import orthogonal_pursuit, pursuit
+from deepl0_kernels.sae.evaluation import normalised_iht, orthogonal_pursuit, pursuit
 from python_tests.sae.samples import K, N, P, numbers
 
 X = 5.0 + numbers(300, N, seed=9)  # far from 0: squares less the squared mean would cancel
@@ -180,10 +180,25 @@ def test_orthogonal_pursuit_leaves_less_than_matching_pursuit(positive):
     assert errors[0] < errors[1]
 
 
+@pytest.mark.parametrize("positive", [True, False])
+def test_normalised_iht_is_the_solver_over_the_atoms(positive):
+    model, x = unit_atoms(positive), X[:20]
+    code = normalised_iht(model, 4, max_iter=7)(x)
+    want = dk.solvers.iht_m(
+        x - model.b_dec, model.D, 4, step="normalized", max_iter=7, positive=positive
+    )
+    assert torch.equal(code.to_dense(), want.code.to_dense())
+    errors = [
+        evaluate(model, Activations(X), coder=normalised_iht(model, 4, max_iter=n)).fvu
+        for n in (1, 50)
+    ]
+    assert errors[1] < errors[0]
+
+
 def test_pursuits_that_would_be_of_something_else():
     with pytest.raises(ValueError, match="the atoms must be of norm 1, got"):
         pursuit(autoencoder(), 3)
-    for coder in (pursuit, orthogonal_pursuit):
+    for coder in (pursuit, orthogonal_pursuit, normalised_iht):
         with pytest.raises(ValueError, match="normalize='layer_norm'"):
             coder(autoencoder(normalize="layer_norm"), 3)
         with pytest.raises(ValueError, match="m must be >= 1"):
