@@ -307,6 +307,9 @@ def verdict(recipe: dict) -> str:
     finite &= all(t.isfinite().all() for t in want if t.is_floating_point())
     plain = op in MOVE_VALUES or (finite and largest <= 64)
     plain &= op not in ITERATE or bool(recipe.get("valid"))
+    # What is decided on sums of spoilt numbers is decided by rounding where these nearly tie.
+    if ("stage" in op or "encode" in op) and not op.endswith("backward"):
+        plain &= all(is_coarse(a) for a, _ in tensors if a.is_floating_point())
     for i, (a, b) in enumerate(zip(got, want, strict=True)):
         if b.numel() == 0 and a.numel() == 0 and op.endswith("backward"):
             continue
@@ -327,6 +330,11 @@ def rounded_by_fista(x: Tensor, D: Tensor, start: Tensor | None, lam: float, ste
     return float(
         max((t.abs().max() for t in (terms, start) if t is not None and t.numel()), default=0.0)
     )
+
+
+def is_coarse(t: Tensor) -> bool:
+    """Whether sums of products of such numbers are exact: multiples of 1 / 64."""
+    return bool((t.double() * 64 == (t.double() * 64).round()).all())
 
 
 def same(a: Tensor, b: Tensor, tolerance: float, scale: float = 0.0) -> bool:

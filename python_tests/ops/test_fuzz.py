@@ -298,6 +298,20 @@ def test_codes_of_fista_have_the_rounding_of_what_was_subtracted(caller):
     run(caller, {"op": "fista", "args": args, "valid": True})
 
 
+def test_thresholds_of_sums_that_round_are_not_compared(caller):
+    """Five times 0.56 with signs that cancel, and a bias of 1 at a threshold of 1."""
+    x = {"shape": [1, 5], "dtype": "float32", "style": "few_special", "high": 0,
+         "layout": "expanded_last", "seed": 551}  # fmt: skip
+    others = ([64, 5], 552), ([64, 64], 550), ([64], 553)
+    W, S, bias = (
+        x | {"shape": shape, "style": "integers", "layout": "contiguous", "seed": seed}
+        for shape, seed in others
+    )
+    theta = bias | {"style": "theta", "seed": 554}
+    args = [x, W, S, bias, theta, 1, 0.0, "hard"]
+    run(caller, {"op": "encode_l0_saving", "args": args, "valid": False})
+
+
 @pytest.mark.parametrize("op", fuzzing.ORACLES)
 def test_careless_calls(caller, op):
     @FUZZ
