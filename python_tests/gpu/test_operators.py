@@ -8,6 +8,7 @@ from torch import Tensor
 
 import deepl0_kernels as dk
 from deepl0_kernels.cuda import library
+from deepl0_kernels.ops.registration import installed_floors
 from python_tests.cuda.test_encode import check as check_stages
 from python_tests.oracle import STYLES, hostile, same_bits, same_values
 from python_tests.triton.test_top_m import check, expect
@@ -15,6 +16,7 @@ from python_tests.triton.test_top_m import check, expect
 HALF = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, *HALF)
 GPU = torch.device("cuda")
+FLOORS = installed_floors()
 
 
 @pytest.mark.parametrize("p", [1, 31, 33, 128, 511, 512, 1000, 1025, 4096, 8191, 26880, 26881,
@@ -29,10 +31,10 @@ def test_selection_bit_for_bit(floor, dtype, p):
 
 @pytest.mark.parametrize("p", [1025, 2303, 4096, 8191, 26881, 131072, 300000])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("floor", ["cuda"], indirect=True)
+@pytest.mark.skipif("cuda" not in FLOORS, reason="built without CUDA kernels (nvcc was missing)")
 def test_rows_that_are_read_once_bit_for_bit(floor, dtype, p):
     """Of few rows and of many; in random order, and in one that raises the bar at every step."""
-    if floor != "cuda":
-        pytest.skip("a way of the CUDA kernels")
     with library.rows_read_once():
         for m in (1, 30, p // 40):
             for rows in (1, 9, 300 if p < 30000 else 70):
