@@ -78,48 +78,102 @@ DEEPL0_INLINE void coefficients(T v, T theta, const Ramp<T>& ramp, T& c, T& e) {
     }
 }
 
+// The arithmetic, in the compute type. Half types come here by tiles of a row, so that no loop is
+// compiled for every pair of a form and a type.
+
+template <typename T>
+using Forward = void (*)(const T* x, int64_t x_stride, const T* theta, Ramp<T> ramp, T* y,
+                         int64_t y_stride, int64_t rows, int64_t n);
+
+/// y = h(x) of rows of n elements.
+template <Form F, bool Positive, bool PerEntry, typename T>
+void forward(const T* x, int64_t x_stride, const T* theta, Ramp<T> ramp, T* y, int64_t y_stride,
+             int64_t rows, int64_t n) {
+    const T theta0 = theta[0];
+    for (int64_t r = 0; r < rows; ++r, x += x_stride, y += y_stride) {
+        // x and y are one array in place, otherwise apart: no element depends on another.
+#pragma GCC ivdep
+        for (int64_t i = 0; i < n; ++i)
+            y[i] = shrink<F, Positive>(x[i], PerEntry ? theta[i] : theta0, ramp);
+    }
+}
+
+template <typename T>
+using Backward = void (*)(const T* g, int64_t g_stride, const T* x, int64_t x_stride,
+                          const T* theta, Ramp<T> ramp, T* y, int64_t y_stride, T* sum,
+                          int64_t rows, int64_t n);
+
+/// y = c(x) g of rows of n elements, and sum += e(x) g.
+template <Form C, Form E, bool Positive, bool PerEntry, typename T>
+void backward(const T* g, int64_t g_stride, const T* x, int64_t x_stride, const T* theta,
+              Ramp<T> ramp, T* y, int64_t y_stride, T* sum, int64_t rows, int64_t n) {
+    const T theta0 = theta[0];
+    for (int64_t r = 0; r < rows; ++r, g += g_stride, x += x_stride, y += y_stride) {
+#pragma GCC ivdep
+        for (int64_t i = 0; i < n; ++i) {
+            T c, e;
+            coefficients<C, E, Positive>(x[i], PerEntry ? theta[i] : theta0, ramp, c, e);
+            const T gi = g[i];
+            y[i] = c * gi;
+            sum[i] += e * gi;
+        }
+    }
+}
+
+/// By positive, then whether theta is per entry.
+template <Form F, typename T>
+constexpr Forward<T> forward_of(bool positive, bool per_entry) {
+    constexpr Forward<T> table[2][2] = {{forward<F, false, false, T>, forward<F, false, true, T>},
+                                        {forward<F, true, false, T>, forward<F, true, true, T>}};
+    return table[positive][per_entry];
+}
+
+template <typename T>
+Forward<T> forward_of(Threshold h, bool per_entry, double sigma) {
+    const auto of = h.kind == ThresholdKind::soft                ? forward_of<Form::soft, T>
+                    : h.kind == ThresholdKind::helu && sigma > 0 ? forward_of<Form::helu, T>
+                                                                 : forward_of<Form::hard, T>;
+    return of(h.positive, per_entry);
+}
+
+template <Form C, Form E, typename T>
+constexpr Backward<T> backward_of(bool positive, bool per_entry) {
+    constexpr Backward<T> table[2][2] = {
+        {backward<C, E, false, false, T>, backward<C, E, false, true, T>},
+        {backward<C, E, true, false, T>, backward<C, E, true, true, T>}};
+    return table[positive][per_entry];
+}
+
+template <typename T>
+Backward<T> backward_of(Threshold h, bool per_entry, double sigma) {
+    constexpr Form hard = Form::hard, soft = Form::soft, helu = Form::helu;
+    auto of = backward_of<hard, hard, T>;
+    if (h.kind == ThresholdKind::soft)
+        of = backward_of<soft, soft, T>;
+    else if (sigma > 0 && (h.kind == ThresholdKind::helu || h.kind == ThresholdKind::ste))
+        of = backward_of<helu, helu, T>;
+    else if (sigma > 0 && h.kind == ThresholdKind::ste_theta)
+        of = backward_of<hard, helu, T>;
+    return of(h.positive, per_entry);
+}
+
+// What is stored.
+
 constexpr int64_t kTile = 256;
 
-/// A tile of up to kTile elements in the compute type: the storage itself, or a converted copy.
 template <typename S>
-struct TileIn {
-    float buffer[kTile];
-    const float* open(const S* p, int64_t n) {
-        int64_t i = 0;
-        for (; i + kLanes <= n; i += kLanes) store(buffer + i, load(p + i));
-        if (i < n) store_first(buffer + i, load_first(p + i, int(n - i)), int(n - i));
-        return buffer;
-    }
-};
-template <>
-struct TileIn<float> {
-    const float* open(const float* p, int64_t) { return p; }
-};
-template <>
-struct TileIn<double> {
-    const double* open(const double* p, int64_t) { return p; }
-};
+void widen(const S* p, int64_t n, float* to) {
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) store(to + i, load(p + i));
+    if (i < n) store_first(to + i, load_first(p + i, int(n - i)), int(n - i));
+}
 
 template <typename S>
-struct TileOut {
-    float buffer[kTile];
-    float* open(S*) { return buffer; }
-    void close(S* p, int64_t n) {
-        int64_t i = 0;
-        for (; i + kLanes <= n; i += kLanes) store(p + i, load(buffer + i));
-        if (i < n) store_first(p + i, load_first(buffer + i, int(n - i)), int(n - i));
-    }
-};
-template <>
-struct TileOut<float> {
-    float* open(float* p) { return p; }
-    void close(float*, int64_t) {}
-};
-template <>
-struct TileOut<double> {
-    double* open(double* p) { return p; }
-    void close(double*, int64_t) {}
-};
+void narrow(const float* from, int64_t n, S* p) {
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) store(p + i, load(from + i));
+    if (i < n) store_first(p + i, load_first(from + i, int(n - i)), int(n - i));
+}
 
 template <typename S>
 struct ComputeType {
@@ -129,129 +183,86 @@ template <>
 struct ComputeType<double> {
     using type = double;
 };
+template <typename S>
+constexpr bool kHalf = sizeof(S) == 2;
 
-template <Form F, bool Positive, bool PerEntry, typename S>
-void forward_rows(const S* u, int64_t u_stride, const void* theta_data, double sigma, S* out,
-                  int64_t out_stride, int64_t p, int64_t row_begin, int64_t row_end) {
+template <typename S>
+void forward_rows(Threshold h, const void* from, int64_t u_stride, const void* theta_data,
+                  bool per_entry, double sigma, void* to, int64_t out_stride, int64_t p,
+                  int64_t row_begin, int64_t row_end) {
     using T = typename ComputeType<S>::type;
+    const S* u = static_cast<const S*>(from) + row_begin * u_stride;
+    S* out = static_cast<S*>(to) + row_begin * out_stride;
     const T* theta = static_cast<const T*>(theta_data);
     const Ramp<T> ramp(sigma);
-    TileIn<S> in;
-    TileOut<S> result;
-    for (int64_t r = row_begin; r < row_end; ++r) {
-        for (int64_t j = 0; j < p; j += kTile) {
-            const int64_t n = smaller(kTile, p - j);
-            const T* x = in.open(u + r * u_stride + j, n);
-            T* y = result.open(out + r * out_stride + j);
-            const T* t = PerEntry ? theta + j : theta;
-            const T t0 = t[0];
-            // x and y are one array in place, otherwise apart: no element depends on another.
-#pragma GCC ivdep
-            for (int64_t i = 0; i < n; ++i)
-                y[i] = shrink<F, Positive>(x[i], PerEntry ? t[i] : t0, ramp);
-            result.close(out + r * out_stride + j, n);
+    const Forward<T> run = forward_of<T>(h, per_entry, sigma);
+    const int64_t rows = row_end - row_begin;
+    if constexpr (!kHalf<S>) {
+        run(u, u_stride, theta, ramp, out, out_stride, rows, p);
+    } else {
+        float tile[kTile];
+        for (int64_t r = 0; r < rows; ++r, u += u_stride, out += out_stride) {
+            for (int64_t j = 0; j < p; j += kTile) {
+                const int64_t n = smaller(kTile, p - j);
+                widen(u + j, n, tile);
+                run(tile, 0, per_entry ? theta + j : theta, ramp, tile, 0, 1, n);
+                narrow(tile, n, out + j);
+            }
         }
     }
 }
 
-template <Form C, Form E, bool Positive, bool PerEntry, typename S>
-void backward_blocks(const S* grad_out, int64_t grad_out_stride, const S* u, int64_t u_stride,
-                     const void* theta_data, double sigma, S* grad_u, int64_t rows, int64_t p,
-                     int64_t block_begin, int64_t block_end, double* partial) {
+template <typename S>
+void backward_blocks(Threshold h, const void* grad_out, int64_t grad_out_stride, const void* from,
+                     int64_t u_stride, const void* theta_data, bool per_entry, double sigma,
+                     void* to, int64_t rows, int64_t p, int64_t block_begin, int64_t block_end,
+                     double* partial) {
     using T = typename ComputeType<S>::type;
+    const S *u = static_cast<const S*>(from), *grad = static_cast<const S*>(grad_out);
+    S* const grad_u = static_cast<S*>(to);
     const T* theta = static_cast<const T*>(theta_data);
     const Ramp<T> ramp(sigma);
-    TileIn<S> in_u, in_g;
-    TileOut<S> result;
-    T unwanted[kTile];
+    const Backward<T> run = backward_of<T>(h, per_entry, sigma);
     for (int64_t b = block_begin; b < block_end; ++b) {
         const int64_t first_row = b * kThresholdBlockRows;
         const int64_t last_row = smaller(rows, first_row + kThresholdBlockRows);
         double block_sum = 0;
         for (int64_t j = 0; j < p; j += kTile) {
             const int64_t n = smaller(kTile, p - j);
-            const T* t = PerEntry ? theta + j : theta;
-            const T t0 = t[0];
-            T sum[kTile] = {};
-            for (int64_t r = first_row; r < last_row; ++r) {
-                const T* x = in_u.open(u + r * u_stride + j, n);
-                const T* g = in_g.open(grad_out + r * grad_out_stride + j, n);
-                T* y = grad_u ? result.open(grad_u + r * p + j) : unwanted;
-#pragma GCC ivdep
-                for (int64_t i = 0; i < n; ++i) {
-                    T c, e;
-                    coefficients<C, E, Positive>(x[i], PerEntry ? t[i] : t0, ramp, c, e);
-                    const T gi = g[i];
-                    y[i] = c * gi;
-                    sum[i] += e * gi;
+            const T* t = per_entry ? theta + j : theta;
+            T sum[kTile] = {}, y[kTile];
+            if constexpr (!kHalf<S>) {
+                T* const out = grad_u ? grad_u + first_row * p + j : y;
+                run(grad + first_row * grad_out_stride + j, grad_out_stride,
+                    u + first_row * u_stride + j, u_stride, t, ramp, out, grad_u ? p : 0, sum,
+                    last_row - first_row, n);
+            } else {
+                float x[kTile], g[kTile];
+                for (int64_t r = first_row; r < last_row; ++r) {
+                    widen(u + r * u_stride + j, n, x);
+                    widen(grad + r * grad_out_stride + j, n, g);
+                    run(g, 0, x, 0, t, ramp, y, 0, sum, 1, n);
+                    if (grad_u) narrow(y, n, grad_u + r * p + j);
                 }
-                if (grad_u) result.close(grad_u + r * p + j, n);
             }
             if (!partial) continue;
-            if (PerEntry) {
+            if (per_entry) {
                 for (int64_t i = 0; i < n; ++i) partial[b * p + j + i] = double(sum[i]);
             } else {
                 for (int64_t i = 0; i < n; ++i) block_sum += double(sum[i]);
             }
         }
-        if (!PerEntry && partial) partial[b] = block_sum;
+        if (!per_entry && partial) partial[b] = block_sum;
     }
-}
-
-/// By positive, then whether theta is per entry.
-template <Form F, typename S>
-constexpr auto forward_rows_of(bool positive, bool per_entry) {
-    constexpr decltype(&forward_rows<F, true, true, S>) table[2][2] = {
-        {forward_rows<F, false, false, S>, forward_rows<F, false, true, S>},
-        {forward_rows<F, true, false, S>, forward_rows<F, true, true, S>}};
-    return table[positive][per_entry];
-}
-
-template <typename S>
-void forward_any(Threshold h, const void* u, int64_t u_stride, const void* theta, bool per_entry,
-                 double sigma, void* out, int64_t out_stride, int64_t p, int64_t row_begin,
-                 int64_t row_end) {
-    const auto of = h.kind == ThresholdKind::soft                ? forward_rows_of<Form::soft, S>
-                    : h.kind == ThresholdKind::helu && sigma > 0 ? forward_rows_of<Form::helu, S>
-                                                                 : forward_rows_of<Form::hard, S>;
-    of(h.positive, per_entry)(static_cast<const S*>(u), u_stride, theta, sigma,
-                              static_cast<S*>(out), out_stride, p, row_begin, row_end);
-}
-
-template <Form C, Form E, typename S>
-constexpr auto backward_blocks_of(bool positive, bool per_entry) {
-    constexpr decltype(&backward_blocks<C, E, true, true, S>) table[2][2] = {
-        {backward_blocks<C, E, false, false, S>, backward_blocks<C, E, false, true, S>},
-        {backward_blocks<C, E, true, false, S>, backward_blocks<C, E, true, true, S>}};
-    return table[positive][per_entry];
-}
-
-template <typename S>
-void backward_any(Threshold h, const void* grad_out, int64_t grad_out_stride, const void* u,
-                  int64_t u_stride, const void* theta, bool per_entry, double sigma, void* grad_u,
-                  int64_t rows, int64_t p, int64_t block_begin, int64_t block_end,
-                  void* workspace) {
-    constexpr Form hard = Form::hard, soft = Form::soft, helu = Form::helu;
-    auto of = backward_blocks_of<hard, hard, S>;
-    if (h.kind == ThresholdKind::soft)
-        of = backward_blocks_of<soft, soft, S>;
-    else if (sigma > 0 && (h.kind == ThresholdKind::helu || h.kind == ThresholdKind::ste))
-        of = backward_blocks_of<helu, helu, S>;
-    else if (sigma > 0 && h.kind == ThresholdKind::ste_theta)
-        of = backward_blocks_of<hard, helu, S>;
-    of(h.positive, per_entry)(static_cast<const S*>(grad_out), grad_out_stride,
-                              static_cast<const S*>(u), u_stride, theta, sigma,
-                              static_cast<S*>(grad_u), rows, p, block_begin, block_end,
-                              static_cast<double*>(workspace));
 }
 
 void threshold(DType dtype, Threshold kind, const void* u, int64_t u_stride, const void* theta,
                bool theta_per_entry, double sigma, void* out, int64_t out_stride, int64_t p,
                int64_t row_begin, int64_t row_end) {
-    const auto run = dtype == DType::f32   ? forward_any<float>
-                     : dtype == DType::f64 ? forward_any<double>
-                     : dtype == DType::f16 ? forward_any<half>
-                                           : forward_any<bfloat16>;
+    const auto run = dtype == DType::f32   ? forward_rows<float>
+                     : dtype == DType::f64 ? forward_rows<double>
+                     : dtype == DType::f16 ? forward_rows<half>
+                                           : forward_rows<bfloat16>;
     run(kind, u, u_stride, theta, theta_per_entry, sigma, out, out_stride, p, row_begin, row_end);
 }
 
@@ -259,12 +270,12 @@ void threshold_backward(DType dtype, Threshold kind, const void* grad_out, int64
                         const void* u, int64_t u_stride, const void* theta, bool theta_per_entry,
                         double sigma, void* grad_u, int64_t rows, int64_t p, int64_t block_begin,
                         int64_t block_end, void* workspace) {
-    const auto run = dtype == DType::f32   ? backward_any<float>
-                     : dtype == DType::f64 ? backward_any<double>
-                     : dtype == DType::f16 ? backward_any<half>
-                                           : backward_any<bfloat16>;
+    const auto run = dtype == DType::f32   ? backward_blocks<float>
+                     : dtype == DType::f64 ? backward_blocks<double>
+                     : dtype == DType::f16 ? backward_blocks<half>
+                                           : backward_blocks<bfloat16>;
     run(kind, grad_out, grad_out_stride, u, u_stride, theta, theta_per_entry, sigma, grad_u, rows,
-        p, block_begin, block_end, workspace);
+        p, block_begin, block_end, static_cast<double*>(workspace));
 }
 
 void round(DType type, float* z, int64_t n) { round_to(type, z, n); }

@@ -48,9 +48,9 @@ class Config(Protocol):
     digits: int = 12_000
     copies: int = 12
     held_out: int = 2_000
-    epochs: int = 20
+    epochs: int = 12
     timing_batch: int = 512
-    timing_seconds: float = 8.0
+    timing_seconds: float = 4.0
     seed: int = 0
     quick: bool = False
 
