@@ -10,6 +10,10 @@
 // shared memory beside the rest, v = (G[s] - sum_j w_j v_j) / l is formed from those instead of
 // rows of G. Choices, stopping and objective are those of core/omp.h: the largest |alpha|, equal
 // ones by lowest index, NaN never; no atom at or below tol ||x|| or with l^2 <= 100 eps.
+//
+// Nonnegative codes (omp_positive.cu): after every atom nonnegative least squares z on all chosen
+// ones by an active set, then alpha = b - G z. Where an atom leaves the factor, the rows of C
+// behind it are made anew.
 #pragma once
 
 #include "launch.h"
@@ -44,5 +48,8 @@ size_t omp_shared_bytes(int64_t ld, int64_t m, bool keeps_rows);
 /// Bytes a signal: 4 (n + p) read, 16 m written; of G, from L2, 2 m (m - 1) p, or 4 (m - 1) p where
 /// the v_j are kept. Flops: m (m - 1) p, and 4 m^3 / 3 for C, w and z.
 void omp(const Omp& a);
+
+/// The same for codes >= 0. Bytes: of G, from L2, 2 m (m - 1) p, as long as every atom stays.
+void omp_positive(const Omp& a);
 
 }  // namespace deepl0::cuda

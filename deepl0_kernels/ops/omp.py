@@ -34,8 +34,6 @@ def omp(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Codes of rows x in unit atoms D; see the reference. Not differentiable, not checked."""
     beyond = None
-    if positive:
-        beyond = "the GPU kernel has no nonnegative codes"
-    elif D.shape[1] > _MOST_ATOMS or m > _MOST_CHOSEN:
+    if D.shape[1] > _MOST_ATOMS or m > _MOST_CHOSEN:
         beyond = f"the GPU kernel takes p <= {_MOST_ATOMS} and m <= {_MOST_CHOSEN}"
     return implementation("omp", x, beyond)(x, D, m, tol, positive)

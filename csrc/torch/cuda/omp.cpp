@@ -28,9 +28,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> omp(Tensor x, Tensor d, int64_t m, do
     const int64_t batch = x.size(0), n = d.size(0), p = d.size(1), ld = (p + 3) / 4 * 4;
     STD_TORCH_CHECK(1 <= m && m <= std::min(n, p), "omp: m must be in [1, ", std::min(n, p),
                     "], got ", m);
-    STD_TORCH_CHECK(!positive && p <= cuda::kMostAtoms && m <= cuda::kMostChosen,
-                    "omp: the CUDA kernel has no positive codes, takes p <= ", cuda::kMostAtoms,
-                    " and m <= ", cuda::kMostChosen, ", got p = ", p, " and m = ", m);
+    STD_TORCH_CHECK(p <= cuda::kMostAtoms && m <= cuda::kMostChosen,
+                    "omp: the CUDA kernel takes p <= ", cuda::kMostAtoms, " and m <= ",
+                    cuda::kMostChosen, ", got p = ", p, " and m = ", m);
     STD_TORCH_CHECK(n <= INT32_MAX, "omp: n must be below 2^31, got ", n);
     Call call(x);
     Tensor values = empty(x, {batch, m}, ScalarType::Float);
@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> omp(Tensor x, Tensor d, int64_t m, do
         a.indices = from(mutable_data_of<int64_t>(indices), row * m);
         a.count = from(mutable_data_of<int64_t>(count), row);
         a.objective = from(mutable_data_of<float>(objective), row);
-        cuda::omp(a);
+        positive ? cuda::omp_positive(a) : cuda::omp(a);
     }
     return {values, indices, count, objective};
 }

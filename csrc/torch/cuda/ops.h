@@ -50,7 +50,7 @@ Tensor decode(Tensor values, Tensor indices, Tensor d);
 std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor d,
                                            int64_t mask);
 
-/// Of positive codes, p or m beyond cuda/omp.h there is no kernel: that is refused.
+/// p or m beyond what cuda/omp.h takes is refused.
 std::tuple<Tensor, Tensor, Tensor, Tensor> omp(Tensor x, Tensor d, int64_t m, double tol,
                                                bool positive);
 
