@@ -37,8 +37,7 @@ struct Peak {
     /// Of all lanes: as integers, numbers >= 0 ascend.
     __device__ Peak of_warp() const {
         const int key = __float_as_int(size), most = __reduce_max_sync(kAllLanes, key);
-        return {__int_as_float(most),
-                __reduce_min_sync(kAllLanes, key == most ? at : INT_MAX)};
+        return {__int_as_float(most), __reduce_min_sync(kAllLanes, key == most ? at : INT_MAX)};
     }
 };
 
@@ -71,7 +70,7 @@ struct Told {
 /// C = L^-1 for the Gram matrix L L' of k atoms, and y, C times their correlations with the signal;
 /// in shared memory, for up to m atoms.
 struct Factor {
-    float* inverse;       // rows of 1, 2, .. entries
+    float* inverse;        // rows of 1, 2, .. entries
     float *cross, *w, *y;  // [m] each
     int* atom;             // [m]
 

@@ -17,8 +17,8 @@ struct Fit {
     Factor f;
     const float *gram, *b;  // D'D [p, ld] and D'x [p]
     int ld, m;
-    float* a;    // [m]: the code by slot, 0 outside of the factor
-    int* state;  // [m]
+    float* a;     // [m]: the code by slot, 0 outside of the factor
+    int* state;   // [m]
     int* chosen;  // [m]: atoms by slot
     int* slot;    // [m]: of a position
     int count = 0, k = 0;
@@ -34,10 +34,9 @@ struct Fit {
           chosen(state + m),
           slot(chosen + m) {}
 
-    /// Whether the atom of a slot is far enough from the span of those in the factor; it is one of
-    /// them then. Begins after a barrier, ends with one.
-    __device__ bool add(int s) {
-        const int atom = chosen[s];
+    /// Whether an atom, of slot s, is far enough from the span of those in the factor; it is one of
+    /// them then, with that coefficient. Begins after a barrier, ends with one.
+    __device__ bool add(int s, int atom, float value) {
         const float distance = f.distance(gram + atom * ld, k);
         const bool far = distance > kLeastPivot;
         if (far) {
@@ -45,7 +44,8 @@ struct Fit {
             f.append(k, atom, root, y);
         }
         if (threadIdx.x == 0) {
-            a[s] = 0;
+            chosen[s] = atom;
+            a[s] = far ? value : 0.0f;
             state[s] = far ? kInside : kBarred;
             if (far) slot[k] = s;
         }
@@ -54,21 +54,12 @@ struct Fit {
         return far;
     }
 
-    /// Another atom, at distance from the others.
-    __device__ bool choose(int atom) {
-        if (threadIdx.x == 0) chosen[count] = atom;
-        __syncthreads();
-        if (!add(count)) return false;
-        ++count;
-        return true;
-    }
-
     /// The share of the way from a to z at which the coefficient becomes 0.
     static __device__ float length(float a, float z) { return a > 0 ? a / (a - z) : 0.0f; }
 
     /// Moves a towards z, least squares on the factor (in cross, by position), until the first
-    /// coefficients are 0, and takes those out; false where all are positive and a = z. Begins
-    /// after a barrier, ends with one.
+    /// coefficients are 0, and takes those out; false where all are positive and a = z, behind
+    /// which there is no barrier. Begins after one.
     __device__ bool shorten() {
         const int j = int(threadIdx.x), own = j < k ? slot[j] : 0;  // k <= m <= blockDim.x
         const float z = j < k ? f.column_sum(j, k, f.y) : 1.0f, before = j < k ? a[own] : 0.0f;
@@ -79,7 +70,6 @@ struct Fit {
         }
         if (!__syncthreads_or(low)) {
             if (j < k) a[own] = z;
-            __syncthreads();
             return false;
         }
         int key = __float_as_int(1.0f);  // every warp for itself; NaN is above
@@ -103,13 +93,7 @@ struct Fit {
         __syncthreads();
         // The factor from there on anew; an atom whose distance is lost to rounding is barred.
         k = first;
-        for (int i = first; i < all; ++i) {
-            const int s = slot[i];
-            const float kept = a[s];
-            __syncthreads();
-            if (add(s) && threadIdx.x == 0) a[s] = kept;
-            __syncthreads();
-        }
+        for (int i = first; i < all; ++i) add(slot[i], chosen[slot[i]], a[slot[i]]);
         return true;
     }
 
@@ -131,7 +115,7 @@ struct Fit {
             peak = told.largest(peak);
             if (!(peak.size > floor)) break;
             if (more-- > 0) {
-                add(peak.at);
+                add(peak.at, chosen[peak.at], 0);
             } else {
                 if (threadIdx.x == 0) state[peak.at] = kBarred;
                 __syncthreads();
@@ -182,12 +166,12 @@ __global__ void __launch_bounds__(kOmpThreads)
     if (threadIdx.x == 0) objective[0] = value;
     while (fit.count < m) {
         const Peak peak = told.largest(largest_left(fit, p));
-        if (!(peak.size > floor) || !fit.choose(peak.at)) break;
+        if (!(peak.size > floor) || !fit.add(fit.count, peak.at, 0)) break;
+        ++fit.count;
         fit.settle(told, floor);
         value = omp_value(squared, Factor::dot(fit.f.y, fit.f.y, fit.k));
         if (threadIdx.x == 0) objective[fit.count * objective_stride] = value;
     }
-    __syncthreads();
     fit.f.write(fit.k, m, values + number * m, indices + number * m);
     if (threadIdx.x == 0) {
         count[number] = fit.count;

@@ -29,8 +29,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> omp(Tensor x, Tensor d, int64_t m, do
     STD_TORCH_CHECK(1 <= m && m <= std::min(n, p), "omp: m must be in [1, ", std::min(n, p),
                     "], got ", m);
     STD_TORCH_CHECK(p <= cuda::kMostAtoms && m <= cuda::kMostChosen,
-                    "omp: the CUDA kernel takes p <= ", cuda::kMostAtoms, " and m <= ",
-                    cuda::kMostChosen, ", got p = ", p, " and m = ", m);
+                    "omp: the CUDA kernel takes p <= ", cuda::kMostAtoms,
+                    " and m <= ", cuda::kMostChosen, ", got p = ", p, " and m = ", m);
     STD_TORCH_CHECK(n <= INT32_MAX, "omp: n must be below 2^31, got ", n);
     Call call(x);
     Tensor values = empty(x, {batch, m}, ScalarType::Float);
