@@ -26,8 +26,9 @@ constexpr int64_t kMostAtoms = 16384, kMostChosen = 128;
 struct Omp {
     const float* x;  // [rows, n], rows x_stride apart
     int64_t x_stride, rows;
-    const float *alpha, *gram;  // D'x [rows, ld] and D'D [p, ld]; columns from p on are not used
-    int n, p, ld, m;            // ld: a multiple of 4, p <= ld < p + 4; 1 <= m <= p
+    float* alpha;       // D'x [rows, ld], which omp_positive overwrites
+    const float* gram;  // D'D [p, ld]; of both, columns from p on are not used
+    int n, p, ld, m;    // ld: a multiple of 4, p <= ld < p + 4; 1 <= m <= p
     float tol;
     // Results: [rows, m], indices ascending, zeros at the lowest free ones where atoms are missing;
     // [rows]; that of k atoms at k * objective_stride + row, k <= m.

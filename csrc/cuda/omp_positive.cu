@@ -5,7 +5,7 @@ namespace deepl0::cuda {
 
 namespace {
 
-constexpr int kSlotArrays = 4;  // of m entries in a Fit, beside those of its factor
+constexpr int kSlotArrays = 5;  // of m entries in a Fit, beside those of its factor
 
 /// What a chosen atom is: in the factor; out of it, and may come back; out of it for good.
 enum State : int { kInside, kWaiting, kBarred };
@@ -15,36 +15,41 @@ enum State : int { kInside, kWaiting, kBarred };
 /// positions. All threads call, and learn the same.
 struct Fit {
     Factor f;
-    const float *gram, *b;  // D'D [p, ld] and D'x [p]
+    const float* gram;  // D'D [p, ld]
+    float* b;           // D'x [ld]; NaN of chosen atoms
     int ld, m;
-    float* a;     // [m]: the code by slot, 0 outside of the factor
-    int* state;   // [m]
-    int* chosen;  // [m]: atoms by slot
-    int* slot;    // [m]: of a position
+    float* a;      // [m]: the code by slot, 0 outside of the factor
+    float* start;  // [m]: the atom's entry of D'x
+    int* state;    // [m]
+    int* chosen;   // [m]: atoms by slot
+    int* slot;     // [m]: of a position
     int count = 0, k = 0;
 
-    __device__ Fit(float* memory, const float* gram, const float* b, int ld, int m)
+    __device__ Fit(float* memory, const float* gram, float* b, int ld, int m)
         : f(memory, m),
           gram(gram),
           b(b),
           ld(ld),
           m(m),
           a(reinterpret_cast<float*>(f.end(m))),
-          state(reinterpret_cast<int*>(a + m)),
+          start(a + m),
+          state(reinterpret_cast<int*>(start + m)),
           chosen(state + m),
           slot(chosen + m) {}
 
     /// Whether an atom, of slot s, is far enough from the span of those in the factor; it is one of
     /// them then, with that coefficient. Begins after a barrier, ends with one.
-    __device__ bool add(int s, int atom, float value) {
+    __device__ bool add(int s, int atom, float correlation, float value) {
         const float distance = f.distance(gram + atom * ld, k);
         const bool far = distance > kLeastPivot;
         if (far) {
-            const float root = sqrtf(distance), y = (b[atom] - Factor::dot(f.w, f.y, k)) / root;
+            const float root = sqrtf(distance), y = (correlation - Factor::dot(f.w, f.y, k)) / root;
             f.append(k, atom, root, y);
         }
         if (threadIdx.x == 0) {
             chosen[s] = atom;
+            start[s] = correlation;
+            b[atom] = __int_as_float(kNanF32);
             a[s] = far ? value : 0.0f;
             state[s] = far ? kInside : kBarred;
             if (far) slot[k] = s;
@@ -53,6 +58,8 @@ struct Fit {
         __syncthreads();
         return far;
     }
+
+    __device__ void again(int s, float value) { add(s, chosen[s], start[s], value); }
 
     /// The share of the way from a to z at which the coefficient becomes 0.
     static __device__ float length(float a, float z) { return a > 0 ? a / (a - z) : 0.0f; }
@@ -93,7 +100,7 @@ struct Fit {
         __syncthreads();
         // The factor from there on anew; an atom whose distance is lost to rounding is barred.
         k = first;
-        for (int i = first; i < all; ++i) add(slot[i], chosen[slot[i]], a[slot[i]]);
+        for (int i = first; i < all; ++i) again(slot[i], a[slot[i]]);
         return true;
     }
 
@@ -106,7 +113,7 @@ struct Fit {
             Peak peak = Peak::none();
             if (s < count && state[s] == kWaiting) {
                 const float* g = gram + chosen[s] * ld;
-                float correlation = b[chosen[s]];
+                float correlation = start[s];
                 for (int i = 0; i < k; ++i)
                     correlation = fmaf(-f.cross[i], g[f.atom[i]], correlation);
                 peak.see(correlation, s);
@@ -115,7 +122,7 @@ struct Fit {
             peak = told.largest(peak);
             if (!(peak.size > floor)) break;
             if (more-- > 0) {
-                add(peak.at, chosen[peak.at], 0);
+                again(peak.at, 0);
             } else {
                 if (threadIdx.x == 0) state[peak.at] = kBarred;
                 __syncthreads();
@@ -139,12 +146,8 @@ __device__ Peak largest_left(const Fit& fit, int p) {
             for (int i = 0; i < 4; ++i) alpha.at[i] = fmaf(-fit.f.cross[j], g.at[i], alpha.at[i]);
         }
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            if (c + i >= p || !(alpha.at[i] > peak.size)) continue;
-            bool taken = false;
-            for (int s = 0; s < fit.count; ++s) taken |= fit.chosen[s] == c + i;
-            if (!taken) peak.see(alpha.at[i], c + i);
-        }
+        for (int i = 0; i < 4; ++i)
+            if (c + i < p) peak.see(alpha.at[i], c + i);
     }
     __syncwarp();
     return peak;
@@ -152,10 +155,10 @@ __device__ Peak largest_left(const Fit& fit, int p) {
 
 }  // namespace
 
-__global__ void __launch_bounds__(kOmpThreads)
-    omp_positive_kernel(const float* x, int64_t x_stride, const float* b, const float* gram, int n,
-                        int p, int ld, int m, float tol, float* values, int64_t* indices,
-                        int64_t* count, float* objective, int64_t objective_stride) {
+__global__ void __launch_bounds__(kOmpThreads, 4)
+    omp_positive_kernel(const float* x, int64_t x_stride, float* b, const float* gram, int n, int p,
+                        int ld, int m, float tol, float* values, int64_t* indices, int64_t* count,
+                        float* objective, int64_t objective_stride) {
     extern __shared__ float memory_of_fit[];
     __shared__ Told told;
     const int64_t number = blockIdx.x;
@@ -166,7 +169,7 @@ __global__ void __launch_bounds__(kOmpThreads)
     if (threadIdx.x == 0) objective[0] = value;
     while (fit.count < m) {
         const Peak peak = told.largest(largest_left(fit, p));
-        if (!(peak.size > floor) || !fit.add(fit.count, peak.at, 0)) break;
+        if (!(peak.size > floor) || !fit.add(fit.count, peak.at, fit.b[peak.at], 0)) break;
         ++fit.count;
         fit.settle(told, floor);
         value = omp_value(squared, Factor::dot(fit.f.y, fit.f.y, fit.k));
