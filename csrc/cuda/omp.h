@@ -47,10 +47,10 @@ bool omp_keeps_rows(int64_t ld, int64_t m, const Device& device);
 size_t omp_shared_bytes(int64_t ld, int64_t m, bool keeps_rows);
 
 /// Bytes a signal: 4 (n + p) read, 16 m written; of G, from L2, 2 m (m - 1) p, or 4 (m - 1) p where
-/// the v_j are kept. Flops: m (m - 1) p, and 4 m^3 / 3 for C, w and z.
+/// the v_j are kept. Flops: m (m - 1) p, and 2 m^3 / 3 for C and w.
 void omp(const Omp& a);
 
-/// The same for codes >= 0. Bytes: of G, from L2, 2 m (m - 1) p, as long as every atom stays.
+/// The same for codes >= 0. Bytes of G and D'x: 2 m (m + 1) p, as long as every atom stays.
 void omp_positive(const Omp& a);
 
 }  // namespace deepl0::cuda
