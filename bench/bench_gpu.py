@@ -22,6 +22,7 @@ import torch
 import deepl0_kernels as dk
 from deepl0_kernels.backends import GPU
 from deepl0_kernels.cuda import library
+from deepl0_kernels.ops.omp import omp as pursue
 
 from . import gpu_cub, gpu_device, records, rivals
 from .conftest import EAGER, OURS, _rows
@@ -211,6 +212,18 @@ def iht_m(batch: int, p: int, iterations: int, dtype: torch.dtype, device: str) 
     )  # fmt: skip
 
 
+def omp(batch: int, p: int, m: int, dtype: torch.dtype, device: str) -> Problem:
+    """By what serves it today, the reference; the CUDA kernel serves on request, as a floor."""
+    if dtype != torch.float32:
+        pytest.skip("omp has no half types")
+    x, D = torch.randn(batch, N, device=device), _weights(p, dtype, device, dense=False)[0]
+    want = dk.reference.omp(x.double(), D.double(), m, 1e-6)[1]
+    providers = {EAGER: lambda: rivals.eager_omp(x, D, m), OURS: lambda: pursue(x, D, m, 1e-6)}
+    moved = 4 * (x.numel() + D.numel()) + batch * m * 12
+    shape = f"B={batch} p={p} m={m} {_name(dtype)}"
+    return Problem("omp", shape, providers, _supports(want), moved)
+
+
 def decode(batch: int, p: int, dtype: torch.dtype, device: str, train: bool = False) -> Problem:
     D = _weights(p, dtype, device, dense=False)[0].t().contiguous().t()
     values, indices = dk.reference.top_m(torch.randn(batch, p, device=device).to(dtype), min(M, p))
@@ -283,6 +296,7 @@ CASES: dict[str, Case] = {
     **_cases(encode_top_m_training, *((4096, p, 2) for p in (128, 256, 1024, 2048, 4096))),
     **_cases(encode_l0, (4096, 128, 2), (4096, 256, 2)),
     **_cases(iht_m, (4096, 512, 10)),
+    **_cases(omp, (4096, 512, 16), (4096, 4096, 32)),
     **_cases(decode, (4096, 16384), (4096, 131072)),
     **_cases(decode_training, (4096, 16384)),
 }  # fmt: skip
@@ -296,6 +310,7 @@ SMALL: dict[str, Case] = {
     **_cases(encode_top_m_training, (6, 64, 2)),
     **_cases(encode_l0, (6, 64, 2)),
     **_cases(iht_m, (6, 64, 3)),
+    **_cases(omp, (6, 64, 5)),
     **_cases(decode, (6, 64)),
     **_cases(decode_training, (6, 64)),
 }
@@ -310,7 +325,8 @@ def test_on_the_gpu(case, dtype, request, monkeypatch):
     for name, call in problem.providers.items():
         problem.check(name, call())
     serving = dk.last_call().backend
-    assert gpu_device.STUB or serving in ("cuda", "triton")
+    on_request = problem.operator in GPU["cuda"].on_request
+    assert gpu_device.STUB or serving in (("reference",) if on_request else ("cuda", "triton"))
     half = torch.empty(problem.bytes // 2, dtype=torch.uint8, device=gpu_device.DEVICE)
     other = torch.empty_like(half)
     floors = {} if gpu_device.STUB else _by_floor(problem.providers[OURS], serving)

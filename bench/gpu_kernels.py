@@ -14,6 +14,7 @@ import torch
 import deepl0_kernels as dk
 from deepl0_kernels.backends import GPU
 from deepl0_kernels.cuda import library
+from deepl0_kernels.ops.omp import omp
 from deepl0_kernels.ops.registration import installed_floors
 
 from . import gpu_device
@@ -43,6 +44,7 @@ def calls() -> dict[str, Callable[[], object]]:
     theta.requires_grad_()
     rows, long = torch.randn(70, 300, device=device), torch.randn(3, 70000, device=device)
     wider = torch.randn(300, 9001, device=device)
+    unit = torch.nn.functional.normalize(D.detach(), dim=0)
     code = dk.SparseCode(*dk.top_m(torch.randn(70, 128, device=device), 9), 128)
     return {
         "top_m short": lambda: dk.top_m(rows, 20),
@@ -57,6 +59,7 @@ def calls() -> dict[str, Callable[[], object]]:
             lambda: dk.encode_l0(x, W, S, theta, num_stages=2), W, S, theta
         ),
         "helu": lambda: backward(lambda: dk.helu(x @ W.t(), theta, 0.2), x, theta),
+        "omp": lambda: (omp(x.detach(), unit, 9, 1e-6), omp(x.detach(), unit, 9, 1e-6, True)),
         "decode": lambda: backward(lambda: dk.decode(code, D), D),
     }
 

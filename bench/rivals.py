@@ -75,6 +75,22 @@ def eager_encode_l0(x: Tensor, W: Tensor, S: Tensor, theta: Tensor, stages: int)
     return z
 
 
+def eager_omp(x: Tensor, D: Tensor, m: int):
+    """Batch-OMP on unit atoms, as one writes it; no stopping rule."""
+    gram, b = D.t() @ D, x @ D
+    support = torch.empty(len(x), 0, dtype=torch.int64, device=x.device)
+    residual, code = b, torch.zeros_like(b)
+    for _ in range(m):
+        best = residual.abs().scatter(1, support, -1.0).argmax(1, keepdim=True)
+        support = torch.cat((support, best), 1)
+        L = torch.linalg.cholesky_ex(gram[support[:, :, None], support[:, None, :]])[0]
+        values = torch.cholesky_solve(b.gather(1, support)[:, :, None], L)[..., 0]
+        code = torch.zeros_like(b).scatter(1, support, values)
+        residual = b - code @ gram
+    indices = support.sort(1).values
+    return code.gather(1, indices), indices
+
+
 def eager_iht_m(x: Tensor, D: Tensor, step: float, m: int, iterations: int):
     """Iterative hard thresholding as it is written with dense codes and S = I - step D'D."""
     W = step * D.t()

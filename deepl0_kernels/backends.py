@@ -45,6 +45,8 @@ class Backend:
     modules: Mapping[str, tuple[str, ...]]  # module -> the operators that it serves, by their names
     # Operators that are one of the extension's, and its twin.
     composed: tuple[str, ...]
+    # Those of them that no GPU has measured yet: they serve where their backend is forced.
+    on_request: tuple[str, ...]
     installed: Callable[[], bool]
     missing: str  # why it is not installed where it is not
     serving: Callable[[Tensor], AbstractContextManager]  # around a call on such a tensor
@@ -158,7 +160,9 @@ GPU = {
                 "threshold_backward",
                 "decode",
                 "decode_backward",
+                "omp",
             ),
+            ("omp",),
             # A ROCm torch cannot run them.
             lambda: bool(_C.build_info()["cuda"]) and torch.version.hip is None,
             "built without nvcc",
@@ -182,6 +186,7 @@ GPU = {
                     )
                 },
             },
+            (),
             (),
             # Looked up, not imported.
             lambda: importlib.util.find_spec("triton") is not None,
@@ -238,8 +243,9 @@ def _natives(operator: str, device: str) -> tuple[str, ...]:
     return tuple(b for b in _NATIVE.get(device, ()) if b in _implementations[operator])
 
 
-def implementation(operator: str, tensor: Tensor) -> Callable:
+def implementation(operator: str, tensor: Tensor, beyond: str | None = None) -> Callable:
     """The function that serves ``operator`` for ``tensor``'s device under the current override.
+    ``beyond``: why this call is none that a GPU's kernels serve, if it is not.
 
     Several native backends are served by one function, PyTorch's operator: on the device, its
     kernel asks :func:`choose`. The choice stands above autograd: what the reference serves is
@@ -247,8 +253,8 @@ def implementation(operator: str, tensor: Tensor) -> Callable:
     """
     natives = _served.get((operator, tensor.device.type), ())
     native = natives[0] if natives else "reference"
-    if native in ("cuda", "triton") and tensor.dtype == torch.float64:
-        backend, reason = "reference", "the GPU kernels have no float64"
+    if native in GPU and (why := _passes_over(operator, native, tensor, beyond)):
+        backend, reason = "reference", why
     elif _forced is None:
         backend, reason = native, "default for the device"
     elif _forced in (*natives, native, "reference"):
@@ -266,6 +272,15 @@ def implementation(operator: str, tensor: Tensor) -> Callable:
     if not torch.compiler.is_compiling():
         LAST[0] = operator, backend, reason
     return _implementations[operator][backend]
+
+
+def _passes_over(operator: str, native: str, tensor: Tensor, beyond: str | None) -> str | None:
+    """Why a backend for GPUs does not serve a call, if it does not."""
+    if tensor.dtype == torch.float64:
+        return "the GPU kernels have no float64"
+    if _forced is None and operator in GPU[native].on_request:
+        return f"no GPU has measured the kernel: dk.use_backend({native!r}) asks for it"
+    return beyond
 
 
 def kernel_of(operator: str, tensor: Tensor) -> Kernel | None:
@@ -368,7 +383,11 @@ def backends() -> dict[str, dict[str, str]]:
 
 
 def _report(operator: str, device: str) -> str:
-    natives = _natives(operator, device)
+    natives = [
+        name
+        for name in _natives(operator, device)
+        if name not in GPU or operator not in GPU[name].on_request
+    ]
     return natives[0] if natives else "reference"
 
 

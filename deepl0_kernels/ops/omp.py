@@ -25,8 +25,15 @@ registration.serve("omp", reference.omp)
 registration.vmap_rows("omp", rows=(0,), batch_dims=(0, 0, 0, 1))
 
 
+# What a block of the CUDA kernel holds: csrc/cuda/omp.h.
+_MOST_ATOMS, _MOST_CHOSEN = 16384, 128
+
+
 def omp(
     x: Tensor, D: Tensor, m: int, tol: float, positive: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Codes of rows x in unit atoms D; see the reference. Not differentiable, not checked."""
-    return implementation("omp", x)(x, D, m, tol, positive)
+    beyond = None
+    if D.shape[1] > _MOST_ATOMS or m > _MOST_CHOSEN:
+        beyond = f"the GPU kernel takes p <= {_MOST_ATOMS} and m <= {_MOST_CHOSEN}"
+    return implementation("omp", x, beyond)(x, D, m, tol, positive)

@@ -202,12 +202,22 @@ def decode_backward(grad, values, indices, D, mask):
     checks.has_shape("grad", grad, (values.shape[0], D.shape[0]), "[B, n]")
 
 
+def omp(x, D, m, tol, positive=False):
+    for name, t in (("x", x), ("D", D)):
+        _rows(name, t, 2)
+        if t.dtype != torch.float32:
+            raise ValueError(f"{name} must be float32 on a GPU, got {t.dtype}")
+    checks.like("D", D, "x", x)
+    checks.has_shape("x", x, (x.shape[0], D.shape[0]), "[B, n]")
+    checks.integer("m", m, 1, min(D.shape), "min(n, p)")
+
+
 CHECKS: dict[str, Callable[..., None]] = {
     check.__name__: check
     for check in (
         threshold, threshold_backward, top_m, unpool, apply_mask, threshold_stage, top_m_stage,
         encode_l0, encode_l0_backward, encode_l0_factored, encode_l0_factored_backward,
         encode_top_m, encode_top_m_backward, encode_top_m_factored, encode_top_m_factored_backward,
-        decode, decode_backward,
+        decode, decode_backward, omp,
     )
 } | {"keep_top_m": top_m, "batch_top_m": top_m}  # fmt: skip

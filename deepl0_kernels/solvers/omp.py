@@ -61,8 +61,9 @@ def omp(
 
     O(m p) a sample and atom after p^2 n once: a Cholesky factorisation of the Gram matrix, whose
     pivots the pursuit chooses. Few samples, or a Gram matrix above 1 GiB: O(n p) a sample and atom
-    through the residual. Sources: Pati, Rezaiifar, Krishnaprasad 1993; Rubinstein, Zibulevsky, Elad
-    2008; Sturm, Christensen 2012.
+    through the residual. On a GPU PyTorch's operators serve; ``dk.use_backend("cuda")`` asks for
+    CUDA kernels, float32, p <= 16384, m <= 128, that no GPU has measured yet. Sources: Pati,
+    Rezaiifar, Krishnaprasad 1993; Rubinstein, Zibulevsky, Elad 2008; Sturm, Christensen 2012.
 
     Example:
         >>> D = torch.nn.functional.normalize(torch.randn(32, 64), dim=0)

@@ -10,7 +10,8 @@ from python_tests.ptx.machine import Machine
 from python_tests.ptx.memory import GlobalMemory
 
 from . import build, sass
-from .emulator import BIG, rows_read_once
+from .emulator import BIG, SMALL, rows_read_once
+from .test_omp import signals, unit
 
 needs_cuobjdump = pytest.mark.skipif(
     build.toolkit() is None or sass.tool() is None, reason="nvcc or cuobjdump is missing"
@@ -70,6 +71,27 @@ def test_instructions_of_rows_read_once(ops, emulator, p, dtype):
             counted(lambda f=f: f(u, 32, False))[0] * 32 / p for f in (ops.top_m, ops.keep_top_m)
         ]
     assert found == pytest.approx(ONCE[dtype, p], rel=0.25)
+
+
+# A pursuit of 16 of 512 atoms, of signals of 256 entries: instructions a signal, bytes of D'D
+# (and of D'x, which a nonnegative one reads for every atom).
+PURSUIT = {
+    "rows kept": (BIG, False, 22_800, 4 * 15 * 512),
+    "rows of D'D": (SMALL, False, 24_600, 2 * 16 * 15 * 512),
+    "nonnegative": (BIG, True, 37_000, 2 * 16 * 15 * 512 + 4 * 15 * 512),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PURSUIT)
+def test_a_pursuit(ops, emulator, case):
+    device, positive, instructions, of_gram = PURSUIT[case]
+    n, p, m = 256, 512, 16
+    emulator.set_device(*device)
+    x, D = signals(2, n, 1), unit(n, p, 1)
+    issued, moved = counted(lambda: ops.omp(x, D, m, 1e-6, positive))
+    print(f"{case}: {issued / 2:.0f} instructions, {moved / 2:.0f} bytes a signal")
+    assert issued / 2 == pytest.approx(instructions, rel=0.25)
+    assert moved / 2 == pytest.approx(of_gram + 4 * (n + p) + 16 * m, rel=0.1)
 
 
 @needs_cuobjdump

@@ -14,6 +14,7 @@ from python_tests.ptx.layout import Options
 from python_tests.ptx.machine import Machine
 
 from . import emulator as engine
+from .test_omp import leaving, signals, unit
 from .test_sparse import code
 from .test_top_m_once import one_in_each_group
 
@@ -145,6 +146,38 @@ def lists(ops) -> bool:
     return traps(lambda i: ops.group(i, units), indices, units)
 
 
+def pursuit(positive: bool, rows_kept: bool = True):
+    """Random signals; ties in exact sums, with places left over; atoms that leave; dependent ones.
+
+    Bits are held to those of the first call: a barrier or a sum that goes wrong may spare the
+    support.
+    """
+    eye = torch.eye(24)[:, torch.arange(150) % 24]
+    flat = torch.full((2, 24), -0.5)
+    flat[1, :5] = torch.tensor([3.0, 0, 2, 0, -1])
+    first: list[torch.Tensor] = []
+
+    def problem(ops) -> bool:
+        wide = (signals(1, 60, 1), unit(60, 1100, 1), 19)
+        if not rows_kept:
+            cases = [wide]
+        else:
+            cases = [(signals(2, 30, 2), unit(30, 530, 2), 10), (flat, eye, 7), (-flat, eye, 7)]
+            cases += [(*leaving(40, 60, 1), 25)] if positive else []
+        right, found = True, []
+        for x, D, m in cases:
+            got = ops.omp(x, D, m, 1e-6, positive)
+            want = reference.omp(x.double(), D.double(), m, 1e-6, positive)
+            right = right and torch.equal(got[1], want[1]) and torch.equal(got[2], want[2])
+            for g, w in ((got[0], want[0]), (got[3], want[3])):
+                right = right and torch.allclose(g.double(), w, rtol=1e-3, atol=1e-4)
+            found += got
+        first[:] = first or found
+        return right and all(map(torch.equal, found, first))
+
+    return problem
+
+
 def combined(ops) -> bool:
     c, indices, units = scattered()
     dense = torch.zeros(len(c), units).scatter_add(1, indices, c)
@@ -224,6 +257,9 @@ PROBLEMS = {
     "batch_write_kernel": batch,
     "gather_top_m_warp_kernel": gather(120, 35),
     "gather_top_m_block_kernel": gather(1030, 300),
+    "omp_kernel": pursuit(False),
+    "omp_kernel, rows of D'D": pursuit(False, rows_kept=False),
+    "omp_positive_kernel": pursuit(True),
     "transpose_kernel": transposed,
     "sort_count_kernel": lists,
     "sort_scan_kernel": lists,

@@ -57,6 +57,9 @@ STABLE_TORCH_LIBRARY(deepl0_cuda, m) {
         "decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor D, int mask)"
         " -> (Tensor, Tensor)");
     m.def(
+        "omp(Tensor x, Tensor D, int m, float tol, bool positive=False)"
+        " -> (Tensor, Tensor, Tensor, Tensor)");
+    m.def(
         "gather_top_m(Tensor wx, Tensor values, Tensor indices, Tensor St, bool positive)"
         " -> (Tensor, Tensor)");
     m.def("transpose(Tensor matrix) -> Tensor");
@@ -100,6 +103,7 @@ void implement(Library& m) {
     m.impl("threshold_backward", TORCH_BOX(&ops::threshold_backward));
     m.impl("decode", TORCH_BOX(&ops::decode));
     m.impl("decode_backward", TORCH_BOX(&ops::decode_backward));
+    m.impl("omp", TORCH_BOX(&ops::omp));
     m.impl("gather_top_m", TORCH_BOX(&ops::gather_top_m));
     m.impl("transpose", TORCH_BOX(&ops::transpose_copy));
     m.impl("gather_rows", TORCH_BOX(&ops::gather_rows));

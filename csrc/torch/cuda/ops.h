@@ -50,6 +50,10 @@ Tensor decode(Tensor values, Tensor indices, Tensor d);
 std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor d,
                                            int64_t mask);
 
+/// p or m beyond what cuda/omp.h takes is refused.
+std::tuple<Tensor, Tensor, Tensor, Tensor> omp(Tensor x, Tensor d, int64_t m, double tol,
+                                               bool positive);
+
 /// top_m of wx + z S' for the sparse z = (values, indices); St is S'.
 std::tuple<Tensor, Tensor> gather_top_m(Tensor wx, Tensor values, Tensor indices, Tensor St,
                                         bool positive);
