@@ -256,7 +256,7 @@ def _learn(problem: Problem, config: Config, data: Signals, progress: bool) -> L
     seconds["optimal_codes"] = time.perf_counter() - clock
 
     clock = time.perf_counter()
-    encoder = problem.encoder(D, config.num_stages)
+    encoder = config.encoder(problem, D)
     losses = config.fit(
         encoder,
         x,
@@ -304,7 +304,7 @@ def _problem(
     problem: Problem, config: Config, test: Tensor, learned: Learned, out: Path
 ) -> dict[str, Any]:
     D, seconds = learned.D, dict(learned.seconds)
-    encoder = problem.encoder(D, config.num_stages).eval()
+    encoder = config.encoder(problem, D).eval()
     encoder.load_state_dict(learned.encoder)
     mu = safe_step(D)
     l1 = partial(problem.l1, D=D)

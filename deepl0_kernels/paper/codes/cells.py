@@ -150,7 +150,7 @@ def _networks(
     rows: list[tuple[str, Callable[[], nn.Module], float]] = [
         (BASELINE, lambda: BaselineEncoder(n, p), baseline_lr),
         (f"LISTA, K = {K}", lambda: problem.lista(D, K), protocol.lista_lr),
-        (DEEP.format(k=K), lambda: problem.encoder(D, K), lr),
+        (DEEP.format(k=K), lambda: protocol.encoder(problem, D), lr),
     ]
     if p > protocol.further_p:
         return rows

@@ -13,6 +13,7 @@ from ...datasets import mnist, mnist_subset, preprocess, random_shifts
 from ...solvers import DictionaryResult, learn_dictionary
 from ...training import L0Regularized, MSparse, Problem, fit_to_codes
 from ..settings import Settings, count, number, one_of
+from .soft import SoftInside
 
 # "Iterative k": after how many iterations the solver is stopped.
 ITERATIONS = (2, 5, 10)
@@ -46,6 +47,8 @@ class Protocol(Settings):
     dictionary_epochs: int = count(6)
     dictionary_lr: float = number(1e-2, above=0)
     num_stages: int = count(2)
+    # Thresholds of all stages but the last of the deep encoder of num_stages.
+    inside: str = one_of("hard", ("hard", "soft"))
     # Depth, tying and the baseline's readout are varied up to this p.
     further_p: int = count(128, least=0)
     epochs: int = count(10)
@@ -68,6 +71,12 @@ class Protocol(Settings):
         if key == MSparse.key:
             return MSparse(m=self.m, l1_lam=self.m_sparse_l1_lam, **options)
         return L0Regularized(lam=self.lam, **options)
+
+    def encoder(self, problem: Problem, D: Tensor) -> nn.Module:
+        """The deep encoder of num_stages that starts from D."""
+        if self.inside == "soft":
+            return SoftInside(problem, D, self.num_stages)
+        return problem.encoder(D, self.num_stages)
 
     def encoder_lr(self, problem: Problem) -> float:
         return self.m_sparse_lr if isinstance(problem, MSparse) else self.l0_lr

@@ -70,7 +70,7 @@ def measure(
     saved = record.read_tensors(path)
     with record.reading(path):
         D = saved["D"]
-        encoder = problem.encoder(D, protocol.num_stages).eval()
+        encoder = protocol.encoder(problem, D).eval()
         encoder.load_state_dict(saved["encoder"])
     test = signals(protocol, seed).test
     best, _ = optimal_codes(problem, test, D, out / "cells")
