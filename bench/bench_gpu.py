@@ -171,6 +171,27 @@ def encode_top_m(
     return Problem(operator, shape, calls, _supports(want), moved)
 
 
+def encode_top_m_factored(
+    batch: int, p: int, stages: int, dtype: torch.dtype, device: str
+) -> Problem:
+    """The eager rival is the reference, in the dtype's own precision."""
+    x = torch.randn(batch, N, device=device).to(dtype)
+    D, W, _, _ = _weights(p, dtype, device, dense=False)
+    m = min(M, p)
+    reference = dk.reference.encode_top_m_factored
+    want = reference(x, W, D, None, None, [m] * stages, False)[1]
+
+    def ours():
+        code = dk.encode_top_m(x, W, None, m, num_stages=stages, D=D)
+        return code.values, code.indices
+
+    calls = {EAGER: lambda: reference(x, W, D, None, None, [m] * stages, False)[:2], OURS: ours}
+    size = x.element_size()
+    moved = size * (x.numel() + 2 * W.numel()) + batch * m * (size + 8) * stages
+    shape = f"B={batch} p={p} m={m} K={stages} {_name(dtype)}"
+    return Problem("encode_top_m with D", shape, calls, _supports(want), moved)
+
+
 def encode_l0(batch: int, p: int, stages: int, dtype: torch.dtype, device: str) -> Problem:
     x = torch.randn(batch, N, device=device).to(dtype)
     _, W, S, _ = _weights(p, dtype, device)
@@ -292,7 +313,8 @@ CASES: dict[str, Case] = {
     **_cases(keep_top_m, (4096, 512, 32), (512, 16384, 32)),
     **_cases(helu_training, (4096, 512)),
     **_cases(encode_top_m, *((b, p, 2) for p in (128, 256, 512) for b in (128, 4096, 65536)),
-             (4096, 1024, 2), (4096, 2048, 2), (4096, 16384, 1), (512, 131072, 1)),
+             (4096, 1024, 2), (4096, 2048, 2), (4096, 4096, 1), (4096, 16384, 1), (512, 131072, 1)),
+    **_cases(encode_top_m_factored, (4096, 16384, 2)),
     **_cases(encode_top_m_training, *((4096, p, 2) for p in (128, 256, 1024, 2048, 4096))),
     **_cases(encode_l0, (4096, 128, 2), (4096, 256, 2)),
     **_cases(iht_m, (4096, 512, 10)),
@@ -307,6 +329,7 @@ SMALL: dict[str, Case] = {
     **_cases(keep_top_m, (6, 40, 5)),
     **_cases(helu_training, (6, 40)),
     **_cases(encode_top_m, (6, 64, 2), (6, 64, 1)),
+    **_cases(encode_top_m_factored, (6, 64, 2)),
     **_cases(encode_top_m_training, (6, 64, 2)),
     **_cases(encode_l0, (6, 64, 2)),
     **_cases(iht_m, (6, 64, 3)),
@@ -331,6 +354,7 @@ def test_on_the_gpu(case, dtype, request, monkeypatch):
     other = torch.empty_like(half)
     floors = {} if gpu_device.STUB else _by_floor(problem.providers[OURS], serving)
     floors |= {} if gpu_device.STUB else _rows_read_once(problem)
+    floors |= {} if gpu_device.STUB else _stages_screened(problem)
     providers = problem.providers | floors | {COPY: lambda: other.copy_(half)}
     for mode, times in _race(providers, request.config.getoption("--seconds")).items():
         _record(f"{problem.operator}, {mode}", problem.shape, times)
@@ -369,6 +393,24 @@ def _rows_read_once(problem: Problem) -> dict[str, Callable]:
 
     problem.check(OURS, once())
     return {f"{OURS}, rows read once": once}
+
+
+def _stages_screened(problem: Problem) -> dict[str, Callable]:
+    """The call with stages screened by the CUDA kernels, which is off until it is measured."""
+    shape = re.search(r"\bp=(\d+) m=(\d+) K=(\d+) float32", problem.shape)
+    if shape is None or not GPU["cuda"].installed():
+        return {}
+    p, m, stages = map(int, shape.groups())
+    alone = problem.operator == "encode_top_m" and stages == 1
+    if p < max(2048, 128 * m) or not (alone or problem.operator == "encode_top_m with D"):
+        return {}
+
+    def screened():
+        with dk.use_backend("cuda"), library.stages_screened():
+            return problem.providers[OURS]()
+
+    problem.check(OURS, screened())
+    return {f"{OURS}, screened": screened}
 
 
 def _race(providers: dict[str, Callable], budget: float) -> dict[str, dict[str, list[float]]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -32,11 +33,11 @@ def calls() -> dict[str, Callable[[], object]]:
         out = call()
         return torch.autograd.grad(out, leaves, torch.ones_like(out))
 
-    def once(call: Callable[[], object]) -> object:
-        """Rows beyond 1,024 read once, where CUDA serves: off by default."""
+    def within(choice: Callable[[], AbstractContextManager], call: Callable[[], object]) -> object:
+        """By a choice of the CUDA kernels that is off by default, where they serve."""
         if device != "cuda" or not GPU["cuda"].installed():
             return call()
-        with library.rows_read_once():
+        with choice():
             return call()
 
     x, W, S = leaf(70, 32), leaf(128, 32), leaf(128, 128)
@@ -50,11 +51,20 @@ def calls() -> dict[str, Callable[[], object]]:
         "top_m short": lambda: dk.top_m(rows, 20),
         "top_m long": lambda: dk.top_m(long, 50),
         "keep_top_m": lambda: dk.keep_top_m(rows, 20),
-        "top_m once": lambda: once(lambda: (dk.top_m(long, 50), dk.keep_top_m(wider, 50))),
+        "top_m once": lambda: within(
+            library.rows_read_once, lambda: (dk.top_m(long, 50), dk.keep_top_m(wider, 50))
+        ),
         "encode_top_m": lambda: backward(
             lambda: dk.encode_top_m(x, W, S, 9, num_stages=3).values, W, S
         ),
         "encode_top_m wide": lambda: dk.encode_top_m(x, wide, None, 9, num_stages=1),
+        "encode_top_m screened": lambda: within(
+            library.stages_screened,
+            lambda: (
+                dk.encode_top_m(x, wide, None, 9, num_stages=1),
+                dk.encode_top_m(x, wide, None, 9, num_stages=2, D=wide.detach().t()),
+            ),
+        ),
         "encode_l0": lambda: backward(
             lambda: dk.encode_l0(x, W, S, theta, num_stages=2), W, S, theta
         ),

@@ -88,6 +88,22 @@ def rows_read_once(on: bool = True) -> Iterator[None]:
         kernels.read_rows_once(before)
 
 
+@contextmanager
+def stages_screened(on: bool = True) -> Iterator[None]:
+    """Within the block the CUDA kernels screen float32 encoders of one stage or with D, p >= 2,048,
+    in bfloat16 and decide in float32 (csrc/cuda/screen.h), or multiply and select. Codes are those
+    of float32 dot products either way; sums in another order may differ in their last bits.
+
+    Off by default, until a GPU has measured it; process-wide, and with DEEPL0_SCREEN=1 in the
+    environment it is on from the start.
+    """
+    before = kernels.screen_stages(on)
+    try:
+        yield
+    finally:
+        kernels.screen_stages(before)
+
+
 _told_tf32: bool | None = None
 _precision = torch._C._get_fp32_precision_getter
 

@@ -94,6 +94,18 @@ def rows_read_once(on: bool = True) -> Iterator[None]:
         library.kernels = before
 
 
+@contextmanager
+def stages_screened(on: bool = True) -> Iterator[None]:
+    """As library.stages_screened, of the emulated operators."""
+    before = library.kernels
+    library.kernels = torch.ops.deepl0_emulated
+    try:
+        with library.stages_screened(on):
+            yield
+    finally:
+        library.kernels = before
+
+
 class Launch(NamedTuple):
     """One launch, for tests that look at plans."""
 

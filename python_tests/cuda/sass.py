@@ -88,3 +88,18 @@ def streaming_loop(code: Listing, loads: int = 4) -> int:
                     heapq.heappush(heap, (steps + 1, then, j))
     assert best is not None, "no such loop"
     return best
+
+
+def loop_of(code: Listing, name: str) -> list[str]:
+    """The shortest run of instructions that jumps back to its start and holds one of that name."""
+    places = {address: i for i, (address, _) in enumerate(code)}
+    found: list[list[str]] = []
+    for i, (address, text) in enumerate(code):
+        jump = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", text)
+        if jump is None or int(jump[1], 16) > address:
+            continue
+        body = [text for _, text in code[places[int(jump[1], 16)] : i + 1]]
+        if any(name in text for text in body):
+            found.append(body)
+    assert found, f"no loop with {name}"
+    return min(found, key=len)

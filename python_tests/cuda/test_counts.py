@@ -10,7 +10,7 @@ from python_tests.ptx.machine import Machine
 from python_tests.ptx.memory import GlobalMemory
 
 from . import build, sass
-from .emulator import BIG, SMALL, rows_read_once
+from .emulator import BIG, SMALL, base_name, rows_read_once
 from .test_omp import signals, unit
 
 needs_cuobjdump = pytest.mark.skipif(
@@ -105,6 +105,49 @@ def test_instructions_of_the_streaming_loop(arch):
         each = sass.streaming_loop(listing) / (16 if element == "4 bytes" else 32)
         print(f"sm_{arch} {kernel} {variant}: {each:.2f}")
         assert each < (3 if element == "4 bytes" else 3.3 if positive == "yes" else 2), variant
+
+
+@needs_cuobjdump
+@pytest.mark.parametrize("arch", ["80", "90", "100"])
+def test_instructions_of_the_product_loop(arch):
+    """Of machine code, a warp's step of 32 terms: 32 mma, 12 ldmatrix, 4 cp.async, few others."""
+    for (kernel, _), listing in sass.machine_code("screen", arch).items():
+        if kernel != "screen_product_kernel":
+            continue
+        loop = sass.loop_of(listing, "HMMA")
+        print(f"sm_{arch}: {len(loop)} of {len(listing)}")
+        for name, count in (("HMMA", 32), ("LDSM", 12), ("LDGSTS", 4), ("BAR.SYNC", 1)):
+            assert sum(name in text for text in loop) == count
+        assert len(loop) <= 80
+
+
+# (p, m) -> instructions of a screened row's selection; n = 256, normal numbers.
+SCREENED = {(2048, 16): 6800, (4096, 32): 14700}
+
+
+@pytest.mark.parametrize(("p", "m"), SCREENED)
+def test_screened_rows(ops, emulator, p, m):
+    """What a row's selection executes, and what a row moves: 8 bytes for every 16 units, 4 n for
+    every candidate."""
+    g = torch.Generator().manual_seed(0)
+    x, W = torch.randn(1, 256, generator=g), torch.randn(p, 256, generator=g)
+    found, execute = {}, emulator._execute
+
+    def watch(job) -> None:
+        issued, moved = counted(lambda: execute(job))
+        found[base_name(job.kernel.decode())] = issued, moved
+
+    emulator._execute = watch
+    try:
+        ops.screened_top_m(x, W, None, m, False)
+    finally:
+        del emulator._execute
+    issued, moved = found["screen_select_kernel"]
+    assert issued == pytest.approx(SCREENED[p, m], rel=0.25)
+    tops = p / 2
+    assert moved < 5 * (tops + p) + 4 * 256 * 3 * m
+    tile = 128 * 256 * 2 * 2  # bytes of its operands
+    assert found["screen_product_kernel"][1] == p / 128 * tile + tops
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -15,6 +15,7 @@ from python_tests.ptx.machine import Machine
 
 from . import emulator as engine
 from .test_omp import leaving, signals, unit
+from .test_screen import normal, right
 from .test_sparse import code
 from .test_top_m_once import one_in_each_group
 
@@ -239,6 +240,40 @@ def transposed(ops) -> bool:
     return torch.equal(ops.transpose(matrix), matrix.t())
 
 
+def screened(positive: bool):
+    """Stages of several tiles of rows, units and terms: apart and near to each other, hostile, of
+    equal units, of few positive ones, unaligned.
+
+    A bound that is too large changes no result: the instructions that a call takes are held to
+    those of the first time.
+    """
+    near = normal(1, 44) + 2.0**-9 * normal(150, 44, seed=3)
+    few_special = hostile((4, 50), torch.float32, 7, "few_special")
+    problems = (
+        (normal(3, 70), normal(300, 70, seed=1), normal(300, seed=2), 7),
+        (normal(2, 44, seed=4), near, None, 10),
+        (few_special[:, 1:], hostile((150, 49), torch.float32, 8, "few_special"), None, 9),
+        (normal(2, 20), normal(1, 20).expand(400, -1), None, 5),
+        (normal(2, 20), normal(150, 20, seed=5), normal(150, seed=6) - 9, 40),
+        (normal(2, 6) * 2.0**70, normal(70, 6), None, 70),  # not screened, all kept
+    )
+    taken: list[int] = []
+
+    def problem(ops) -> bool:
+        correct, counts = True, []
+        for x, W, bias, m in problems:
+            before = Machine.issued
+            z = code(len(x), len(W), 60 if m == len(W) else 7)
+            z = (z[0] * 2.0**70, z[1]) if m == len(W) else z
+            correct = correct and right(ops, x, W, bias, m, positive)
+            correct = correct and right(ops, x, W, bias, m, positive, z)
+            counts.append(Machine.issued - before)
+        taken[:] = taken or counts
+        return correct and all(abs(n - t) < 1e-3 * t for n, t in zip(counts, taken, strict=True))
+
+    return problem
+
+
 SUMS = ("outer_kernel", "outer_atomic_kernel", "product_on_support_kernel", "gather_rows_kernel",
         "row_dots_kernel")  # fmt: skip
 
@@ -267,6 +302,12 @@ PROBLEMS = {
     "combine_kernel": combined,
     "combine_edges_kernel": combined,
     **{name: sums(name) for name in SUMS},
+    "screen_rows_kernel": screened(False),
+    "screen_units_kernel": screened(False),
+    "screen_product_kernel": screened(False),
+    "screen_select_kernel": screened(False),
+    "screen_select_kernel, positive": screened(True),
+    "screen_throughout_kernel": screened(False),
 }
 
 # Their barrier before the second round of sums: more than 2048 tiles have one, these problems not.
@@ -303,6 +344,8 @@ def test_mutants_are_noticed(ops, emulator, kernel):
         torch.manual_seed(5)
         emulator.mutate = lambda ran, whole: text if ran == name else whole
 
+    if kernel == "screen_throughout_kernel":
+        emulator.set_device(1, engine.BIG[1])  # a block has several rows
     torch.manual_seed(5)
     emulator.mutate = record
     assert problem(ops)

@@ -99,6 +99,76 @@ def test_encoder_and_its_gradients_are_exact(
         assert torch.equal(got, expected.to(got.dtype))
 
 
+def code_and_values(x: Tensor, W: Tensor, b: Tensor, m: int, positive: bool):
+    """A screened code, and all that float64 has in its place."""
+    code = dk.encode_top_m(x, W, None, m, num_stages=1, bias=b, positive=positive)
+    u = x.double() @ W.double().t() + b
+    return code, u.clamp(min=0) if positive else u
+
+
+@pytest.mark.parametrize(
+    ("batch", "n", "p", "m"),
+    [(4096, 256, 4096, 32), (1000, 300, 16384, 64), (129, 33, 2049, 16), (1, 64, 5000, 1),
+     (300, 768, 70000, 512), (70, 4096, 4096, 20)],
+)  # fmt: skip
+@pytest.mark.parametrize("positive", [False, True])
+@pytest.mark.parametrize("floor", ["cuda"], indirect=True)
+@pytest.mark.skipif("cuda" not in FLOORS, reason="built without CUDA kernels (nvcc was missing)")
+def test_a_screened_stage(floor, batch, n, p, m, positive):
+    """Nothing larger than what is in a code, up to the rounding of float32, was left out; of sums
+    without rounding the code is the reference's; a row has one code in any batch."""
+    g = torch.Generator(device=GPU).manual_seed(p)
+    x = torch.randn(batch, n, device=GPU, generator=g)
+    W = torch.randn(p, n, device=GPU, generator=g)
+    near = W[:1] * (1 + 2.0**-12 * torch.randn(p, n, device=GPU, generator=g))
+    b = torch.randn(p, device=GPU, generator=g) - int(positive)
+    with library.stages_screened():
+        for units in (W, near):
+            code, u = code_and_values(x, units, b, m, positive)
+            chosen = u.gather(1, code.indices)
+            rounding = (
+                2.0**-22
+                * (n / 32 + 8)
+                * (x.norm(dim=1, keepdim=True) * units.norm(dim=1).max() + b.abs().max())
+            )
+            assert (code.values - chosen).abs().le(rounding).all()
+            best = u.abs().topk(m).values
+            assert (
+                (chosen.abs().sort(1, descending=True).values - best).abs().le(2 * rounding).all()
+            )
+            assert (code.indices.diff(dim=1) > 0).all()
+            for rows in (slice(0, 1), slice(batch // 2, batch), slice(0, batch, 3)):
+                part = code_and_values(x[rows], units, b, m, positive)[0]
+                assert torch.equal(part.indices, code.indices[rows])
+                assert same_bits(part.values, code.values[rows])
+        xs, Ws = (small(*s, keep=0.2).to(GPU) for s in ((batch, n), (p, n)))
+        bias = (torch.arange(p, device=GPU) % 7 - 3.0).float()
+        code, u = code_and_values(xs, Ws, bias, m, positive)
+        values, indices = dk.reference.top_m(u.float(), m)
+        assert torch.equal(code.indices, indices)
+        assert torch.equal(code.values, values)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("floor", ["cuda"], indirect=True)
+@pytest.mark.skipif("cuda" not in FLOORS, reason="built without CUDA kernels (nvcc was missing)")
+def test_a_screened_stage_of_hostile_rows(floor, style):
+    """Whatever stands in a row or a unit, others keep their codes; NaN comes first."""
+    x, W, b = (hostile(s, torch.float32, i, style).to(GPU)
+               for i, s in enumerate(((70, 64), (3000, 64), (3000,))))  # fmt: skip
+    calm_x, calm_w = torch.randn(70, 64, device=GPU), torch.randn(3000, 64, device=GPU)
+    with library.stages_screened():
+        calm = dk.encode_top_m(calm_x, calm_w, None, 20, num_stages=1)
+        mixed = dk.encode_top_m(torch.cat([x, calm_x]), calm_w, None, 20, num_stages=1)
+        assert torch.equal(mixed.indices[70:], calm.indices)
+        assert same_bits(mixed.values[70:], calm.values)
+        for one, units, bias in ((x, W, b), (calm_x, W, None), (calm_x, calm_w, b)):
+            code = dk.encode_top_m(one, units, None, 20, num_stages=1, bias=bias)
+            u = one.double() @ units.double().t() + (0 if bias is None else bias.double())
+            nans = u.isnan().sum(1).clamp(max=20)
+            assert (code.values.isnan().sum(1) >= nans).all()
+
+
 @pytest.mark.parametrize("p", [100, 128, 256, 300, 512])
 @pytest.mark.parametrize("stages", [1, 2, 3])
 def test_the_encoder_in_one_launch_stage_by_stage(p, stages):
@@ -137,6 +207,24 @@ def test_the_factored_encoder_and_its_gradients_are_exact(floor, dtype, batch, n
             got, want.to(got.dtype), rtol=1e-5 if dtype == torch.float32 else 1e-2,
             atol=1e-5 * max(1.0, float(want.abs().max())) if want.numel() else 0,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("positive", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "n", "p", "m"), [(300, 64, 16384, [32, 64]), (70, 32, 4096, [5])]
+)
+@pytest.mark.parametrize("floor", ["cuda"], indirect=True)
+@pytest.mark.skipif("cuda" not in FLOORS, reason="built without CUDA kernels (nvcc was missing)")
+def test_screened_factored_stages_are_exact(floor, batch, n, p, m, positive):
+    x, W, D = small(batch, n, keep=0.2), small(p, n, keep=0.2), small(n, p, keep=0.02).sign()
+    found = []
+    for backend, to in ((floor, torch.float32), ("reference", torch.float64)):
+        with dk.use_backend(backend), library.stages_screened():
+            x_, W_, D_, b = (t.to(GPU, to) for t in (x, W, D, (torch.arange(p) % 7 - 3).float()))
+            more = dict(D=D_, bias=b, num_stages=len(m), positive=positive)
+            code = dk.encode_top_m(x_, W_, None, m, **more)
+            found.append((code.values.double(), code.indices))
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -10,6 +10,7 @@
 #include "torch/cuda/encode.h"
 #include "torch/cuda/ops.h"
 #include "torch/cuda/rules.h"
+#include "torch/cuda/screen.h"
 
 namespace deepl0::torch_ops::on_cuda {
 
@@ -54,6 +55,10 @@ Encoded encode(const Tensor& x, const Tensor& w, const std::optional<Tensor>& s,
     if (save) {
         out.saved_values = empty(x, {stages - 1, batch, m}, ScalarType::Float);
         out.saved_indices = empty(x, {stages - 1, batch, m}, ScalarType::Long);
+    }
+    if (stages == 1 && screens(x, w, m)) {
+        screen(x, w, bias, m, positive, out.values, out.indices, stream);
+        return out;
     }
     Workspace workspace;
     const Piece wx_piece = workspace.floats(block * p);

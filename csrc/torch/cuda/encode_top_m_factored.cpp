@@ -11,6 +11,7 @@
 #include "torch/cuda/encode.h"
 #include "torch/cuda/ops.h"
 #include "torch/cuda/rules.h"
+#include "torch/cuda/screen.h"
 
 namespace deepl0::torch_ops::on_cuda {
 
@@ -55,7 +56,7 @@ struct Encoded {
 };
 
 /// Bytes a stage: x or the residual, W and 4 B p of the product, written, read and written at m
-/// entries, read again; m n elements of D' a row from L2.
+/// entries, read again, or what cuda/screen.h says; m n elements of D' a row from L2.
 Encoded encode(const Tensor& x, const Tensor& w, const Tensor& d, const std::optional<Tensor>& bias,
                std::optional<Tensor> step, const std::vector<int64_t>& m, bool positive,
                bool save) {
@@ -74,11 +75,19 @@ Encoded encode(const Tensor& x, const Tensor& w, const Tensor& d, const std::opt
 
     // Half types multiply as they are where nothing was subtracted and nothing scaled.
     const bool scales = step.has_value();
+    const bool screened = std::all_of(m.begin(), m.end(), [&](int64_t entries) {
+        return screens(x, w, entries) && (last == 0 || p <= cuda::kMostUnitsOfZ);
+    });
     std::optional<FirstProduct> first;
     std::optional<Tensor> wide_w, wide_bias;
     Workspace workspace;
-    const Piece u_piece = workspace.floats(block * p);
-    if (!scales) first.emplace(x, w, bias, block, workspace);
+    std::optional<Screen> screen;
+    Piece u_piece;
+    if (screened)
+        screen.emplace(w, bias, block, workspace);
+    else
+        u_piece = workspace.floats(block * p);
+    if (!screened && !scales) first.emplace(x, w, bias, block, workspace);
     Piece residual_piece, between_values[2], between_indices[2];
     std::optional<Atoms> atoms;
     if (scales || last > 0) {
@@ -94,7 +103,7 @@ Encoded encode(const Tensor& x, const Tensor& w, const Tensor& d, const std::opt
     }
     int64_t selects = 0;
     for (const int64_t entries : m)
-        selects = std::max(selects, selection_bytes(batch, block, p, entries));
+        selects = std::max(selects, screened ? 0 : selection_bytes(batch, block, p, entries));
     const Piece selection = workspace.bytes(selects);
     workspace.allocate(x);
 
@@ -123,7 +132,7 @@ Encoded encode(const Tensor& x, const Tensor& w, const Tensor& d, const std::opt
     };
     for (int64_t row = 0; row < batch; row += block) {
         const int64_t rows = std::min(block, batch - row);
-        Tensor product_of = workspace.matrix(u_piece, rows, p);
+        Tensor product_of = screened ? x : workspace.matrix(u_piece, rows, p);
         const Tensor residuals =
             r || residual_piece.bytes ? workspace.matrix(residual_piece, rows, n) : product_of;
         const void* from =
@@ -131,17 +140,33 @@ Encoded encode(const Tensor& x, const Tensor& w, const Tensor& d, const std::opt
         for (int64_t k = 0; k <= last; ++k) {
             const Code z = k > 0 ? code_of(k - 1, row) : Code{}, to = code_of(k, row);
             const int64_t entries = k > 0 ? m[size_t(k - 1)] : 0;
-            if (k == 0 && first) {
-                first->run(product_of, rows_of(x, row, rows), workspace, stream);
-            } else {
+            if (k > 0 || scales) {
                 if (k > 0)
                     cuda::gather_rows(z.values, z.indices, rows, entries, dtype, atoms->data,
                                       atoms->stride, p, n, nullptr, 0, kF32, r, stream);
                 cuda::residual(dtype, from, rows_of_x.stride, rows, n, k > 0 ? r : nullptr,
                                after(steps, k), r, stream);
+            }
+            if (screened) {
+                cuda::ScreenedTopM stage{};
+                stage.x = k > 0 || scales ? r : static_cast<const float*>(from);
+                stage.x_stride = k > 0 || scales ? n : rows_of_x.stride;
+                stage.rows = rows;
+                stage.m = m[size_t(k)];
+                stage.positive = positive;
+                stage.values = to.values;
+                stage.indices = to.indices;
+                stage.z_values = z.values;
+                stage.z_indices = z.indices;
+                stage.z_m = entries;
+                screen->run(stage, workspace, stream);
+                continue;
+            }
+            if (k == 0 && first)
+                first->run(product_of, rows_of(x, row, rows), workspace, stream);
+            else
                 wide_bias ? add_product(product_of, *wide_bias, residuals, transposed(*wide_w))
                           : product(product_of, residuals, transposed(*wide_w));
-            }
             // The indices of a row are distinct: no two entries meet.
             if (k > 0) cuda::add_entries(z.values, z.indices, rows, entries, p, u, stream);
             cuda::top_m(kF32, u, p, rows, p, m[size_t(k)], positive, to.values, to.indices,

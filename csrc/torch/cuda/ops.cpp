@@ -62,6 +62,9 @@ STABLE_TORCH_LIBRARY(deepl0_cuda, m) {
     m.def(
         "gather_top_m(Tensor wx, Tensor values, Tensor indices, Tensor St, bool positive)"
         " -> (Tensor, Tensor)");
+    m.def(
+        "screened_top_m(Tensor x, Tensor W, Tensor? bias, int m, bool positive,"
+        " Tensor? z_values=None, Tensor? z_indices=None) -> (Tensor, Tensor)");
     m.def("transpose(Tensor matrix) -> Tensor");
     m.def("gather_rows(Tensor values, Tensor indices, Tensor w, bool wide) -> Tensor");
     m.def("row_dots(Tensor indices, Tensor w, Tensor x) -> Tensor");
@@ -78,6 +81,7 @@ STABLE_TORCH_LIBRARY(deepl0_cuda, m) {
     m.def("tell_rules(bool tf32, bool atomics) -> ()");
     m.def("force_rules(str way, int elements) -> ()");
     m.def("read_rows_once(bool on) -> bool");
+    m.def("screen_stages(bool on) -> bool");
     m.def("address(str name) -> int");
 }
 
@@ -105,6 +109,7 @@ void implement(Library& m) {
     m.impl("decode_backward", TORCH_BOX(&ops::decode_backward));
     m.impl("omp", TORCH_BOX(&ops::omp));
     m.impl("gather_top_m", TORCH_BOX(&ops::gather_top_m));
+    m.impl("screened_top_m", TORCH_BOX(&ops::screened_top_m));
     m.impl("transpose", TORCH_BOX(&ops::transpose_copy));
     m.impl("gather_rows", TORCH_BOX(&ops::gather_rows));
     m.impl("row_dots", TORCH_BOX(&ops::row_dots));
@@ -137,5 +142,6 @@ STABLE_TORCH_LIBRARY_IMPL(deepl0_cuda, CompositeExplicitAutograd, m) {
     m.impl("tell_rules", TORCH_BOX(&ops::tell_rules));
     m.impl("force_rules", TORCH_BOX(&ops::force_rules));
     m.impl("read_rows_once", TORCH_BOX(&ops::read_rows_once));
+    m.impl("screen_stages", TORCH_BOX(&ops::screen_stages));
     m.impl("address", TORCH_BOX(&address));
 }

@@ -58,6 +58,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> omp(Tensor x, Tensor d, int64_t m, do
 std::tuple<Tensor, Tensor> gather_top_m(Tensor wx, Tensor values, Tensor indices, Tensor St,
                                         bool positive);
 
+/// top_m of x W' + b + z, screened whatever its size and the switch; z = (z_values, z_indices).
+std::tuple<Tensor, Tensor> screened_top_m(Tensor x, Tensor w, std::optional<Tensor> bias, int64_t m,
+                                          bool positive, std::optional<Tensor> z_values,
+                                          std::optional<Tensor> z_indices);
+
 /// A contiguous [columns, rows] of a matrix [rows, columns].
 Tensor transpose_copy(Tensor matrix);
 
@@ -82,5 +87,6 @@ void force_rules(std::string way, int64_t elements);
 /// Raises the CUDA error that a launch on the device would meet; nothing is launched.
 void probe(int64_t device);
 bool read_rows_once(bool on);
+bool screen_stages(bool on);
 
 }  // namespace deepl0::torch_ops::on_cuda
