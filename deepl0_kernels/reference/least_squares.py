@@ -15,7 +15,12 @@ def floor(dtype: torch.dtype) -> float:
 
 def norms(atoms: Tensor, dim: int) -> Tensor:
     """Norms of atoms that lie along ``dim``, 1 of a zero atom; in float64, constants."""
-    size = atoms.detach().double().square().sum(dim).sqrt()
+    return roots(atoms.detach().double().square().sum(dim))
+
+
+def roots(squares: Tensor) -> Tensor:
+    """Norms of squared norms, 1 of a zero atom; constants."""
+    size = squares.detach().sqrt()
     return torch.where(size == 0, 1.0, size)
 
 
@@ -49,7 +54,7 @@ def _solve(
     """The solution on the places that are ``present``, 0 on the others; which are singular."""
     if A.shape[1] == 0:
         return torch.zeros_like(right), present.any(1)
-    A = A * (present[:, :, None] & present[:, None, :])
+    A = torch.where(present[:, :, None] & present[:, None, :], A, 0.0)
     A = A + torch.diag_embed((~present).double())
     right = torch.where(present[:, :, None], right, 0.0)
     L, failed = torch.linalg.cholesky_ex(A)
