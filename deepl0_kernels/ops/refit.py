@@ -24,6 +24,8 @@ _AT_ONCE, _AT_ONCE_ELSEWHERE = 2**19, 2**24
 def _systems(x: Tensor, D: Tensor, indices: Tensor) -> Iterator[tuple[slice, Supports]]:
     """Of a few rows after the others."""
     (B, m), n = indices.shape, x.shape[1]
+    if B * m >= D.shape[1]:  # each atom is read once or more
+        D = D.t().contiguous().t()
     at_once = _AT_ONCE if x.is_cpu else _AT_ONCE_ELSEWHERE
     count = max(1, at_once // max(1, m * (n + m)))
     for start in range(0, B, count):
@@ -59,11 +61,10 @@ def _refit_backward(
     dtype = accumulation_dtype(x.dtype)
     sides, values = (x.new_empty((2, B, k) if mask & 2 else 0, dtype=dtype) for k in (n, m))
     floor = least_squares.floor(D.dtype)
-    for rows, s in _systems(x, D, indices):
-        right = grad[rows].double()[:, :, None]
-        if mask & 2:
-            right = torch.cat((right, s.products), 2)
-        wv = s.solve(right, floor)
+    for rows, s in _systems(x, D, indices) if mask else ():
+        w = grad[rows].double()[:, :, None]
+        # Two right sides whatever is asked for: one alone would be rounded otherwise.
+        wv = s.solve(torch.cat((w, s.products if mask & 2 else torch.zeros_like(w)), 2), floor)
         made = wv.mT @ s.atoms  # D_S w, and D_S v
         spoilt = s.spoilt.any(1, keepdim=True)
         if mask & 1:
