@@ -270,12 +270,21 @@ def implementation(operator: str, tensor: Tensor, beyond: str | None = None) -> 
             "(docs/errors.md#a-backend-does-not-serve-a-device)"
         )
     if not torch.compiler.is_compiling():
-        LAST[0] = operator, backend, reason
+        LAST[0] = operator, *_told(operator, backend, reason)
     return _implementations[operator][backend]
+
+
+def _told(operator: str, backend: str, reason: str) -> tuple[str, str]:
+    """What a report says: a GPU's backend may have no kernel of its own for an operator."""
+    if backend in GPU and operator not in GPU[backend].operators:
+        return "reference", "made of PyTorch's operators"
+    return backend, reason
 
 
 def _passes_over(operator: str, native: str, tensor: Tensor, beyond: str | None) -> str | None:
     """Why a backend for GPUs does not serve a call, if it does not."""
+    if operator not in GPU[native].operators:
+        return beyond  # made of PyTorch's operators
     if tensor.dtype == torch.float64:
         return "the GPU kernels have no float64"
     if _forced is None and operator in GPU[native].on_request:
@@ -386,7 +395,8 @@ def _report(operator: str, device: str) -> str:
     natives = [
         name
         for name in _natives(operator, device)
-        if name not in GPU or operator not in GPU[name].on_request
+        if name not in GPU
+        or (operator in GPU[name].operators and operator not in GPU[name].on_request)
     ]
     return natives[0] if natives else "reference"
 

@@ -51,6 +51,7 @@ def test_default_and_report():
         "iht_l0",
         "iht_top_m",
         "omp",
+        "refit",
         "shard_top_m",
         "sparse_adam_",
     }

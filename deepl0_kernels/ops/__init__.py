@@ -11,6 +11,7 @@ from .batch_top_m import batch_top_m
 from .decode import decode
 from .encode import encode_l0, encode_top_m
 from .plan import Plan, prepare
+from .refit import refit
 from .sparse_code import SparseCode
 from .stage import threshold_stage, top_m_stage
 from .thresholds import hard_threshold, helu, soft_threshold
@@ -32,6 +33,7 @@ __all__ = [
     "helu",
     "keep_top_m",
     "prepare",
+    "refit",
     "soft_threshold",
     "threshold_stage",
     "top_m",

@@ -96,6 +96,19 @@ def _decode_backward(grad, values, indices, D, mask, **_) -> int:
     return _decode(values, indices, D) * (bool(mask & 1) + bool(mask & 2))
 
 
+def _refit(x, D, indices, **_) -> int:
+    # Gram matrices, D_S'x; Cholesky.
+    (B, m), n = indices.shape, x.shape[1]
+    return 2 * B * m * n * (m + 1) + B * m**3 // 3
+
+
+def _refit_backward(grad, x, D, indices, mask, **_) -> int:
+    # The systems again; D_S w; with D also D_S'x, D_S v and two outer products.
+    (B, m), n = indices.shape, x.shape[1]
+    products = m + (1 + 4 * bool(mask & 2)) * bool(mask)
+    return (2 * B * m * n * products + B * m**3 // 3) * bool(mask)
+
+
 def _iterations(out_val: Sequence[torch.Tensor], at: int, most: int) -> int:
     """Over all rows; the most there may be where the result has no values (fake tensors)."""
     made = out_val[at]
@@ -147,6 +160,8 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "shard_top_m": _shard_top_m,
     "decode": _decode,
     "decode_backward": _decode_backward,
+    "refit": _refit,
+    "refit_backward": _refit_backward,
     "iht_top_m": _iht_top_m,
     **dict.fromkeys(("iht_l0", "fista"), _dense_solver),
     "omp": _omp,

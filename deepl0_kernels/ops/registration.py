@@ -163,18 +163,8 @@ def serve(
     if it refuses them, ``prepare`` says by name what is wrong with them, and the kernel's own error
     stands where it finds nothing.
     """
-    if low is not None:
-        for overload, function in _overloads(name):
-            for device in _DEVICES:
-                kernel = _autocast(function, device, low)
-                _library.impl(overload, kernel, f"Autocast{device.upper()}")
+    by_operators_of_torch = _under_autocast(name, reference, low)
     run = native(name)
-
-    def by_operators_of_torch(*args):
-        device = args[0].device.type
-        if low is not None and checks.autocast_is_on(device):
-            return _autocast(reference, device, low)(*args)
-        return reference(*args)
 
     floors = [floor.name for floor in GPU.values() if name in floor.operators]
     register(name, reference=by_operators_of_torch, **dict.fromkeys(("cpu", *floors), run))
@@ -191,6 +181,35 @@ def serve(
     if absent is not None:
         forms = f"{forms[:absent]}n{forms[absent + 1 :]}"
     return _at_once(name, forms, dims, otherwise, public=True)
+
+
+def compose(name: str, kernel: Callable, reference: Callable | None = None) -> None:
+    """An operator whose ``kernel`` is made of PyTorch's operators: it runs on every device, below
+    autograd, opaque to tracers, in the place of a native one. With a ``reference``, which is
+    differentiable any number of times, it is a public one; under autocast it is float32's.
+    """
+    _library.impl(name, kernel, "CompositeExplicitAutograd")
+    if reference is not None:
+        operator = getattr(torch.ops.deepl0, name).default
+        serving = dict.fromkeys(("cpu", *GPU), operator)
+        register(name, reference=_under_autocast(name, reference, ()), **serving)
+
+
+def _under_autocast(name: str, reference: Callable, low: Sequence[int] | None) -> Callable:
+    """Register the operator's autocast rule; the reference with the same one is returned."""
+    if low is None:
+        return reference
+    for overload, function in _overloads(name):
+        for device in _DEVICES:
+            _library.impl(overload, _autocast(function, device, low), f"Autocast{device.upper()}")
+
+    def by_operators_of_torch(*args):
+        device = args[0].device.type
+        if checks.autocast_is_on(device):
+            return _autocast(reference, device, low)(*args)
+        return reference(*args)
+
+    return by_operators_of_torch
 
 
 def _autocast(function: Callable, device: str, low: Sequence[int]) -> Callable:

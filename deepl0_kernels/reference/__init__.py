@@ -13,6 +13,7 @@ from .encode_factored import encode_l0_factored, encode_top_m_factored
 from .fista import fista
 from .iht import iht_l0, iht_top_m
 from .omp import omp
+from .refit import refit
 from .shard import shard_top_m
 from .sparse_adam import sparse_adam_
 from .stage import threshold_stage, top_m_stage
@@ -32,6 +33,7 @@ __all__ = [
     "iht_top_m",
     "keep_top_m",
     "omp",
+    "refit",
     "shard_top_m",
     "sparse_adam_",
     "threshold",

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .._isolation import isolated
 from ..ops import Plan, SparseCode, checks, top_m
+from ..reference import least_squares
 from ..reference.descent import Loop, Quadratic, half_squares
 from . import step as steps
 from .precision import in_range
@@ -114,18 +115,16 @@ def cosamp(
 
 
 class LeastSquares:
-    """argmin ||x - D z|| with z on given supports, in float64, by the rank that the data have.
+    """argmin ||x - D z|| with z on given supports, by the Gram matrix of all unit atoms.
 
-    By Cholesky on the Gram matrix of unit atoms. An atom whose squared distance from the span of
-    those before it, unit atoms all, is below 100 eps of the data depends on them: where there is
-    one, the factorisation is repeated with the farthest atom first, and what depends gets 0.
-    Differentiable in D and b, any number of times, as long as the same atoms are independent.
+    See :func:`deepl0_kernels.reference.least_squares.solve`. Differentiable in D and b, any number
+    of times, as long as the same atoms are independent.
     """
 
     def __init__(self, D: Tensor) -> None:
         self.norms, unit = steps.unit_atoms(D)
         self.gram = unit.T @ unit  # of a zero atom 0, also on the diagonal
-        self.floor = 100 * torch.finfo(D.dtype).eps
+        self.floor = least_squares.floor(D.dtype)
 
     def __call__(self, b: Tensor, support: Tensor, present: Tensor | None = None) -> Tensor:
         """Dense [B, p], for b = D'x [B, p] and supports [B, s] (where ``present``)."""
@@ -134,43 +133,8 @@ class LeastSquares:
         right = b.gather(1, support).double() / norms
         if present is None:
             present = torch.ones_like(support, dtype=torch.bool)
-        z, singular = self._solve(A, right, present)
-        if singular.any():
-            order, independent = self._pivoted(A.detach()[singular], present[singular])
-            rows = torch.arange(len(order), device=b.device)[:, None]
-            A = A[singular][rows[:, :, None], order[:, :, None], order[:, None, :]]
-            solved, _ = self._solve(A, right[singular].gather(1, order), independent)
-            z = z.index_put((singular,), torch.zeros_like(solved).scatter(1, order, solved))
+        z = least_squares.solve(A, right[:, :, None], present, self.floor)[..., 0]
         return torch.zeros_like(b).scatter(1, support, (z / norms).to(b.dtype))
-
-    def _solve(self, A: Tensor, right: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """The solution on the places that are ``present``, 0 on the others; which are singular."""
-        A = A * (present[:, :, None] & present[:, None, :])
-        A = A + torch.diag_embed((~present).double())
-        right = torch.where(present, right, 0.0)
-        L, failed = torch.linalg.cholesky_ex(A)
-        distance = torch.diagonal(L.detach(), dim1=1, dim2=2).square().amin(1)
-        singular = (failed != 0) | ~(distance > self.floor)
-        if singular.any():  # what is left is to be differentiated
-            eye = torch.eye(A.shape[1], dtype=A.dtype, device=A.device)
-            L = torch.linalg.cholesky_ex(torch.where(singular[:, None, None], eye, A))[0]
-        return torch.cholesky_solve(right[:, :, None], L)[..., 0], singular
-
-    def _pivoted(self, A: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """The order [B, s] of the farthest atom first, and which of it are independent."""
-        rows = torch.arange(len(A), device=A.device)
-        distance = torch.where(present, torch.diagonal(A, dim1=1, dim2=2), -1.0)
-        L = torch.zeros_like(A)
-        order, independent = torch.zeros_like(present, dtype=torch.int64), present.clone()
-        taken = A.new_tensor(-torch.inf)
-        for k in range(A.shape[1]):
-            pivot, at = distance.max(1)
-            order[:, k], independent[:, k] = at, pivot > self.floor
-            column = A[rows, at] - (L[:, :, :k] @ L[rows, at, :k, None])[..., 0]
-            column = column / pivot.clamp_min(self.floor).sqrt()[:, None]
-            L[:, :, k] = torch.where(independent[:, k, None], column, 0.0)
-            distance = (distance - L[:, :, k].square()).index_put((rows, at), taken)
-        return order, independent
 
 
 def _checked(x, D, m, tol, max_iter, facts, share):

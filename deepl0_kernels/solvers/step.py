@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from .._isolation import isolated
 from ..ops import Plan, checks
 from ..ops.plan import checked_plan
+from ..reference import least_squares
 from ..reference.descent import positive_part
 
 # Up to this size the norm is an exact eigenvalue, beyond it a bounded power iteration.
@@ -134,11 +135,12 @@ def _nbytes(value: Any) -> int:
 
 
 def unit_atoms(D: Tensor) -> tuple[Tensor, Tensor]:
-    """Norms [p] of the atoms of D, 1 of a zero atom, and the atoms at norm 1; in float64."""
-    wide = D.detach().double()
-    norms = wide.square().sum(0).sqrt()
-    norms = torch.where(norms > 0, norms, 1.0)
-    return norms, wide / norms
+    """Norms [p] of the atoms of D, 1 of a zero atom, and the atoms over them; in float64.
+
+    The norms are constants of autograd's, the atoms are not.
+    """
+    norms = least_squares.norms(D, 0)
+    return norms, D.double() / norms
 
 
 def known(D: Tensor, plan: Plan | Facts | None) -> Facts:

@@ -72,7 +72,7 @@ def test_without_thresholds_it_is_the_solver(dtype):
 
 
 def test_gradients_by_differences():
-    e, (x, _) = encoder(), planted(4)
+    e, (x, _) = encoder(), planted(2)
     x.requires_grad_()
     names = [name for name, _ in e.named_parameters()]
 
@@ -81,7 +81,7 @@ def test_gradients_by_differences():
 
     e.sigma = 0.5
     values = [p.detach().requires_grad_() for p in e.parameters()]
-    assert torch.autograd.gradcheck(call, (x, *values), eps=1e-7, atol=1e-5, fast_mode=True)
+    assert torch.autograd.gradcheck(call, (x, *values), eps=1e-6, atol=1e-6)
     grads = torch.autograd.grad(call(x, *values).square().sum(), values)
     assert all(g.abs().sum() > 0 for g in grads), names
 

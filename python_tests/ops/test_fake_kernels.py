@@ -99,6 +99,9 @@ def encoders(dtype, batch):
         yield "decode", values, indices, D
         for m, mask in itertools.product(MOST, range(4)):
             yield "decode_backward", x, *code(dtype, batch, m), D, mask
+            values, indices = code(dtype, batch, m)
+            yield "refit_backward", values, x, D, indices, mask
+        yield "refit", x, D, indices
     x, W = randn(batch, N, dtype=dtype), randn(P, N, dtype=dtype)
     for stages in STAGES:
         for S in steps(dtype, stages):
@@ -206,7 +209,11 @@ def test_outputs_are_as_the_fake_kernels_say(of, dtype, batch):
 
 def test_every_operator_of_the_cpu_is_asked():
     asked = {name for of in CASES.values() for name, *_ in of(torch.float32, 1)}
-    listed = torch._C._dispatch_get_registrations_for_dispatch_key("CPU")
+    listed = [
+        name
+        for key in ("CPU", "CompositeExplicitAutograd")
+        for name in torch._C._dispatch_get_registrations_for_dispatch_key(key)
+    ]
     names = {name.split("::")[1].split(".")[0] for name in listed if name.startswith("deepl0::")}
     # One that works in place has no output.
     assert {n for n in names if getattr(torch.ops.deepl0, n).default._schema.returns} == asked

@@ -82,6 +82,8 @@ def test_decode_and_thresholds(size, dtype, layout):
     values, indices = torch.ops.deepl0.top_m(torch.randn(B, p).to(dtype), m, False)
     args = (torch.randn(B, n).to(dtype), values, indices, layout(torch.randn(n, p)).to(dtype))
     check(torch.ops.deepl0.decode_backward, args, 2)
+    x, _, _, D = args
+    check(torch.ops.deepl0.refit_backward, (torch.randn(B, m).to(dtype), x, D, indices), 2)
     u, grad = (torch.randn(B, p).to(dtype) for _ in range(2))
     low = torch.float64 if dtype == torch.float64 else torch.float32
     for theta in (torch.tensor(0.7, dtype=low), torch.full((p,), 0.7, dtype=low)):

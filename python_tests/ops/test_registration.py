@@ -73,6 +73,8 @@ def samples(dtype: torch.dtype, grad: bool, batch: int = B):
         yield name, (x, W, D, bias, step, [2, P, M], True)
         yield name, (x, W, D, bias, step[:1], [M], False)
     yield "decode", (randn(batch, M), indices, randn(N, P))
+    yield "refit", (x, randn(N, P), indices)
+    yield "refit", (x, randn(N, P), indices.masked_fill(indices < 2, -1))
     if dtype in (torch.float32, torch.float64):
         for positive in ((), (True,)):
             unit = torch.nn.functional.normalize(randn(N, P), dim=0)
@@ -116,6 +118,7 @@ def samples(dtype: torch.dtype, grad: bool, batch: int = B):
             yield "encode_top_m_factored_backward", args
         for bits in (1, 2, 3):
             yield "decode_backward", (x, randn(batch, M, **no), indices, randn(N, P, **no), bits)
+            yield "refit_backward", (randn(batch, M), x, randn(N, P), indices, bits)
 
 
 def cases(grad: bool) -> list:
@@ -211,6 +214,7 @@ FUNCTIONS = {
     ),
     "encode_l0": lambda x, W, S, D, t: dk.encode_l0(x, W, S, t, num_stages=3, sigma=0.2),
     "encode_top_m": lambda x, W, S, D, t: dk.encode_top_m(x, W, S, M, num_stages=3).values,
+    "refit": lambda x, W, S, D, t: dk.refit(x, D, dk.encode_top_m(x, W, S, 3)).values,
     "autoencoder": lambda x, W, S, D, t: dk.decode(dk.encode_top_m(x, W, S, M), D),
     "to_dense": lambda x, W, S, D, t: dk.encode_top_m(x, W, S, M).to_dense(),
 }
@@ -262,7 +266,7 @@ def test_autocast_selects_and_thresholds_in_float32(name, backend):
                 out = dk.top_m_stage(x, W, dk.threshold_stage(x, W, z, S, t), S, M)
             else:
                 out = FUNCTIONS[name](*args)
-        elementwise = name in ("helu", "top_m", "keep_top_m", "batch_top_m")
+        elementwise = name in ("helu", "top_m", "keep_top_m", "batch_top_m", "refit")
         assert out.dtype == (torch.float32 if elementwise else torch.bfloat16)
         out.float().sum().backward()
     if elementwise:

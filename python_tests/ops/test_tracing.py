@@ -87,6 +87,7 @@ FUNCTIONS = {
         O["D"],
     ),
     "decode": (decoded, O["z"][:, :M]),
+    "refit": (lambda D: dk.refit(O["x"], D, CODE).values, O["D"]),
     "LISTA": (lista(), O["x"]),
     "DeepL0Encoder": (encoder(), O["x"]),
     "DeepMSparseEncoder": (m_sparse(), O["x"]),
