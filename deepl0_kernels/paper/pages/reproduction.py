@@ -26,6 +26,8 @@ from . import DOCS, RECORDS, serve, write_figures
 STUDY = Codes()
 RECORD = RECORDS / "reproduction"
 VARIED = RECORD / "variations.json"
+# Of ``deepl0 reproduce table1 table2 table3 --p 512 --seeds 1`` with the settings in it.
+SOFT = "soft"
 PAGE = DOCS / "reproduction.md"
 
 # What every variation has in common; and what each changes, for which of the problems.
@@ -53,7 +55,8 @@ VARIATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "optimal codes from l1 at 0.5": (("m_sparse_l1_lam=0.5",), (M_SPARSE,)),
     "dictionary: MOD, atoms of unit norm": (("dictionary=mod",), (L0, M_SPARSE)),
 }
-SHOWN = (ITERATIVE, BASELINE, "LISTA, K = 2", DEEP2)
+LISTA2 = "LISTA, K = 2"
+SHOWN = (ITERATIVE, BASELINE, LISTA2, DEEP2)
 
 
 def vary(path: Path, progress: bool) -> None:
@@ -118,6 +121,7 @@ def parts() -> dict[str, str]:
         "machines": items(machines(results)),
         "protocol": f"`{chosen}`",
         "variations": variations(record.read_json(VARIED)),
+        "soft": soft(results, STUDY.read(RECORD, SOFT)),
     }
 
 
@@ -129,6 +133,28 @@ def cost(results: dict[str, Any]) -> str:
         f"The {len(results['cells'])} cells took {seconds / 60:.0f} minutes of processor time in "
         f"all, with {' or '.join(map(str, threads))} thread(s)."
     )
+
+
+def soft(hard: dict[str, Any], soft: dict[str, Any]) -> str:
+    """Prediction errors in percent and support errors with hard and soft thresholds inside, of the
+    size and seed that both runs have."""
+    import pandas
+
+    rows: dict[str, dict[str, str]] = {}
+    for run in (hard, soft):
+        chosen = run["protocol"]
+        for cell in run["cells"]:
+            if (cell["p"], cell["seed"]) != (soft["sizes"][0], soft["seeds"][0]):
+                continue
+            for row in cell["rows"]:
+                if row["method"] not in (DEEP2, LISTA2):
+                    continue
+                key = "lista" if row["method"] == LISTA2 else cell["problem"]
+                inside = "" if key == "lista" else f", {chosen['inside']} inside"
+                shown = rows.setdefault(f"{row['method']}{inside}, rate {chosen[f'{key}_lr']}", {})
+                shown[f"{cell['problem']}: error, %"] = f"{row['prediction_error']:.2f}"
+                shown[f"{cell['problem']}: support error"] = f"{row['support_error']:.2f}"
+    return markdown(pandas.DataFrame(rows).T.fillna("").rename_axis("network"))
 
 
 def variations(found: dict[str, Any]) -> str:
