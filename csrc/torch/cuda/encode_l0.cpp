@@ -1,4 +1,5 @@
-// The encoder of thresholds: torch's products, and a kernel for the threshold between them.
+// The encoder of thresholds: torch's products, and a kernel for the threshold between them; of half
+// types, where that is asked for, one kernel a stage.
 #include "torch/cuda/encode.h"
 #include "torch/cuda/ops.h"
 #include "torch/cuda/threshold_stage.h"
