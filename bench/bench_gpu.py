@@ -316,7 +316,7 @@ CASES: dict[str, Case] = {
              (4096, 1024, 2), (4096, 2048, 2), (4096, 4096, 1), (4096, 16384, 1), (512, 131072, 1)),
     **_cases(encode_top_m_factored, (4096, 16384, 2)),
     **_cases(encode_top_m_training, *((4096, p, 2) for p in (128, 256, 1024, 2048, 4096))),
-    **_cases(encode_l0, (4096, 128, 2), (4096, 256, 2)),
+    **_cases(encode_l0, (4096, 128, 2), (4096, 256, 2), (65536, 512, 2), (4096, 2048, 2)),
     **_cases(iht_m, (4096, 512, 10)),
     **_cases(omp, (4096, 512, 16), (4096, 4096, 32)),
     **_cases(decode, (4096, 16384), (4096, 131072)),
@@ -355,6 +355,7 @@ def test_on_the_gpu(case, dtype, request, monkeypatch):
     floors = {} if gpu_device.STUB else _by_floor(problem.providers[OURS], serving)
     floors |= {} if gpu_device.STUB else _rows_read_once(problem)
     floors |= {} if gpu_device.STUB else _stages_screened(problem)
+    floors |= {} if gpu_device.STUB else _stages_fused(problem)
     providers = problem.providers | floors | {COPY: lambda: other.copy_(half)}
     for mode, times in _race(providers, request.config.getoption("--seconds")).items():
         _record(f"{problem.operator}, {mode}", problem.shape, times)
@@ -411,6 +412,21 @@ def _stages_screened(problem: Problem) -> dict[str, Callable]:
 
     problem.check(OURS, screened())
     return {f"{OURS}, screened": screened}
+
+
+def _stages_fused(problem: Problem) -> dict[str, Callable]:
+    """The call with a stage of half types by one CUDA kernel, which is off until it is
+    measured."""
+    half = problem.shape.endswith(("bfloat16", "float16"))
+    if problem.operator != "encode_l0" or not half or not GPU["cuda"].installed():
+        return {}
+
+    def fused():
+        with dk.use_backend("cuda"), library.stages_fused():
+            return problem.providers[OURS]()
+
+    problem.check(OURS, fused())
+    return {f"{OURS}, fused": fused}
 
 
 def _race(providers: dict[str, Callable], budget: float) -> dict[str, dict[str, list[float]]]:

@@ -68,6 +68,13 @@ def calls() -> dict[str, Callable[[], object]]:
         "encode_l0": lambda: backward(
             lambda: dk.encode_l0(x, W, S, theta, num_stages=2), W, S, theta
         ),
+        "encode_l0 fused": lambda: within(
+            library.stages_fused,
+            lambda: [
+                dk.encode_l0(x.to(half), W.to(half), S.to(half), theta, num_stages=3)
+                for half in (torch.bfloat16, torch.float16)
+            ],
+        ),
         "helu": lambda: backward(lambda: dk.helu(x @ W.t(), theta, 0.2), x, theta),
         "omp": lambda: (omp(x.detach(), unit, 9, 1e-6), omp(x.detach(), unit, 9, 1e-6, True)),
         "decode": lambda: backward(lambda: dk.decode(code, D), D),

@@ -112,7 +112,9 @@ __global__ void __launch_bounds__(ProductTile::kThreads, 2)
             for (int d = 0; d < kDown; ++d) sum.at[d][j][v] = sum.at[d][j][v + 2] = b;
         }
     }
-    multiply_tile(tile, x + first_row * depth, w + int64_t(first_unit) * depth, depth, sum);
+    constexpr int64_t kRows = ProductTile::kRows;
+    multiply_tile<BF16, true>(tile, {x + first_row * depth, depth, kRows},
+                              {w + int64_t(first_unit) * depth, depth, kRows}, depth, sum);
 
     constexpr int kGroups = Accumulators::kColumns / kGroup;
     static_assert(kGroups == 2, "a pack of 16 bytes");

@@ -1,6 +1,5 @@
 // The kernels of thresholds.h: a warp takes 128 columns of every fourth row of its block's.
-#include "element.cuh"
-#include "thresholds.h"
+#include "thresholds.cuh"
 
 namespace deepl0::cuda {
 
@@ -9,47 +8,6 @@ constexpr int kPack = 4;
 constexpr int kTileColumns = 32 * kPack;
 constexpr int kTileRows = 32;
 constexpr int kSummedRows = 64;
-
-/// The function at one entry; lo and ramp as thresholds.h of core has them.
-struct Function {
-    ThresholdKind kind;
-    bool positive;
-    float sigma;
-
-    __device__ bool is_hard() const {
-        return kind == ThresholdKind::hard || (kind != ThresholdKind::soft && sigma == 0.0f);
-    }
-
-    __device__ float part(float u) const { return positive && u <= 0.0f ? 0.0f : u; }
-
-    __device__ float value(float u, float theta) const {
-        if (isnan(theta)) return theta;
-        u = part(u);
-        const float a = fabsf(u);
-        if (kind == ThresholdKind::soft) return a <= theta ? 0.0f : u - copysignf(theta, u);
-        if (kind != ThresholdKind::helu || sigma == 0.0f) return a < theta ? 0.0f : u;
-        if (a >= theta) return u;
-        const float lo = (1.0f - sigma) * theta;
-        return a <= lo ? 0.0f : (u - copysignf(lo, u)) / sigma;
-    }
-
-    /// d / du and d / dtheta.
-    __device__ void slopes(float u, float theta, float& of_u, float& of_theta) const {
-        const bool passes = !positive || u > 0.0f;
-        u = part(u);
-        const float a = fabsf(u);
-        of_theta = 0.0f;
-        if (kind == ThresholdKind::soft) {
-            of_u = a > theta && passes ? 1.0f : 0.0f;
-            if (a > theta) of_theta = u > 0.0f ? -1.0f : 1.0f;
-            return;
-        }
-        of_u = a >= theta && passes ? 1.0f : 0.0f;
-        if (is_hard() || !(a > (1.0f - sigma) * theta && a < theta)) return;
-        of_theta = (u > 0.0f ? -1.0f : 1.0f) * ((1.0f - sigma) / sigma);
-        if (kind != ThresholdKind::ste_theta && passes) of_u = 1.0f / sigma;
-    }
-};
 
 template <class In, class Out>
 __global__ void __launch_bounds__(32 * kWarps)

@@ -104,6 +104,22 @@ def stages_screened(on: bool = True) -> Iterator[None]:
         kernels.screen_stages(before)
 
 
+@contextmanager
+def stages_fused(on: bool = True) -> Iterator[None]:
+    """Within the block the CUDA kernels run a stage of ``encode_l0`` in half types, forward, as one
+    kernel (csrc/cuda/threshold_stage.h), or as a product and a threshold. Codes are rounded after
+    every stage either way; float32 sums in another order may differ in their last bits.
+
+    Off by default, until a GPU has measured it; process-wide, and with DEEPL0_CUDA_FUSED=1 in the
+    environment it is on from the start.
+    """
+    before = kernels.fuse_stages(on)
+    try:
+        yield
+    finally:
+        kernels.fuse_stages(before)
+
+
 _told_tf32: bool | None = None
 _precision = torch._C._get_fp32_precision_getter
 

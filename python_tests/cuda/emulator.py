@@ -9,7 +9,7 @@ import ctypes
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -83,27 +83,29 @@ def serving(device: str) -> Iterator[None]:
 
 
 @contextmanager
-def rows_read_once(on: bool = True) -> Iterator[None]:
+def _emulated(choice: Callable[[bool], AbstractContextManager], on: bool) -> Iterator[None]:
+    before = library.kernels
+    library.kernels = torch.ops.deepl0_emulated
+    try:
+        with choice(on):
+            yield
+    finally:
+        library.kernels = before
+
+
+def rows_read_once(on: bool = True) -> AbstractContextManager:
     """As library.rows_read_once, of the emulated operators."""
-    before = library.kernels
-    library.kernels = torch.ops.deepl0_emulated
-    try:
-        with library.rows_read_once(on):
-            yield
-    finally:
-        library.kernels = before
+    return _emulated(library.rows_read_once, on)
 
 
-@contextmanager
-def stages_screened(on: bool = True) -> Iterator[None]:
+def stages_screened(on: bool = True) -> AbstractContextManager:
     """As library.stages_screened, of the emulated operators."""
-    before = library.kernels
-    library.kernels = torch.ops.deepl0_emulated
-    try:
-        with library.stages_screened(on):
-            yield
-    finally:
-        library.kernels = before
+    return _emulated(library.stages_screened, on)
+
+
+def stages_fused(on: bool = True) -> AbstractContextManager:
+    """As library.stages_fused, of the emulated operators."""
+    return _emulated(library.stages_fused, on)
 
 
 class Launch(NamedTuple):

@@ -10,7 +10,7 @@ from python_tests.ptx.machine import Machine
 from python_tests.ptx.memory import GlobalMemory
 
 from . import build, sass
-from .emulator import BIG, SMALL, base_name, rows_read_once
+from .emulator import BIG, SMALL, base_name, rows_read_once, stages_fused
 from .test_omp import signals, unit
 
 needs_cuobjdump = pytest.mark.skipif(
@@ -109,16 +109,50 @@ def test_instructions_of_the_streaming_loop(arch):
 
 @needs_cuobjdump
 @pytest.mark.parametrize("arch", ["80", "90", "100"])
-def test_instructions_of_the_product_loop(arch):
+@pytest.mark.parametrize(
+    ("source", "kernel", "most"),
+    [("screen", "screen_product_kernel", 80), ("threshold_stage", "threshold_stage_kernel", 95)],
+)
+def test_instructions_of_the_product_loop(source, kernel, most, arch):
     """Of machine code, a warp's step of 32 terms: 32 mma, 12 ldmatrix, 4 cp.async, few others."""
-    for (kernel, _), listing in sass.machine_code("screen", arch).items():
-        if kernel != "screen_product_kernel":
-            continue
+    listings = {k: v for k, v in sass.machine_code(source, arch).items() if k[0] == kernel}
+    assert len(listings) == 2
+    for (_, variant), listing in listings.items():
         loop = sass.loop_of(listing, "HMMA")
-        print(f"sm_{arch}: {len(loop)} of {len(listing)}")
+        print(f"sm_{arch} {kernel} {variant}: {len(loop)} of {len(listing)}")
         for name, count in (("HMMA", 32), ("LDSM", 12), ("LDGSTS", 4), ("BAR.SYNC", 1)):
             assert sum(name in text for text in loop) == count
-        assert len(loop) <= 80
+        assert len(loop) <= most
+
+
+# (n, stages, saving) -> instructions of a fused encoder of 128 rows and units.
+FUSED = {
+    (256, 1, False): 18_900, (256, 2, False): 42_100, (256, 2, True): 43_900,
+    (264, 2, False): 36_600,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FUSED)
+def test_fused_stages(ops, case):
+    """Bytes: an operand once a tile, z once, u where it is saved or W x is not multiplied again."""
+    n, stages, save = case
+    rows, p = 128, 128
+    g = torch.Generator().manual_seed(0)
+    x, W, S = (torch.randn(s, generator=g).to(torch.bfloat16) for s in ((rows, n), (p, n), (p, p)))
+    encode = ops.encode_l0_saving if save else ops.encode_l0
+    with stages_fused():
+        issued, moved = counted(
+            lambda: encode(
+                x, W, S if stages > 1 else None, None, torch.ones(p), stages, 0.0, "helu"
+            )
+        )
+    print(f"{case}: {issued} instructions, {moved} bytes")
+    assert issued == pytest.approx(FUSED[case], rel=0.1)
+    signal, code = 2 * (rows + p) * n, 2 * rows * p
+    again = n <= 256
+    want = signal + code + (stages - 1) * (again * signal + 2 * p * (rows + p) + code)
+    want += 4 * rows * p * (stages * save + (stages - 1) * (not again) * (2 - save))
+    assert moved == want + 8 * 4 * p * stages  # theta, by every warp
 
 
 # (p, m) -> instructions of a screened row's selection; n = 256, normal numbers.

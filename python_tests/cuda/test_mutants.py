@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deepl0_kernels import reference
-from python_tests.oracle import as_bits, hostile, selectable
+from python_tests.oracle import as_bits, hostile, same_values, selectable
 from python_tests.ptx import mutate
 from python_tests.ptx.layout import Options
 from python_tests.ptx.machine import Machine
@@ -274,6 +274,30 @@ def screened(positive: bool):
     return problem
 
 
+def fused():
+    """Stages of exact sums, which are those of the product and the threshold, bit for bit: tiles
+    and steps cut off, W x again and added, u saved and not."""
+    first: list[tuple[torch.Tensor, ...]] = []
+
+    def problem(ops) -> bool:
+        wanted = []
+        for rows, n, p, kind in ((131, 40, 45, "helu"), (3, 257, 137, "soft")):
+            x, W, S, bias = (hostile(s, torch.bfloat16, i, "ties")
+                             for i, s in enumerate(((rows, n), (p, n), (p, p), (p,))))  # fmt: skip
+            args = (x, W, S, bias, (torch.arange(p) % 9).float(), 2, 0.5, kind)
+            want = first[len(wanted)] if first else ops.encode_l0_saving(*args)
+            wanted.append(want)
+            with engine.stages_fused():
+                if not all(map(same_values, ops.encode_l0_saving(*args), want)):
+                    return False
+                if n == 40 and not same_values(ops.encode_l0(*args), want[0]):
+                    return False
+        first[:] = wanted
+        return True
+
+    return problem
+
+
 SUMS = ("outer_kernel", "outer_atomic_kernel", "product_on_support_kernel", "gather_rows_kernel",
         "row_dots_kernel")  # fmt: skip
 
@@ -302,6 +326,7 @@ PROBLEMS = {
     "combine_kernel": combined,
     "combine_edges_kernel": combined,
     **{name: sums(name) for name in SUMS},
+    "threshold_stage_kernel": fused(),
     "screen_rows_kernel": screened(False),
     "screen_units_kernel": screened(False),
     "screen_product_kernel": screened(False),

@@ -246,6 +246,44 @@ def test_encode_l0_and_its_gradients_are_exact(dtype, stages):
     assert found[0][-1].any()
 
 
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("kind", ["helu", "soft", "positive_ste"])
+@pytest.mark.parametrize(
+    ("batch", "n", "p", "stages"),
+    [(3000, 64, 300, 2), (4096, 256, 512, 3), (130, 257, 1000, 3), (1, 7, 90, 1), (70, 600, 5, 2)],
+)
+@pytest.mark.parametrize("floor", ["cuda"], indirect=True)
+@pytest.mark.skipif("cuda" not in FLOORS, reason="built without CUDA kernels (nvcc was missing)")
+def test_fused_stages_of_encode_l0(floor, dtype, kind, batch, n, p, stages):
+    """Sums without rounding are exact; of others z is the threshold of u, and u that of float64
+    from the code before, up to float32's rounding."""
+    for exact in (True, False):
+        if exact:
+            x, W, S = small(batch, n, keep=5 / n), small(p, n), small(p, p, keep=2 / p).sign()
+        else:
+            x, W, S = torch.randn(batch, n), torch.randn(p, n) / n**0.5, torch.randn(p, p) / p**0.5
+        x, W, S, b = (t.to(GPU, dtype) for t in (x, W, S, (torch.arange(p) % 7 - 3).float()))
+        theta = (torch.arange(p, device=GPU) % 3) + 0.5
+        args = (x, W, S if stages > 1 else None, b, theta, stages, 0.5, kind)
+        with library.stages_fused():
+            z, saved = torch.ops.deepl0.encode_l0_saving(*args)
+            assert same_bits(torch.ops.deepl0.encode_l0(*args), z)
+        code, size = None, x.double().abs() @ W.double().t().abs() + b.double().abs()
+        for u in saved:
+            want = x.double() @ W.double().t() + b.double()
+            bound = 0 if exact else 2.0**-22 * (n + p) * size
+            if code is not None:
+                want += code.double() @ S.double().t()
+                bound += (
+                    0
+                    if exact
+                    else 2.0**-22 * (n + p) * (code.double().abs() @ S.double().t().abs())
+                )
+            assert ((u.double() - want).abs() <= bound).all()
+            code = dk.reference.threshold(u, theta, 0.5, kind).to(dtype)
+        assert same_values(z, code)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(("batch", "n", "p", "m"), [(4096, 256, 512, 32), (300, 100, 20000, 64),

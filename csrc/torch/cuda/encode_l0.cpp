@@ -1,6 +1,8 @@
-// The encoder of thresholds: torch's products, and a kernel for the threshold between them.
+// The encoder of thresholds: torch's products, and a kernel for the threshold between them; of half
+// types, where that is asked for, one kernel a stage.
 #include "torch/cuda/encode.h"
 #include "torch/cuda/ops.h"
+#include "torch/cuda/threshold_stage.h"
 #include "torch/cuda/thresholds.h"
 
 namespace deepl0::torch_ops::on_cuda {
@@ -25,6 +27,10 @@ std::tuple<Tensor, Tensor> encode(const Tensor& x, const Tensor& w, const std::o
     const bool half = type != ScalarType::Float;
     Tensor out = empty(x, {batch, p}, type);
     Tensor saved = empty(x, {save ? stages : 0, batch, p}, ScalarType::Float);
+    if (fuses(x)) {
+        run_stages(x, w, s, bias, thresholds, stages, out, saved, stream);
+        return {out, saved};
+    }
     Workspace workspace;
     Piece wx_piece, u_piece, z_piece;
     if (!save) {

@@ -82,6 +82,7 @@ STABLE_TORCH_LIBRARY(deepl0_cuda, m) {
     m.def("force_rules(str way, int elements) -> ()");
     m.def("read_rows_once(bool on) -> bool");
     m.def("screen_stages(bool on) -> bool");
+    m.def("fuse_stages(bool on) -> bool");
     m.def("address(str name) -> int");
 }
 
@@ -143,5 +144,6 @@ STABLE_TORCH_LIBRARY_IMPL(deepl0_cuda, CompositeExplicitAutograd, m) {
     m.impl("force_rules", TORCH_BOX(&ops::force_rules));
     m.impl("read_rows_once", TORCH_BOX(&ops::read_rows_once));
     m.impl("screen_stages", TORCH_BOX(&ops::screen_stages));
+    m.impl("fuse_stages", TORCH_BOX(&ops::fuse_stages));
     m.impl("address", TORCH_BOX(&address));
 }

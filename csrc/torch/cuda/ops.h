@@ -88,5 +88,6 @@ void force_rules(std::string way, int64_t elements);
 void probe(int64_t device);
 bool read_rows_once(bool on);
 bool screen_stages(bool on);
+bool fuse_stages(bool on);
 
 }  // namespace deepl0::torch_ops::on_cuda
