@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from ..nn import DeepL0Encoder, DeepMSparseEncoder
+from ..training import L0Regularized, MSparse
+from .soft import SoftInside
 
 SPARSITIES = (10, 20, 30)
 DEEP_L0 = "Deep l0-Regularized"
@@ -29,3 +31,13 @@ def encoder(method: str, protocol: Any, D: Tensor) -> DeepL0Encoder | DeepMSpars
     if method == DEEP_L0:
         return DeepL0Encoder.from_dictionary(D, protocol.l0_lam, K, grad=protocol.l0_grad)
     return DeepMSparseEncoder.from_dictionary(D, _SPARSITY[method], K)
+
+
+def soft_inside(method: str, protocol: Any, D: Tensor) -> SoftInside:
+    """:func:`encoder` with soft thresholds in all stages but the last, which start at ``lam``."""
+    problem: L0Regularized | MSparse
+    if method == DEEP_L0:
+        problem = L0Regularized(lam=protocol.l0_lam)
+    else:
+        problem = MSparse(m=_SPARSITY[method], l1_lam=protocol.lam)
+    return SoftInside(problem, D, protocol.num_stages, grad=protocol.l0_grad)

@@ -86,8 +86,12 @@ def minimise(
         sigma_factor = min(1.0, sigma_floor / SIGMA) ** (1 / max(1, epochs - 1))
     generator = torch.Generator().manual_seed(seed)
     batches = count // batch_size
-    matrices = [p for p in network.parameters() if p.dim() > 1]
-    vectors = [p for p in network.parameters() if p.dim() <= 1]
+    # Of untied encoders the logarithms of the thresholds are a row a stage.
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    for name, p in network.named_parameters():
+        is_vector = p.dim() <= 1 or name.rpartition(".")[2] == "log_theta"
+        (vectors if is_vector else matrices).append(p)
     parameters: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "lr": vector_rate * lr},

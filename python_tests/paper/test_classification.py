@@ -90,6 +90,24 @@ def test_every_method_learns(run):
     assert "* tdsc_lam: 0.03" in text
 
 
+def test_soft_thresholds_inside_are_of_the_deep_encoders():
+    protocol = replace(TINY, inside="soft")
+    l0, sparse, lista = (
+        STUDY.cell("table4", method, 40, Job(protocol, 0))
+        for method in (DEEP_L0, DEEP_M.format(20), systems.TUNED_LISTA)
+    )
+    for found in (l0, sparse, lista):
+        assert found["training_error"] < 35
+        assert found["error"] < 45
+    assert sparse["nonzeros"] == 20
+    # Of both stages the last has the thresholds that are shown.
+    assert l0["arrays"]["theta"].shape == l0["arrays"]["theta_start"].shape == (40,)
+    assert "theta" not in sparse["arrays"]
+    hard = STUDY.cell("table4", DEEP_L0, 40, Job(TINY, 0))
+    assert hard["loss"] != l0["loss"]
+    assert STUDY.cell("table4", systems.TUNED_LISTA, 40, Job(TINY, 0))["loss"] == lista["loss"]
+
+
 def test_a_run_goes_on_where_it_stopped(run, monkeypatch):
     out, results = run
     lost = out / "cells" / "table4-2-p40-seed0.json"

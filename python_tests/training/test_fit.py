@@ -137,6 +137,19 @@ def test_matrices_decay_and_vectors_have_a_rate_of_their_own():
     torch.testing.assert_close(train(vector_rate=5.0)[1], 5 * moved)
 
 
+def test_thresholds_of_untied_encoders_are_no_matrices():
+    """Rows of thresholds have the rate of vectors and no decay."""
+    encoder = DeepL0Encoder(4, 6, 3, tied=False)
+    before, W = encoder.log_theta.detach().clone(), encoder.W.detach().clone()
+    minimise(
+        encoder, lambda rows: 0 * sum(p.sum() for p in encoder.parameters()), 8,
+        epochs=2, batch_size=4, lr=1e-2, clip=1.0, seed=0, weight_decay=1.0,
+    )  # fmt: skip
+    assert encoder.log_theta.shape == (3, 6)
+    assert torch.equal(encoder.log_theta, before)
+    assert (encoder.W.abs() < W.abs()).all()
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 9])
 def test_a_factor_of_0_takes_the_ramp_to_its_floor_in_the_last_epoch(epochs):
     encoder = DeepL0Encoder(6, 9)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...ops.thresholds import GRADS
 from ..settings import Settings, count, number, one_of, share
+from ..soft import INSIDE
 
 # All of MNIST from $DEEPL0_DATA, the part that the package ships, the scene from $DEEPL0_DATA.
 DATA = ("mnist", "subset", "indian_pines")
@@ -44,6 +45,8 @@ class Protocol(Settings):
     lam: float = number(0.5, above=0)
     l0_lam: float = number(0.5, above=0)  # of Deep l0-Regularized
     num_stages: int = count(2)
+    # Thresholds of all stages but the last of the deep encoders; soft ones start at lam.
+    inside: str = one_of("hard", INSIDE)
     dictionary_epochs: int = count(6)
     dictionary_lr: float = number(1e-2, above=0)
     epochs: int = count(60)

@@ -13,6 +13,7 @@ from ...solvers import TaskDrivenDictionary, fista
 from ...training import Classifier, Course, fit_to_classes, fit_to_codes
 from .. import deep
 from ..deep import DEEP, DEEP_L0
+from ..soft import SoftInside
 from .data import Labelled
 from .protocol import Protocol
 
@@ -60,19 +61,20 @@ def fit(
         progress=progress,
         description=description,
     )
-    encoder: LISTA | DeepL0Encoder | DeepMSparseEncoder
+    encoder: LISTA | DeepL0Encoder | DeepMSparseEncoder | SoftInside
     theta_start: Tensor | None
     if method == TUNED_LISTA:
         lr = protocol.lista_lr
         encoder = LISTA.from_dictionary(D, protocol.lam, protocol.num_stages)
-        theta_start = encoder.theta.detach()
+        theta_start = _thresholds(encoder)
         codes = fista(data.x, D, protocol.lam, history=False).dense
         epochs = protocol.pretrain_epochs
         fit_to_codes(encoder, data.x, codes, epochs=epochs, lr=protocol.pretrain_lr, **options)
     else:
-        encoder = deep.encoder(method, protocol, D)
+        make = deep.soft_inside if protocol.inside == "soft" else deep.encoder
+        encoder = make(method, protocol, D)
         lr = protocol.l0_lr if method == DEEP_L0 else protocol.m_sparse_lr
-        theta_start = None if isinstance(encoder, DeepMSparseEncoder) else encoder.theta.detach()
+        theta_start = _thresholds(encoder)
         options.update(sigma_factor=protocol.sigma_factor, sigma_floor=protocol.sigma_floor)
     options.update(weight_decay=protocol.weight_decay, vector_rate=protocol.vector_rate)
     network = Classifier(encoder, D.shape[1], data.classes)
@@ -87,9 +89,18 @@ def fit(
         network, data.x, data.y, epochs=protocol.epochs, lr=lr, begin=begin, **options
     )
     course.look()
-    theta = None if isinstance(encoder, DeepMSparseEncoder) else encoder.theta.detach()
+    theta = _thresholds(encoder)
     W = encoder.W.detach()
     return Fitted(losses, lambda x: network(x).argmax(1), encoder, W, course, theta, theta_start)
+
+
+def _thresholds(encoder: LISTA | DeepL0Encoder | DeepMSparseEncoder | SoftInside) -> Tensor | None:
+    """Those [p] of the last stage, if it has any."""
+    if isinstance(encoder, DeepMSparseEncoder):
+        return None
+    if isinstance(encoder, SoftInside):
+        return encoder.theta[-1].detach() if encoder.m is None else None
+    return encoder.theta.detach()
 
 
 def _task_driven(

@@ -13,7 +13,7 @@ from ...datasets import mnist, mnist_subset, preprocess, random_shifts
 from ...solvers import DictionaryResult, learn_dictionary
 from ...training import L0Regularized, MSparse, Problem, fit_to_codes
 from ..settings import Settings, count, number, one_of
-from .soft import SoftInside
+from ..soft import INSIDE, SoftInside
 
 # "Iterative k": after how many iterations the solver is stopped.
 ITERATIONS = (2, 5, 10)
@@ -48,7 +48,7 @@ class Protocol(Settings):
     dictionary_lr: float = number(1e-2, above=0)
     num_stages: int = count(2)
     # Thresholds of all stages but the last of the deep encoder of num_stages.
-    inside: str = one_of("hard", ("hard", "soft"))
+    inside: str = one_of("hard", INSIDE)
     # Depth, tying and the baseline's readout are varied up to this p.
     further_p: int = count(128, least=0)
     epochs: int = count(10)
