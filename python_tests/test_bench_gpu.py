@@ -9,8 +9,7 @@ from bench import bench_gpu
 from bench.conftest import OURS
 
 
-@pytest.mark.parametrize("dtype", bench_gpu.DTYPES, ids=str)
-@pytest.mark.parametrize("case", bench_gpu.SMALL)
+@pytest.mark.parametrize(("case", "dtype"), bench_gpu.runs(bench_gpu.SMALL))
 def test_providers_pass_the_gate(case, dtype, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function: function)
     problem = bench_gpu.SMALL[case](dtype, "cpu")
