@@ -46,7 +46,7 @@ class Config(Protocol):
     p: int = 128
     data: str = "subset"
     digits: int = 12_000
-    copies: int = 12
+    copies: int = 10
     held_out: int = 2_000
     epochs: int = 12
     timing_batch: int = 512
