@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -73,7 +73,16 @@ def told(operator: str, run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def rows_read_once(on: bool = True) -> Iterator[None]:
+def _switched(switch: Callable[[bool], bool], on: bool) -> Iterator[None]:
+    """``switch`` sets a choice and returns what it was."""
+    before = switch(on)
+    try:
+        yield
+    finally:
+        switch(before)
+
+
+def rows_read_once(on: bool = True) -> AbstractContextManager[None]:
     """Within the block the CUDA kernels select from rows beyond 1,024 entries by the kernel that
     reads them once (csrc/cuda/top_m_once.h), or by the others. The results are the same, bit for
     bit.
@@ -81,15 +90,10 @@ def rows_read_once(on: bool = True) -> Iterator[None]:
     Off by default, until a GPU has measured it; process-wide, and with DEEPL0_CUDA_ONCE=1 in the
     environment it is on from the start.
     """
-    before = kernels.read_rows_once(on)
-    try:
-        yield
-    finally:
-        kernels.read_rows_once(before)
+    return _switched(kernels.read_rows_once, on)
 
 
-@contextmanager
-def stages_screened(on: bool = True) -> Iterator[None]:
+def stages_screened(on: bool = True) -> AbstractContextManager[None]:
     """Within the block the CUDA kernels screen float32 encoders of one stage or with D, p >= 2,048,
     in bfloat16 and decide in float32 (csrc/cuda/screen.h), or multiply and select. Codes are those
     of float32 dot products either way; sums in another order may differ in their last bits.
@@ -97,15 +101,10 @@ def stages_screened(on: bool = True) -> Iterator[None]:
     Off by default, until a GPU has measured it; process-wide, and with DEEPL0_SCREEN=1 in the
     environment it is on from the start.
     """
-    before = kernels.screen_stages(on)
-    try:
-        yield
-    finally:
-        kernels.screen_stages(before)
+    return _switched(kernels.screen_stages, on)
 
 
-@contextmanager
-def stages_fused(on: bool = True) -> Iterator[None]:
+def stages_fused(on: bool = True) -> AbstractContextManager[None]:
     """Within the block the CUDA kernels run a stage of ``encode_l0`` in half types, forward, as one
     kernel (csrc/cuda/threshold_stage.h), or as a product and a threshold. Codes are rounded after
     every stage either way; float32 sums in another order may differ in their last bits.
@@ -113,11 +112,7 @@ def stages_fused(on: bool = True) -> Iterator[None]:
     Off by default, until a GPU has measured it; process-wide, and with DEEPL0_CUDA_FUSED=1 in the
     environment it is on from the start.
     """
-    before = kernels.fuse_stages(on)
-    try:
-        yield
-    finally:
-        kernels.fuse_stages(before)
+    return _switched(kernels.fuse_stages, on)
 
 
 _told_tf32: bool | None = None
