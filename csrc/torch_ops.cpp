@@ -8,30 +8,31 @@ namespace ops = deepl0::torch_ops;
 
 namespace {
 
+using deepl0::Threshold;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
 // An operator, and its twin that also returns what the backward reads, are one function.
 
 Tensor threshold_stage(Tensor x, Tensor W, Tensor z, Tensor S, Optional bias, Tensor theta,
-                       double sigma, std::string kind) {
+                       double sigma, Threshold kind) {
     return std::get<0>(ops::threshold_stage(x, W, z, S, bias, theta, sigma, kind, false));
 }
 
 std::tuple<Tensor, Tensor> threshold_stage_saving(Tensor x, Tensor W, Tensor z, Tensor S,
                                                   Optional bias, Tensor theta, double sigma,
-                                                  std::string kind) {
+                                                  Threshold kind) {
     return ops::threshold_stage(x, W, z, S, bias, theta, sigma, kind, true);
 }
 
 Tensor encode_l0(Tensor x, Tensor W, Optional S, Optional bias, Tensor theta, int64_t num_stages,
-                 double sigma, std::string kind) {
+                 double sigma, Threshold kind) {
     return std::get<0>(ops::encode_l0(x, W, S, bias, theta, num_stages, sigma, kind, false));
 }
 
 std::tuple<Tensor, Tensor> encode_l0_saving(Tensor x, Tensor W, Optional S, Optional bias,
                                             Tensor theta, int64_t num_stages, double sigma,
-                                            std::string kind) {
+                                            Threshold kind) {
     return ops::encode_l0(x, W, S, bias, theta, num_stages, sigma, kind, true);
 }
 
@@ -49,7 +50,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_saving(Tensor x, Tensor 
 }
 
 Tensor encode_l0_factored(Tensor x, Tensor W, Tensor D, Optional bias, Optional step, Tensor theta,
-                          int64_t num_stages, double sigma, std::string kind) {
+                          int64_t num_stages, double sigma, Threshold kind) {
     return std::get<0>(
         ops::encode_l0_factored(x, W, D, bias, step, theta, num_stages, sigma, kind, false));
 }
@@ -57,7 +58,7 @@ Tensor encode_l0_factored(Tensor x, Tensor W, Tensor D, Optional bias, Optional 
 std::tuple<Tensor, Tensor> encode_l0_factored_saving(Tensor x, Tensor W, Tensor D, Optional bias,
                                                      Optional step, Tensor theta,
                                                      int64_t num_stages, double sigma,
-                                                     std::string kind) {
+                                                     Threshold kind) {
     return ops::encode_l0_factored(x, W, D, bias, step, theta, num_stages, sigma, kind, true);
 }
 

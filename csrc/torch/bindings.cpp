@@ -40,10 +40,10 @@ Rows::Rows(const Tensor& t, const char* name) : tensor(t) {
     data = tensor.const_data_ptr();
 }
 
-Threshold threshold_kind(const std::string& name) {
-    const std::string prefix = "positive_";
-    const bool positive = name.compare(0, prefix.size(), prefix) == 0;
-    const std::string kind = positive ? name.substr(prefix.size()) : name;
+Threshold threshold_kind(std::string_view name) {
+    constexpr std::string_view prefix = "positive_";
+    const bool positive = name.substr(0, prefix.size()) == prefix;
+    const std::string_view kind = positive ? name.substr(prefix.size()) : name;
     if (kind == "hard") return {ThresholdKind::hard, positive};
     if (kind == "soft") return {ThresholdKind::soft, positive};
     if (kind == "helu") return {ThresholdKind::helu, positive};

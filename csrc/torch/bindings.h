@@ -5,8 +5,9 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <memory>
 #include <optional>
-#include <string>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -91,7 +92,7 @@ struct Rows {
 };
 
 // Kind of threshold by name; sigma, and theta's values for a kind, checked.
-Threshold threshold_kind(const std::string& name);
+Threshold threshold_kind(std::string_view name);
 void check_sigma(const char* op, double sigma);
 void check_theta(const char* op, Threshold h, const Tensor& theta);
 
@@ -140,9 +141,9 @@ inline int64_t grain_rows(int64_t cols) {
 }
 
 // The operators, in the order of deepl0_kernels/ops. Their schemas are defined there.
-Tensor threshold(Tensor u, Tensor theta, double sigma, std::string kind);
+Tensor threshold(Tensor u, Tensor theta, double sigma, Threshold kind);
 std::tuple<Tensor, Tensor> threshold_backward(Tensor grad, Tensor u, Tensor theta, double sigma,
-                                              std::string kind, int64_t mask);
+                                              Threshold kind, int64_t mask);
 std::tuple<Tensor, Tensor> top_m(Tensor u, int64_t m, bool positive);
 Tensor unpool(Tensor values, Tensor indices, int64_t size);
 std::tuple<Tensor, Tensor> keep_top_m(Tensor u, int64_t m, bool positive);
@@ -150,15 +151,17 @@ Tensor apply_mask(Tensor u, Tensor mask);
 std::tuple<Tensor, Tensor, Tensor> batch_top_m(Tensor u, int64_t m, bool positive);
 std::tuple<Tensor, Tensor> threshold_stage(Tensor x, Tensor W, Tensor z, Tensor S,
                                            std::optional<Tensor> bias, Tensor theta, double sigma,
-                                           std::string kind, bool save);
+                                           Threshold kind, bool save);
 std::tuple<Tensor, Tensor> top_m_stage(Tensor x, Tensor W, Tensor z, Tensor S,
                                        std::optional<Tensor> bias, int64_t m, bool positive);
 std::tuple<Tensor, Tensor> encode_l0(Tensor x, Tensor W, std::optional<Tensor> S,
                                      std::optional<Tensor> bias, Tensor theta, int64_t num_stages,
-                                     double sigma, std::string kind, bool save);
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> encode_l0_backward(
-    Tensor grad_z, Tensor saved, Tensor x, Tensor W, std::optional<Tensor> S, Tensor theta,
-    double sigma, std::string kind, int64_t mask);
+                                     double sigma, Threshold kind, bool save);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> encode_l0_backward(Tensor grad_z, Tensor saved,
+                                                                      Tensor x, Tensor W,
+                                                                      std::optional<Tensor> S,
+                                                                      Tensor theta, double sigma,
+                                                                      Threshold kind, int64_t mask);
 std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m(Tensor x, Tensor W, std::optional<Tensor> S,
                                                         std::optional<Tensor> bias, int64_t m,
                                                         int64_t num_stages, bool positive,
@@ -169,11 +172,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_backward(
 std::tuple<Tensor, Tensor> encode_l0_factored(Tensor x, Tensor W, Tensor D,
                                               std::optional<Tensor> bias,
                                               std::optional<Tensor> step, Tensor theta,
-                                              int64_t num_stages, double sigma, std::string kind,
+                                              int64_t num_stages, double sigma, Threshold kind,
                                               bool save);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> encode_l0_factored_backward(
     Tensor grad_z, Tensor saved, Tensor x, Tensor W, Tensor D, std::optional<Tensor> step,
-    Tensor theta, double sigma, std::string kind, int64_t mask);
+    Tensor theta, double sigma, Threshold kind, int64_t mask);
 std::tuple<Tensor, Tensor, Tensor, Tensor> encode_top_m_factored(Tensor x, Tensor W, Tensor D,
                                                                  std::optional<Tensor> bias,
                                                                  std::optional<Tensor> step,
@@ -203,3 +206,19 @@ void sparse_adam_(Tensor param, Tensor grad, Tensor exp_avg, Tensor exp_avg_sq, 
                   double beta1, double beta2, double eps, int64_t t, bool unit_norm);
 
 }  // namespace deepl0::torch_ops
+
+/// An operator's `str kind`. That of std::string in torch's header (2.10 to 2.14) leaks 48 bytes a
+/// call, and keeps whole tensors' worth of the heap apart by them.
+template <>
+struct torch::stable::detail::ToImpl<deepl0::Threshold> {
+    static deepl0::Threshold call(StableIValue value, uint64_t, bool) {
+        const auto handle = to<StringHandle>(value);
+        const auto free = [](StringHandle name) { torch_delete_string(name); };
+        const std::unique_ptr<StringOpaque, decltype(free)> owned(handle, free);
+        const char* data = nullptr;
+        size_t length = 0;
+        TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+        TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+        return deepl0::torch_ops::threshold_kind({data, length});
+    }
+};

@@ -186,7 +186,7 @@ void planned_l0(const KeptWeights& weights, Matrix<const float> x, const StageTh
 
 std::tuple<Tensor, Tensor> encode_l0(Tensor x, Tensor W, std::optional<Tensor> S,
                                      std::optional<Tensor> bias, Tensor theta, int64_t num_stages,
-                                     double sigma, std::string kind, bool save) {
+                                     double sigma, Threshold kind, bool save) {
     check_encoder(x, W, S, num_stages, "encode_l0");
     const ScalarType given = x.scalar_type(), type = accumulation_type(x);
     const DType code = dtype_of(x, "x");

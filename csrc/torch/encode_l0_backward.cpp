@@ -322,7 +322,7 @@ Gradients backward(Tensor grad, Tensor saved, Tensor x, Tensor w, std::optional<
 }  // namespace
 
 Gradients encode_l0_backward(Tensor grad_z, Tensor saved, Tensor x, Tensor W,
-                             std::optional<Tensor> S, Tensor theta, double sigma, std::string kind,
+                             std::optional<Tensor> S, Tensor theta, double sigma, Threshold kind,
                              int64_t mask) {
     const char* op = "encode_l0_backward";
     STD_TORCH_CHECK(saved.dim() == 3, op, ": saved must be [K, B, p]");

@@ -67,7 +67,7 @@ void planned_l0_factored(const KeptWeights& weights, Matrix<const float> x,
 std::tuple<Tensor, Tensor> encode_l0_factored(Tensor x, Tensor W, Tensor D,
                                               std::optional<Tensor> bias,
                                               std::optional<Tensor> step, Tensor theta,
-                                              int64_t num_stages, double sigma, std::string kind,
+                                              int64_t num_stages, double sigma, Threshold kind,
                                               bool save) {
     const char* op = "encode_l0_factored";
     check_factored(x, W, D, op);

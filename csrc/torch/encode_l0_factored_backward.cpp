@@ -244,7 +244,7 @@ Gradients backward(Tensor grad, Tensor saved, Tensor x, Tensor w, Tensor d,
 
 Gradients encode_l0_factored_backward(Tensor grad_z, Tensor saved, Tensor x, Tensor W, Tensor D,
                                       std::optional<Tensor> step, Tensor theta, double sigma,
-                                      std::string kind, int64_t mask) {
+                                      Threshold kind, int64_t mask) {
     const char* op = "encode_l0_factored_backward";
     check_factored(x, W, D, op);
     STD_TORCH_CHECK(saved.dim() == 3 && saved.size(0) > 0 && saved.size(1) == x.size(0) &&

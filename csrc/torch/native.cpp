@@ -50,7 +50,9 @@ void Stack::number(double value) { push(boxed::from(value), Kind::plain); }
 void Stack::flag(bool value) { push(boxed::from(value), Kind::plain); }
 
 void Stack::text(const char* value, size_t length) {
-    push(boxed::from(std::string(value, length)), Kind::text);
+    StringHandle handle = nullptr;
+    TORCH_ERROR_CODE_CHECK(torch_new_string_handle(value, length, &handle));
+    push(boxed::from(handle), Kind::text);
 }
 
 void Stack::integers(const std::vector<int64_t>& values) { push(boxed::from(values), Kind::list); }
@@ -74,7 +76,7 @@ void Stack::clear() {
                 boxed::to<std::optional<Tensor>>(values_[i]);
                 break;
             case Kind::text:
-                boxed::to<std::string>(values_[i]);
+                TORCH_ERROR_CODE_CHECK(torch_delete_string(boxed::to<StringHandle>(values_[i])));
                 break;
             case Kind::list:
                 boxed::to<std::vector<int64_t>>(values_[i]);

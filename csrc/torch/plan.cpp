@@ -59,7 +59,7 @@ void Plan::encode_l0(const float* x, int64_t rows, const PlanThresholds& theta, 
         strides.push_back(1);
     }
     const StageThresholds h("encode_l0", tensor_of(theta.data, sizes, strides), stages, p,
-                            weights_->code, theta.sigma, theta.kind);
+                            weights_->code, theta.sigma, threshold_kind(theta.kind));
     const Matrix<const float> xm = row_major(x, rows, weights_->w.cols);
     if (factored)
         planned_l0_factored(*weights_, xm, h, steps, z);

@@ -40,7 +40,7 @@ void check_stage(const Tensor& x, const Tensor& w, const Tensor& z, const Tensor
 
 std::tuple<Tensor, Tensor> threshold_stage(Tensor x, Tensor W, Tensor z, Tensor S,
                                            std::optional<Tensor> bias, Tensor theta, double sigma,
-                                           std::string kind, bool save) {
+                                           Threshold h, bool save) {
     check_stage(x, W, z, S, "threshold_stage");
     const ScalarType given = x.scalar_type(), type = accumulation_type(x);
     const int64_t batch = x.size(0), p = W.size(0);
@@ -49,7 +49,6 @@ std::tuple<Tensor, Tensor> threshold_stage(Tensor x, Tensor W, Tensor z, Tensor 
                     "threshold_stage: theta must be [] or [p] in the accumulation dtype");
     check_sigma("threshold_stage", sigma);
     theta = torch::stable::contiguous(theta);
-    const Threshold h = threshold_kind(kind);
     check_theta("threshold_stage", h, theta);
     const Bias b("threshold_stage", bias, x, p);
     Tensor out = empty(x, {batch, p}, type);

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <string>
 
 #include "core/thresholds.h"
 #include "torch/bindings.h"
@@ -15,9 +14,9 @@ class StageThresholds {
   public:
     /// code: the dtype of x, which codes are rounded to.
     StageThresholds(const char* op, const Tensor& given, int64_t stages, int64_t p, DType code,
-                    double sigma, const std::string& kind)
+                    double sigma, Threshold kind)
         : theta_(torch::stable::contiguous(given)),
-          h_(threshold_kind(kind)),
+          h_(kind),
           code_(code),
           dtype_(code_ == DType::f64 ? DType::f64 : DType::f32),
           sigma_(sigma) {

@@ -18,8 +18,7 @@ void check_operands(const char* op, const Tensor& u, const Tensor& theta, double
 
 }  // namespace
 
-Tensor threshold(Tensor u, Tensor theta, double sigma, std::string kind_name) {
-    const Threshold kind = threshold_kind(kind_name);
+Tensor threshold(Tensor u, Tensor theta, double sigma, Threshold kind) {
     check_operands("threshold", u, theta, sigma);
     theta = torch::stable::contiguous(theta);
     check_theta("threshold", kind, theta);
@@ -36,8 +35,7 @@ Tensor threshold(Tensor u, Tensor theta, double sigma, std::string kind_name) {
 }
 
 std::tuple<Tensor, Tensor> threshold_backward(Tensor grad, Tensor u, Tensor theta, double sigma,
-                                              std::string kind_name, int64_t mask) {
-    const Threshold kind = threshold_kind(kind_name);
+                                              Threshold kind, int64_t mask) {
     check_operands("threshold_backward", u, theta, sigma);
     const auto shape = shape_of(u);
     STD_TORCH_CHECK(shape_of(grad) == shape && grad.scalar_type() == u.scalar_type(),

@@ -16,8 +16,7 @@ constexpr auto kF32 = cuda::DType::f32;
 /// W x + b is then added by the threshold's kernel, one more read of [B, p].
 std::tuple<Tensor, Tensor> encode(const Tensor& x, const Tensor& w, const std::optional<Tensor>& s,
                                   const std::optional<Tensor>& bias, const Tensor& theta,
-                                  int64_t stages, double sigma, const std::string& kind,
-                                  bool save) {
+                                  int64_t stages, double sigma, Threshold kind, bool save) {
     check_operands("encode_l0", x, w, s, bias, stages);
     const int64_t batch = x.size(0), p = w.size(0);
     Call call(x);
@@ -70,13 +69,13 @@ std::tuple<Tensor, Tensor> encode(const Tensor& x, const Tensor& w, const std::o
 }  // namespace
 
 Tensor encode_l0(Tensor x, Tensor w, std::optional<Tensor> s, std::optional<Tensor> bias,
-                 Tensor theta, int64_t stages, double sigma, std::string kind) {
+                 Tensor theta, int64_t stages, double sigma, Threshold kind) {
     return std::get<0>(encode(x, w, s, bias, theta, stages, sigma, kind, false));
 }
 
 std::tuple<Tensor, Tensor> encode_l0_saving(Tensor x, Tensor w, std::optional<Tensor> s,
                                             std::optional<Tensor> bias, Tensor theta,
-                                            int64_t stages, double sigma, std::string kind) {
+                                            int64_t stages, double sigma, Threshold kind) {
     return encode(x, w, s, bias, theta, stages, sigma, kind, true);
 }
 
@@ -85,7 +84,7 @@ std::tuple<Tensor, Tensor> encode_l0_saving(Tensor x, Tensor w, std::optional<Te
 /// multiplied, as z is; the sum itself is float32.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> encode_l0_backward(
     Tensor grad_z, Tensor saved, Tensor x, Tensor w, std::optional<Tensor> s, Tensor theta,
-    double sigma, std::string kind, int64_t mask) {
+    double sigma, Threshold kind, int64_t mask) {
     const char* op = "encode_l0_backward";
     STD_TORCH_CHECK(saved.dim() == 3, op, ": saved must be [K, B, p]");
     const int64_t stages = saved.size(0), batch = x.dim() == 2 ? x.size(0) : 0;

@@ -36,16 +36,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> encode_top_m_factored_backwar
     Tensor saved_indices, Tensor x, Tensor w, Tensor d, std::optional<Tensor> step,
     std::vector<int64_t> m, int64_t mask);
 Tensor encode_l0(Tensor x, Tensor w, std::optional<Tensor> s, std::optional<Tensor> bias,
-                 Tensor theta, int64_t stages, double sigma, std::string kind);
+                 Tensor theta, int64_t stages, double sigma, Threshold kind);
 std::tuple<Tensor, Tensor> encode_l0_saving(Tensor x, Tensor w, std::optional<Tensor> s,
                                             std::optional<Tensor> bias, Tensor theta,
-                                            int64_t stages, double sigma, std::string kind);
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> encode_l0_backward(
-    Tensor grad_z, Tensor saved, Tensor x, Tensor w, std::optional<Tensor> s, Tensor theta,
-    double sigma, std::string kind, int64_t mask);
-Tensor threshold(Tensor u, Tensor theta, double sigma, std::string kind);
+                                            int64_t stages, double sigma, Threshold kind);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> encode_l0_backward(Tensor grad_z, Tensor saved,
+                                                                      Tensor x, Tensor w,
+                                                                      std::optional<Tensor> s,
+                                                                      Tensor theta, double sigma,
+                                                                      Threshold kind, int64_t mask);
+Tensor threshold(Tensor u, Tensor theta, double sigma, Threshold kind);
 std::tuple<Tensor, Tensor> threshold_backward(Tensor grad_out, Tensor u, Tensor theta, double sigma,
-                                              std::string kind, int64_t mask);
+                                              Threshold kind, int64_t mask);
 Tensor decode(Tensor values, Tensor indices, Tensor d);
 std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor d,
                                            int64_t mask);

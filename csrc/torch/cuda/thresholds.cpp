@@ -25,8 +25,8 @@ cuda::ThresholdKind kind_of(deepl0::ThresholdKind kind) {
 }  // namespace
 
 Thresholds::Thresholds(const char* op, const Tensor& like, const Tensor& theta, int64_t p,
-                       double sigma, const std::string& kind, int64_t stages)
-    : theta_(theta), p_(p), kind_(threshold_kind(kind)), sigma_(float(sigma)) {
+                       double sigma, Threshold kind, int64_t stages)
+    : theta_(theta), p_(p), kind_(kind), sigma_(float(sigma)) {
     check_sigma(op, sigma);
     const int64_t d = theta.dim();
     STD_TORCH_CHECK(d == 0 || (d == 1 && theta.size(0) == p) ||
@@ -82,7 +82,7 @@ void GradientOfTheta::done(Tensor& out, const Workspace& workspace, cudaStream_t
     if (!thresholds_.per_stage()) sum(mutable_data_of<float>(out), workspace, stream);
 }
 
-Tensor threshold(Tensor u, Tensor theta, double sigma, std::string kind) {
+Tensor threshold(Tensor u, Tensor theta, double sigma, Threshold kind) {
     const cuda::DType dtype = dtype_of(u, "u");
     Call call(u);
     const Rows rows(u, "u");
@@ -94,7 +94,7 @@ Tensor threshold(Tensor u, Tensor theta, double sigma, std::string kind) {
 }
 
 std::tuple<Tensor, Tensor> threshold_backward(Tensor grad_out, Tensor u, Tensor theta, double sigma,
-                                              std::string kind, int64_t mask) {
+                                              Threshold kind, int64_t mask) {
     const cuda::DType dtype = dtype_of(u, "u");
     STD_TORCH_CHECK(shape_of(grad_out) == shape_of(u) && grad_out.scalar_type() == u.scalar_type(),
                     "threshold_backward: grad_out must have the shape and dtype of u");

@@ -10,7 +10,7 @@ namespace deepl0::torch_ops::on_cuda {
 class Thresholds {
   public:
     Thresholds(const char* op, const Tensor& like, const Tensor& theta, int64_t p, double sigma,
-               const std::string& kind, int64_t stages = 0);
+               Threshold kind, int64_t stages = 0);
 
     cuda::Threshold of_stage(int64_t k) const;
     bool per_stage() const { return theta_.dim() == 2; }
