@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,16 +35,14 @@ def last_activation(
     """
     placements.refuse(f"{type(encoder).__name__} with soft thresholds", x, encoder.W)
     device, low = x.device.type, checks.dtype_of_products(x)
-    wide = accumulation_dtype(low)
+    wide, autocast = accumulation_dtype(low), checks.autocast_is_on(device)
 
-    def operand(t: Tensor) -> Tensor:
-        return t.to(low).to(wide)
+    def operand(t: Any) -> Any:
+        return t.to(low).to(wide) if t is not None and (autocast or low != wide) else t
 
-    with torch.autocast(device, enabled=False) if checks.autocast_is_on(device) else nullcontext():
-        rows, W, step = operand(checks.rows(x)), operand(encoder.W), encoder.step
-        bias = None if encoder.bias is None else operand(encoder.bias)
-        atoms = None if encoder.atoms is None else operand(encoder.atoms)
-        S = None if encoder.S is None else operand(encoder.S)
+    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+        rows, W, bias = operand(checks.rows(x)), operand(encoder.W), operand(encoder.bias)
+        S, atoms, step = operand(encoder.S), operand(encoder.atoms), encoder.step
         first = u = linear(rows if step is None else step[0] * rows, W, bias)
         for k in range(1, encoder.num_stages):
             level = theta if theta.dim() == 1 else theta[k - 1]
@@ -51,7 +50,6 @@ def last_activation(
             if S is not None:
                 u = torch.addmm(first, z, (S if S.dim() == 2 else S[k - 1]).t())
             else:
-                assert atoms is not None
                 r = torch.addmm(rows, z, atoms, alpha=-1)
                 r = r if step is None else step[k] * r
                 u = torch.addmm(z if bias is None else z + bias, r, W.t())
