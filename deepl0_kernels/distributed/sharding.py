@@ -27,8 +27,8 @@ def shard_units(module: nn.Module, mesh: Any) -> None:
     (b_dec, log_step) stays a plain tensor, and has the same gradient on every rank.
 
     Raises:
-        ValueError: the module couples its units (S), has thresholds or ranks by norms, or its
-            parameters are DTensors already.
+        ValueError: the module couples its units (S), has thresholds (soft ones inside, too) or
+            ranks by norms, or its parameters are DTensors already.
 
     Example:
         >>> import torch.distributed as dist  # a world of one process; torchrun starts more
@@ -45,6 +45,11 @@ def shard_units(module: nn.Module, mesh: Any) -> None:
     from torch.distributed.tensor import DTensor, Shard
 
     own = dict(module.named_parameters(recurse=False))
+    if own.get("log_theta") is not None and getattr(module, "inside", "hard") != "hard":
+        raise ValueError(
+            f"{type(module).__name__} must have inside='hard' where its units are sharded, got "
+            f"{module.inside!r} of {module.num_stages} stages"
+        )
     if found := [name for name in _NOT_SHARDED if own.get(name) is not None]:
         raise ValueError(
             f"{type(module).__name__} must select the top m in one stage or be factored where its "

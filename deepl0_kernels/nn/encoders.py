@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from torch import Tensor
-from torch.nn.functional import linear
+import torch
+from torch import Tensor, nn
 
-from ..ops import SparseCode, checks, encode_l0, encode_top_m, soft_threshold
+from ..ops import SparseCode, checks, encode_l0, encode_top_m, helu, top_m
 from ..ops.encode_factored import entries_of_stages
 from ..ops.thresholds import GRADS
 from ..solvers import step as steps_of_solvers
-from .unrolled import Encoder, Ramped, Thresholded
+from .soft import LISTA as LISTA  # modules were pickled by this place
+from .soft import last_activation
+from .unrolled import Encoder, Ramped, exponential
+
+# Of M-sparse encoders that are soft inside: small enough that m entries are left.
+_L1_LAM = 0.1
 
 
 class DeepL0Encoder(Ramped):
@@ -31,6 +36,9 @@ class DeepL0Encoder(Ramped):
         steps: factored, of 2 stages or more: learn a factor > 0 of W for each stage. Where they
             start: a number, or num_stages of them. To keep them there:
             ``encoder.log_step.requires_grad_(False)``. None: none.
+        inside: thresholds of all stages but the last: "hard", the paper's; "soft", of LISTA.
+            Trained, the latter predict and classify better at the same sparsity (docs/choose.md).
+            Thresholds are [K, p] then, whether tied or not. With one stage there is no difference.
 
     Attributes:
         sigma: ramp width in training mode (0.2 to start with; :class:`SigmaSchedule` lowers it).
@@ -45,8 +53,9 @@ class DeepL0Encoder(Ramped):
     ``encoder(x)``: [..., n] -> dense codes [..., p], of the weights' dtype. Costs, derivatives and
     errors are those of :func:`deepl0_kernels.encode_l0`; an x that does not fit the weights is a
     ValueError. In evaluation mode the weights are kept ready for the CPU from the second call on,
-    as :func:`deepl0_kernels.prepare` says; ``train()`` gives that memory back. Source: Wang, Ling,
-    Huang 2016, eq. 6 and 9.
+    as :func:`deepl0_kernels.prepare` says; ``train()`` gives that memory back. Soft inside, the
+    products are PyTorch's, dense, which need nothing ready, and double backward is right. Source:
+    Wang, Ling, Huang 2016, eq. 6 and 9.
 
     Example:
         >>> D = torch.nn.functional.normalize(torch.randn(16, 32), dim=0)
@@ -69,6 +78,7 @@ class DeepL0Encoder(Ramped):
         positive: bool = False,
         factored: bool = False,
         steps: float | Sequence[float] | None = None,
+        inside: str = "hard",
     ) -> None:
         super().__init__(
             in_features,
@@ -79,6 +89,7 @@ class DeepL0Encoder(Ramped):
             positive=positive,
             factored=factored,
             steps=steps,
+            inside=inside,
         )
         checks.one_of("grad", grad, tuple(GRADS))
         self.grad = grad
@@ -88,7 +99,8 @@ class DeepL0Encoder(Ramped):
     def reset_parameters(self) -> None:
         """A random dictionary, and theta of lam = 0.5."""
         super().reset_parameters()
-        self._set_log_theta(0.5 * math.log(2 * 0.5 * 0.99))
+        soft = math.log(0.5 * 0.99) if self._soft else None
+        self._set_log_theta(0.5 * math.log(2 * 0.5 * 0.99), soft)
 
     @classmethod
     def from_dictionary(
@@ -105,17 +117,22 @@ class DeepL0Encoder(Ramped):
         positive: bool = False,
         factored: bool = False,
         steps: float | Sequence[float] | None = None,
+        inside: str = "hard",
+        l1_lam: float | None = None,
     ) -> DeepL0Encoder:
-        """The encoder that is K iterations of :func:`deepl0_kernels.solvers.iht` from zero.
+        """The encoder that is K iterations of :func:`deepl0_kernels.solvers.iht` from zero; soft
+        inside, K - 1 of ISTA and one of that.
 
         Args:
             D: [n, p], finite. Gives dtype and device.
             lam: > 0.
-            num_stages, tied, grad, bias, positive, factored, steps: as in the class. Factored or
-                not, the codes are the same at the start.
+            num_stages, tied, grad, bias, positive, factored, steps, inside: as in the class.
+                Factored or not, the codes are the same at the start.
             step: mu, at most 1 / ||D||_2^2; None: 0.99 of that. W = mu D', S = I - mu D'D.
             convention: "eq1": theta = sqrt(2 lam mu), of ``1/2 ||x - D a||^2 + lam ||a||_0``;
                 "paper": theta = sqrt(lam mu), of the same without the 1/2.
+            l1_lam: with inside="soft": soft thresholds start at l1_lam mu, of
+                ``1/2 ||x - D a||^2 + l1_lam ||a||_1``. > 0; None: lam.
 
         Raises:
             TypeError, ValueError: an argument out of range, named with its value.
@@ -133,29 +150,38 @@ class DeepL0Encoder(Ramped):
             positive=positive,
             factored=factored,
             steps=steps,
+            inside=inside,
         )
         self.to(device=D.device, dtype=D.dtype)
         mu = self._set_dictionary(D, step)
         factor = 2 if convention == "eq1" else 1
-        self._set_log_theta(0.5 * math.log(factor * lam * mu))
+        soft = math.log(self._l1_lam(l1_lam, lam) * mu)
+        self._set_log_theta(0.5 * math.log(factor * lam * mu), soft if self._soft else None)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Codes [..., p] of x [..., n]; through the ramp of width sigma in training mode."""
         self._check(x)
-        return encode_l0(
-            x, self.W, self.S, self.theta, sigma=self._width(), grad=self.grad, **self._options()
-        )
+        theta, sigma = self.theta, self._width()
+        if not self._soft:
+            return encode_l0(
+                x, self.W, self.S, theta, sigma=sigma, grad=self.grad, **self._options()
+            )
+        u = last_activation(self, x, theta)
+        z = helu(u, theta[-1], sigma, self.grad, positive=self.positive)
+        return z.to(checks.dtype_of_products(x))
 
 
 class DeepMSparseEncoder(Encoder):
-    """Deep M-sparse encoder: every stage keeps the m entries of largest magnitude.
+    """Deep M-sparse encoder: stages keep the m entries of largest magnitude.
 
     Args:
         m: entries that are kept, 1 <= m <= p: those of largest magnitude, zeros among them where
             fewer are nonzero. Factored, also num_stages such numbers, one for each stage.
         positive: nonnegative codes: the m largest of ``max(u, 0)``.
         factored: as in :class:`DeepL0Encoder`; there is nothing to untie then.
+        inside: "hard": every stage keeps m entries, as in the paper. "soft": the last alone, and
+            the others have soft thresholds, as in :class:`DeepL0Encoder`, [K - 1, p].
         The others are those of :class:`DeepL0Encoder`.
 
     ``encoder(x)`` is a dense tensor [..., p], as a next layer or a loss expects it;
@@ -186,6 +212,7 @@ class DeepMSparseEncoder(Encoder):
         positive: bool = False,
         factored: bool = False,
         steps: float | Sequence[float] | None = None,
+        inside: str = "hard",
     ) -> None:
         super().__init__(
             in_features,
@@ -196,6 +223,7 @@ class DeepMSparseEncoder(Encoder):
             positive=positive,
             factored=factored,
             steps=steps,
+            inside=inside,
         )
         if factored and not tied:
             raise ValueError(
@@ -208,7 +236,22 @@ class DeepMSparseEncoder(Encoder):
             for each in entries_of_stages(m, num_stages)
         )
         self.m = entries if isinstance(m, Sequence) and num_stages > 1 else entries[0]
+        if self._soft and not isinstance(self.m, int):
+            raise ValueError(f"m must be one number where inside='soft', got {m!r}")
+        theta = nn.Parameter(torch.empty(num_stages - 1, code_size)) if self._soft else None
+        self.register_parameter("log_theta", theta)
         self.reset_parameters()
+
+    @property
+    def theta(self) -> Tensor | None:
+        """Soft thresholds [K - 1, p], > 0, float32 for half-precision modules; None without."""
+        return None if self.log_theta is None else exponential(self.log_theta)
+
+    def reset_parameters(self) -> None:
+        """A random dictionary, and soft thresholds, if any, of l1_lam = 0.1."""
+        super().reset_parameters()
+        if self._soft:
+            self._set_log_theta(math.log(_L1_LAM * 0.99))
 
     @classmethod
     def from_dictionary(
@@ -223,11 +266,14 @@ class DeepMSparseEncoder(Encoder):
         positive: bool = False,
         factored: bool = False,
         steps: float | Sequence[float] | None = None,
+        inside: str = "hard",
+        l1_lam: float | None = None,
     ) -> DeepMSparseEncoder:
-        """The encoder that is K iterations of :func:`deepl0_kernels.solvers.iht_m` from zero.
+        """The encoder that is K iterations of :func:`deepl0_kernels.solvers.iht_m` from zero; soft
+        inside, K - 1 of ISTA and one of that.
 
         ``m`` is as in the class; the other arguments and errors are those of
-        :meth:`DeepL0Encoder.from_dictionary`.
+        :meth:`DeepL0Encoder.from_dictionary`, but that an l1_lam of None is 0.1, as of iht_m.
         """
         steps_of_solvers.dictionary("D", D)
         self = cls(
@@ -240,15 +286,25 @@ class DeepMSparseEncoder(Encoder):
             positive=positive,
             factored=factored,
             steps=steps,
+            inside=inside,
         )
         self.to(device=D.device, dtype=D.dtype)
-        self._set_dictionary(D, step)
+        mu, l1_lam = self._set_dictionary(D, step), self._l1_lam(l1_lam, _L1_LAM)
+        if self._soft:
+            self._set_log_theta(math.log(l1_lam * mu))
         return self
 
     def encode(self, x: Tensor) -> SparseCode:
         """Codes of x [..., n] with values and indices [..., m], of several m the last."""
         self._check(x)
-        return encode_top_m(x, self.W, self.S, self.m, **self._options())
+        if not self._soft:
+            return encode_top_m(x, self.W, self.S, self.m, **self._options())
+        theta = self.theta
+        assert theta is not None
+        assert isinstance(self.m, int)
+        u = last_activation(self, x, theta)
+        values, indices = top_m(u, self.m, positive=self.positive)
+        return SparseCode(values.to(checks.dtype_of_products(x)), indices, self.code_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Dense codes [..., p] of x [..., n], at most m entries of each nonzero."""
@@ -256,79 +312,3 @@ class DeepMSparseEncoder(Encoder):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, m={self.m}"
-
-
-class LISTA(Thresholded):
-    """Learned ISTA (Gregor and LeCun 2010): the same network with the soft threshold.
-
-    Arguments, initialisation and errors are those of :class:`DeepL0Encoder`; theta starts at
-    lam mu. ``encoder(x)``: [..., n] -> dense codes [..., p]. 2 B p (n + (K - 1) p) flops, made of
-    PyTorch's products and :func:`soft_threshold`.
-
-    Example:
-        >>> D = torch.nn.functional.normalize(torch.randn(16, 32), dim=0)
-        >>> encoder = dk.nn.LISTA.from_dictionary(D, lam=0.1, num_stages=3)
-        >>> encoder(torch.randn(8, 16)).shape
-        torch.Size([8, 32])
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        code_size: int,
-        num_stages: int = 2,
-        tied: bool = True,
-        *,
-        bias: bool = False,
-        positive: bool = False,
-    ) -> None:
-        super().__init__(in_features, code_size, num_stages, tied, bias=bias, positive=positive)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """A random dictionary, and theta of lam = 0.5."""
-        super().reset_parameters()
-        self._set_log_theta(math.log(0.5 * 0.99))
-
-    @classmethod
-    def from_dictionary(
-        cls,
-        D: Tensor,
-        lam: float,
-        num_stages: int = 2,
-        tied: bool = True,
-        step: float | None = None,
-        *,
-        bias: bool = False,
-        positive: bool = False,
-    ) -> LISTA:
-        """The encoder that is K iterations of ISTA from zero, on ``1/2||x-Da||^2 + lam||a||_1``.
-
-        Arguments and errors are those of :meth:`DeepL0Encoder.from_dictionary`; theta = lam mu.
-        """
-        steps_of_solvers.dictionary("D", D)
-        lam = checks.positive("lam", lam)
-        self = cls(D.shape[0], D.shape[1], num_stages, tied, bias=bias, positive=positive)
-        self.to(device=D.device, dtype=D.dtype)
-        mu = self._set_dictionary(D, step)
-        self._set_log_theta(math.log(lam * mu))
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Dense codes [..., p] of x [..., n]."""
-        self._check(x)
-        return self._stages(x)
-
-    def _stages(self, x: Tensor, coupled: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """The codes of x; ``coupled(z)``, of the codes of a stage, goes into the next."""
-        theta = self.theta
-        c = linear(x, self.W, self.bias)
-        z = soft_threshold(c, theta if self.tied else theta[0], positive=self.positive)
-        for k in range(1, self.num_stages):
-            assert self.S is not None
-            S = self.S if self.tied else self.S[k - 1]
-            u = c + z @ S.T
-            if coupled is not None:
-                u = u + coupled(z)
-            z = soft_threshold(u, theta if self.tied else theta[k], positive=self.positive)
-        return z

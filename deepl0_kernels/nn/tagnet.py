@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..reference.precision import accumulation_dtype
 from ..solvers import step as steps
 from ..solvers.graph import check_laplacian, laplacian_like, largest_row
-from .encoders import LISTA
+from .soft import LISTA
 
 
 class TAGNet(LISTA):
@@ -91,6 +92,7 @@ class TAGNet(LISTA):
         if x.dim() != 2:
             raise ValueError(f"x must be [N, n], got {tuple(x.shape)}")
         L = check_laplacian(laplacian, x)
+        L = L.to(accumulation_dtype(L.dtype))
         return self._stages(x, lambda z: -self.gamma * torch.sparse.mm(L, z))
 
     def extra_repr(self) -> str:

@@ -16,6 +16,8 @@ from . import initial
 # exp stays finite and > 0 between these in float32; beyond them the value rests while its logarithm
 # is still moved by the gradient, so that it can come back.
 LOG_RANGE = 80.0
+# Thresholds of all stages but the last, where an encoder has the choice.
+INSIDE = ("hard", "soft")
 
 
 def exponential(log: Tensor) -> Tensor:
@@ -43,6 +45,7 @@ class Encoder(Planned):
         positive: bool,
         factored: bool = False,
         steps: float | Sequence[float] | None = None,
+        inside: str = "hard",
     ) -> None:
         super().__init__()
         self.in_features = n = checks.integer("in_features", in_features, 1)
@@ -52,6 +55,8 @@ class Encoder(Planned):
         self.positive = checks.boolean("positive", positive)
         self.factored = checks.boolean("factored", factored)
         self._first_steps = self._check_steps(steps)
+        checks.one_of("inside", inside, INSIDE)
+        self.inside = inside
         between: dict[str, tuple[int, ...] | None] = {"S": None, "atoms": None}
         if K > 1 and factored:
             between["atoms"] = (p, n)
@@ -73,6 +78,7 @@ class Encoder(Planned):
     atoms: nn.Parameter | None
     bias: nn.Parameter | None
     log_step: nn.Parameter | None
+    log_theta: nn.Parameter | None
 
     def _check_steps(self, steps: float | Sequence[float] | None) -> tuple[float, ...] | None:
         if steps is None:
@@ -93,9 +99,10 @@ class Encoder(Planned):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Modules that were pickled before they had these have none of them."""
         super().__setstate__(state)
-        for name, value in {"positive": False, "factored": False, "_first_steps": None}.items():
+        old = {"positive": False, "factored": False, "_first_steps": None, "inside": "hard"}
+        for name, value in old.items():
             self.__dict__.setdefault(name, value)
-        for name in ("atoms", "bias", "log_step"):
+        for name in ("atoms", "bias", "log_step", "log_theta"):
             self._parameters.setdefault(name, None)
 
     @property
@@ -107,6 +114,11 @@ class Encoder(Planned):
     def step(self) -> Tensor | None:
         """Factors [num_stages] of W, > 0; float32 for half-precision modules."""
         return None if self.log_step is None else exponential(self.log_step)
+
+    @property
+    def _soft(self) -> bool:
+        """Whether there are stages with soft thresholds before the last."""
+        return self.inside == "soft" and self.num_stages > 1
 
     def reset_parameters(self) -> None:
         """Start from a random dictionary: unit-norm Gaussian atoms, scaled to ``||D||_2 = 1``."""
@@ -148,6 +160,23 @@ class Encoder(Planned):
         if self._first_steps is not None:
             initial.assign(self, "log_step", D.new_tensor(self._first_steps).log())
 
+    def _set_log_theta(self, value: float, inside: float | None = None) -> None:
+        """All thresholds to one value, or those of stages before the last to another."""
+        assert self.log_theta is not None
+        device = initial.device_of_draws(self.log_theta)
+        full = torch.full(self.log_theta.shape, value, dtype=torch.float64, device=device)
+        if inside is not None:
+            full[:-1] = inside
+        initial.assign(self, "log_theta", full)
+
+    def _l1_lam(self, l1_lam: float | None, default: float) -> float:
+        """The penalty that soft thresholds inside start from."""
+        if l1_lam is None:
+            return default
+        if self.inside != "soft":
+            raise ValueError(f"l1_lam must be None unless inside='soft', got {l1_lam!r}")
+        return checks.positive("l1_lam", l1_lam)
+
     def _options(self) -> dict[str, Any]:
         """What the operators of both encoders take by name."""
         return {
@@ -179,6 +208,7 @@ class Encoder(Planned):
             "positive": self.positive,
             "factored": self.factored,
             "steps": self._first_steps,
+            "inside": None if self.inside == "hard" else self.inside,
         }
         return text + "".join(f", {name}={value}" for name, value in chosen.items() if value)
 
@@ -186,22 +216,19 @@ class Encoder(Planned):
 class Thresholded(Encoder):
     """An encoder with thresholds theta > 0, held as their logarithm.
 
-    ``log_theta`` is the parameter, [p] or, untied, [K, p]: no optimiser step can make
-    theta = exp(log_theta) negative or 0, and a step is a relative change.
+    ``log_theta`` is the parameter, [p] or, untied or soft inside, [K, p]: no optimiser step can
+    make theta = exp(log_theta) negative or 0, and a step is a relative change.
     """
+
+    log_theta: nn.Parameter
 
     def __init__(
         self, in_features: int, code_size: int, num_stages: int, tied: bool, **options: Any
     ) -> None:
         super().__init__(in_features, code_size, num_stages, tied, **options)
         self.log_theta = nn.Parameter(
-            torch.empty((code_size,) if tied else (num_stages, code_size))
+            torch.empty((code_size,) if tied and not self._soft else (num_stages, code_size))
         )
-
-    def _set_log_theta(self, value: float) -> None:
-        device = initial.device_of_draws(self.log_theta)
-        full = torch.full(self.log_theta.shape, value, dtype=torch.float64, device=device)
-        initial.assign(self, "log_theta", full)
 
     @property
     def theta(self) -> Tensor:

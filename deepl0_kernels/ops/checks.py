@@ -256,3 +256,10 @@ def autocast_is_on(device: str) -> bool:
     return (
         device in AUTOCAST_DEVICES or torch.amp.is_autocast_available(device)
     ) and torch.is_autocast_enabled(device)
+
+
+def dtype_of_products(x: Tensor) -> torch.dtype:
+    """Dtype of the operands of matrix products of x: under autocast that of autocast."""
+    if x.dtype != torch.float64 and autocast_is_on(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype

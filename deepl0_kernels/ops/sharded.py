@@ -69,7 +69,7 @@ def encode_top_m(
         lambda mesh: _prepare(mesh, x, W, S, m, num_stages, bias, positive, D, step),
         facts,
     )
-    lead, low = rows.shape[:-1], _dtype_of_products(rows)
+    lead, low = rows.shape[:-1], checks.dtype_of_products(rows)
     rows, *operands = (_to(t, low) for t in (checks.rows(rows), *operands))
     if D is not None:
         step = checks.steps(step, rows, len(entries))
@@ -118,12 +118,6 @@ def _prepare(
 
 def _to(t: Any, dtype: torch.dtype) -> Any:
     return None if t is None else t.to(dtype)
-
-
-def _dtype_of_products(x: Tensor) -> torch.dtype:
-    if x.dtype != torch.float64 and checks.autocast_is_on(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
 
 
 class _Encode(torch.autograd.Function):
@@ -267,7 +261,7 @@ def decode(code: SparseCode, D: Tensor) -> Tensor:
         }
 
     mesh, (rows, placements, at, local) = agreed(Mesh("D", 1), D, prepare, facts)
-    lead, low = rows.shape[:-1], _dtype_of_products(rows)
+    lead, low = rows.shape[:-1], checks.dtype_of_products(rows)
     out = _Decode.apply(mesh.units, checks.rows(rows).to(low), checks.rows(at), local.to(low))
     return mesh.placed(out, placements, lead)
 

@@ -7,8 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from ..nn import DeepL0Encoder, DeepMSparseEncoder
-from ..training import L0Regularized, MSparse
-from .soft import SoftInside
 
 SPARSITIES = (10, 20, 30)
 DEEP_L0 = "Deep l0-Regularized"
@@ -25,19 +23,17 @@ def sparsity(method: str, protocol: Any) -> dict[str, Any]:
     return {"lam": protocol.l0_lam if method == DEEP_L0 else protocol.lam}
 
 
-def encoder(method: str, protocol: Any, D: Tensor) -> DeepL0Encoder | DeepMSparseEncoder:
-    """The encoder of one of ``DEEP`` that starts from the dictionary D [n, p]."""
-    K = protocol.num_stages
-    if method == DEEP_L0:
-        return DeepL0Encoder.from_dictionary(D, protocol.l0_lam, K, grad=protocol.l0_grad)
-    return DeepMSparseEncoder.from_dictionary(D, _SPARSITY[method], K)
+def encoder(
+    method: str, protocol: Any, D: Tensor, inside: str = "hard"
+) -> DeepL0Encoder | DeepMSparseEncoder:
+    """The encoder of one of ``DEEP`` that starts from the dictionary D [n, p].
 
-
-def soft_inside(method: str, protocol: Any, D: Tensor) -> SoftInside:
-    """:func:`encoder` with soft thresholds in all stages but the last, which start at ``lam``."""
-    problem: L0Regularized | MSparse
+    ``inside``: "soft" for soft thresholds in all stages but the last, which start at the
+    protocol's l0_lam or, of M-sparse encoders, lam.
+    """
+    K, tied = protocol.num_stages, inside == "hard"
     if method == DEEP_L0:
-        problem = L0Regularized(lam=protocol.l0_lam)
-    else:
-        problem = MSparse(m=_SPARSITY[method], l1_lam=protocol.lam)
-    return SoftInside(problem, D, protocol.num_stages, grad=protocol.l0_grad)
+        lam, grad = protocol.l0_lam, protocol.l0_grad
+        return DeepL0Encoder.from_dictionary(D, lam, K, tied, grad=grad, inside=inside)
+    m, l1_lam = _SPARSITY[method], None if tied else protocol.lam
+    return DeepMSparseEncoder.from_dictionary(D, m, K, tied, inside=inside, l1_lam=l1_lam)

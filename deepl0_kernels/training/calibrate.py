@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._isolation import isolated, refuse_inference
 from ..nn import DeepHTPEncoder, DeepL0Encoder, DeepMSparseEncoder
-from ..ops import checks, hard_threshold, keep_top_m
+from ..ops import checks, hard_threshold, keep_top_m, soft_threshold
 
 # How much a threshold is changed at a time.
 _RATIOS = (1.3, 1.1, 1.04)
@@ -30,7 +30,8 @@ def calibrate(
 
     Args:
         encoder: factored, with thresholds that are not tied; left in evaluation mode. Steps are
-            chosen where it has them, one m a stage where it has a tuple of them.
+            chosen where it has them, one m a stage where it has a tuple of them. Soft inside, the
+            thresholds of those stages are.
         x: [N, n], signals. codes: [N, p], what they are to be encoded as, not all 0.
         factors: the steps to choose from, each > 0.
 
@@ -56,7 +57,8 @@ def calibrate(
         raise TypeError(f"encoder must be a deep l0 encoder, got {type(encoder).__name__}")
     refuse_inference(encoder)
     sparse = isinstance(encoder, DeepMSparseEncoder)
-    if encoder.atoms is None or (encoder.tied and not sparse):
+    log_theta = encoder.log_theta
+    if encoder.atoms is None or (log_theta is not None and log_theta.dim() == 1):
         raise ValueError(
             "encoder must be factored, of 2 stages or more, with tied=False where it has "
             f"thresholds, got {encoder!r}"
@@ -71,26 +73,28 @@ def calibrate(
     steps = [checks.positive("factors", step) for step in factors]
     steps = steps if encoder.log_step is not None else [1.0]
     encoder.eval()
-    keep = _keeper(encoder, x)
+    last = _keeper(encoder, x)
     z = torch.zeros_like(codes)
     level = 0.0
     errors: list[float] = []
     entries: list[int] = []
     for k in range(encoder.num_stages):
+        soft = encoder._soft and k < encoder.num_stages - 1
+        keep = partial(soft_threshold, positive=encoder.positive) if soft else last
         r = (x - z @ encoder.atoms) @ encoder.W.T
         found = []
         for step in steps:
             u = z + step * r
-            start = level or (p / 4 if sparse else u.abs().max().item() / 2)
+            start = level or (p / 4 if sparse and not soft else u.abs().max().item() / 2)
             found.append((*_descend(partial(keep, u), codes, start), step))
         error, level, z, step = min(found, key=lambda each: each[0])
         errors.append(error / total)
         if encoder.log_step is not None:
             encoder.log_step[k] = math.log(step)
-        if isinstance(encoder, DeepMSparseEncoder):
-            entries.append(_entries(p, level))
+        if log_theta is not None and k < len(log_theta):
+            log_theta[k] = math.log(level)
         else:
-            encoder.log_theta[k] = math.log(level)
+            entries.append(_entries(p, level))
     if isinstance(encoder, DeepMSparseEncoder) and isinstance(encoder.m, tuple):
         encoder.m = tuple(entries)
     return errors

@@ -60,11 +60,19 @@ class Problem(ABC):
         """The argument of the solvers that bounds or weighs the nonzeros: m or lam."""
 
     @abstractmethod
-    def encoder(self, D: Tensor, num_stages: int = 2, tied: bool = True) -> nn.Module:
+    def encoder(
+        self, D: Tensor, num_stages: int = 2, tied: bool = True, inside: str = "hard"
+    ) -> nn.Module:
         """The encoder that is ``num_stages`` iterations over D [n, p] from zero.
 
-        ``tied``: with one S and one theta for all of them.
+        ``tied``: with one S and one theta for all of them. ``inside``: "soft" for soft thresholds
+        in all but the last, which start at :attr:`l1_penalty`.
         """
+
+    def _inside(self, inside: str) -> dict[str, Any]:
+        """Options of an encoder's ``from_dictionary``."""
+        l1_lam = self.l1_penalty if inside == "soft" else None
+        return {"positive": self.positive, "inside": inside, "l1_lam": l1_lam}
 
     @abstractmethod
     def _descend(self, x: Tensor, D: Tensor, **options: Any) -> SolverResult:
@@ -137,10 +145,11 @@ class MSparse(Problem):
     def sparsity(self) -> dict[str, Any]:
         return {"m": self.m}
 
-    def encoder(self, D: Tensor, num_stages: int = 2, tied: bool = True) -> DeepMSparseEncoder:
-        return DeepMSparseEncoder.from_dictionary(
-            D, self.m, num_stages, tied, positive=self.positive
-        )
+    def encoder(
+        self, D: Tensor, num_stages: int = 2, tied: bool = True, inside: str = "hard"
+    ) -> DeepMSparseEncoder:
+        options = self._inside(inside)
+        return DeepMSparseEncoder.from_dictionary(D, self.m, num_stages, tied, **options)
 
     def _descend(self, x: Tensor, D: Tensor, **options: Any) -> SolverResult:
         options |= dict(history=False, positive=self.positive)
@@ -180,8 +189,11 @@ class L0Regularized(Problem):
     def sparsity(self) -> dict[str, Any]:
         return {"lam": self.lam}
 
-    def encoder(self, D: Tensor, num_stages: int = 2, tied: bool = True) -> DeepL0Encoder:
-        return DeepL0Encoder.from_dictionary(D, self.lam, num_stages, tied, positive=self.positive)
+    def encoder(
+        self, D: Tensor, num_stages: int = 2, tied: bool = True, inside: str = "hard"
+    ) -> DeepL0Encoder:
+        options = self._inside(inside)
+        return DeepL0Encoder.from_dictionary(D, self.lam, num_stages, tied, **options)
 
     def _descend(self, x: Tensor, D: Tensor, **options: Any) -> SolverResult:
         return iht(x, D, self.lam, history=False, positive=self.positive, **options)

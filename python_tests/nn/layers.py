@@ -15,9 +15,13 @@ LAYERS = {
     "l0_factored": lambda: nn.DeepL0Encoder(
         N, P, 3, tied=False, bias=True, factored=True, steps=(1, 0.7, 0.5)
     ),
+    "l0_soft": lambda: nn.DeepL0Encoder(N, P, 3, inside="soft"),
     "m_sparse": lambda: nn.DeepMSparseEncoder(N, P, M),
     "m_sparse_factored": lambda: nn.DeepMSparseEncoder(
         N, P, (M, 3), bias=True, positive=True, factored=True, steps=0.8
+    ),
+    "m_sparse_soft": lambda: nn.DeepMSparseEncoder(
+        N, P, M, 3, positive=True, factored=True, steps=0.8, inside="soft"
     ),
     "htp": lambda: nn.DeepHTPEncoder(N, P, M, 3, steps=0.8),
     "m_sparse_one_stage": lambda: nn.DeepMSparseEncoder(N, P, M, num_stages=1),

@@ -106,9 +106,9 @@ def test_a_layer_without_options_has_the_parameters_of_old(kind):
 def test_a_module_pickled_before_there_were_options(make):
     encoder, x = make(), signals(dtype=torch.float32)
     state = pickle.loads(pickle.dumps(encoder.__dict__))
-    for name in ("positive", "factored", "_first_steps"):
+    for name in ("positive", "factored", "_first_steps", "inside"):
         del state[name]
-    for name in ("atoms", "bias", "log_step"):
+    for name in ("atoms", "bias", "log_step", *(["log_theta"] if make().theta is None else [])):
         del state["_parameters"][name]
     old = type(encoder).__new__(type(encoder))
     old.__setstate__(state)

@@ -1,68 +1,69 @@
-"""Encoders with soft thresholds inside: the stages as they are written, and that they train."""
+"""Encoders with soft thresholds inside, as the protocols start them."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
 
-import deepl0_kernels as dk
 from deepl0_kernels import training
+from deepl0_kernels.nn import DeepL0Encoder, DeepMSparseEncoder
+from deepl0_kernels.paper import deep
+from deepl0_kernels.paper.classification.protocol import PROTOCOLS
+from deepl0_kernels.paper.classification.systems import _thresholds
 from deepl0_kernels.paper.codes.protocol import Protocol
 
-PROBLEMS = {"l0": training.L0Regularized(lam=0.1), "m_sparse": training.MSparse(m=4)}
+D = torch.nn.functional.normalize(
+    torch.randn(16, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=0
+)
+MU = 0.99 / torch.linalg.matrix_norm(D, 2).square()
+PROBLEMS = {
+    "l0": training.L0Regularized(lam=0.1),
+    "m_sparse": training.MSparse(m=4, l1_lam=0.3, positive=True),
+}
 
 
-def made(key: str, num_stages: int = 3):
-    torch.manual_seed(0)
-    D = torch.nn.functional.normalize(torch.randn(16, 24, dtype=torch.float64), dim=0)
-    protocol = Protocol(inside="soft", num_stages=num_stages)
-    return protocol.encoder(PROBLEMS[key], D), D, torch.randn(32, 16, dtype=torch.float64)
+def soft(level: float) -> torch.Tensor:
+    return torch.full((24,), level, dtype=D.dtype) * MU
 
 
 @pytest.mark.parametrize("key", PROBLEMS)
-def test_stages_are_ista_and_then_the_problem(key):
-    encoder, D, x = made(key)
-    problem, mu = PROBLEMS[key], 0.99 / torch.linalg.matrix_norm(D, 2).square().item()
-    z = torch.zeros(32, 24, dtype=torch.float64)
-    for stage in range(3):
-        u = z + mu * (x - z @ D.T) @ D
-        if stage < 2:
-            z = u.sign() * (u.abs() - problem.l1_penalty * mu).clamp(min=0)
+def test_codes(key):
+    problem = PROBLEMS[key]
+    encoder = Protocol(inside="soft", num_stages=3).encoder(problem, D)
+    assert (encoder.inside, encoder.tied) == ("soft", False)
+    assert encoder.positive == problem.positive
+    assert encoder.S.shape == (2, 24, 24)
+    for theta in encoder.theta[:2]:
+        torch.testing.assert_close(theta.detach(), soft(problem.l1_penalty))
     if key == "l0":
-        z = u * (u.abs() >= math.sqrt(2 * problem.lam * mu))
+        torch.testing.assert_close(encoder.theta[2].detach(), (2 * soft(0.1)).sqrt())
     else:
-        kept = u.abs().topk(4, dim=1).indices
-        z = torch.zeros_like(u).scatter(1, kept, u.gather(1, kept))
-    with torch.no_grad():
-        found = encoder.eval()(x)
-    assert torch.equal(found != 0, z != 0)
-    torch.testing.assert_close(found, z, rtol=1e-5, atol=1e-5)
+        assert (encoder.m, len(encoder.theta)) == (4, 2)
 
 
-@pytest.mark.parametrize("key", PROBLEMS)
-def test_one_stage_is_that_of_the_own_encoder(key):
-    encoder, D, x = made(key, num_stages=1)
-    with torch.no_grad():
-        torch.testing.assert_close(encoder.eval()(x), PROBLEMS[key].encoder(D, 1).eval()(x))
-
-
-@pytest.mark.parametrize("key", PROBLEMS)
-def test_training_lowers_the_error(key):
-    encoder, D, x = made(key, num_stages=2)
-    optimal = PROBLEMS[key].optimal(x, D).dense
-    options = dict(epochs=20, batch_size=8, lr=1e-2, clip=1.0, seed=0)
-    losses = training.fit_to_codes(encoder, x, optimal, **options)
-    assert losses[-1] < 0.7 * losses[0]
-    assert encoder.log_theta.grad[0].abs().sum() > 0
-    if key == "m_sparse":
-        with torch.no_grad():
-            assert ((encoder(x) != 0).sum(1) <= 4).all()
+@pytest.mark.parametrize(
+    ("method", "cls", "level"),
+    [(deep.DEEP_L0, DeepL0Encoder, 0.4), (deep.DEEP_M.format(20), DeepMSparseEncoder, 0.7)],
+)
+def test_classification(method, cls, level):
+    protocol = PROTOCOLS["table5"].changed(["inside=soft", "l0_lam=0.4", "lam=0.7"])
+    encoder = deep.encoder(method, protocol, D, protocol.inside)
+    assert isinstance(encoder, cls)
+    assert (encoder.inside, encoder.tied) == ("soft", False)
+    torch.testing.assert_close(encoder.theta[0].detach(), soft(level))
+    last = _thresholds(encoder)
+    if cls is DeepL0Encoder:
+        assert encoder.grad == protocol.l0_grad
+        torch.testing.assert_close(last, (2 * soft(0.4)).sqrt())
+    else:
+        assert last is None
+    hard = deep.encoder(method, protocol, D)
+    assert (hard.inside, hard.tied) == ("hard", True)
+    assert last is None or _thresholds(hard).shape == (24,)
 
 
 def test_hard_thresholds_inside_are_the_default():
-    D = torch.nn.functional.normalize(torch.randn(8, 12), dim=0)
-    assert isinstance(Protocol().encoder(PROBLEMS["l0"], D), dk.nn.DeepL0Encoder)
+    encoder = Protocol().encoder(PROBLEMS["l0"], D)
+    assert (encoder.inside, encoder.tied) == ("hard", True)
     with pytest.raises(ValueError, match=r"inside must be one of .*'firm'"):
         Protocol().changed(["inside=firm"])

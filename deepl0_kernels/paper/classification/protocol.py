@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ...nn.unrolled import INSIDE
 from ...ops.thresholds import GRADS
 from ..settings import Settings, count, number, one_of, share
-from ..soft import INSIDE
 
 # All of MNIST from $DEEPL0_DATA, the part that the package ships, the scene from $DEEPL0_DATA.
 DATA = ("mnist", "subset", "indian_pines")

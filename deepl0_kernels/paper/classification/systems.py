@@ -13,7 +13,6 @@ from ...solvers import TaskDrivenDictionary, fista
 from ...training import Classifier, Course, fit_to_classes, fit_to_codes
 from .. import deep
 from ..deep import DEEP, DEEP_L0
-from ..soft import SoftInside
 from .data import Labelled
 from .protocol import Protocol
 
@@ -61,7 +60,7 @@ def fit(
         progress=progress,
         description=description,
     )
-    encoder: LISTA | DeepL0Encoder | DeepMSparseEncoder | SoftInside
+    encoder: LISTA | DeepL0Encoder | DeepMSparseEncoder
     theta_start: Tensor | None
     if method == TUNED_LISTA:
         lr = protocol.lista_lr
@@ -71,8 +70,7 @@ def fit(
         epochs = protocol.pretrain_epochs
         fit_to_codes(encoder, data.x, codes, epochs=epochs, lr=protocol.pretrain_lr, **options)
     else:
-        make = deep.soft_inside if protocol.inside == "soft" else deep.encoder
-        encoder = make(method, protocol, D)
+        encoder = deep.encoder(method, protocol, D, protocol.inside)
         lr = protocol.l0_lr if method == DEEP_L0 else protocol.m_sparse_lr
         theta_start = _thresholds(encoder)
         options.update(sigma_factor=protocol.sigma_factor, sigma_floor=protocol.sigma_floor)
@@ -94,13 +92,12 @@ def fit(
     return Fitted(losses, lambda x: network(x).argmax(1), encoder, W, course, theta, theta_start)
 
 
-def _thresholds(encoder: LISTA | DeepL0Encoder | DeepMSparseEncoder | SoftInside) -> Tensor | None:
+def _thresholds(encoder: LISTA | DeepL0Encoder | DeepMSparseEncoder) -> Tensor | None:
     """Those [p] of the last stage, if it has any."""
     if isinstance(encoder, DeepMSparseEncoder):
         return None
-    if isinstance(encoder, SoftInside):
-        return encoder.theta[-1].detach() if encoder.m is None else None
-    return encoder.theta.detach()
+    theta = encoder.theta.detach()
+    return theta if theta.dim() == 1 else theta[-1]
 
 
 def _task_driven(

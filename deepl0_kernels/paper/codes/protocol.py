@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ...datasets import mnist, mnist_subset, preprocess, random_shifts
+from ...nn.unrolled import INSIDE
 from ...solvers import DictionaryResult, learn_dictionary
 from ...training import L0Regularized, MSparse, Problem, fit_to_codes
 from ..settings import Settings, count, number, one_of
-from ..soft import INSIDE, SoftInside
 
 # "Iterative k": after how many iterations the solver is stopped.
 ITERATIONS = (2, 5, 10)
@@ -74,9 +74,8 @@ class Protocol(Settings):
 
     def encoder(self, problem: Problem, D: Tensor) -> nn.Module:
         """The deep encoder of num_stages that starts from D."""
-        if self.inside == "soft":
-            return SoftInside(problem, D, self.num_stages)
-        return problem.encoder(D, self.num_stages)
+        tied = self.inside == "hard"
+        return problem.encoder(D, self.num_stages, tied, self.inside)
 
     def encoder_lr(self, problem: Problem) -> float:
         return self.m_sparse_lr if isinstance(problem, MSparse) else self.l0_lr
