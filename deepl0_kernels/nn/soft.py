@@ -44,11 +44,13 @@ def last_activation(
         rows, W, bias = operand(checks.rows(x)), operand(encoder.W), operand(encoder.bias)
         S, atoms, step = operand(encoder.S), operand(encoder.atoms), encoder.step
         first = u = linear(rows if step is None else step[0] * rows, W, bias)
+        # Not one at a time: of each the gradient would be that of all, and zero but for one.
+        matrices = () if S is None else S.unbind() if S.dim() == 3 else (S,) * encoder.num_stages
         for k in range(1, encoder.num_stages):
             level = theta if theta.dim() == 1 else theta[k - 1]
             z = operand(soft_threshold(u, level, positive=encoder.positive))
             if S is not None:
-                u = torch.addmm(first, z, (S if S.dim() == 2 else S[k - 1]).t())
+                u = torch.addmm(first, z, matrices[k - 1].t())
             else:
                 r = torch.addmm(rows, z, atoms, alpha=-1)
                 r = r if step is None else step[k] * r

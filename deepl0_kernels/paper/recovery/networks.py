@@ -50,8 +50,9 @@ class Coupled(nn.Module):
     def stages(self, x: Tensor) -> Iterator[Tensor]:
         """The codes [B, p] of x [B, n] after each stage."""
         theta, step, z = self.log_theta.exp(), self.log_step.exp(), None
-        for k in range(self.num_stages):
-            W = self.W[k] if self.learned else self.W
+        # Not one at a time: of each the gradient would be that of all, and zero but for one.
+        weights = self.W.unbind() if self.learned else [self.W] * self.num_stages
+        for k, W in enumerate(weights):
             residual = x if z is None else x - z @ self.atoms
             u = step[k] * (residual @ W.T)
             u = u if z is None else z + u
@@ -69,12 +70,13 @@ def stages(network: Network, x: Tensor) -> Iterator[Tensor]:
         yield from network.stages(x)
         return
     z = torch.zeros(len(x), network.code_size)
+    S = network.S if isinstance(network, LISTA) else None
+    between = () if S is None else (S,) * (network.num_stages - 1) if network.tied else S.unbind()
     for k in range(network.num_stages):
         if isinstance(network, LISTA):
             theta, c = network.theta, x @ network.W.T
             if k:
-                assert network.S is not None
-                c = c + z @ (network.S if network.tied else network.S[k - 1]).T
+                c = c + z @ between[k - 1].T
             z = soft_threshold(c, theta if network.tied else theta[k])
         else:
             assert network.atoms is not None
