@@ -74,7 +74,7 @@ def calibrate(
     steps = steps if encoder.log_step is not None else [1.0]
     encoder.eval()
     last = _keeper(encoder, x)
-    z = torch.zeros_like(codes)
+    z, bias = torch.zeros_like(codes), 0.0 if encoder.bias is None else encoder.bias
     level = 0.0
     errors: list[float] = []
     entries: list[int] = []
@@ -84,7 +84,7 @@ def calibrate(
         r = (x - z @ encoder.atoms) @ encoder.W.T
         found = []
         for step in steps:
-            u = z + step * r
+            u = z + step * r + bias
             start = level or (p / 4 if sparse and not soft else u.abs().max().item() / 2)
             found.append((*_descend(partial(keep, u), codes, start), step))
         error, level, z, step = min(found, key=lambda each: each[0])

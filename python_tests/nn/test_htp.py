@@ -154,6 +154,8 @@ def factored(cls, *arguments, **options):
     D = dictionary(torch.float32)
     e = cls(N, P, *arguments, num_stages=4, factored=True, steps=1.0, **options)
     with torch.no_grad():
+        if e.bias is not None:
+            e.bias.copy_(torch.linspace(-0.1, 0.1, P))
         e.W.copy_(analytic_weights(D))
         e.atoms.copy_(D.T)
     return e
@@ -164,7 +166,9 @@ def factored(cls, *arguments, **options):
     [
         lambda: DeepHTPEncoder.from_dictionary(dictionary(torch.float32), 10, 4, 2.0, steps=1.0),
         lambda: factored(DeepL0Encoder, tied=False),
+        lambda: factored(DeepL0Encoder, tied=False, bias=True),
         lambda: factored(DeepMSparseEncoder, (3,) * 4),
+        lambda: factored(DeepMSparseEncoder, (3,) * 4, bias=True),
     ],
 )
 def test_calibration_lowers_the_error_and_reports_it(make):
