@@ -151,7 +151,8 @@ def fit(
     epochs = protocol.epochs if matrices else protocol.number_epochs
     groups: list[dict[str, Any]] = [{"params": numbers, "lr": protocol.number_lr}]
     if matrices:
-        groups.append({"params": matrices, "lr": protocol.lr})
+        l1 = isinstance(network, (Coupled, LISTA))
+        groups.append({"params": matrices, "lr": protocol.lr if l1 else protocol.deep_lr})
     drawn: list[Tensor] = []
 
     def begin(epoch: int) -> None:

@@ -36,9 +36,10 @@ class Protocol(Settings):
     trained: int = count(1, least=0, most=1)  # 0: without the networks that a gradient trains
     training: int = count(50_000)  # signals, drawn anew in each epoch
     batch_size: int = count(256)
-    epochs: int = count(8)  # of networks that learn matrices
+    epochs: int = count(4)  # of networks that learn matrices
     number_epochs: int = count(2)  # of those that learn numbers alone
-    lr: float = number(5e-4, above=0)  # of matrices
+    lr: float = number(5e-4, above=0)  # of matrices of l1 networks
+    deep_lr: float = number(5e-5, above=0)  # of those of ours, which are good to begin with
     number_lr: float = number(2e-2, above=0)  # of steps and thresholds
     clip: float = number(1.0, above=0)
     l0_grad: str = one_of("ste_theta", tuple(GRADS))  # see deepl0_kernels.helu
