@@ -96,10 +96,10 @@ __device__ void copy_row(Bits* to, const Bits* from, int size, int nan) {
         to[i] = selectable<POSITIVE>(from[i], nan);
 }
 
-/// A block a segment of a row (or a row of one segment), which stands in shared memory or is read
-/// again for every pass. Segment s of the row has entries [s * segment, (s + 1) * segment) and
-/// writes min(m, its entries) results from s * m on; results of a row: out_stride. `map` translates
-/// positions into indices: those of candidates.
+/// A block a segment of a row, which stands in shared memory, or a row, which is read again for
+/// every pass. Segment s of the row has entries [s * segment, (s + 1) * segment) and writes min(m,
+/// its entries) results from s * m on; results of a row: out_stride. `map` translates positions
+/// into indices: those of candidates.
 template <class Bits, bool SHARED, bool DENSE, bool POSITIVE>
 __global__ void __launch_bounds__(1024, POSITIVE ? 1 : 0)  // for POSITIVE 32 registers would spill
     top_m_block_kernel(const Bits* u, int64_t u_stride, int p, int segment, int segments, int m,
@@ -107,6 +107,7 @@ __global__ void __launch_bounds__(1024, POSITIVE ? 1 : 0)  // for POSITIVE 32 re
                        int64_t out_stride, uint8_t* mask) {
     __shared__ BlockSelect select;
     extern __shared__ uint4 memory[];
+    if (!SHARED) segments = 1;
     const int64_t row = blockIdx.x / segments;
     const int number = int(blockIdx.x % segments), begin = number * segment;
     const int size = min(segment, p - begin);
@@ -148,7 +149,7 @@ __global__ void __launch_bounds__(1024, POSITIVE ? 1 : 0)  // for POSITIVE 32 re
             for (; keep != 0; keep &= keep - 1) {
                 const int j = i + __ffs(int(keep)) - 1;
                 values[out + rank] = selectable<kRaw>(at[j], nan);
-                indices[out + rank] = map ? map[row * u_stride + j] : begin + j;
+                indices[out + rank] = map ? map[row * u_stride + begin + j] : begin + j;
                 ++rank;
             }
         });
