@@ -300,14 +300,15 @@ def decode_training(batch: int, p: int, dtype: torch.dtype, device: str):
 # The most telling first: a run may be cut.
 CASES: dict[str, Case] = {
     **_cases(encode_top_m, (4096, 512, 2), (4096, 128, 2), (65536, 512, 2), (4096, 4096, 2)),
-    **_cases(top_m, (4096, 512, 32), (64, 131072, 64)),
+    **_cases(top_m, (4096, 512, 32), (64, 131072, 64), (64, 131072, 32)),
     **_cases(keep_top_m, (65536, 512, 32)),
     **_cases(encode_top_m_training, (4096, 512, 2)),
     **_cases(encode_l0, (4096, 512, 2)),
     **_cases(decode, (4096, 512)),
     **_cases(decode_training, (4096, 512)),
     **_cases(helu_training, (65536, 512)),
-    **_cases(top_m, (4096, 4096, 32), (512, 16384, 32), (1, 131072, 64)),
+    **_cases(top_m, (4096, 4096, 32), (512, 16384, 32), (1, 131072, 64), (8, 131072, 64),
+             *((b, 1 << 20, 64) for b in (1, 8, 64))),
     **_cases(keep_top_m, (4096, 512, 32), (512, 16384, 32)),
     **_cases(helu_training, (4096, 512)),
     **_cases(encode_top_m, *((b, p, 2) for p in (128, 256, 512) for b in (128, 4096, 65536)),

@@ -44,7 +44,7 @@ def calls() -> dict[str, Callable[[], object]]:
     wide, theta, D = leaf(16384, 32), (torch.rand(128, device=device) + 0.5), leaf(32, 128)
     theta.requires_grad_()
     rows, long = torch.randn(70, 300, device=device), torch.randn(3, 70000, device=device)
-    wider = torch.randn(300, 9001, device=device)
+    wider, longest = torch.randn(300, 9001, device=device), torch.randn(1, 300000, device=device)
     unit = torch.nn.functional.normalize(D.detach(), dim=0)
     code = dk.SparseCode(*dk.top_m(torch.randn(70, 128, device=device), 9), 128)
     return {
@@ -52,7 +52,8 @@ def calls() -> dict[str, Callable[[], object]]:
         "top_m long": lambda: dk.top_m(long, 50),
         "keep_top_m": lambda: dk.keep_top_m(rows, 20),
         "top_m once": lambda: within(
-            library.rows_read_once, lambda: (dk.top_m(long, 50), dk.keep_top_m(wider, 50))
+            library.rows_read_once,
+            lambda: (dk.top_m(long, 50), dk.keep_top_m(wider, 50), dk.top_m(longest, 50)),
         ),
         "encode_top_m": lambda: backward(
             lambda: dk.encode_top_m(x, W, S, 9, num_stages=3).values, W, S

@@ -63,12 +63,10 @@ __global__ void __launch_bounds__(ProductTile::kThreads, 2)
     float* sums = reinterpret_cast<float*>(&tile);
     const int at = int(first_unit) + lane_id() * kPack;
     float of[kPack];
+    load_theta(theta, theta_step, at, p, of);
     Pack<float, kPack> b;
 #pragma unroll
-    for (int v = 0; v < kPack; ++v) {
-        of[v] = at + v < p ? theta[(at + v) * theta_step] : 0.0f;
-        b.at[v] = bias && at + v < p ? T::value(bias[at + v]) : 0.0f;
-    }
+    for (int v = 0; v < kPack; ++v) b.at[v] = bias && at + v < p ? T::value(bias[at + v]) : 0.0f;
     const bool aligned_wx = rows_aligned<float, kPack>(wx, p);
     const bool aligned_u = rows_aligned<float, kPack>(u, p);
     const bool aligned = rows_aligned<uint16_t, kPack>(out, out_stride);

@@ -20,8 +20,7 @@ __global__ void __launch_bounds__(32 * kWarps)
     const int64_t first = int64_t(blockIdx.x / tiles) * kTileRows;
     const int64_t end = min(first + kTileRows, rows);
     float of[kPack];
-#pragma unroll
-    for (int v = 0; v < kPack; ++v) of[v] = at + v < p ? theta[(at + v) * theta_step] : 0.0f;
+    load_theta(theta, theta_step, at, p, of);
     const bool aligned = rows_aligned<typename In::Bits, kPack>(u, u_stride);
     const bool aligned_out = rows_aligned<OutBits, kPack>(out, p);
     for (int64_t row = first + warp_id(); row < end; row += kWarps) {
@@ -44,8 +43,7 @@ __global__ void __launch_bounds__(32 * kWarps)
     const int64_t first = int64_t(blockIdx.x / tiles) * kTileRows;
     const int64_t end = min(first + kTileRows, rows);
     float of[kPack];
-#pragma unroll
-    for (int v = 0; v < kPack; ++v) of[v] = at + v < p ? theta[(at + v) * theta_step] : 0.0f;
+    load_theta(theta, theta_step, at, p, of);
     const bool aligned = rows_aligned<float, kPack>(u, p);
     const bool aligned_wx = rows_aligned<float, kPack>(wx, p);
     const bool aligned_out = rows_aligned<typename Out::Bits, kPack>(out, p);
@@ -79,8 +77,7 @@ __global__ void __launch_bounds__(32 * kWarps)
     const int64_t chunk = blockIdx.x / tiles, first = chunk * kTileRows;
     const int64_t end = min(first + kTileRows, rows);
     float of[kPack], sum[kPack] = {};
-#pragma unroll
-    for (int v = 0; v < kPack; ++v) of[v] = at + v < p ? theta[(at + v) * theta_step] : 0.0f;
+    load_theta(theta, theta_step, at, p, of);
     const bool aligned = rows_aligned<Bits, kPack>(u, u_stride);
     const bool aligned_grad = rows_aligned<typename Grad::Bits, kPack>(grad, grad_stride);
     const bool aligned_out = rows_aligned<OutBits, kPack>(grad_u, p);

@@ -47,6 +47,13 @@ struct Function {
     }
 };
 
+/// theta of V units from `at` on; 0 from p on.
+template <int V>
+__device__ void load_theta(const float* theta, int step, int at, int p, float (&of)[V]) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) of[v] = at + v < p ? theta[(at + v) * step] : 0.0f;
+}
+
 /// Calls run with the function whose values are those of h, of a kind that the compiler knows: for
 /// loops that would ask for every entry.
 template <class Run>

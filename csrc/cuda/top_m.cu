@@ -13,11 +13,12 @@ namespace deepl0::cuda {
 constexpr int kWarpsPerBlock = 4;  // of the kernels with a warp a row
 constexpr int kTile = 2048;        // entries of a row that one block of unpool_kept writes
 
-/// A warp a row. Dense: values is the row of the result, with its mask; else values, indices.
-template <class Bits, int ITEMS, bool DENSE, bool POSITIVE>
+/// A warp a row. Dense: values is the row of the result, with its mask; else values, indices, which
+/// of candidates (MAPPED) `map` has.
+template <class Bits, int ITEMS, bool DENSE, bool POSITIVE, bool MAPPED>
 __global__ void __launch_bounds__(32 * kWarpsPerBlock)
     top_m_warp_kernel(const Bits* u, int64_t u_stride, int64_t rows, int p, int m, int nan,
-                      Bits* values, int64_t* indices, uint8_t* mask) {
+                      Bits* values, int64_t* indices, uint8_t* mask, const int64_t* map) {
     constexpr int V = 16 / sizeof(Bits);
     const int64_t row = int64_t(blockIdx.x) * kWarpsPerBlock + warp_id();
     if (row >= rows) return;
@@ -58,7 +59,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
             const int at = ((item / V) * 32 + lane_id()) * V + item % V;
             // bits[item] would leave the registers
             values[row * m + rank] = selectable<POSITIVE>(u[row * u_stride + at], nan);
-            indices[row * m + rank] = at;
+            indices[row * m + rank] = MAPPED ? map[row * u_stride + at] : at;
         });
     }
 }
@@ -96,10 +97,10 @@ __device__ void copy_row(Bits* to, const Bits* from, int size, int nan) {
         to[i] = selectable<POSITIVE>(from[i], nan);
 }
 
-/// A block a segment of a row (or a row of one segment), which stands in shared memory or is read
-/// again for every pass. Segment s of the row has entries [s * segment, (s + 1) * segment) and
-/// writes min(m, its entries) results from s * m on; results of a row: out_stride. `map` translates
-/// positions into indices: those of candidates.
+/// A block a segment of a row, which stands in shared memory, or a row, which is read again for
+/// every pass. Segment s of the row has entries [s * segment, (s + 1) * segment) and writes min(m,
+/// its entries) results from s * m on; results of a row: out_stride. `map` translates positions
+/// into indices: those of candidates.
 template <class Bits, bool SHARED, bool DENSE, bool POSITIVE>
 __global__ void __launch_bounds__(1024, POSITIVE ? 1 : 0)  // for POSITIVE 32 registers would spill
     top_m_block_kernel(const Bits* u, int64_t u_stride, int p, int segment, int segments, int m,
@@ -107,6 +108,7 @@ __global__ void __launch_bounds__(1024, POSITIVE ? 1 : 0)  // for POSITIVE 32 re
                        int64_t out_stride, uint8_t* mask) {
     __shared__ BlockSelect select;
     extern __shared__ uint4 memory[];
+    if (!SHARED) segments = 1;
     const int64_t row = blockIdx.x / segments;
     const int number = int(blockIdx.x % segments), begin = number * segment;
     const int size = min(segment, p - begin);
@@ -148,7 +150,7 @@ __global__ void __launch_bounds__(1024, POSITIVE ? 1 : 0)  // for POSITIVE 32 re
             for (; keep != 0; keep &= keep - 1) {
                 const int j = i + __ffs(int(keep)) - 1;
                 values[out + rank] = selectable<kRaw>(at[j], nan);
-                indices[out + rank] = map ? map[row * u_stride + j] : begin + j;
+                indices[out + rank] = map ? map[row * u_stride + begin + j] : begin + j;
                 ++rank;
             }
         });
@@ -237,19 +239,30 @@ struct Problem {
     Bits* values;        // with DENSE, the dense result
     int64_t* indices;
     uint8_t* mask;
+    bool once;  // whether long rows are read once
     cudaStream_t stream;
 };
 
-template <class Bits, int ITEMS, bool DENSE, bool POSITIVE>
+template <int ITEMS, bool DENSE, bool POSITIVE, bool MAPPED, class Bits>
 void launch_warp(const Problem<Bits>& a) {
     const char* name = "top_m_warp_kernel";
-    top_m_warp_kernel<Bits, ITEMS, DENSE, POSITIVE>
+    top_m_warp_kernel<Bits, ITEMS, DENSE, POSITIVE, MAPPED>
         <<<grid_size(ceil_div(a.rows, kWarpsPerBlock), name), 32 * kWarpsPerBlock, 0, a.stream>>>(
-            a.u, a.u_stride, a.rows, a.p, a.m, a.nan, a.values, a.indices, a.mask);
+            a.u, a.u_stride, a.rows, a.p, a.m, a.nan, a.values, a.indices, a.mask, a.map);
     launched(name);
 }
 
-template <class Bits, bool SHARED, bool DENSE, bool POSITIVE>
+template <bool DENSE, bool POSITIVE, bool MAPPED, class Bits>
+void launch_warps(const Problem<Bits>& a) {
+    if constexpr (sizeof(Bits) == 4) {
+        if (a.p <= 128) return launch_warp<4, DENSE, POSITIVE, MAPPED>(a);
+    }
+    if (a.p <= 256) return launch_warp<8, DENSE, POSITIVE, MAPPED>(a);
+    if (a.p <= 512) return launch_warp<16, DENSE, POSITIVE, MAPPED>(a);
+    launch_warp<32, DENSE, POSITIVE, MAPPED>(a);
+}
+
+template <bool SHARED, bool DENSE, bool POSITIVE, class Bits>
 void launch_block(const Problem<Bits>& a, int segment, int64_t out_stride) {
     const char* name = "top_m_block_kernel";
     const auto kernel = top_m_block_kernel<Bits, SHARED, DENSE, POSITIVE>;
@@ -283,69 +296,47 @@ std::atomic<bool>& once() {
     return on;
 }
 
-/// The segments of rows that are read once, or 0.
-template <class Bits>
-int64_t once_segment_of(const Problem<Bits>& a, const Device& device) {
-    if (a.map != nullptr || !once()) return 0;
-    return once_segment(sizeof(Bits), a.rows, a.p, a.m, device);
-}
-
-template <bool POSITIVE, class Bits>
-void launch_once(const Problem<Bits>& a, int segment, int64_t out_stride) {
-    top_m_once({sizeof(Bits), a.u, a.u_stride, a.rows, a.p, segment, a.m, a.nan, POSITIVE, a.values,
-                a.indices, out_stride, a.mask, a.stream});
+template <bool DENSE, bool POSITIVE, class Bits>
+void launch(const Problem<Bits>& a, const Plan& plan, int64_t out_stride) {
+    switch (plan.path) {
+        case Path::warp:
+            if (a.map == nullptr) return launch_warps<DENSE, POSITIVE, false>(a);
+            // Where rows are not read once, candidates are selected from as they were measured.
+            if (!a.once) return launch_block<true, false, false>(a, a.p, out_stride);
+            return launch_warps<false, false, true>(a);
+        case Path::block:
+            return launch_block<true, DENSE, POSITIVE>(a, plan.segment, out_stride);
+        case Path::stream:
+            return launch_block<false, DENSE, POSITIVE>(a, plan.segment, out_stride);
+        case Path::once:
+            return top_m_once({sizeof(Bits), a.u, a.u_stride, a.rows, a.p, plan.segment, a.m, a.nan,
+                               POSITIVE, a.map, a.values, a.indices, out_stride, a.mask, a.stream});
+    }
 }
 
 template <bool POSITIVE, class Bits>
 void select_codes(Problem<Bits> a, DType dtype, const Device& device, char* workspace) {
-    Plan plan = plan_top_m(dtype, a.rows, a.p, a.m, device);
-    const int once = int(once_segment_of(a, device));
-    if (once == a.p) return launch_once<POSITIVE>(a, once, a.m);
-    if (once != 0) plan = {Path::segments, once};
-    // Candidates have a map, which the warps do not read: a block at any size.
-    if (plan.path == Path::warp && a.map == nullptr) {
-        if constexpr (sizeof(Bits) == 4) {
-            if (a.p <= 128) return launch_warp<Bits, 4, false, POSITIVE>(a);
-        }
-        if (a.p <= 256) return launch_warp<Bits, 8, false, POSITIVE>(a);
-        if (a.p <= 512) return launch_warp<Bits, 16, false, POSITIVE>(a);
-        return launch_warp<Bits, 32, false, POSITIVE>(a);
-    }
-    if (plan.path == Path::stream) return launch_block<Bits, false, false, POSITIVE>(a, a.p, a.m);
-    if (plan.path != Path::segments) return launch_block<Bits, true, false, POSITIVE>(a, a.p, a.m);
+    const Plan plan = plan_top_m(dtype, a.rows, a.p, a.m, a.once, device);
+    if (plan.segment == a.p) return launch<false, POSITIVE>(a, plan, a.m);
     const int64_t left = candidates_of(a.p, plan.segment, a.m), entries = a.rows * left;
     Problem<Bits> first = a;
     first.values = reinterpret_cast<Bits*>(workspace);
     first.indices =
         reinterpret_cast<int64_t*>(workspace + ceil_div(entries * sizeof(Bits), 16) * 16);
-    if (once != 0)
-        launch_once<POSITIVE>(first, once, left);
-    else
-        launch_block<Bits, true, false, POSITIVE>(first, plan.segment, left);
+    launch<false, POSITIVE>(first, plan, left);
     Problem<Bits> rest = a;
     rest.u = first.values;
     rest.map = first.indices;
     rest.u_stride = left;
     rest.p = int(left);
-    select_codes<POSITIVE>(rest, dtype, device, workspace + level_bytes(entries, sizeof(Bits)));
+    // Candidates are max(u, 0) already.
+    select_codes<false>(rest, dtype, device, workspace + level_bytes(entries, sizeof(Bits)));
 }
 
 template <bool POSITIVE, class Bits>
 void select_dense(Problem<Bits> a, DType dtype, const Device& device, char* workspace) {
-    Plan plan = plan_top_m(dtype, a.rows, a.p, a.m, device);
-    const int once = int(once_segment_of(a, device));
-    if (once == a.p) return launch_once<POSITIVE>(a, once, a.p);
-    if (once != 0) plan = {Path::segments, once};
-    if (plan.path == Path::warp) {
-        if constexpr (sizeof(Bits) == 4) {
-            if (a.p <= 128) return launch_warp<Bits, 4, true, POSITIVE>(a);
-        }
-        if (a.p <= 256) return launch_warp<Bits, 8, true, POSITIVE>(a);
-        if (a.p <= 512) return launch_warp<Bits, 16, true, POSITIVE>(a);
-        return launch_warp<Bits, 32, true, POSITIVE>(a);
-    }
-    if (plan.path == Path::stream) return launch_block<Bits, false, true, POSITIVE>(a, a.p, a.p);
-    if (plan.path == Path::block) return launch_block<Bits, true, true, POSITIVE>(a, a.p, a.p);
+    const Plan plan = plan_top_m(dtype, a.rows, a.p, a.m, a.once, device);
+    if (plan.segment == a.p) return launch<true, POSITIVE>(a, plan, a.p);
     const int64_t entries = a.rows * a.m;
     Problem<Bits> codes = a;
     codes.mask = nullptr;
@@ -370,7 +361,7 @@ void run_top_m(DType dtype, const void* u, int64_t u_stride, int64_t rows, int64
                cudaStream_t stream) {
     const Problem<Bits> a{
         static_cast<const Bits*>(u), u_stride, rows, int(p), int(m), nan_key(dtype), nullptr,
-        static_cast<Bits*>(values),  indices,  mask, stream};
+        static_cast<Bits*>(values),  indices,  mask, once(), stream};
     const auto select = positive ? mask ? select_dense<true, Bits> : select_codes<true, Bits>
                         : mask   ? select_dense<false, Bits>
                                  : select_codes<false, Bits>;
@@ -392,7 +383,11 @@ void probe() {
     check(cudaFuncGetAttributes(&attributes, apply_mask_kernel<uint32_t>), "apply_mask_kernel");
 }
 
-Plan plan_top_m(DType dtype, int64_t rows, int64_t p, int64_t m, const Device& device) {
+Plan plan_top_m(DType dtype, int64_t rows, int64_t p, int64_t m, bool once, const Device& device) {
+    if (once) {
+        const int64_t segment = once_segment(size_of(dtype), rows, p, m, device);
+        if (segment != 0) return {Path::once, int(segment)};
+    }
     if (p <= 1024) return {Path::warp, int(p)};
     const int64_t two = device.shared_bytes / 2 - int64_t(sizeof(BlockSelect));
     const int64_t fit = std::max<int64_t>(two, 2048) / int64_t(size_of(dtype)) / 32 * 32;
@@ -402,7 +397,7 @@ Plan plan_top_m(DType dtype, int64_t rows, int64_t p, int64_t m, const Device& d
     const int64_t segment = rows * ceil_div(p, 8192) < device.multiprocessors ? 4096 : 8192;
     const int64_t length = std::min(fit, std::max(segment, ceil_div(32 * m, 1024) * 1024));
     if (length < 4 * m || length >= p) return {p <= fit ? Path::block : Path::stream, int(p)};
-    return {Path::segments, int(length)};
+    return {Path::block, int(length)};
 }
 
 bool read_rows_once(bool on) { return once().exchange(on); }
@@ -411,21 +406,18 @@ size_t top_m_workspace_bytes(DType dtype, int64_t rows, int64_t p, int64_t m, bo
     if (rows == 0 || m == 0) return 0;
     const Device device = current_device();
     const size_t element = size_of(dtype);
-    const auto levels = [&](int64_t first) {
-        size_t bytes = first < p && keep ? level_bytes(rows * m, element) : 0;
-        for (int64_t length = p, segment = first; segment < length;) {
+    const auto levels = [&](bool once) {
+        size_t bytes = 0;
+        for (int64_t length = p;;) {
+            const int64_t segment = plan_top_m(dtype, rows, length, m, once, device).segment;
+            if (segment == length) return bytes;
+            if (length == p && keep) bytes += level_bytes(rows * m, element);
             length = candidates_of(length, segment, m);
             bytes += level_bytes(rows * length, element);
-            const Plan plan = plan_top_m(dtype, rows, length, m, device);
-            segment = plan.path == Path::segments ? plan.segment : length;
         }
-        return bytes;
     };
-    const Plan plan = plan_top_m(dtype, rows, p, m, device);
-    const int64_t segment = once_segment(element, rows, p, m, device);
     // The switch may be turned between this and the launch.
-    return std::max(levels(plan.path == Path::segments ? plan.segment : p),
-                    levels(segment != 0 ? segment : p));
+    return std::max(levels(false), levels(true));
 }
 
 void top_m(DType dtype, const void* u, int64_t u_stride, int64_t rows, int64_t p, int64_t m,

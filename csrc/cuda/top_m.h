@@ -21,22 +21,23 @@ constexpr int64_t kMostEntries = INT32_MAX - 65536;
 
 /// How rows are selected from.
 enum class Path {
-    warp,      // a warp a row, in registers; one pass over memory
-    block,     // a block a row, in shared memory; one pass over memory
-    stream,    // a block a row, read again for every pass: up to five
-    segments,  // a block selects m of a segment, then another m of those of all segments
+    warp,    // a warp a row, in registers; one pass over memory
+    block,   // a block a row or a segment, in shared memory; one pass over memory
+    stream,  // a block a row, read again for every pass: up to five
+    once,    // top_m_once.h
 };
 
 struct Plan {
     Path path;
-    int segment;  // entries of a segment
+    int segment;  // p; where less, m of each segment are selected, and then m of those
 };
 
-/// p <= 1024: warp. Rows of which two fit in shared memory: block, unless they are long and so few
-/// that half of the multiprocessors would idle. Those and longer rows are cut into segments of at
-/// least 4 m entries, so that at most a quarter is left as candidates (which are planned again); or
-/// streamed where a segment of 4 m does not fit.
-Plan plan_top_m(DType dtype, int64_t rows, int64_t p, int64_t m, const Device& device);
+/// `once`, where top_m_once.h serves: that. Else p <= 1024: warp. Rows of which two fit in shared
+/// memory: block, unless they are long and so few that half of the multiprocessors would idle.
+/// Those and longer rows are cut into segments of at least 4 m entries, so that at most a quarter
+/// is left as candidates (which are planned again); or streamed where a segment of 4 m does not
+/// fit.
+Plan plan_top_m(DType dtype, int64_t rows, int64_t p, int64_t m, bool once, const Device& device);
 
 /// Whether rows beyond 1,024 entries are selected from by top_m_once.h where that serves: off until
 /// a card has measured it against the paths above. Process-wide; DEEPL0_CUDA_ONCE=1 begins with it.

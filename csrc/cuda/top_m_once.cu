@@ -1,4 +1,6 @@
 // The kernel of top_m_once.h.
+#include <cmath>
+
 #include "select.cuh"
 #include "top_m_once.h"
 
@@ -9,6 +11,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kLoads = 4;           // packs of 16 bytes of a thread in a tile
 constexpr int kWords = 4 * kLoads;  // of 4 bytes
+constexpr int kBlocks = 4;          // of a multiprocessor
 constexpr int kSmall = 256;         // keys of which one warp finds the cut
 
 constexpr int kNoLimit = INT32_MAX;
@@ -279,10 +282,10 @@ __device__ void compact(const Collected<Bits>& c, int n, int m, Bar bar, KeyOf<B
 }  // namespace
 
 template <class Bits, bool DENSE, bool POSITIVE>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     top_m_once_kernel(const Bits* u, int64_t u_stride, int p, int segment, int segments, int m,
                       int room, int nan, Bits* values, int64_t* indices, int64_t out_stride,
-                      uint8_t* mask) {
+                      uint8_t* mask, const int64_t* map) {
     __shared__ BlockSelect select;
     __shared__ int count, left;
     extern __shared__ uint4 memory[];
@@ -436,7 +439,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 #pragma unroll 1
             for (int w = at / 128 * 4; w < at / 32; ++w) rank += __popc(bitmap[w]);
             values[out + rank] = b;
-            indices[out + rank] = begin + at;
+            indices[out + rank] = map ? map[number * u_stride + begin + at] : begin + at;
         }
     }
 }
@@ -455,7 +458,8 @@ void launch(const OnceTopM& a) {
     allow_shared(kernel, shared, sizeof(BlockSelect) + 2 * sizeof(int), name);
     kernel<<<grid_size(a.rows * segments, name), kThreads, shared, a.stream>>>(
         static_cast<const Bits*>(a.u), a.u_stride, a.p, a.segment, int(segments), a.m,
-        int(room_of(a.m)), a.nan, static_cast<Bits*>(a.values), a.indices, a.out_stride, a.mask);
+        int(room_of(a.m)), a.nan, static_cast<Bits*>(a.values), a.indices, a.out_stride, a.mask,
+        a.map);
     launched(name);
 }
 
@@ -476,17 +480,28 @@ size_t once_shared_bytes(size_t element, int64_t segment, int64_t m) {
 
 int64_t once_segment(size_t element, int64_t rows, int64_t p, int64_t m, const Device& device) {
     if (p <= (element == 4 ? 1024 : 2047)) return 0;
-    const int64_t least = ceil_div((element == 4 ? 64 : 96) * m, 1024) * 1024;
+    constexpr int64_t kTileBytes = kThreads * kLoads * 16;
+    // Tiles that a block streams while a second kernel is launched and merges: a guess, to be
+    // measured.
+    constexpr int64_t kMerge = 4;
+    const int64_t tile = kTileBytes / int64_t(element);
+    const auto whole = [&](int64_t entries) { return ceil_div(entries, tile) * tile; };
+    const auto shared_bytes = [&](int64_t segment) {
+        return int64_t(once_shared_bytes(element, segment, m) + sizeof(BlockSelect) + 16);
+    };
+    const int64_t least = whole((element == 4 ? 64 : 96) * m);
     int64_t segment = p;
-    if (2 * rows <= device.multiprocessors && p >= 16384) {
-        const int64_t parts = ceil_div(4 * device.multiprocessors, rows);
-        segment = std::max({ceil_div(ceil_div(p, parts), 1024) * 1024, int64_t(4096), least});
-    } else if (p > kMostOnce) {
-        segment = std::max(ceil_div(ceil_div(p, ceil_div(p, kMostOnce)), 1024) * 1024, least);
+    if (rows <= device.multiprocessors) {
+        const int64_t fit = device.shared_bytes / shared_bytes(std::min(p, kMostOnce));
+        const int64_t together = std::clamp<int64_t>(fit, 1, kBlocks) * device.multiprocessors;
+        const int64_t part = ceil_div(p, together / rows);
+        const auto candidates = int64_t(std::sqrt(double(p) * double(m)));  // segment^2 = p m
+        const int64_t slice = std::max(whole(std::max(part, candidates)), least);
+        if (p - slice >= kMerge * tile) segment = slice;
     }
+    if (segment > kMostOnce) segment = std::max(whole(ceil_div(p, ceil_div(p, kMostOnce))), least);
     segment = std::min(segment, p);
-    const size_t shared = once_shared_bytes(element, segment, m) + sizeof(BlockSelect) + 16;
-    const bool fits = segment <= kMostOnce && 2 * shared <= size_t(device.shared_bytes);
+    const bool fits = segment <= kMostOnce && 2 * shared_bytes(segment) <= device.shared_bytes;
     return fits && 32 * m <= segment ? segment : 0;
 }
 

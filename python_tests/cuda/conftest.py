@@ -40,6 +40,7 @@ def emulator(_emulator) -> Iterator:
     torch.use_deterministic_algorithms(False)
     _emulator.mutate = lambda kernel, text: text
     _emulator.block_order = None
+    _emulator.relocate = None
     _emulator.options = type(_emulator.options)()
 
 

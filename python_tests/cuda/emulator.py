@@ -133,6 +133,8 @@ class Emulator:
         self.mutate: Callable[[str, str], str] = lambda kernel, text: text
         self.block_order: Callable[[int], list[int]] | None = None
         self.options = Options()
+        # Kernel, blocks and arguments -> blocks and arguments that run instead.
+        self.relocate: Callable[[str, int, list], tuple[int, list]] | None = None
         self.record: Callable[[Job], None] | None = None  # takes the launches, and nothing runs
         self.error = b""
         self._run = RUN(self._launch)  # as long as the library may call it
@@ -183,8 +185,12 @@ class Emulator:
         arguments = [
             value_of(size, job.arguments[i], memory) for i, size in enumerate(self.parameters[name])
         ]
+        grid = tuple(job.grid)
+        if self.relocate is not None:
+            blocks, arguments = self.relocate(base_name(name), grid[0], arguments)
+            grid = (blocks, *grid[1:])
         run_ptx(
-            self.mutate(name, self.ptx[name]), name, tuple(job.grid), tuple(job.block), arguments,
+            self.mutate(name, self.ptx[name]), name, grid, tuple(job.block), arguments,
             job.shared_bytes, block_order=self.block_order, options=self.options,
         )  # fmt: skip
 

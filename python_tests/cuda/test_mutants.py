@@ -86,6 +86,22 @@ def once(positive: bool):
     return problem
 
 
+def merged(ops) -> bool:
+    """Candidates of slices, of hostile rows and with ties across them: a warp's."""
+    rows = [
+        (hostile((1, 20500), torch.float32, 7, s), 40) for s in ("few_special", "ties", "normal")
+    ]
+    with engine.rows_read_once():
+        for u, m in (*rows, (torch.arange(20500.0)[None] // 5000, 25)):
+            (values, indices), at = ops.top_m(u, m, False), reference.top_m(u, m)[1]
+            right = torch.equal(indices, at) and torch.equal(
+                as_bits(values), as_bits(u).gather(1, at)
+            )
+            if not right:
+                return False
+    return True
+
+
 def batch(ops) -> bool:
     """Rows of one piece and of two; the last piece cut off."""
     image = 0x3F800000 + torch.arange(210, dtype=torch.int32).view(3, 70) * 7 % 31
@@ -306,6 +322,7 @@ SUMS = ("outer_kernel", "outer_atomic_kernel", "product_on_support_kernel", "gat
 PROBLEMS = {
     "top_m_warp_kernel": select(253),
     "top_m_warp_kernel, positive": select(253, positive=True),
+    "top_m_warp_kernel, candidates": merged,
     "top_m_block_kernel, positive": select(1101, torch.bfloat16, positive=True),
     "top_m_block_kernel": select(1101, torch.bfloat16),
     "top_m_once_kernel": once(False),

@@ -146,10 +146,15 @@ def test_long_rows(ops, emulator, dtype, style):
 
 def test_candidates_are_cut_again_where_they_are_long(ops, emulator):
     emulator.set_device(132, 17500)  # a row that fits has 512 entries
-    u = hostile((2, 9000), torch.float32, 4, "close")
-    indices = ops.top_m(u, 100, False)[1]
-    assert torch.equal(indices, reference.top_m(u, 100)[1])
-    assert [n.grid for n in emulator.launches] == [36, 8, 2]
+    for style in ("normal", "close"):  # winners of all parts, and of the first
+        u = hostile((2, 9000), torch.float32, 4, style)
+        for positive in (False, True):
+            emulator.launches.clear()
+            values, indices = ops.top_m(u, 100, positive)
+            at = reference.top_m(u, 100, positive)[1]
+            assert torch.equal(indices, at)
+            assert torch.equal(as_bits(values), selectable(u, positive).gather(1, at))
+            assert [n.grid for n in emulator.launches] == [36, 8, 2]
 
 
 def test_few_long_rows_fill_the_device(ops, emulator):

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from python_tests.oracle import STYLES, as_bits, hostile, same_bits
+import deepl0_kernels as dk
+from deepl0_kernels import reference
+from python_tests.oracle import STYLES, as_bits, hostile, same_bits, selectable
 
 from .emulator import SMALL, rows_read_once
+from .recording import recording
 from .test_top_m import check
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -159,20 +162,88 @@ def test_the_order_of_blocks_and_rows_is_not_seen(ops, emulator):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_few_long_rows_fill_the_device(ops, emulator, dtype):
-    """Segments, the last of them shorter than m; then m of their candidates, which are in order."""
-    p = 4 * 4096 + 7
+    """Slices of one tile, the last of them shorter than m; then m of their candidates, which are in
+    order, by a warp. Blocks may end in any order."""
+    p = 5 * 16384 // dtype.itemsize + 7
+    emulator.block_order = lambda n: range(n - 1, -1, -1)
     for style in ("few_special", "ties"):
         emulator.launches.clear()
-        check(ops, hostile((2, p), dtype, 4, style), 10)
+        check(ops, hostile((2, p + 3), dtype, 4, style)[:, 3:], 10)
         kinds = [(n.kernel, n.grid) for n in emulator.launches[:2]]
-        assert kinds == [(KERNEL, 10), ("top_m_block_kernel", 2)]
+        assert kinds == [(KERNEL, 12), ("top_m_warp_kernel", 1)]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_candidates_of_every_style(ops, emulator, style):
+    """Winners of all slices and of one, out of order; a warp has them in 4, 8, 16, 32 registers a
+    lane."""
+    emulator.set_device(2, BUSY[1])
+    u = hostile((1, 22000), torch.float32, 6, style)
+    for m in (20, 40, 64):
+        for positive in (False, True):
+            got, want = ops.top_m(u, m, positive), reference.top_m(u, m, positive)[1]
+            assert torch.equal(got[1], want)
+            assert torch.equal(as_bits(got[0]), selectable(u, positive).gather(1, want))
+
+
+@pytest.mark.parametrize(
+    ("p", "m", "merging"), [(131000, 33, KERNEL), (102500, 300, "top_m_block_kernel")]
+)
+def test_candidates_that_no_warp_holds(ops, emulator, p, m, merging):
+    """Of a row in 32 slices, and of one whose m is more than a part in 32 of them."""
+    for style in ("few_special", "ties"):
+        emulator.launches.clear()
+        u = hostile((1, p), torch.float32, 6, style)
+        values, indices = ops.top_m(u, m, False)
+        want = reference.top_m(u, m)[1]
+        assert torch.equal(indices, want)
+        assert torch.equal(as_bits(values), as_bits(u).gather(1, want))
+        assert [n.kernel for n in emulator.launches] == [KERNEL, merging]
 
 
 def test_rows_that_no_block_takes_whole(ops, emulator):
     emulator.set_device(*BUSY)
-    u = hostile((1, (1 << 17) + 5), torch.bfloat16, 4, "few_special")
-    check(ops, u, 12)
-    assert [n.grid for n in emulator.launches[:2]] == [2, 1]
+    u = hostile((2, (1 << 17) + 5), torch.bfloat16, 4, "few_special")
+    values, indices = ops.top_m(u, 12, False)
+    assert torch.equal(indices, reference.top_m(u, 12)[1])
+    assert same_bits(values, u.gather(1, indices))
+    assert [n.grid for n in emulator.launches] == [4, 1]
+
+
+# Of 132 multiprocessors, float32: rows, p, m -> blocks of the slices, of the merge.
+SLICED = {
+    (1, 131072, 32): (32, 1), (8, 131072, 32): (256, 2), (64, 131072, 32): (512, 16),
+    (1, 1 << 20, 32): (128, 1), (8, 1 << 20, 32): (512, 8), (64, 1 << 20, 32): (512, 16),
+    (132, 131072, 32): (528, 33), (133, 131072, 32): (133,), (1, 20479, 32): (1,),
+    (8, 131072, 1000): (16, 8), (8, 131072, 3000): (40, 8), (1, 0, 0): (), (1, 50000, 0): (),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SLICED, ids=str)
+def test_slices(emulator, case):
+    rows, p, m = case
+    with recording(emulator) as launches, rows_read_once():
+        dk.top_m(torch.empty(rows, p, device="meta"), m)
+    assert tuple(n.grid for n in launches) == SLICED[case]
+
+
+def test_slices_fill_the_device_once(emulator):
+    """Of any few long rows: no more blocks than are resident at once, four a multiprocessor, and
+    none that has more than 4 tiles above its share."""
+    g = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        processors = int(torch.randint(1, 200, (), generator=g))
+        rows = int(torch.randint(1, processors + 1, (), generator=g))
+        p = int(torch.randint(2048, 1 << 19, (), generator=g))
+        emulator.set_device(processors, BUSY[1])
+        with recording(emulator) as launches, rows_read_once():
+            dk.top_m(torch.empty(rows, p, device="meta"), 20)
+        blocks = launches[0].grid
+        whole = -(-p // (1 << 17)) * rows  # as few as rows allow
+        assert blocks <= max(4 * processors, whole)
+        assert blocks % rows == 0
+        share = max(4096, p / (4 * processors // rows))
+        assert p * rows / blocks <= max(share + 5 * 4096, (20 * p) ** 0.5 + 4096)
 
 
 def test_what_does_not_fit_goes_the_other_way(ops, emulator):

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import deepl0_kernels as dk
+from deepl0_kernels.backends import GPU as FLOORS
+from deepl0_kernels.cuda import library
 
 GPU = torch.device("cuda")
 ROWS, P = 66_000, 32_800  # 2.16e9 elements
@@ -42,6 +44,15 @@ def test_selection(floor, m):
     assert torch.equal(kept[at], want)
     del kept
     assert torch.equal(torch.ops.deepl0.apply_mask(u, mask)[at], want)
+
+
+@pytest.mark.parametrize("floor", ["cuda"], indirect=True)
+@pytest.mark.skipif(
+    not FLOORS["cuda"].installed(), reason="built without CUDA kernels (nvcc was missing)"
+)
+def test_rows_read_once(floor):
+    with library.rows_read_once():
+        test_selection(floor, 32)
 
 
 def test_thresholds():

@@ -43,6 +43,18 @@ def test_rows_that_are_read_once_bit_for_bit(floor, dtype, p):
             check(hostile((3, p), dtype, m, "few_special").sort(-1).values, m, "cuda")
 
 
+@pytest.mark.parametrize("m", [32, 64, 256, 1000])
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("floor", ["cuda"], indirect=True)
+@pytest.mark.skipif("cuda" not in FLOORS, reason="built without CUDA kernels (nvcc was missing)")
+def test_candidates_of_long_rows(floor, once, m):
+    """So many of them that they are selected from in parts as well; or by a warp."""
+    with library.rows_read_once(once):
+        for dtype in (torch.float32, torch.bfloat16):
+            check(hostile((1, 1 << 20), dtype, m, "normal"), m, "cuda")
+            check(hostile((3, 200_001), dtype, m, "ties")[:, 1:], m, "cuda")
+
+
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_style(floor, dtype, style):

@@ -58,14 +58,22 @@ def _as_memory(value: Any) -> tuple[int, int, int, int] | None:
     return None
 
 
+class Pieces(tuple):
+    """A pointer to memory of which only pieces are there: (bytes from the pointer, array) of each,
+    far apart, ascending. Addresses keep the low bits of the arrays' own."""
+
+
 class _Mapping:
     """Virtual addresses of the arguments: views of one allocation keep their distances."""
 
     def __init__(self, machine: Machine, named: Sequence[tuple[str, Any]]) -> None:
         self.memory = machine.globals
         self.pointers: dict[int, int] = {}
+        self.far: dict[int, int] = {}  # virtual
         extents: dict[int, list[tuple[int, int, str]]] = {}
         for position, (name, value) in enumerate(named):
+            if isinstance(value, Pieces):
+                self.far[position] = self._map_pieces(name, value)
             found = _as_memory(value)
             if found is None:
                 continue
@@ -89,7 +97,18 @@ class _Mapping:
                 if last > first:
                     self.memory.map(name, first + start - low, first, last - first)
 
+    def _map_pieces(self, name: str, pieces: Pieces) -> int:
+        last, array = pieces[-1]
+        host = [(data.ctypes.data - offset) % _ALIGNMENT for offset, data in pieces]
+        assert len({low % 16 for low in host}) == 1, "pieces at other alignments"
+        start = self.memory.reserve(last + array.size, host[0])
+        for offset, data in pieces:
+            self.memory.map(name, start + offset, data.ctypes.data, data.size)
+        return start
+
     def virtual(self, position: int) -> int:
+        if position in self.far:
+            return self.far[position]
         pointer = self.pointers[position]
         # One allocation may end where another begins; an empty tensor may stand at an end.
         found = [(low, shift) for low, high, shift in self.bases if low <= pointer <= high]
@@ -162,7 +181,7 @@ def run_ptx(
         value = args[i] if i < len(args) else None
         data += (
             mapping.virtual(i).to_bytes(8, "little")
-            if i in mapping.pointers
+            if i in mapping.pointers or i in mapping.far
             else _scalar(value, parameter.size)
         )
     machine.set_params(bytes(data))

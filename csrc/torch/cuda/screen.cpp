@@ -32,7 +32,8 @@ void Screen::run(cuda::ScreenedTopM stage, const Workspace& workspace, cudaStrea
 }
 
 void screen(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias, int64_t m,
-            bool positive, Tensor& values, Tensor& indices, cudaStream_t stream) {
+            bool positive, Tensor& values, Tensor& indices, cudaStream_t stream,
+            const std::optional<Tensor>& z_values, const std::optional<Tensor>& z_indices) {
     const int64_t batch = x.size(0);
     const int64_t block = std::min(batch, std::max<int64_t>(1, most_elements() / w.size(0)));
     const Rows rows(x, "x");
@@ -46,6 +47,11 @@ void screen(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias,
     a.positive = positive;
     a.values = mutable_data_of<float>(values);
     a.indices = mutable_data_of<int64_t>(indices);
+    if (z_values) {
+        a.z_values = data_of<float>(*z_values);
+        a.z_indices = data_of<int64_t>(*z_indices);
+        a.z_m = z_values->size(1);
+    }
     for (int64_t row = 0; row < batch; row += block) {
         a.rows = std::min(block, batch - row);
         stages.run(a, workspace, stream);
@@ -53,6 +59,9 @@ void screen(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias,
         a.x += a.rows * a.x_stride;
         a.values += a.rows * m;
         a.indices += a.rows * m;
+        if (!z_values) continue;
+        a.z_values += a.rows * a.z_m;
+        a.z_indices += a.rows * a.z_m;
     }
 }
 
@@ -71,33 +80,16 @@ std::tuple<Tensor, Tensor> screened_top_m(Tensor x, Tensor w, std::optional<Tens
     Call call(x);
     Tensor values = empty(x, {batch, m}, ScalarType::Float);
     Tensor indices = empty(x, {batch, m}, ScalarType::Long);
-    if (!z_values || batch == 0) {
-        screen(x, w, bias, m, positive, values, indices, call.stream());
-        return {values, indices};
+    if (z_values) {
+        const int64_t z_m = z_values->size(1);
+        STD_TORCH_CHECK(z_indices && shape_of(*z_values) == std::vector<int64_t>({batch, z_m}) &&
+                            shape_of(*z_indices) == shape_of(*z_values) &&
+                            z_m <= cuda::kMostScreened && p <= cuda::kMostUnitsOfZ,
+                        "screened_top_m: values and indices must be [B, z_m]");
+        z_values = like(x, *z_values, ScalarType::Float, "values");
+        z_indices = like(x, *z_indices, ScalarType::Long, "indices");
     }
-    const int64_t z_m = z_values->size(1);
-    STD_TORCH_CHECK(z_indices && shape_of(*z_values) == std::vector<int64_t>({batch, z_m}) &&
-                        shape_of(*z_indices) == shape_of(*z_values) && z_m <= cuda::kMostScreened &&
-                        p <= cuda::kMostUnitsOfZ,
-                    "screened_top_m: values and indices must be [B, z_m]");
-    z_values = like(x, *z_values, ScalarType::Float, "values");
-    z_indices = like(x, *z_indices, ScalarType::Long, "indices");
-    const Rows rows(x, "x");
-    Workspace workspace;
-    Screen stages(w, bias, batch, workspace);
-    workspace.allocate(x);
-    cuda::ScreenedTopM a{};
-    a.x = data_of<float>(rows.tensor);
-    a.x_stride = rows.stride;
-    a.rows = batch;
-    a.m = m;
-    a.positive = positive;
-    a.values = mutable_data_of<float>(values);
-    a.indices = mutable_data_of<int64_t>(indices);
-    a.z_values = data_of<float>(*z_values);
-    a.z_indices = data_of<int64_t>(*z_indices);
-    a.z_m = z_m;
-    stages.run(a, workspace, call.stream());
+    screen(x, w, bias, m, positive, values, indices, call.stream(), z_values, z_indices);
     return {values, indices};
 }
 

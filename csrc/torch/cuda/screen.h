@@ -24,9 +24,12 @@ class Screen {
     bool rounded_ = false;
 };
 
-/// values and indices [batch, m]: the code of x W' + b. Operands as check_operands passed them,
-/// float32; 0 < m <= p. As many rows are held as most_elements() has W x of.
+/// values and indices [batch, m]: the code of x W' + b + z, z contiguous if there is one. Operands
+/// as check_operands passed them, float32; 0 < m <= p. As many rows are held as most_elements() has
+/// W x of.
 void screen(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias, int64_t m,
-            bool positive, Tensor& values, Tensor& indices, cudaStream_t stream);
+            bool positive, Tensor& values, Tensor& indices, cudaStream_t stream,
+            const std::optional<Tensor>& z_values = std::nullopt,
+            const std::optional<Tensor>& z_indices = std::nullopt);
 
 }  // namespace deepl0::torch_ops::on_cuda
