@@ -22,6 +22,7 @@ class Toolkit:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.nvcc = root / "bin" / "nvcc"
+        self.ptxas = root / "bin" / "ptxas"
 
     @property
     def include(self) -> Path:
@@ -92,10 +93,18 @@ def archs(text: str) -> list[tuple[str, bool]]:
     return found
 
 
+def virtual(targets: list[tuple[str, bool]]) -> str:
+    """The architecture whose PTX serves the plain ones of ``targets``: the oldest of them."""
+    return min((arch for arch, _ in targets if arch.isdigit()), key=int, default="")
+
+
 def flags(targets: list[tuple[str, bool]]) -> list[str]:
-    """nvcc's options for those."""
-    out = []
+    """nvcc's options for those: it translates once for all plain ones, to the PTX of the oldest,
+    because no kernel asks what it is compiled for. 9.0a and 10.0f have PTX of their own."""
+    codes: dict[str, list[str]] = {}
     for arch, ptx in targets:
-        code = f"[sm_{arch},compute_{arch}]" if ptx else f"sm_{arch}"
-        out.append(f"-gencode=arch=compute_{arch},code={code}")
-    return out
+        of = virtual(targets) if arch.isdigit() else arch
+        codes.setdefault(of, []).append(f"sm_{arch}")
+        if ptx:
+            codes[of].append(f"compute_{of}")
+    return [f"-gencode=arch=compute_{of},code=[{','.join(c)}]" for of, c in codes.items()]

@@ -130,9 +130,10 @@ class CudaBuild:
         self.archs = cuda_toolkit.archs(asked)
 
     def describe(self) -> str:
-        """As build_info() reports it: sm_80 sm_90 compute_90."""
-        names = [f"sm_{arch}" for arch, _ in self.archs]
-        return " ".join(names + [f"compute_{arch}" for arch, ptx in self.archs if ptx])
+        """As build_info() reports it: sm_80 sm_90 compute_80."""
+        flags = " ".join(cuda_toolkit.flags(self.archs))
+        names = re.findall(r"(?:(?<=\[)|(?<=,))(?:sm|compute)_\w+", flags)
+        return " ".join(sorted(names, key=lambda name: name.startswith("compute")))
 
 
 def cuda_build() -> CudaBuild | None:
@@ -229,8 +230,11 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
             f"nvcc = {in_command(toolkit.nvcc)}",
             "cuflags = -std=c++17 -O3 -ccbin $cxx -Xcompiler -fPIC,-fvisibility=hidden,-Wall"
             f" -I{in_command(from_build(CSRC))} {' '.join(cuda_toolkit.flags(cuda.archs))}",
+            # Of what it keeps, the PTX stays: the tests run it.
             "rule cuda",
-            "  command = $nvcc -MMD -MF $out.d $cuflags -c $in -o $out",
+            "  command = $nvcc -MMD -MF $out.d $cuflags --keep --keep-dir cuda -c $in -o $out"
+            " && rm -f cuda/$stem.*cubin cuda/$stem.cpp* cuda/$stem.cudafe1.* cuda/$stem.fatbin*"
+            " cuda/$stem.module_id",
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = compile $out",
@@ -238,6 +242,7 @@ def ninja_file(target: Path, cuda: CudaBuild | None) -> str:
         for source in sorted((CSRC / "cuda").glob("*.cu")):
             objects.append(f"cuda/{source.stem}.o")
             lines.append(f"build {objects[-1]}: cuda {in_graph(from_build(source))}")
+            lines.append(f"  stem = {source.stem}")
         cuda_flags = f"{binding_flags} -isystem {in_command(toolkit.include)}"
         for source in sorted((CSRC / "torch" / "cuda").glob("*.cpp")):
             compile_one(source, f"{bound}/cuda/{source.stem}.o", cuda_flags)

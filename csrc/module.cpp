@@ -20,7 +20,7 @@ constexpr const char* kCompiler = "clang " __clang_version__;
 #else
 constexpr const char* kCompiler = "gcc " __VERSION__;
 #endif
-constexpr const char* kCudaArchs = DEEPL0_STRING(DEEPL0_CUDA_ARCHS);  // "sm_80 compute_90", or ""
+constexpr const char* kCudaArchs = DEEPL0_STRING(DEEPL0_CUDA_ARCHS);  // "sm_80 compute_80", or ""
 
 /// The words of a text, as a list.
 PyObject* split(const std::string& words) {

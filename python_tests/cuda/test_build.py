@@ -45,8 +45,11 @@ def test_archs():
     assert cuda_toolkit.archs("8.0;9.0+PTX") == [("80", False), ("90", True)]
     assert cuda_toolkit.archs(" 8.6, 9.0a 12.0") == [("86", False), ("90a", False), ("120", False)]
     assert cuda_toolkit.flags([("80", False), ("90", True)]) == [
-        "-gencode=arch=compute_80,code=sm_80",
-        "-gencode=arch=compute_90,code=[sm_90,compute_90]",
+        "-gencode=arch=compute_80,code=[sm_80,sm_90,compute_80]",
+    ]
+    assert cuda_toolkit.flags(cuda_toolkit.archs("9.0a+PTX;10.0;8.6")) == [
+        "-gencode=arch=compute_90a,code=[sm_90a,compute_90a]",
+        "-gencode=arch=compute_86,code=[sm_100,sm_86]",
     ]
 
 
@@ -116,8 +119,8 @@ def test_the_graph_of_a_cuda_build():
     for source in build.SOURCES:
         assert f"cuda/{source}.o: cuda" in text
     default = graph(TORCH_CUDA_ARCH_LIST="").stdout
-    assert "code=sm_80" in default
-    assert "code=[sm_90,compute_90]" in default
+    assert "-gencode=arch=compute_80,code=[sm_80,sm_90,compute_80]" in default
+    assert "-DDEEPL0_CUDA_ARCHS='sm_80 sm_90 compute_80'" in default
 
 
 def test_the_graph_of_a_build_without_cuda():
