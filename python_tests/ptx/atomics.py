@@ -12,6 +12,7 @@ from .memory import granules_of
 from .parser import TYPE_BYTES
 
 _OPERATIONS = {"add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec"}
+_ASSOCIATIVE = {"add", "min", "max", "and", "or", "xor"}  # of integers
 
 
 def _apply(name: str, kind: str):
@@ -85,6 +86,7 @@ def _atom(ctx: Context):
     if len(sources) > 1:
         raise UnknownInstructionError("vector atomics")
     value_of = sources[0]
+    associative = name in _ASSOCIATIVE and "f" not in kind
 
     def run(m) -> None:
         threads, where = lanes(m), address(m)
@@ -94,7 +96,7 @@ def _atom(ctx: Context):
         for view, index, chosen in _atomic_views(ctx, memory, where, width, threads):
             mine = value if chosen is None else value[chosen]
             fresh = None if new is None else (new if chosen is None else new[chosen])
-            seen = _update(view, index, mine, fresh, apply)
+            seen = _update(view, index, mine, fresh, apply, associative)
             old[slice(None) if chosen is None else chosen] = seen
         for row in outs[:1]:
             row[threads] = old
@@ -102,18 +104,35 @@ def _atom(ctx: Context):
     return run
 
 
-def _update(view, index, value, fresh, apply) -> np.ndarray:
-    """Lanes in order; distinct addresses at once."""
-    seen = np.empty(len(index), view.dtype)
-    left = np.arange(len(index))
-    while len(left):
-        _, first = np.unique(index[left], return_index=True)
-        now = left[first]
-        old = view[index[now]].copy()
-        seen[now] = old
-        if apply is None:
-            view[index[now]] = np.where(old == value[now], fresh[now], old)
-        else:
-            view[index[now]] = apply(old, np.ascontiguousarray(value[now]))
-        left = np.delete(left, first)
-    return seen
+def _update(view, index, value, fresh, apply, associative: bool) -> np.ndarray:
+    """Lanes in order; what each saw."""
+    order = np.argsort(index, kind="stable")
+    place, value = index[order], value[order]
+    begin = np.flatnonzero(np.diff(place, prepend=place[0] - 1)) if len(place) else order
+    at, count = place[begin], np.diff(begin, append=len(place))
+    most = int(count.max(initial=0))
+    seen, old = np.empty(len(place), view.dtype), view[at]
+    if associative and most > 2:  # a scan of every address's lanes
+        rank = np.arange(len(place)) - np.repeat(begin, count)
+        distance = 1
+        while distance < most:
+            later = np.flatnonzero(rank >= distance)
+            value[later] = apply(value[later - distance], value[later])
+            distance *= 2
+        seen[begin] = old
+        later = np.flatnonzero(rank)
+        seen[later] = apply(np.repeat(old, count - 1), value[later - 1])
+        view[at] = apply(old, value[begin + count - 1])
+    else:  # the first of every address at once, then the second
+        fresh = None if fresh is None else fresh[order]
+        for round in range(most):
+            go = np.flatnonzero(count > round)
+            now, old = begin[go] + round, view[at[go]]
+            seen[now] = old
+            if apply is None:
+                view[at[go]] = np.where(old == value[now], fresh[now], old)
+            else:
+                view[at[go]] = apply(old, value[now])
+    out = np.empty_like(seen)
+    out[order] = seen
+    return out
