@@ -5,9 +5,7 @@ Run as a module it writes the table of docs/gpu-cuda.md.
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from typing import NamedTuple
 
 from deepl0_kernels._files import fill
@@ -53,29 +51,10 @@ def variant(mangled: str) -> str:
     return ", ".join(out)
 
 
-def report(source: str, arch: str) -> str:
-    """What ptxas says of the kernels of a file, compiled as a build does; kept beside the PTX."""
-    folder = build.build().kernels
-    kept = folder / f"{source}.sm_{arch}.txt"
-    if not kept.exists():
-        tools = build.toolkit()
-        assert tools is not None
-        done = subprocess.run(
-            [tools.nvcc, "-std=c++17", "-O3", f"-gencode=arch=compute_{arch},code=sm_{arch}",
-             "-Xptxas", "-v", "-cubin", f"-I{build.CSRC}", build.CSRC / "cuda" / f"{source}.cu",
-             "-o", os.devnull],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        part = kept.with_suffix(f".{os.getpid()}")
-        part.write_text(done.stdout + done.stderr)
-        part.replace(kept)
-    return kept.read_text()
-
-
 def usage(source: str, arch: str) -> list[Usage]:
     """Registers and memory of every kernel of a file."""
     found = []
-    for part in report(source, arch).split("Compiling entry function '")[1:]:
+    for part in build.assembled(source, arch)[1].split("Compiling entry function '")[1:]:
 
         def number(pattern: str, part: str = part) -> int:
             match = re.search(rf"(\d+) {pattern}", part)

@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -98,7 +99,26 @@ def run_all(folder: Path, commands: Iterable[Command]) -> None:
         list(pool.map(lambda command: run(folder, command), commands))
 
 
+def built(folder: Path) -> bool:
+    """Copies the objects and the PTX of the build in place, where it is of these sources."""
+    graph = ROOT / "build" / "abi3"
+    of_build = [graph / "cuda" / f"{name}{end}" for name in SOURCES for end in (".o", ".ptx")]
+    if not all(path.exists() for path in of_build):
+        return False
+    ninja = ["ninja", "-C", graph, "-n", *(f"cuda/{name}.o" for name in SOURCES)]
+    told = subprocess.run([sys.executable, "-m", *map(str, ninja)], capture_output=True, text=True)
+    if "no work to do" not in told.stdout or any(
+        f".target sm_{ARCH}\n" not in path.read_text() for path in of_build[1::2]
+    ):
+        return False
+    for path in of_build:
+        shutil.copy(path, folder)
+    return True
+
+
 def compile_kernels(folder: Path) -> None:
+    if built(folder):
+        return
     tools = toolkit()
     assert tools is not None
     run_all(folder, [
@@ -109,6 +129,23 @@ def compile_kernels(folder: Path) -> None:
         )
         for name in SOURCES
     ])  # fmt: skip
+
+
+def assembled(source: str, arch: str) -> tuple[Path, str]:
+    """The machine code of a file for ``sm_arch``, as a build makes it of the PTX, and what ptxas
+    says of it; kept beside the PTX."""
+    kernels = build().kernels
+    cubin, said = (kernels / f"{source}.sm_{arch}{end}" for end in (".cubin", ".txt"))
+    if not said.exists():
+        tools = toolkit()
+        assert tools is not None
+        part = cubin.with_suffix(f".{os.getpid()}")
+        command = [tools.ptxas, f"-arch=sm_{arch}", "-v", kernels / f"{source}.ptx", "-o", part]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        part.replace(cubin)
+        part.write_text(done.stdout + done.stderr)
+        part.replace(said)
+    return cubin, said.read_text()
 
 
 def compile_bindings(folder: Path, kernels: Path) -> None:

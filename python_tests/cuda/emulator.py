@@ -127,8 +127,9 @@ class Emulator:
         self.ptx = {}
         self.parameters = {}
         for text in built.ptx.values():
-            for name, parameters in kernels_of(text).items():
-                self.ptx[name], self.parameters[name] = module_of(text, name), parameters
+            self.ptx |= modules_of(text)
+            self.parameters |= kernels_of(text)
+        self.static = {name: static_shared(text, name) for name, text in self.ptx.items()}
         self.launches: list[Launch] = []
         self.mutate: Callable[[str, str], str] = lambda kernel, text: text
         self.block_order: Callable[[int], list[int]] | None = None
@@ -170,7 +171,7 @@ class Emulator:
             self.record(job)
             return
         threads = job.block[0] * job.block[1] * job.block[2]
-        static = static_shared(self.ptx[name], name)
+        static = self.static[name]
         assert 0 < threads <= 1024, f"{threads} threads"
         assert all(n > 0 for n in job.grid), f"grid {list(job.grid)}"
         assert job.grid[1] <= 65535, f"grid {list(job.grid)}"
@@ -219,16 +220,17 @@ def kernels_of(ptx: str) -> dict[str, list[int]]:
     }
 
 
-def module_of(ptx: str, kernel: str) -> str:
-    """The module with that kernel alone: parsing all of them for one would take seconds."""
-    parts = re.split(r"(?=^(?:\.weak |\.visible )?\.entry )", ptx, flags=re.MULTILINE)
-    kept = [parts[0]]
-    for part in parts[1:]:
-        body, end, between = part.partition("\n}\n")
-        if f".entry {kernel}(" in body[:400]:
-            kept.append(body + end)
-        kept.append(between)
-    return "\n".join(kept)
+def modules_of(ptx: str) -> dict[str, str]:
+    """Kernel -> the module with that kernel alone: parsing all of them for one would take seconds."""
+    head, *parts = re.split(r"(?=^(?:\.weak |\.visible )?\.entry )", ptx, flags=re.MULTILINE)
+    pieces = [part.partition("\n}\n") for part in parts]
+    rest = [between for _, _, between in pieces]
+    return {
+        re.search(r"\.entry (\w+)\(", body)[1]: "\n".join(
+            [head, *rest[:i], body + end, *rest[i:]]
+        )
+        for i, (body, end, _) in enumerate(pieces)
+    }
 
 
 def static_shared(ptx: str, kernel: str) -> int:

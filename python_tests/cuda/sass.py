@@ -28,21 +28,13 @@ def tool() -> str | None:
 
 def machine_code(source: str, arch: str) -> dict[tuple[str, str], Listing]:
     """Kernel and template -> instructions; compiled as a build does, and kept beside the PTX."""
-    kept = build.build().kernels / f"{source}.sm_{arch}.sass"
+    cubin, _ = build.assembled(source, arch)
+    kept = cubin.with_suffix(".sass")
     if not kept.exists():
-        tools = build.toolkit()
-        assert tools is not None
-        cubin = kept.with_suffix(f".{os.getpid()}.cubin")
-        subprocess.run(
-            [tools.nvcc, "-std=c++17", "-O3", f"-gencode=arch=compute_{arch},code=sm_{arch}",
-             "-cubin", f"-I{build.CSRC}", build.CSRC / "cuda" / f"{source}.cu", "-o", cubin],
-            check=True,
-        )  # fmt: skip
         done = subprocess.run([tool(), "-sass", cubin], capture_output=True, text=True, check=True)
         part = kept.with_suffix(f".{os.getpid()}")
         part.write_text(done.stdout)
         part.replace(kept)
-        cubin.unlink()
     found = {}
     for part in kept.read_text().split("Function : ")[1:]:
         name = part.split()[0]
