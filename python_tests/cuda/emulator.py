@@ -221,14 +221,12 @@ def kernels_of(ptx: str) -> dict[str, list[int]]:
 
 
 def modules_of(ptx: str) -> dict[str, str]:
-    """Kernel -> the module with that kernel alone: parsing all of them for one would take seconds."""
+    """Kernel -> the module with it alone: parsing all of them for one would take seconds."""
     head, *parts = re.split(r"(?=^(?:\.weak |\.visible )?\.entry )", ptx, flags=re.MULTILINE)
     pieces = [part.partition("\n}\n") for part in parts]
     rest = [between for _, _, between in pieces]
     return {
-        re.search(r"\.entry (\w+)\(", body)[1]: "\n".join(
-            [head, *rest[:i], body + end, *rest[i:]]
-        )
+        re.search(r"\.entry (\w+)\(", body)[1]: "\n".join([head, *rest[:i], body + end, *rest[i:]])
         for i, (body, end, _) in enumerate(pieces)
     }
 

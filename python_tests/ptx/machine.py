@@ -121,8 +121,8 @@ class Machine(Layout, Control):
         row = self._defined_row(context, guard)
 
         def run(m):
-            missing = ~row if m is True else ~row & m
-            if missing.any():
+            missing = ~row if m is True else m > row
+            if np.count_nonzero(missing):
                 thread = int(np.flatnonzero(missing)[0])
                 raise UninitializedError(f"read of register {guard} before any write", thread)
             return operation(m)
@@ -151,17 +151,17 @@ class Machine(Layout, Control):
         if not checked:
             return operation
         reads, writes = dataflow.roles(context.ins, context.function.registers)
-        rows = [(n, self._defined_row(context, n)) for n in reads if n in checked]
+        guard = context.ins.guard
+        rows = [(n, self._defined_row(context, n)) for n in reads if n in checked and n != guard]
         outs = [self._defined_row(context, n) for n in writes if n in checked]
         if not rows and not outs:
             return operation
-        guard = context.ins.guard
         all_threads = self.all
 
         def run(m):
             for name, row in rows:
-                missing = ~row if m is True else ~row & m
-                if name != guard and missing.any():
+                missing = ~row if m is True else m > row
+                if np.count_nonzero(missing):
                     thread = int(all_threads[missing][0])
                     raise UninitializedError(f"read of register {name} before any write", thread)
             result = operation(m)
@@ -211,22 +211,22 @@ class Machine(Layout, Control):
         current = start if self.real == self.threads else None
         steps, limit, blocks = 0, self.options.max_steps, self.blocks
         ranks = np.array([*self.ranks, len(blocks)])
+        never = np.int64(len(blocks) + 1)
         block, i = None, 0
         try:
             while True:
                 if current is not None:
                     block, m = blocks[current], True
                 else:
-                    runnable = self.alive & ~self.waiting
-                    if not runnable.any():
+                    rank = np.where(self.alive > self.waiting, ranks[self.pcs], never)
+                    first = rank.argmin()
+                    if rank[first] == never:
                         if self.waiting.any():
                             self._stuck()
                         break
-                    pcs = self.pcs[runnable]
-                    low = int(pcs[ranks[pcs].argmin()])
-                    m = runnable & (self.pcs == low)
-                    block = blocks[low]
-                    if m.all():
+                    m = rank == rank[first]
+                    block = blocks[self.pcs[first]]
+                    if np.count_nonzero(m) == self.threads:
                         m = True
                 i = -1
                 for i, operation in enumerate(block.body):  # noqa: B007
@@ -247,7 +247,7 @@ class Machine(Layout, Control):
     def _warps_of(self, m) -> int:
         if m is True:
             return self.warps
-        return int(m.reshape(-1, 32).any(axis=1).sum())
+        return np.count_nonzero(np.packbits(m).view(np.uint32))
 
     def _explain(self, error: PtxError, block: Block | None, i: int, position: tuple) -> None:
         if error.where:

@@ -40,7 +40,7 @@ def granules_of(offset: np.ndarray, size: int, shift: int, threads: np.ndarray):
 def _align(offset: np.ndarray, size: int, threads: np.ndarray, space: str) -> None:
     if size > 1:
         low = offset & (size - 1)
-        if low.any():
+        if np.count_nonzero(low):
             i = int(np.flatnonzero(low)[0])
             raise MisalignedError(
                 f"misaligned {space} access of {size} bytes at address {int(offset[i]):#x}",
@@ -51,7 +51,7 @@ def _align(offset: np.ndarray, size: int, threads: np.ndarray, space: str) -> No
 def _lost(written: np.ndarray, values: np.ndarray, threads: np.ndarray, space: str) -> None:
     """Two lanes of one store wrote different values to one place: the result is undefined."""
     lost = written != values
-    if lost.any():
+    if np.count_nonzero(lost):
         thread = int(threads[np.flatnonzero(lost)[0]])
         raise RaceError(f"race on {space} memory: one store, one address, two values", thread)
 
@@ -292,7 +292,7 @@ class SharedMemory:
 
     def require_known(self, g: np.ndarray, who: np.ndarray) -> None:
         known = self.known[g]
-        if not known.all():
+        if np.count_nonzero(known) < len(known):
             i = int(np.flatnonzero(~known)[0])
             raise UninitializedError(
                 f"read of shared memory never written, offset {int(g[i]) << self.shift}",

@@ -65,7 +65,7 @@ class Tracker:
         order = self.order
         known = order.known.ravel()[warp * order.warps + self.writer[g]]
         bad = self.write_clock[g] > known
-        if bad.any():
+        if np.count_nonzero(bad):
             other = int(self.writer[g][np.flatnonzero(bad)[0]])
             self._fail(bad, threads, f"{what} after a write by warp {other}")
 
@@ -73,7 +73,7 @@ class Tracker:
         self, clocks: np.ndarray, g: np.ndarray, warp: np.ndarray, threads: np.ndarray, what: str
     ) -> None:
         late = clocks[g] > self.order.known[warp]
-        if late.any():
+        if np.count_nonzero(late):
             bad = late.any(axis=1)
             other = int(np.flatnonzero(late[np.flatnonzero(bad)[0]])[0])
             self._fail(bad, threads, f"{what} by warp {other}")

@@ -15,7 +15,9 @@ def active_rows(ctx: Context, m) -> np.ndarray:
     return m.reshape(-1, 32)
 
 
-_BIT = np.uint32(1) << np.arange(32, dtype=np.uint32)
+def ballot(lanes: np.ndarray) -> np.ndarray:
+    """The mask of [..., 32] lanes."""
+    return np.packbits(lanes, axis=-1, bitorder="little").view("<u4")[..., 0]
 
 
 def members(ctx: Context, operand):
@@ -29,8 +31,10 @@ def members(ctx: Context, operand):
         if m is True and whole:
             return None
         active = active_rows(ctx, m)
-        arrived = (active * _BIT).sum(1, dtype=np.uint32)
+        arrived = ballot(active)
         named = mask.reshape(-1, 32)
+        if not np.count_nonzero((named != arrived[:, None]) & active):
+            return None if whole else mask
         outside = active & ((named >> np.arange(32, dtype=np.uint32)) & 1 == 0)
         if outside.any():
             thread = int(np.flatnonzero(outside.ravel())[0])
@@ -123,7 +127,7 @@ def _vote(ctx: Context):
         active = active_rows(ctx, m)
         votes = source().reshape(-1, 32) & active
         if kind == "ballot":
-            value = (votes * _BIT).sum(1, dtype=np.uint32)
+            value = ballot(votes)
         elif kind == "any":
             value = votes.any(1)
         elif kind == "all":
@@ -140,7 +144,7 @@ def _activemask(ctx: Context):
     d = ctx.dst(ctx.operands[0], "b32")
 
     def run(m) -> None:
-        assign(d, np.repeat((active_rows(ctx, m) * _BIT).sum(1, dtype=np.uint32), 32), m)
+        assign(d, np.repeat(ballot(active_rows(ctx, m)), 32), m)
 
     return run
 
@@ -160,9 +164,9 @@ def _match(ctx: Context):
         active = active_rows(ctx, m)
         rows = a.reshape(-1, 32)
         same = (rows[:, :, None] == rows[:, None, :]) & active[:, None, :]
-        bits = (same * _BIT).sum(2, dtype=np.uint32)
+        bits = ballot(same)
         if everywhere:
-            arrived = (active * _BIT).sum(1, dtype=np.uint32)[:, None]
+            arrived = ballot(active)[:, None]
             equal = bits == arrived
             bits = np.where(equal, bits, np.uint32(0))
             if p is not None:
@@ -190,10 +194,14 @@ def _redux(ctx: Context):
     def run(m) -> None:
         check(m)
         rows, active = a.reshape(-1, 32), active_rows(ctx, m)
-        values = [
-            ufunc.reduce(row[on]) if on.any() else row[0]
-            for row, on in zip(rows, active, strict=True)
-        ]
+        arrived = ballot(active)
+        if ((arrived == 0) | (arrived == 0xFFFFFFFF)).all():  # of warps that are absent, anything
+            values = ufunc.reduce(rows, axis=1, dtype=rows.dtype)
+        else:
+            values = [
+                ufunc.reduce(row[on]) if on.any() else row[0]
+                for row, on in zip(rows, active, strict=True)
+            ]
         assign(d, np.repeat(np.array(values, DTYPES[kind]), 32), m)
 
     return run
