@@ -53,6 +53,12 @@ def test_archs():
     ]
 
 
+def test_no_kernel_asks_what_it_is_compiled_for():
+    """They are translated once for all architectures."""
+    texts = {path.name: path.read_text() for path in (build.CSRC / "cuda").iterdir()}
+    assert [name for name, text in texts.items() if "__CUDA_ARCH" in text] == []
+
+
 def test_old_archs_are_left_out_with_a_message(capsys):
     assert cuda_toolkit.archs("7.5;8.0") == [("80", False)]
     assert "leaving out 7.5" in capsys.readouterr().out

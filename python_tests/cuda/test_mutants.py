@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import re
 
 import pytest
@@ -374,7 +375,9 @@ def reaches(problem, ops, run, text: str, line: int) -> bool:
 
 
 def due(day: datetime.date) -> list[str]:
-    """A third of the problems by the day: all of them take ten minutes of a processor."""
+    """A third of the problems by the day: all of them take minutes of a processor."""
+    if os.environ.get("DEEPL0_EVERYTHING") == "1":
+        return list(PROBLEMS)
     return list(PROBLEMS)[day.toordinal() % 3 :: 3]
 
 

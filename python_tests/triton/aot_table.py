@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -80,7 +81,11 @@ def written_with() -> str:
 def due(day: datetime.date) -> list[str]:
     """The targets to compile: all, unless the page is of these sources and this compiler."""
     targets = list(aot.TARGETS)
-    if f"sources {sources()};" not in PATH.read_text() or written_with() != triton.__version__:
+    if (
+        os.environ.get("DEEPL0_EVERYTHING") == "1"
+        or f"sources {sources()};" not in PATH.read_text()
+        or written_with() != triton.__version__
+    ):
         return targets
     return targets[day.toordinal() % 4 :: 4]
 
