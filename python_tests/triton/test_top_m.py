@@ -34,7 +34,7 @@ def sizes(p: int, engine: str) -> list[int]:
 
 
 def shared(cases: list, at: int, among: int) -> list:
-    """Interpreted, which takes long, the at-th part of the cases: their other axes have the rest."""
+    """Interpreted, which takes long, the at-th part of the cases; other axes have the rest."""
     return cases[at % among :: among] if INTERPRETED else cases
 
 
