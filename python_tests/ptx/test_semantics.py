@@ -476,6 +476,38 @@ def test_atomics():
     equal(number, np.array([2016.5]))
 
 
+@pytest.mark.parametrize("op", ["add.s32", "min.s32", "max.u32", "and.b32", "or.b32", "xor.b32",
+                                "exch.b32", "inc.u32"])  # fmt: skip
+def test_atomics_see_the_lanes_before(op):
+    """One lane after the other; many of them at one address, few at another."""
+    name, kind = op.split(".")
+    rng = np.random.default_rng(3)
+    begin = rng.integers(-(2**31), 2**31, 5).astype("i4")
+    value, seen = rng.integers(-(2**31), 2**31, 64).astype("i4"), np.zeros(64, "i4")
+    to = np.where(np.arange(64) % 5 < 4, 2, rng.integers(0, 5, 64)).astype("u4")
+    bins = begin.copy()
+    execute(
+        f"""mul.wide.u32 %rd9, %r0, 4; add.s64 %rd10, %rd1, %rd9; ld.global.u32 %r1, [%rd10];
+        add.s64 %rd10, %rd2, %rd9; ld.global.u32 %r2, [%rd10]; mul.wide.u32 %rd10, %r1, 4;
+        add.s64 %rd11, %rd0, %rd10; atom.global.{op} %r3, [%rd11], %r2;
+        add.s64 %rd10, %rd3, %rd9; st.global.u32 [%rd10], %r3;""",
+        bins, to, value, seen,
+    )  # fmt: skip
+    plain = {
+        "add": lambda a, b: a + b, "min": min, "max": max, "exch": lambda a, b: b,
+        "and": lambda a, b: a & b, "or": lambda a, b: a | b, "xor": lambda a, b: a ^ b,
+        "inc": lambda a, b: 0 if a >= b else a + 1,
+    }[name]  # fmt: skip
+    signed = kind[0] == "s"
+    held = [int(v) if signed else int(v) % 2**32 for v in begin]
+    for lane, at in enumerate(to):
+        assert int(seen[lane]) % 2**32 == held[at] % 2**32
+        operand = int(value[lane]) if signed else int(value[lane]) % 2**32
+        held[at] = plain(held[at], operand)
+        held[at] = (held[at] + 2**31) % 2**32 - 2**31 if signed else held[at] % 2**32
+    assert [int(b) % 2**32 for b in bins] == [h % 2**32 for h in held]
+
+
 def test_generic_and_local_addresses():
     out = np.zeros(64, "i4")
     execute(
