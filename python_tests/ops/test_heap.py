@@ -86,12 +86,17 @@ def calls() -> dict[str, Callable[[], object]]:
     return every
 
 
+def grown(call: Callable[[], object]) -> int:
+    before = held()
+    for _ in range(CALLS):
+        call()
+    return held() - before
+
+
 @pytest.mark.parametrize("name", calls())
 def test_nothing_stays(name: str) -> None:
     call = calls()[name]
     for _ in range(100):
         call()
-    before = held()
-    for _ in range(CALLS):
-        call()
-    assert held() - before < BYTES_A_CALL * CALLS
+    # The least of a few: libraries take something for themselves now and then.
+    assert min(grown(call) for _ in range(4)) < BYTES_A_CALL * CALLS
