@@ -12,7 +12,7 @@ from torch import Tensor
 
 import deepl0_kernels as dk
 
-CALLS = 500
+CALLS = 200
 # What belongs to no call: a dictionary that grows, a block of the interpreter.
 BYTES_A_CALL = 8
 
