@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <tuple>
 #include <vector>
@@ -89,6 +90,11 @@ struct Rows {
     const void* data;
 
     Rows(const Tensor& t, const char* name);
+};
+
+/// What an operator takes as `str`.
+struct Name {
+    std::string text;
 };
 
 // Kind of threshold by name; sigma, and theta's values for a kind, checked.
@@ -207,11 +213,11 @@ void sparse_adam_(Tensor param, Tensor grad, Tensor exp_avg, Tensor exp_avg_sq, 
 
 }  // namespace deepl0::torch_ops
 
-/// An operator's `str kind`. That of std::string in torch's header (2.10 to 2.14) leaks 48 bytes a
-/// call, and keeps whole tensors' worth of the heap apart by them.
+/// An operator's `str`, read without torch's own conversion (2.13), which leaks 48 bytes a
+/// call, and so keeps whole tensors' worth of the heap apart.
 template <>
-struct torch::stable::detail::ToImpl<deepl0::Threshold> {
-    static deepl0::Threshold call(StableIValue value, uint64_t, bool) {
+struct torch::stable::detail::ToImpl<deepl0::torch_ops::Name> {
+    static deepl0::torch_ops::Name call(StableIValue value, uint64_t, bool) {
         const auto handle = to<StringHandle>(value);
         const auto free = [](StringHandle name) { torch_delete_string(name); };
         const std::unique_ptr<StringOpaque, decltype(free)> owned(handle, free);
@@ -219,6 +225,14 @@ struct torch::stable::detail::ToImpl<deepl0::Threshold> {
         size_t length = 0;
         TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
         TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
-        return deepl0::torch_ops::threshold_kind({data, length});
+        return {{data, length}};
+    }
+};
+
+/// An operator's `str kind`.
+template <>
+struct torch::stable::detail::ToImpl<deepl0::Threshold> {
+    static deepl0::Threshold call(StableIValue value, uint64_t, bool) {
+        return deepl0::torch_ops::threshold_kind(to<deepl0::torch_ops::Name>(value).text);
     }
 };

@@ -8,7 +8,7 @@ namespace ops = deepl0::torch_ops::on_cuda;
 namespace deepl0::torch_ops::on_cuda {
 
 void tell_rules(bool tf32, bool atomics) { tell(tf32, atomics); }
-void force_rules(std::string way, int64_t elements) { force(way.c_str(), elements); }
+void force_rules(Name way, int64_t elements) { force(way.text.c_str(), elements); }
 
 }  // namespace deepl0::torch_ops::on_cuda
 
@@ -122,10 +122,10 @@ void implement(Library& m) {
 }
 
 /// Of a boxed kernel (torch/native.h), 0 where there is none of that name.
-int64_t address(std::string name) {
+int64_t address(deepl0::torch_ops::Name name) {
     using deepl0::torch_ops::Addresses;
     static const Addresses all([](Addresses& m) { implement(m); });
-    return int64_t(reinterpret_cast<intptr_t>(all.of(name)));
+    return int64_t(reinterpret_cast<intptr_t>(all.of(name.text)));
 }
 
 }  // namespace

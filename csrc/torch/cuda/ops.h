@@ -84,7 +84,7 @@ Tensor product_on_support(Tensor upper, Tensor c, Tensor lower, Tensor s);
 
 /// rules.h.
 void tell_rules(bool tf32, bool atomics);
-void force_rules(std::string way, int64_t elements);
+void force_rules(Name way, int64_t elements);
 
 /// Raises the CUDA error that a launch on the device would meet; nothing is launched.
 void probe(int64_t device);
