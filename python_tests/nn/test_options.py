@@ -12,6 +12,7 @@ import torch
 import deepl0_kernels as dk
 from deepl0_kernels._matrices import by_columns
 from deepl0_kernels.nn import LISTA, DeepL0Encoder, DeepMSparseEncoder, TAGNet
+from python_tests.nn import transforms
 
 N, P, M, K = 11, 19, 4, 3
 FACTORED = dict(bias=True, factored=True, steps=(1, 0.8, 0.5))
@@ -174,45 +175,17 @@ def test_a_choice_that_is_none(make, option):
 
 @every
 def test_compile_without_recompilation_over_batch_sizes(kind):
-    torch._dynamo.reset()
-    encoder = make(kind, torch.float32)
-    compiled = torch.compile(encoder, fullgraph=True, dynamic=True, backend="aot_eager")
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for rows in (4, 9, 33):
-            x = signals(rows, torch.float32)
-            torch.testing.assert_close(gradients(compiled, x), gradients(encoder, x))
+    transforms.compiles_once(make(kind, torch.float32), signals, gradients)
 
 
 @every
 def test_export(kind):
-    encoder = make(kind, torch.float32).eval()
-    batch = torch.export.Dim("batch", min=0, max=1000)
-    program = torch.export.export(
-        encoder, (signals(4, torch.float32),), dynamic_shapes={"x": {0: batch}}
-    )
-    for rows in (0, 1, 33):
-        x = signals(rows, torch.float32)
-        torch.testing.assert_close(program.module()(x), encoder(x))
+    transforms.exports(make(kind, torch.float32).eval(), signals)
 
 
 @every
 def test_gradients_of_every_sample_and_ensembles(kind):
-    encoder, x = make(kind), signals(6)
-    weights = {name: p.detach() for name, p in encoder.named_parameters()}
-
-    def loss(weights, x):
-        return torch.func.functional_call(encoder, weights, (x,)).square().sum()
-
-    per_sample = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, x)
-    encoder(x).square().sum().backward()
-    for name, parameter in encoder.named_parameters():
-        torch.testing.assert_close(per_sample[name].sum(0), parameter.grad)
-    stacked = {name: torch.stack([w, 1.1 * w]) for name, w in weights.items()}
-    with dk.use_backend("reference"):
-        both = torch.func.vmap(lambda w: torch.func.functional_call(encoder, w, (x,)))(stacked)
-        torch.testing.assert_close(both[0], encoder(x))
-    second = {name: w[1] for name, w in stacked.items()}
-    torch.testing.assert_close(both[1], torch.func.functional_call(encoder, second, (x,)))
+    transforms.maps(make(kind), signals(6))
 
 
 @every
