@@ -12,7 +12,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ README = ROOT / "README.md"
 RUNS = ROOT / "build" / "sae-depth"
 
 BASE = study.Settings(p=4096, m=32, stages=(1, 2, 3, 4), steps=1000, batch=256, lr=2e-3)
+WIDE = 16_384  # units
 # One stage, given more than the flops of four: their products with W are four times its own.
 LONG = replace(BASE, stages=(1,), steps=BASE.steps * 5)
 AT_ONCE = f"K = 1, {LONG.steps} steps at once"
@@ -46,11 +47,12 @@ SHOWN = ("time", "machine", "threads", "torch", "deepl0_kernels", "commit")
 
 def plan() -> Iterator[study.Settings]:
     """All trainings; the first ones say most, and with each four a column is whole."""
-    for seed in (0, 1, 2):
-        for m in (32, 16, 64):
-            for base in (BASE, LONG):
-                for positive in (True, False):
-                    yield replace(base, m=m, seed=seed, positive=positive)
+    columns = [(0, BASE.p, m) for m in (32, 16, 64)] + [(0, WIDE, BASE.m)]
+    columns += [(seed, BASE.p, m) for seed in (1, 2) for m in (32, 16, 64)]
+    for seed, p, m in columns:
+        for base in (BASE, LONG):
+            for positive in (True, False):
+                yield replace(base, p=p, m=m, seed=seed, positive=positive)
 
 
 def main(arguments: list[str]) -> None:
@@ -95,12 +97,16 @@ def measure() -> None:
 
 
 def take_times() -> None:
-    """Of the models of seed 0 that :func:`measure` has left, method by method in turns."""
+    """Of the models that :func:`measure` has left, a seed of each size, method by method in turns.
+    What is on record of other sizes stays, if this machine is the same."""
     x = next(data()[1].batches(TIMED)).float()
-    rows = []
+    rows: list[dict[str, Any]] = []
+    seen: set[tuple[int, bool, int]] = set()
     for settings in plan():
-        if settings.seed or settings.stages == LONG.stages or not folder(settings).exists():
+        key = settings.p, settings.positive, settings.m
+        if key in seen or settings.stages == LONG.stages or not folder(settings).exists():
             continue
+        seen.add(key)
         coders = _coders(settings)
         taken: dict[str, list[float]] = {method: [] for method in coders}
         for _ in range(4):  # the first one counts for nothing
@@ -108,14 +114,18 @@ def take_times() -> None:
                 clock = time.perf_counter()
                 coder(x)
                 taken[method].append((time.perf_counter() - clock) / len(x) * 1e6)
-        told = {key: getattr(settings, key) for key in ("p", "m", "positive")}
+        told = dict(zip(("p", "positive", "m"), key, strict=True))
         rows += [
-            told | {"method": method, "us": statistics.median(seen[1:])}
-            for method, seen in taken.items()
+            told | {"method": method, "us": statistics.median(took[1:])}
+            for method, took in taken.items()
         ]
     environment = {key: record.environment()[key] for key in SHOWN}
+    found = record.read_json(RECORD)
+    before = found.get("times", {"environment": environment, "rows": []})
+    if _machine(before["environment"]) == _machine(environment):
+        rows += [row for row in before["rows"] if (row["p"], row["positive"], row["m"]) not in seen]
     times = {"environment": environment, "vectors": TIMED, "rows": rows}
-    record.write_json(RECORD, record.read_json(RECORD) | {"times": times})
+    record.write_json(RECORD, found | {"times": times})
 
 
 def _coders(settings: study.Settings) -> dict[str, Callable[[Tensor], Any]]:
@@ -139,10 +149,12 @@ def draw() -> None:
 Cells = dict[str, dict[tuple[bool, int], list[dict[str, Any]]]]
 
 
-def cells(found: dict[str, Any]) -> Cells:
-    """Method -> (positive, m) -> evaluations at the m of the training, one a seed."""
+def cells(found: dict[str, Any], p: int = BASE.p) -> Cells:
+    """Method -> (positive, m) -> evaluations of p units at the m of the training, one a seed."""
     out: Cells = {}
     for run in found["runs"]:
+        if run["settings"]["p"] != p:
+            continue
         key = run["settings"]["positive"], run["settings"]["m"]
         alone = run["settings"]["stages"] == list(LONG.stages)
         for row in run["evaluations"]:
@@ -170,37 +182,20 @@ def headline(found: dict[str, Any]) -> str:
 
 
 def section(found: dict[str, Any]) -> str:
-    """Settings, table, what changed with K, and the figure's place."""
+    """Settings, a table for each p, what changed with K, and the figure's place."""
     first = found["runs"][0]["settings"]
-    by_method = cells(found)
-    keys = sorted(next(iter(by_method.values())), key=lambda key: (not key[0], key[1]))
     (rows, n), held_out = first["activations"]["shape"], first["held_out"]["shape"][0]
     lines = [
         f"Fraction of variance unexplained on {held_out} held-out vectors, mean over the seeds "
         f"and in brackets half of their range: n = {n}, "
-        f"p = {first['p']}, {rows} vectors, {first['steps']} steps of {first['batch']} vectors at "
+        f"{rows} vectors, {first['steps']} steps of {first['batch']} vectors at "
         f"lr = {first['lr']:g}, and as many again for every tuning, K = 1 too. K = 4 multiplies "
         f"by W four times in a step: {LONG.steps} steps of one stage are more than its flops.",
         "",
-        "| code | " + " | ".join(f"{WORDS[positive]}, m = {m}" for positive, m in keys) + " |",
-        "|---" * (len(keys) + 1) + "|",
     ]
-    for method, columns in by_method.items():
-        lines.append(f"| {method} | " + " | ".join(_cell(columns[key]) for key in keys) + " |")
-    for method in (f"K = {k}, tuned" for k in BASE.stages):
-        dead = (statistics.mean(row["dead"] for row in by_method[method][key]) for key in keys)
-        lines.append(f"| dead units of {method} | " + " | ".join(f"{n:.0f}" for n in dead) + " |")
-    seeds = [str(len(by_method["K = 1"][key])) for key in keys]
-    lines += ["| seeds | " + " | ".join(seeds) + " |"]
-    lines += ["", "What depth changes in it, at equal m:", ""]
-    tuned = [f"K = {k}, tuned" for k in BASE.stages]
-    pairs = [("K = 2, untuned", "K = 1"), *((method, tuned[0]) for method in tuned[1:]),
-             (tuned[-1], AT_ONCE)]  # fmt: skip
-    for method, against in pairs:
-        changes = [_change(by_method, method, against, key) for key in keys]
-        lines.append(f"* {method}, against {against}: {'; '.join(changes)}")
+    for p in sizes(found):
+        lines += [*_errors(cells(found, p), p), ""]
     lines += [
-        "",
         "L0 is m where no other is given. The pursuits code over the atoms of K = 1, tuned: "
         "matching pursuit as SAELens ends it (`max_iterations=m`; a step that chooses an atom "
         "again ends it; of signed entries the largest by magnitude), the same until it has m "
@@ -209,7 +204,7 @@ def section(found: dict[str, Any]) -> str:
         "",
     ]
     if "times" in found:
-        lines += [*_times(found["times"], keys), ""]
+        lines += [*_times(found["times"]), ""]
     machines = sorted({_machine(run["environment"]) for run in found["runs"]})
     lines += [
         "![FVU against L0, and against the time of a vector](figures/sae-depth.svg)",
@@ -219,21 +214,57 @@ def section(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _times(times: dict[str, Any], keys: list[tuple[bool, int]]) -> list[str]:
+def sizes(found: dict[str, Any]) -> list[int]:
+    """The p on record."""
+    return sorted({run["settings"]["p"] for run in found["runs"]})
+
+
+def _errors(by_method: Cells, p: int) -> list[str]:
+    """The table of p units, and what depth changes in it."""
+    keys = sorted(next(iter(by_method.values())), key=lambda key: (not key[0], key[1]))
+    lines = _heading(f"p = {p:,}", (_column(*key) for key in keys))
+    for method, columns in by_method.items():
+        lines.append(f"| {method} | " + " | ".join(_cell(columns[key]) for key in keys) + " |")
+    tuned = [f"K = {k}, tuned" for k in BASE.stages]
+    for method in tuned:
+        dead = (statistics.mean(row["dead"] for row in by_method[method][key]) for key in keys)
+        lines.append(f"| dead units of {method} | " + " | ".join(f"{n:.0f}" for n in dead) + " |")
+    seeds = [str(len(by_method["K = 1"][key])) for key in keys]
+    lines += ["| seeds | " + " | ".join(seeds) + " |"]
+    lines += ["", f"What depth changes at p = {p:,}, at equal m:", ""]
+    pairs = [("K = 2, untuned", "K = 1"), *((method, tuned[0]) for method in tuned[1:]),
+             (tuned[-1], AT_ONCE)]  # fmt: skip
+    for method, against in pairs:
+        changes = [_change(by_method, method, against, key) for key in keys]
+        lines.append(f"* {method}, against {against}: {'; '.join(changes)}")
+    return lines
+
+
+def _times(times: dict[str, Any]) -> list[str]:
     """A table of microseconds a vector."""
-    by = {(row["method"], (row["positive"], row["m"])): row["us"] for row in times["rows"]}
-    keys = [key for key in keys if any(key == of for _, of in by)]
+    by = {
+        (row["method"], (row["p"], row["positive"], row["m"])): row["us"] for row in times["rows"]
+    }
+    keys = sorted({key for _, key in by}, key=lambda key: (key[0], not key[1], key[2]))
     lines = [
         f"Microseconds to code a vector, {times['vectors']} of them at once, the median of three "
         f"({_machine(times['environment'])}):",
         "",
-        "| code | " + " | ".join(f"{WORDS[positive]}, m = {m}" for positive, m in keys) + " |",
-        "|---" * (len(keys) + 1) + "|",
+        *_heading("code", (f"p = {p:,}, {_column(*key)}" for p, *key in keys)),
     ]
     for method in dict.fromkeys(method for method, _ in by):
         cells = (f"{by[method, key]:.3g}" for key in keys)
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _heading(what: str, columns: Iterable[str]) -> list[str]:
+    titles = [what, *columns]
+    return ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+
+
+def _column(positive: bool, m: int) -> str:
+    return f"{WORDS[positive]}, m = {m}"
 
 
 def _cell(rows: list[dict[str, Any]]) -> str:
@@ -261,8 +292,9 @@ def _machine(e: dict[str, Any]) -> str:
 
 
 def figure(found: dict[str, Any]) -> bytes:
-    """Above FVU against L0, a line each method through the means at the m of the trainings, a point
-    each seed; below against the time of a vector at the m of most columns, the frontier."""
+    """Above FVU against L0 at the p of most columns, a line each method through the means at the m
+    of the trainings, a point each seed; below against the time of a vector at the m of most, the
+    frontier, hollow for more units."""
     by_method = cells(found)
     timed = "times" in found
     drawn, panels = sheet(1 + timed, 2, (4.6, 3.9), sharey=True)
@@ -278,17 +310,22 @@ def figure(found: dict[str, Any]) -> bytes:
             axes.plot(*means, style, color=color, lw=1.5, label=method)
             for rows in by_m:
                 axes.plot([r["l0"] for r in rows], [r["fvu"] for r in rows], ".", color=color, ms=4)
-        axes.set(xscale="log", yscale="log", xlabel="L0", title=WORDS[positive])
+        axes.set(
+            xscale="log", yscale="log", xlabel="L0", title=f"{WORDS[positive]}, p = {BASE.p:,}"
+        )
         ticks = sorted({m for columns in by_method.values() for _, m in columns})
         axes.set_xticks(ticks, [str(m) for m in ticks])
         _finish(axes)
+    of_size = {p: cells(found, p) for p in sizes(found)}
     for axes, positive in zip(below, (True, False), strict=False):
         for row in found["times"]["rows"]:
             if row["positive"] == positive and row["m"] == BASE.m:
-                rows = by_method[row["method"]][positive, row["m"]]
+                rows = of_size[row["p"]][row["method"]][positive, row["m"]]
                 fvu = statistics.mean(r["fvu"] for r in rows)
-                axes.plot(row["us"], fvu, "o", color=_look(row["method"])[0])
-        axes.set(xscale="log", yscale="log", xlabel=f"microseconds a vector, m = {BASE.m}")
+                fill = "full" if row["p"] == BASE.p else "none"
+                axes.plot(row["us"], fvu, "o", color=_look(row["method"])[0], fillstyle=fill)
+        wide = "" if len(of_size) == 1 else f" (hollow: p = {WIDE:,})"
+        axes.set(xscale="log", yscale="log", xlabel=f"microseconds a vector, m = {BASE.m}{wide}")
         _finish(axes)
     for axes in panels[::2]:
         axes.set_ylabel("held-out FVU")

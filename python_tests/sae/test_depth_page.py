@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import statistics
 
+import pytest
+
 from bench import sae_depth
 from deepl0_kernels._files import filled
 from deepl0_kernels._report import record
@@ -22,9 +24,10 @@ def test_the_record_is_of_the_plan():
     """Whole columns of the table, the first ones of the plan, each with the same data."""
     runs = record.read_json(sae_depth.RECORD)["runs"]
     seen = [
-        tuple(run["settings"][key] for key in ("m", "positive", "seed", "steps")) for run in runs
+        tuple(run["settings"][key] for key in ("p", "m", "positive", "seed", "steps"))
+        for run in runs
     ]
-    plan = [(s.m, s.positive, s.seed, s.steps) for s in sae_depth.plan()]
+    plan = [(s.p, s.m, s.positive, s.seed, s.steps) for s in sae_depth.plan()]
     assert seen == plan[: len(seen)]
     assert len(seen) >= 4
     assert len(seen) % 4 == 0
@@ -32,8 +35,9 @@ def test_the_record_is_of_the_plan():
         assert len({run["settings"][key]["digest"] for run in runs}) == 1
 
 
-def test_what_the_page_says_of_it():
-    by_method = sae_depth.cells(record.read_json(sae_depth.RECORD))
+@pytest.mark.parametrize("p", sae_depth.sizes(record.read_json(sae_depth.RECORD)))
+def test_what_the_page_says_of_it(p):
+    by_method = sae_depth.cells(record.read_json(sae_depth.RECORD), p)
 
     def mean(method, key):
         return statistics.mean(row["fvu"] for row in by_method[method][key])
