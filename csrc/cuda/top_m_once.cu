@@ -84,17 +84,28 @@ struct Sieve<uint16_t, POSITIVE> {
           is_nan(kSigns - uint32_t(nan) * kOnes),
           all(below < 0) {}
 
-    /// Signs may stand in the words: what a low half carries into the high one makes a key 1
-    /// larger.
+    /// Of u, or |u|, in both halves: a modifier of what reads it.
+    static __device__ uint32_t size(uint32_t word) {
+        if constexpr (!POSITIVE) asm("abs.f16x2 %0, %0;" : "+r"(word));
+        return word;
+    }
+    static __device__ uint32_t larger(uint32_t a, uint32_t b) {
+        asm("max.NaN.f16x2 %0, %0, %1;" : "+r"(a) : "r"(b));
+        return a;
+    }
+
+    /// One instruction two entries: the larger of both halves, as float16 whatever they are, of
+    /// which NaN is the largest, of any sign. Other numbers are ordered as their bits are, so that
+    /// those of bfloat16 are, too, but for 2^121 and more, which may be NaN as float16: above any
+    /// bar.
     __device__ bool any(const uint32_t (&word)[kWords]) const {
-        uint32_t found = 0, nans = 0;
+        uint32_t most = size(word[0]);
 #pragma unroll
-        for (int w = 0; w < kWords; ++w) {
-            const uint32_t sum = word[w] + above;
-            found |= POSITIVE ? sum & ~word[w] : sum ^ word[w];
-            if (POSITIVE) nans |= (word[w] + is_nan) ^ word[w];
-        }
-        return all || ((found | nans) & kSigns) != 0;
+        for (int w = 1; w < kWords; ++w) most = larger(most, size(word[w]));
+        // A sign may stand in it: what a low half carries into the high one makes a key 1 larger.
+        const uint32_t sum = most + above;
+        const uint32_t found = POSITIVE ? (sum & ~most) | ((most + is_nan) ^ most) : sum ^ most;
+        return all || (found & kSigns) != 0;
     }
     /// Bit w: the low half of word w; bit 16 + w: its high half.
     __device__ unsigned hits(const uint32_t (&word)[kWords]) const {

@@ -101,10 +101,10 @@ def test_instructions_of_the_streaming_loop(arch):
     code = sass.machine_code("top_m_once", arch)
     assert len(code) == 8
     for (kernel, variant), listing in code.items():
-        element, _, positive = variant.split(", ")
-        each = sass.streaming_loop(listing) / (16 if element == "4 bytes" else 32)
+        wide = variant.startswith("4 bytes")
+        each = sass.streaming_loop(listing) / (16 if wide else 32)
         print(f"sm_{arch} {kernel} {variant}: {each:.2f}")
-        assert each < (3 if element == "4 bytes" else 3.3 if positive == "yes" else 2), variant
+        assert each < (3 if wide else 1.5), variant
 
 
 @needs_cuobjdump

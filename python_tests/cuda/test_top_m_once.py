@@ -55,12 +55,13 @@ def special_rows(p: int, seed: int) -> dict[str, Tensor]:
     nans[torch.randperm(p, generator=g)[: p // 2]] = -float("nan")
     tiles = u.clone()
     tiles[torch.arange(p) // 8192 % 2 == 0] = 0.4  # ties before and after larger entries
+    large = u * 2.0**124  # of bfloat16 the bits are NaN and inf as float16, on both sides of 2^121
     return {
         "rising": rising, "falling": rising.flip(0), "negative": -rising,
         "misleading": misleading, "large first": large_first, "last": last, "steps": steps,
         "back to front": steps.flip(0), "NaNs": nans, "infinite": torch.full((p,), float("inf")),
         "negative zeros": torch.full((p,), -0.0), "ties of tiles": tiles,
-        "ReLU": (u - 0.49).relu(),
+        "ReLU": (u - 0.49).relu(), "large": large, "large, falling": large.sort().values.flip(0),
     }  # fmt: skip
 
 

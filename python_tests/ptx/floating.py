@@ -223,11 +223,14 @@ def _sign(ctx: Context):
 
 
 def minmax(a: np.ndarray, b: np.ndarray, largest: bool, nan: bool) -> np.ndarray:
-    """PTX min and max: NaN loses unless .NaN; -0 is below +0."""
+    """PTX min and max: NaN loses unless .NaN, which has one NaN, all ones; -0 is below +0."""
     pick = np.fmax if largest else np.fmin
     if nan:
         pick = np.maximum if largest else np.minimum
     result = pick(a, b)
+    if nan:
+        ones = np.array(-1, f"i{a.dtype.itemsize}").view(f"u{a.dtype.itemsize}") >> 1
+        result = np.where(np.isnan(result), ones.view(a.dtype), result)
     zeros = (a == 0) & (b == 0)
     if zeros.any():
         bits = f"u{a.dtype.itemsize}"

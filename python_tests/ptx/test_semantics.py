@@ -259,6 +259,11 @@ def test_min_max_and_nan():
     equal(apply("max.f32 {d}, {a}, {b};", "f32", ("f32", a), ("f32", b)), np.fmax(a, b))
     equal(apply("min.f32 {d}, {a}, {b};", "f32", ("f32", a), ("f32", b)), np.fmin(a, b))
     equal(apply("max.NaN.f32 {d}, {a}, {b};", "f32", ("f32", a), ("f32", b)), np.maximum(a, b))
+    a, b = (np.arange(128, dtype="u2") * step for step in (509, 1021))  # both signs, NaN of both
+    got = apply("max.NaN.f16x2 {d}, {a}, {b};", "b32", ("b32", a.view("u4")), ("b32", b.view("u4")))
+    want = np.maximum(a.view("f2"), b.view("f2"))
+    assert 0 < np.isnan(want).sum() < 128
+    equal(got.view("u2"), np.where(np.isnan(want), np.uint16(0x7FFF), want.view("u2")))
     zero = np.zeros(64, "f4")
     got = apply("max.f32 {d}, {a}, {b};", "f32", ("f32", -zero), ("f32", zero))
     assert not np.signbit(got).any()
