@@ -106,6 +106,7 @@ void implement(Library& m) {
     m.impl("decode", TORCH_BOX(&ops::decode));
     m.impl("decode_backward", TORCH_BOX(&ops::decode_backward));
     m.impl("omp", TORCH_BOX(&ops::omp));
+    m.impl("least_squares", TORCH_BOX(&ops::least_squares));
     m.impl("iht_top_m", TORCH_BOX(&ops::iht_top_m));
     m.impl("iht_l0", TORCH_BOX(&ops::iht_l0));
     m.impl("fista", TORCH_BOX(&ops::fista));

@@ -50,6 +50,7 @@ def test_default_and_report():
         "fista",
         "iht_l0",
         "iht_top_m",
+        "least_squares",
         "omp",
         "refit",
         "shard_top_m",

@@ -199,6 +199,7 @@ std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor in
                                            int64_t mask);
 std::tuple<Tensor, Tensor, Tensor, Tensor> omp(Tensor x, Tensor D, int64_t m, double tol,
                                                bool positive);
+Tensor least_squares(Tensor gram, Tensor right, Tensor support, double floor);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> iht_top_m(
     Tensor x, Tensor D, std::optional<Tensor> values, std::optional<Tensor> indices, int64_t m,
     double step, double tol, int64_t max_iter, bool history, bool positive);

@@ -4,6 +4,7 @@
 from . import fista as fista
 from . import flops, registration
 from . import iht as iht
+from . import least_squares as least_squares
 from . import omp as omp
 from . import shard as shard
 from . import sparse_adam as sparse_adam

@@ -137,6 +137,12 @@ def _omp(x, D, m, tol, positive=False, *, out_val, **_) -> int:
     return 2 * x.shape[0] * n * p + 2 * chosen * n * p
 
 
+def _least_squares(gram, right, support, floor, **_) -> int:
+    # Cholesky, two substitutions.
+    B, s = right.shape
+    return B * s**3 // 3 + 2 * B * s * s
+
+
 def _nothing(*args, **_) -> int:
     return 0
 
@@ -165,6 +171,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "iht_top_m": _iht_top_m,
     **dict.fromkeys(("iht_l0", "fista"), _dense_solver),
     "omp": _omp,
+    "least_squares": _least_squares,
 }
 
 

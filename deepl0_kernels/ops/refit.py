@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import reference
 from .._matrices import gradient_of_matrix
 from ..backends import implementation
-from ..reference import least_squares
+from ..reference.least_squares import floor
 from ..reference.precision import accumulation_dtype
 from ..reference.refit import Supports, supports
 from ..reference.thresholds import readable
@@ -36,9 +36,9 @@ def _systems(x: Tensor, D: Tensor, indices: Tensor) -> Iterator[tuple[slice, Sup
 def _refit(x: Tensor, D: Tensor, indices: Tensor) -> Tensor:
     _in_range(indices, -1, D.shape[1])  # -1: no atom
     values = x.new_empty(indices.shape)
-    floor = least_squares.floor(D.dtype)
+    least = floor(D.dtype)
     for rows, s in _systems(x, D, indices):
-        values[rows] = s.solve(s.products, floor)[..., 0].masked_fill_(s.spoilt, torch.nan)
+        values[rows] = s.solve(s.products, least)[..., 0].masked_fill_(s.spoilt, torch.nan)
     return values
 
 
@@ -60,11 +60,11 @@ def _refit_backward(
     # What D's gradient is the sum of: sides [2 B, n] times values [2 B, m] of sparse codes.
     dtype = accumulation_dtype(x.dtype)
     sides, values = (x.new_empty((2, B, k) if mask & 2 else 0, dtype=dtype) for k in (n, m))
-    floor = least_squares.floor(D.dtype)
+    least = floor(D.dtype)
     for rows, s in _systems(x, D, indices) if mask else ():
         w = grad[rows].double()[:, :, None]
         # Two right sides whatever is asked for: one alone would be rounded otherwise.
-        wv = s.solve(torch.cat((w, s.products if mask & 2 else torch.zeros_like(w)), 2), floor)
+        wv = s.solve(torch.cat((w, s.products if mask & 2 else torch.zeros_like(w)), 2), least)
         made = wv.mT @ s.atoms  # D_S w, and D_S v
         spoilt = s.spoilt.any(1, keepdim=True)
         if mask & 1:

@@ -12,6 +12,7 @@ from .encode import encode_l0, encode_top_m
 from .encode_factored import encode_l0_factored, encode_top_m_factored
 from .fista import fista
 from .iht import iht_l0, iht_top_m
+from .least_squares import least_squares
 from .omp import omp
 from .refit import refit
 from .shard import shard_top_m
@@ -32,6 +33,7 @@ __all__ = [
     "iht_l0",
     "iht_top_m",
     "keep_top_m",
+    "least_squares",
     "omp",
     "refit",
     "shard_top_m",

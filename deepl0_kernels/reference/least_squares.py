@@ -24,6 +24,19 @@ def roots(squares: Tensor) -> Tensor:
     return torch.where(size == 0, 1.0, size)
 
 
+def least_squares(gram: Tensor, right: Tensor, support: Tensor, floor: float) -> Tensor:
+    """``G[S, S]^-1 right`` for the support S of each row, by :func:`solve`.
+
+    Args:
+        gram: G [p, p] of unit (or zero) atoms, float64. right: [B, s], float64.
+        support: [B, s], int64: places in [0, p); -1 where there is no atom, whose value is 0.
+    """
+    present = support >= 0
+    support = torch.where(support == -1, 0, support)
+    A = gram[support[:, :, None], support[:, None, :]]
+    return solve(A, right[:, :, None], present, floor)[..., 0]
+
+
 def solve(A: Tensor, right: Tensor, present: Tensor, floor: float, branches: bool = True) -> Tensor:
     """``A^-1 right`` on the atoms that are ``present`` and independent, 0 on the others.
 
@@ -91,7 +104,8 @@ def _pivoted(A: Tensor, present: Tensor, floor: float) -> tuple[Tensor, Tensor]:
         column = A.gather(1, at[:, :, None].expand(-1, -1, A.shape[2]))[:, 0]
         column = (column - (L @ row.mT)[..., 0]) / pivot.clamp_min(floor).sqrt()
         L = torch.cat((L, torch.where(independent[-1], column, 0.0)[:, :, None]), 2)
-        distance = (distance - L[:, :, -1].square()).scatter(1, at, -torch.inf)
+        # (All that were taken: an atom of NaN has NaN again.)
+        distance = (distance - L[:, :, -1].square()).scatter(1, torch.cat(order, 1), -torch.inf)
     if not order:
         return torch.zeros_like(present, dtype=torch.int64), present
     return torch.cat(order, 1), torch.cat(independent, 1)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import least_squares
+from .least_squares import floor as least_distance
+from .least_squares import roots, solve
 
 
 class Supports(NamedTuple):
@@ -29,7 +30,7 @@ class Supports(NamedTuple):
     def solve(self, right: Tensor, floor: float, branches: bool = True) -> Tensor:
         """``(D_S'D_S)^-1`` times right sides [B, m, k]."""
         size = self.norms[:, :, None]
-        z = least_squares.solve(self.gram, right / size, self.present, floor, branches)
+        z = solve(self.gram, right / size, self.present, floor, branches)
         return z / size
 
 
@@ -40,7 +41,7 @@ def supports(x: Tensor, D: Tensor, indices: Tensor) -> Supports:
     atoms = torch.where(there[:, :, None], D.t()[indices.clamp_min(0)], 0.0).double()
     x = x.double()
     gram = atoms @ atoms.mT
-    size = least_squares.roots(torch.diagonal(gram, dim1=1, dim2=2))
+    size = roots(torch.diagonal(gram, dim1=1, dim2=2))
     finite = size.isfinite().all(1) & x.detach().isfinite().all(1)
     gram = gram / (size[:, :, None] * size[:, None, :])
     x = torch.where(finite[:, None], x, 0.0)
@@ -56,5 +57,5 @@ def refit(x: Tensor, D: Tensor, indices: Tensor) -> Tensor:
         indices: [B, m], a row's are distinct; -1 for no atom, whose value is 0.
     """
     s = supports(x, D, indices)
-    v = s.solve(s.products, least_squares.floor(D.dtype), branches=False)[..., 0]
+    v = s.solve(s.products, least_distance(D.dtype), branches=False)[..., 0]
     return torch.where(s.spoilt, torch.nan, v).to(x.dtype)

@@ -7,8 +7,11 @@ from torch import Tensor
 
 from .._isolation import isolated
 from ..ops import Plan, SparseCode, checks, top_m
-from ..reference import least_squares
+from ..ops.least_squares import least_squares
+from ..ops.registration import records_gradient
 from ..reference.descent import Loop, Quadratic, half_squares
+from ..reference.least_squares import floor
+from ..reference.least_squares import least_squares as reference
 from . import step as steps
 from .precision import in_range
 from .result import SolverResult
@@ -117,23 +120,23 @@ def cosamp(
 class LeastSquares:
     """argmin ||x - D z|| with z on given supports, by the Gram matrix of all unit atoms.
 
-    See :func:`deepl0_kernels.reference.least_squares.solve`. Differentiable in D and b, any number
-    of times, as long as the same atoms are independent.
+    See :func:`deepl0_kernels.reference.least_squares.solve`, which serves where a gradient is
+    recorded: differentiable in D and b, any number of times, as long as the same atoms are
+    independent.
     """
 
     def __init__(self, D: Tensor) -> None:
         self.norms, unit = steps.unit_atoms(D)
         self.gram = unit.T @ unit  # of a zero atom 0, also on the diagonal
-        self.floor = least_squares.floor(D.dtype)
+        self.floor = floor(D.dtype)
 
     def __call__(self, b: Tensor, support: Tensor, present: Tensor | None = None) -> Tensor:
         """Dense [B, p], for b = D'x [B, p] and supports [B, s] (where ``present``)."""
-        A = self.gram[support[:, :, None], support[:, None, :]]
         norms = self.norms[support]
         right = b.gather(1, support).double() / norms
-        if present is None:
-            present = torch.ones_like(support, dtype=torch.bool)
-        z = least_squares.solve(A, right[:, :, None], present, self.floor)[..., 0]
+        at = support if present is None else support.masked_fill(~present, -1)
+        solve = reference if records_gradient(self.gram, right) else least_squares
+        z = solve(self.gram, right, at, self.floor)
         return torch.zeros_like(b).scatter(1, support, (z / norms).to(b.dtype))
 
 

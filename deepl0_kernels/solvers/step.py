@@ -13,8 +13,8 @@ from torch.nn import Parameter
 from .._isolation import isolated
 from ..ops import Plan, checks
 from ..ops.plan import checked_plan
-from ..reference import least_squares
 from ..reference.descent import positive_part
+from ..reference.least_squares import norms as norms_of
 
 # Up to this size the norm is an exact eigenvalue, beyond it a bounded power iteration.
 _EXACT = 1024
@@ -139,7 +139,7 @@ def unit_atoms(D: Tensor) -> tuple[Tensor, Tensor]:
 
     The norms are constants of autograd's, the atoms are not.
     """
-    norms = least_squares.norms(D, 0)
+    norms = norms_of(D, 0)
     return norms, D.double() / norms
 
 

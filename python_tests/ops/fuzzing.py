@@ -22,7 +22,7 @@ from deepl0_kernels._matrices import stage_matrix, stage_theta
 from deepl0_kernels.reference.precision import accumulation_dtype
 from python_tests.oracle import hostile
 
-DISTINCT, ANYTHING, ATOMS = "distinct", "anything", "atoms"
+DISTINCT, ANYTHING, ATOMS, GRAM = "distinct", "anything", "atoms", "gram"
 # What an exception must not say: the words of the machinery instead of those of the caller.
 UNCLEAR = (
     "aoti_torch",
@@ -54,6 +54,14 @@ def build(recipe: dict, device: str = "cpu") -> Tensor:
             rows = torch.randint(shape[0], (1, shape[1]), generator=g)
             signs = torch.randint(0, 2, (1, shape[1]), generator=g) * 2.0 - 1
             values.scatter_(0, rows, signs)
+    elif style == GRAM:  # of such atoms
+        values = torch.zeros(shape)
+        if values.dim() == 2 and values.numel():
+            row, sign = (
+                torch.randint(n, shape[:1], generator=g) for n in (max(1, shape[0] // 2), 2)
+            )
+            sign = 2.0 * sign - 1
+            values = torch.where(row[:, None] == row, sign[:, None] * sign, 0.0)[:, : shape[1]]
     elif style == "theta":
         values = torch.randint(1, 5, shape, generator=g) / 2
     else:
@@ -234,7 +242,7 @@ ORACLES = {
         "encode_l0_backward", "encode_top_m", "encode_top_m_saving", "encode_top_m_backward",
         "encode_l0_factored", "encode_l0_factored_saving", "encode_l0_factored_backward",
         "encode_top_m_factored", "encode_top_m_factored_saving", "encode_top_m_factored_backward",
-        "decode", "decode_backward", "fista", "iht_l0", "iht_top_m", "omp",
+        "decode", "decode_backward", "fista", "iht_l0", "iht_top_m", "least_squares", "omp",
     )
 }  # fmt: skip
 # The others form products, in which the reference's 0 * inf is NaN (docs/numerics.md).
@@ -306,7 +314,8 @@ def verdict(recipe: dict) -> str:
     # A thousand stages overflow, after which 0 * inf is NaN in the reference alone.
     finite &= all(t.isfinite().all() for t in want if t.is_floating_point())
     plain = op in MOVE_VALUES or (finite and largest <= 64)
-    plain &= op not in ITERATE or bool(recipe.get("valid"))
+    # What is no Gram matrix is factored as the triangle that is read.
+    plain &= op not in (*ITERATE, "least_squares") or bool(recipe.get("valid"))
     # What is decided on sums of spoilt numbers is decided by rounding where these nearly tie.
     if ("stage" in op or "encode" in op) and not op.endswith("backward"):
         plain &= all(is_coarse(a) for a, _ in tensors if a.is_floating_point())

@@ -155,6 +155,10 @@ def solvers(dtype, batch):
         for m in (1, 3, N):
             yield "omp", x, D, m, 1e-6
             yield "omp", x, D, m, 1e-6, True
+        gram = layout(torch.eye(P, dtype=torch.float64))
+        for m in MOST:
+            right, at = code(torch.float64, batch, m)
+            yield "least_squares", gram, layout(right), layout(at), 1e-5
         for m in MOST:
             yield "iht_top_m", x, D, None, None, m, *fixed, False
             yield "iht_top_m", x, D, *code(dtype, batch, m), m, *fixed, False

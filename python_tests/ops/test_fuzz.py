@@ -96,6 +96,8 @@ def valid_calls(draw, op: str) -> dict:
         if (style, layout) in (
             (fuzzing.DISTINCT, "expanded_last"),
             (fuzzing.ATOMS, "expanded"),
+            (fuzzing.GRAM, "expanded"),
+            (fuzzing.GRAM, "expanded_last"),
         ):
             layout = "contiguous"
         return dict(
@@ -192,6 +194,9 @@ def valid_calls(draw, op: str) -> dict:
         n, p = max(n, 1), max(p, 1)
         x, D = tensor(batch, n, dtype=low), tensor(n, p, dtype=low, style=fuzzing.ATOMS)
         args = [x, D, draw(st.integers(1, min(n, p))), 1e-6, draw(st.booleans())]
+    elif op == "least_squares":
+        gram = tensor(p, p, dtype="float64", style=fuzzing.GRAM)
+        args = [gram, tensor(batch, m, dtype="float64"), code(), 1e-5]
     elif op == "decode":
         args = [tensor(batch, m), code(), tensor(n, p)]
     else:

@@ -91,6 +91,11 @@ def samples(dtype: torch.dtype, grad: bool, batch: int = B):
         yield "fista", (x, randn(N, P), None, 0.1, *fixed, False)
         yield "fista", (x, randn(N, P), z, 0.1, *fixed, True)
         yield "fista", (x, randn(N, P), z.abs(), 0.1, *fixed, True, True)
+        # float64 whatever the solver's dtype.
+        unit = torch.nn.functional.normalize(randn(N, P, dtype=torch.float64, **no), dim=0)
+        gram, right = unit.T @ unit, randn(batch, M, dtype=torch.float64)
+        yield "least_squares", (gram, right, indices, 1e-5)
+        yield "least_squares", (gram, right, indices.masked_fill(indices < 2, -1), 1e-5)
     if dtype == torch.float32:
         for positive in (False, True):
             yield "shard_top_m", (x, W, None, randn(batch, M), indices, M, positive)
@@ -388,8 +393,10 @@ def test_double_backward_of_the_encoders_says_what_to_do():
 
 def test_what_a_solver_returns_is_a_constant():
     for name, args in samples(torch.float32, True):
-        if name in ("fista", "omp", "iht_l0", "iht_top_m"):
-            assert not any(t.requires_grad for t in getattr(OPS, name)(*args)), name
+        if name in ("fista", "omp", "iht_l0", "iht_top_m", "least_squares"):
+            found = getattr(OPS, name)(*args)
+            found = (found,) if isinstance(found, torch.Tensor) else found
+            assert not any(t.requires_grad for t in found), name
 
 
 def test_inference_mode_and_no_grad():
