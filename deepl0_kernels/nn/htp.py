@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .._isolation import isolated
-from ..ops import checks, top_m
+from ..ops import SparseCode, checks, decode, hard_threshold, top_m, unpool
 from ..solvers import analytic_weights
 from ..solvers import step as steps_of_solvers
 from ..solvers.pursuit import LeastSquares
 from . import initial
 from .unrolled import LOG_RANGE, Ramped
 
-# Their systems are solved at a time: they stay in cache, and are no larger than theirs need.
-_ROWS = 64
+
+class Refitted(NamedTuple):
+    """Of a code values and places [B, m], and its support: the places, -1 where nothing is."""
+
+    values: Tensor
+    places: Tensor
+    support: Tensor
+
+    def dense(self, size: int) -> Tensor:
+        """[B, size]."""
+        return unpool(self.values, self.places, size)
 
 
 class DeepHTPEncoder(Ramped):
@@ -126,17 +136,51 @@ class DeepHTPEncoder(Ramped):
     def stages(self, x: Tensor) -> list[Tensor]:
         """The codes [..., p] of x [..., n] after each stage, the last those of the encoder."""
         self._check(x)
-        rows, theta, step = x.reshape(-1, self.in_features), self.theta, self.step
-        z = rows.new_zeros(len(rows), self.code_size)
-        on: Tensor | None = None
-        codes: list[Tensor] = []
-        fit, b = self._fit(), rows @ self.atoms.T
+        rows = x.reshape(-1, self.in_features)
+        run = self._recorded if self.training or torch.is_grad_enabled() else self._sparse
+        return [z.reshape(*x.shape[:-1], self.code_size) for z in run(rows)]
+
+    def _recorded(self, rows: Tensor) -> Iterator[Tensor]:
+        """The codes [B, p] of every stage, for a gradient or by ramps."""
+        theta, step, fit, b = self.theta, self.step, self._fit(), rows @ self.atoms.T
+        z = torch.zeros_like(b)
         for k in range(self.num_stages):
             r = (rows - z @ self.atoms if k else rows) @ self.W.T
             u = z + (r if step is None else step[k].to(r.dtype) * r)
-            z, on = self._refit(fit, b, u, self._height(u.abs(), theta[k].to(u.dtype)), z, on)
-            codes.append(z.reshape(*x.shape[:-1], self.code_size))
-        return codes
+            height = self._height(u.abs(), theta[k].to(u.dtype))
+            on = ~(height <= 0)
+            size = int(on.sum(1).max()) if len(u) else 0
+            if size > self.m:
+                at = top_m(torch.where(on, u.detach(), 0.0), self.m)[1]
+                on = on & torch.zeros_like(on).scatter_(1, at, True)
+            z = height * _on_support(fit, b, on)
+            yield z
+
+    def _sparse(self, rows: Tensor) -> Iterator[Tensor]:
+        """The same without either: only what has another support than before is solved."""
+        theta, step, fit, b = self.theta, self.step, self._fit(), rows @ self.atoms.T
+        code: Refitted | None = None
+        for k in range(self.num_stages):
+            r = rows
+            if code is not None:
+                r = r - decode(SparseCode(code.values, code.places, self.code_size), self.atoms.T)
+            u = r @ self.W.T
+            if step is not None:
+                u *= step[k].to(u.dtype)
+            if code is not None:
+                u.scatter_add_(1, code.places, code.values)
+            code = self._refit(fit, b, u, theta[k], code)
+            yield code.dense(self.code_size)
+
+    def _refit(self, fit, b, u, theta, before: Refitted | None = None) -> Refitted:
+        """The code of pre-activations u: that of ``before`` where the support is its own."""
+        kept, places = top_m(hard_threshold(u, theta), self.m)
+        support = places.masked_fill(kept == 0, -1)
+        if before is None:
+            return Refitted(fit.values(b, support), places, support)
+        new = (support != before.support).any(1).nonzero()[:, 0]
+        values = before.values.index_copy(0, new, fit.values(b[new], support[new]))
+        return Refitted(values, places, support)
 
     def _height(self, a: Tensor, theta: Tensor | float) -> Tensor:
         """Of entries of magnitude a on the ramp; 1 beyond, 0 before it. NaN stays."""
@@ -144,23 +188,6 @@ class DeepHTPEncoder(Ramped):
         if sigma == 0.0:
             return torch.where(a < theta, 0.0, torch.where(a >= theta, 1.0, a))
         return (1 - (theta - a).relu() / (sigma * theta)).clamp_min(0)
-
-    def _refit(self, fit, b, u, height, z=None, before=None) -> tuple[Tensor, Tensor]:
-        """The code [B, p] of pre-activations u, and its support; z is the code on ``before``."""
-        on = ~(height <= 0)
-        size = int(on.sum(1).max()) if len(u) else 0
-        if size > self.m:
-            at = top_m(torch.where(on, u.detach(), 0.0), self.m)[1]
-            on = on & torch.zeros_like(on).scatter_(1, at, True)
-        if torch.is_grad_enabled() or self.training:
-            return height * _on_support(fit, b, on), on
-        if before is None:
-            z, changed = torch.empty_like(u), torch.arange(len(u), device=u.device)
-        else:
-            z, changed = z.clone(), (on != before).any(1).nonzero()[:, 0]
-        for rows in changed.split(_ROWS):
-            z[rows] = _on_support(fit, b[rows], on[rows])
-        return z, on
 
     def _fit(self) -> LeastSquares:
         """On D; in evaluation mode, without a gradient, kept until D is another."""

@@ -62,7 +62,8 @@ class Loop:
         Args:
             x: [B, n]. start: [B, p], None for zero.
             advance: (x, a, descent, state) -> next a; may change state's tensors by key. A row of
-                which it sets state["stuck"] [B] ends there, not converged.
+                which it sets state["stuck"] [B] ends there, not converged. state["residual"],
+                where there is one, is that of what it returns.
             penalty: a -> [B], added to the quadratic.
             new_state: (residual, descent, a) -> per-row tensors that travel with the active set.
             settled: state -> [B], rows that may converge; None for all.
@@ -105,7 +106,7 @@ class Loop:
         objectives.append(full.clone())
         for k in range(1, self.max_iter + 1):
             new = advance(x, a, descent, state)
-            residual = q.residual(x, new)
+            residual = state["residual"] if "residual" in state else q.residual(x, new)
             descent = q.descent(residual)
             last = k == self.max_iter
             check = last or k % _CHECK_EVERY == 0

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from .precision import accumulation_dtype
 
+# Numbers of the systems that are formed at a time: on a CPU they stay in cache.
+_AT_ONCE, _AT_ONCE_ELSEWHERE = 2**18, 2**24
+
 
 def floor(dtype: torch.dtype) -> float:
     """Squared distance from the span of others up to which a unit atom depends on them."""
@@ -31,6 +34,11 @@ def least_squares(gram: Tensor, right: Tensor, support: Tensor, floor: float) ->
         gram: G [p, p] of unit (or zero) atoms, float64. right: [B, s], float64.
         support: [B, s], int64: places in [0, p); -1 where there is no atom, whose value is 0.
     """
+    at_once = _AT_ONCE if gram.is_cpu else _AT_ONCE_ELSEWHERE
+    count = max(1, at_once // max(1, support.shape[1] ** 2))
+    if len(support) > count:
+        parts = zip(right.split(count), support.split(count), strict=True)
+        return torch.cat([least_squares(gram, of, at, floor) for of, at in parts])
     present = support >= 0
     support = torch.where(support == -1, 0, support)
     A = gram[support[:, :, None], support[:, None, :]]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._isolation import isolated
-from ..ops import Plan, SparseCode, checks, top_m
+from ..ops import Plan, SparseCode, checks, decode, top_m, unpool
 from ..ops.least_squares import least_squares
 from ..ops.registration import records_gradient
 from ..reference.descent import Loop, Quadratic, half_squares
@@ -53,7 +53,7 @@ def htp(
     Raises:
         ValueError: non-finite or mismatched x or D, an argument out of range.
 
-    O(min(p^2, 2 n p) + m^3) a sample and iteration. Source: Foucart 2011.
+    O(n (p + m) + m^3) a sample and iteration. Source: Foucart 2011.
 
     Example:
         >>> D = torch.nn.functional.normalize(torch.randn(32, 64), dim=0)
@@ -68,7 +68,8 @@ def htp(
     fit = facts.once(LeastSquares)
 
     def propose(a, descent, b):
-        return fit(b, top_m(a + mu * descent, m)[1])
+        support = top_m(a + mu * descent, m)[1]
+        return fit.values(b, support), support
 
     return _solve(x, rows, D, m, tol, max_iter, history, propose)
 
@@ -93,7 +94,7 @@ def cosamp(
 
     Arguments, result, and errors are those of :func:`htp`, but 3 m <= min(n, p).
 
-    O(min(p^2, 2 n p) + 27 m^3) a sample and iteration. Source: Needell and Tropp 2009.
+    O(n (p + m) + 27 m^3) a sample and iteration. Source: Needell and Tropp 2009.
 
     Example:
         >>> D = torch.nn.functional.normalize(torch.randn(32, 64), dim=0)
@@ -111,8 +112,9 @@ def cosamp(
         proxy, at = top_m(key, 2 * m)
         merged = torch.zeros_like(key).scatter_(1, at, proxy + 1).masked_fill_(a != 0, torch.inf)
         score, support = top_m(merged, 3 * m)
-        new = fit(b, support, score > 0)
-        return fit(b, top_m(new, m)[1])
+        values = fit.values(b, support.masked_fill(score <= 0, -1))
+        support = support.gather(1, top_m(values, m)[1])
+        return fit.values(b, support), support
 
     return _solve(x, rows, D, m, tol, max_iter, history, propose)
 
@@ -130,14 +132,19 @@ class LeastSquares:
         self.gram = unit.T @ unit  # of a zero atom 0, also on the diagonal
         self.floor = floor(D.dtype)
 
-    def __call__(self, b: Tensor, support: Tensor, present: Tensor | None = None) -> Tensor:
-        """Dense [B, p], for b = D'x [B, p] and supports [B, s] (where ``present``)."""
-        norms = self.norms[support]
-        right = b.gather(1, support).double() / norms
-        at = support if present is None else support.masked_fill(~present, -1)
+    def __call__(self, b: Tensor, support: Tensor, present: Tensor) -> Tensor:
+        """Dense [B, p], on supports [B, s] where ``present``; see :meth:`values`."""
+        values = self.values(b, support.masked_fill(~present, -1))
+        return torch.zeros_like(b).scatter(1, support, values)
+
+    def values(self, b: Tensor, support: Tensor) -> Tensor:
+        """[B, s], for b = D'x [B, p] and supports [B, s]: distinct atoms, or -1 where there is
+        none, whose value is 0."""
+        at = support.clamp_min(0)
+        norms = self.norms[at]
+        right = b.gather(1, at).double() / norms
         solve = reference if records_gradient(self.gram, right) else least_squares
-        z = solve(self.gram, right, at, self.floor)
-        return torch.zeros_like(b).scatter(1, support, (z / norms).to(b.dtype))
+        return (solve(self.gram, right, support, self.floor) / norms).to(b.dtype)
 
 
 def _checked(x, D, m, tol, max_iter, facts, share):
@@ -149,20 +156,25 @@ def _checked(x, D, m, tol, max_iter, facts, share):
 
 def _solve(x, rows, D, m, tol, max_iter, history, propose) -> SolverResult[SparseCode]:
     """Takes what is proposed while it lowers the objective; else the row ends where it is."""
-    quadratic = Quadratic(D)
+    quadratic, p = Quadratic(D), D.shape[1]
 
     def advance(x, a, descent, state):
-        new = propose(a, descent, state["b"])
-        value = half_squares(quadratic.residual(x, new))
+        values, support = propose(a, descent, state["b"])
+        new = unpool(values, support, p)
+        residual = x - decode(SparseCode(values, support, p), quadratic.Dt.T)
+        value = half_squares(residual)
         worse = value > state["value"]
         # The same code up to rounding is no other.
         state["stuck"] = worse & ((new - a).norm(dim=1) > tol * a.norm(dim=1))
         state["value"] = torch.where(worse, state["value"], value)
+        state["residual"] = torch.where(worse[:, None], state["residual"], residual)
         return torch.where(worse[:, None], a, new)
 
     def new_state(residual, descent, a):
         stuck = torch.zeros(len(a), dtype=torch.bool, device=a.device)
-        return {"b": descent, "value": half_squares(residual), "stuck": stuck}  # a = 0: b = D'x
+        value = half_squares(residual)
+        # (a = 0: b = D'x.)
+        return {"b": descent, "value": value, "residual": residual, "stuck": stuck}
 
     a, iterations, converged, objective = Loop(quadratic, tol, max_iter, history).run(
         rows, None, advance, lambda a: a.new_zeros(len(a)), new_state

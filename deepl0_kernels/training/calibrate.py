@@ -109,7 +109,7 @@ def _keeper(encoder, x: Tensor) -> Callable[[Tensor, float], Tensor]:
     """What a stage makes of pre-activations u by a threshold, or by p / m."""
     if isinstance(encoder, DeepHTPEncoder):
         fit, b = encoder._fit(), x @ encoder.atoms.T
-        return lambda u, theta: encoder._refit(fit, b, u, encoder._height(u.abs(), theta))[0]
+        return lambda u, theta: encoder._refit(fit, b, u, theta).dense(encoder.code_size)
     if isinstance(encoder, DeepMSparseEncoder):
         p, m = encoder.code_size, encoder.m
         if isinstance(m, int):

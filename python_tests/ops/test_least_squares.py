@@ -1,6 +1,8 @@
-"""Least squares by the Gram matrix: the kernels against torch's Cholesky and a rank that is known."""
+"""Least squares by the Gram matrix: the kernels against torch's Cholesky and a known rank."""
 
 from __future__ import annotations
+
+import importlib
 
 import pytest
 import torch
@@ -77,7 +79,7 @@ def test_all_atoms_in_any_order():
 
 @pytest.mark.parametrize("s", [4, 9, 16, 40])
 def test_dependent_atoms_are_zero(s):
-    """The span has a rank that is known; what is fitted does not depend on which atoms are taken."""
+    """What is fitted does not depend on which atoms are taken."""
     D = unit(2 * s, 3 * s, s)
     D[:, 1], D[:, 2], D[:, 3] = D[:, 0], -D[:, 0], 0  # alike, of the other sign, no atom
     gram = D.T @ D
@@ -225,15 +227,24 @@ def test_what_does_not_fit_is_refused():
             OPERATOR(*args)
 
 
+def test_the_reference_forms_a_few_systems_at_a_time(monkeypatch):
+    gram, right, support = system(40, 50, 20, 7)
+    want = reference.least_squares(gram, right, support, FLOOR)
+    monkeypatch.setattr(
+        importlib.import_module(reference.least_squares.__module__), "_AT_ONCE", 900
+    )
+    torch.testing.assert_close(reference.least_squares(gram, right, support, FLOOR), want)
+
+
 def test_a_gradient_is_the_references():
     """Of the solvers' own class, which asks for the operator where no gradient is wanted."""
     from deepl0_kernels.solvers.pursuit import LeastSquares
 
     D, support = unit(12, 20).requires_grad_(), torch.arange(5).expand(2, 5)
     b = torch.randn(2, 20, dtype=torch.float64, requires_grad=True)
-    assert LeastSquares(D)(b, support).requires_grad
-    assert torch.autograd.gradcheck(lambda D, b: LeastSquares(D)(b, support), (D, b))
+    assert torch.autograd.gradcheck(lambda D, b: LeastSquares(D).values(b, support), (D, b))
+    assert torch.autograd.gradgradcheck(lambda b: LeastSquares(D)(b, support, support > 1), (b,))
     with torch.no_grad():
-        got = LeastSquares(D)(b, support)
+        got = LeastSquares(D).values(b, support)
     assert dk.last_call().operator == "least_squares"
-    torch.testing.assert_close(got, LeastSquares(D)(b, support).detach())
+    torch.testing.assert_close(got, LeastSquares(D).values(b, support).detach())
