@@ -47,6 +47,7 @@ class Backend:
     composed: tuple[str, ...]
     # Those of them that no GPU has measured yet: they serve where their backend is forced.
     on_request: tuple[str, ...]
+    double: tuple[str, ...]  # those whose kernels are float64's
     installed: Callable[[], bool]
     missing: str  # why it is not installed where it is not
     serving: Callable[[Tensor], AbstractContextManager]  # around a call on such a tensor
@@ -81,7 +82,8 @@ class Backend:
                 for name in (operator, operator + SAVING)
                 if (address := library.kernels.address(name))
             )
-            return Kernel(first, twin[0] if twin else first, checks=True, wide=False)
+            made = Kernel(first, twin[0] if twin else first, checks=True, wide=False)
+            return made._replace(dtypes=(torch.float64,)) if operator in self.double else made
         launch, count = self.launcher(operator), len(_packet(operator).default._schema.returns)
         if not hasattr(torch.ops.deepl0, operator + SAVING):
             return Kernel(launch, launch, False, False)
@@ -161,8 +163,10 @@ GPU = {
                 "decode",
                 "decode_backward",
                 "omp",
+                "least_squares",
             ),
-            ("omp",),
+            ("omp", "least_squares"),
+            ("least_squares",),
             # A ROCm torch cannot run them.
             lambda: bool(_C.build_info()["cuda"]) and torch.version.hip is None,
             "built without nvcc",
@@ -186,6 +190,7 @@ GPU = {
                     )
                 },
             },
+            (),
             (),
             (),
             # Looked up, not imported.
@@ -285,7 +290,7 @@ def _passes_over(operator: str, native: str, tensor: Tensor, beyond: str | None)
     """Why a backend for GPUs does not serve a call, if it does not."""
     if operator not in GPU[native].operators:
         return beyond  # made of PyTorch's operators
-    if tensor.dtype == torch.float64:
+    if tensor.dtype == torch.float64 and operator not in GPU[native].double:
         return "the GPU kernels have no float64"
     if _forced is None and operator in GPU[native].on_request:
         return f"no GPU has measured the kernel: dk.use_backend({native!r}) asks for it"

@@ -19,6 +19,13 @@ registration.serve("least_squares", reference.least_squares, low=None)
 registration.vmap_rows("least_squares", rows=(1, 2), batch_dims=(0,))
 
 
+# What a block of the CUDA kernel holds: csrc/cuda/least_squares.h.
+_MOST_PLACES = 154
+
+
 def least_squares(gram: Tensor, right: Tensor, support: Tensor, floor: float) -> Tensor:
     """The solutions on the rows of a support; see the reference. Not differentiable."""
-    return implementation("least_squares", gram)(gram, right, support, floor)
+    beyond = None
+    if support.shape[1] > _MOST_PLACES:
+        beyond = f"the GPU kernel takes s <= {_MOST_PLACES}"
+    return implementation("least_squares", gram, beyond)(gram, right, support, floor)

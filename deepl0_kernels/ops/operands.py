@@ -212,12 +212,26 @@ def omp(x, D, m, tol, positive=False):
     checks.integer("m", m, 1, min(D.shape), "min(n, p)")
 
 
+def least_squares(gram, right, support, floor):
+    for name, t in (("gram", gram), ("right", right)):
+        checks.floating(name, t)
+        if t.dim() != 2 or t.dtype != torch.float64:
+            raise ValueError(
+                f"{name} must be a float64 matrix, got {t.dtype} of shape {tuple(t.shape)}"
+            )
+    checks.like("right", right, "gram", gram)
+    checks.has_shape("gram", gram, (gram.shape[1], gram.shape[1]), "[p, p]")
+    checks.indices("support", support, "right", right)
+    if not floor >= 0:
+        raise ValueError(f"floor must be >= 0, got {floor}")
+
+
 CHECKS: dict[str, Callable[..., None]] = {
     check.__name__: check
     for check in (
         threshold, threshold_backward, top_m, unpool, apply_mask, threshold_stage, top_m_stage,
         encode_l0, encode_l0_backward, encode_l0_factored, encode_l0_factored_backward,
         encode_top_m, encode_top_m_backward, encode_top_m_factored, encode_top_m_factored_backward,
-        decode, decode_backward, omp,
+        decode, decode_backward, omp, least_squares,
     )
 } | {"keep_top_m": top_m, "batch_top_m": top_m}  # fmt: skip

@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 SOURCES = (
     "top_m", "top_m_once", "batch_top_m", "encode", "decode", "transpose", "unit_lists",
-    "thresholds", "threshold_stage", "entries", "factored", "omp", "omp_positive", "screen",
-    "screen_select",
+    "thresholds", "threshold_stage", "entries", "factored", "omp", "omp_positive",
+    "least_squares", "screen", "screen_select",
 )  # fmt: skip
 ARCH = "80"
 # What the bindings of the CUDA kernels share with those of the CPU's.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from python_tests.ops.test_least_squares import system
 from python_tests.oracle import hostile
 from python_tests.ptx.machine import Machine
 from python_tests.ptx.memory import GlobalMemory
@@ -92,6 +93,22 @@ def test_a_pursuit(ops, emulator, case):
     print(f"{case}: {issued / 2:.0f} instructions, {moved / 2:.0f} bytes a signal")
     assert issued / 2 == pytest.approx(instructions, rel=0.25)
     assert moved / 2 == pytest.approx(of_gram + 4 * (n + p) + 16 * m, rel=0.1)
+
+
+# Of a system of so many atoms: instructions of warps; where it starts again, as many atoms of which
+# the last is one of the others.
+SYSTEM = {16: (3_650, 8_540), 64: (32_100, 89_700), 128: (146_000, 391_000)}
+
+
+@pytest.mark.parametrize("s", SYSTEM)
+def test_least_squares(ops, s):
+    gram, right, support = system(2 * s, 3 * s, s, 2)
+    for again, instructions in zip((False, True), SYSTEM[s], strict=True):
+        support[:, -1] = support[:, 0] if again else support[:, -1]
+        issued, moved = counted(lambda: ops.least_squares(gram, right, support, 1e-5))
+        print(f"{s}, again {again}: {issued / 2:.0f} instructions, {moved / 2:.0f} bytes")
+        assert issued / 2 == pytest.approx(instructions, rel=0.25)
+        assert moved / 2 == pytest.approx((1 + again) * 4 * s * s + 24 * s, rel=0.3)
 
 
 @needs_cuobjdump

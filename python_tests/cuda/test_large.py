@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from deepl0_kernels import reference
+from python_tests.ops.test_least_squares import system
 from python_tests.oracle import as_bits, hostile
 from python_tests.ptx.engine import Pieces
 
@@ -109,6 +110,12 @@ def of_pursuit(kernel: str, a: list) -> tuple[int, dict]:
                13: lambda first: eight_bytes(FAR)}  # fmt: skip
 
 
+def of_systems(kernel: str, a: list) -> tuple[int, dict]:
+    assert kernel == "least_squares_kernel"
+    right, support, s = (number(a[i]) for i in (5, 7, 8))
+    return 1, {4: 8 * right, 6: 8 * support, 9: 8 * s}
+
+
 # (p, m, read once) -> kernels: a warp, a block, segments and their candidates of a row.
 SELECTIONS = {
     (300, 20, False): "warp",
@@ -163,14 +170,48 @@ def test_pursuits_far_down_a_batch(ops, emulator, positive):
     same(ops.omp(x, D, 9, 1e-6, positive), want(x))
 
 
-@pytest.mark.parametrize("kernel", ["top_m_once_kernel", "omp_kernel", "omp_positive_kernel"])
+def far_systems() -> tuple[Tensor, Tensor, Tensor]:
+    """The last row of the Gram matrix is FAR entries behind the first, its atom in every support,
+    the longest or, of the second, the next; two are alike, so that the systems start again."""
+    gram, right, _ = system(40, 50, 12, 3)
+    longer = torch.ones(50, dtype=gram.dtype)
+    longer[49], longer[0] = 2.0, 3.0
+    gram *= longer[:, None] * longer
+    support = torch.arange(38, 50).roll(1).repeat(3, 1)
+    support[1, 1], support[:, 11] = 0, support[:, 2]
+    far = apart(gram[:2]).as_strided((50, 50), (FAR // 49, 1))
+    return far.copy_(gram), right, support
+
+
+def test_systems_far_down_a_batch(ops, emulator):
+    gram, right, support = far_systems()
+    want = reference.least_squares(gram, right, support, 1e-5)
+
+    def same_dense(got: Tensor) -> None:  # which of two is taken, rounding may decide
+        dense = (torch.zeros(len(z), 50, dtype=z.dtype).scatter_add(1, support[: len(z)], z)
+                 for z in (got, want[: len(got)]))  # fmt: skip
+        torch.testing.assert_close(*dense)
+
+    same_dense(ops.least_squares(gram, apart(right[:2]), apart(support[:2]), 1e-5))
+    far_down(emulator, of_systems)
+    same_dense(ops.least_squares(gram, right, support, 1e-5))
+
+
+MOVES = {"top_m_once_kernel": of_selection(4), "omp_kernel": of_pursuit,
+         "omp_positive_kernel": of_pursuit, "least_squares_kernel": of_systems}  # fmt: skip
+
+
+@pytest.mark.parametrize("kernel", MOVES)
 def test_an_offset_of_32_bits_is_noticed(ops, emulator, kernel):
     """Each 64-bit product of a kernel that is executed, cut to 32 bits."""
-    D, x = unit(12, 600, 2), signals(4, 12, 2)
+    D, x, systems = unit(12, 600, 2), signals(4, 12, 2), far_systems()
     x[1] = 0  # no atom is chosen: what is left is written at once
     texts = {}
 
     def problem(ops) -> bool:
+        if kernel == "least_squares_kernel":
+            ops.least_squares(*systems, 1e-5)
+            return True
         if "omp" in kernel:
             ops.omp(x, D, 4, 1e-6, "positive" in kernel)
             return True
@@ -187,7 +228,7 @@ def test_an_offset_of_32_bits_is_noticed(ops, emulator, kernel):
 
     emulator.mutate = record
     problem(ops)
-    far_down(emulator, of_pursuit if "omp" in kernel else of_selection(4))
+    far_down(emulator, MOVES[kernel])
     for name, text in texts.items():
         lines, noticed = text.split("\n"), 0
 

@@ -251,7 +251,7 @@ def test_every_operator_of_the_floor_is_served_here(device):
     tested = {"top_m", "keep_top_m", "batch_top_m", "unpool", "apply_mask", "encode_top_m",
               "decode", "encode_top_m_backward", "decode_backward", "encode_top_m_factored",
               "encode_top_m_factored_backward", "encode_l0", "encode_l0_backward", "threshold",
-              "threshold_backward", "omp"}  # fmt: skip
+              "threshold_backward", "omp", "least_squares"}  # fmt: skip
     assert set(GPU["cuda"].operators) == tested
 
 

@@ -59,6 +59,7 @@ STABLE_TORCH_LIBRARY(deepl0_cuda, m) {
     m.def(
         "omp(Tensor x, Tensor D, int m, float tol, bool positive=False)"
         " -> (Tensor, Tensor, Tensor, Tensor)");
+    m.def("least_squares(Tensor gram, Tensor right, Tensor support, float floor) -> Tensor");
     m.def(
         "gather_top_m(Tensor wx, Tensor values, Tensor indices, Tensor St, bool positive)"
         " -> (Tensor, Tensor)");
@@ -109,6 +110,7 @@ void implement(Library& m) {
     m.impl("decode", TORCH_BOX(&ops::decode));
     m.impl("decode_backward", TORCH_BOX(&ops::decode_backward));
     m.impl("omp", TORCH_BOX(&ops::omp));
+    m.impl("least_squares", TORCH_BOX(&ops::least_squares));
     m.impl("gather_top_m", TORCH_BOX(&ops::gather_top_m));
     m.impl("screened_top_m", TORCH_BOX(&ops::screened_top_m));
     m.impl("transpose", TORCH_BOX(&ops::transpose_copy));

@@ -56,6 +56,9 @@ std::tuple<Tensor, Tensor> decode_backward(Tensor grad, Tensor values, Tensor in
 std::tuple<Tensor, Tensor, Tensor, Tensor> omp(Tensor x, Tensor d, int64_t m, double tol,
                                                bool positive);
 
+/// More than what cuda/least_squares.h takes is refused.
+Tensor least_squares(Tensor gram, Tensor right, Tensor support, double floor);
+
 /// top_m of wx + z S' for the sparse z = (values, indices); St is S'.
 std::tuple<Tensor, Tensor> gather_top_m(Tensor wx, Tensor values, Tensor indices, Tensor St,
                                         bool positive);
