@@ -22,6 +22,7 @@ import torch
 import deepl0_kernels as dk
 from deepl0_kernels.backends import GPU
 from deepl0_kernels.cuda import library
+from deepl0_kernels.ops.least_squares import least_squares as solve
 from deepl0_kernels.ops.omp import omp as pursue
 
 from . import gpu_cub, gpu_device, records, rivals
@@ -243,6 +244,25 @@ def omp(batch: int, p: int, m: int, dtype: torch.dtype, device: str) -> Problem:
     return Problem("omp", shape, providers, _supports(want), moved)
 
 
+def least_squares(batch: int, p: int, m: int, dtype: torch.dtype, device: str) -> Problem:
+    """In float64; by what serves it today, the reference, as for :func:`omp`."""
+    D = torch.nn.functional.normalize(torch.randn(N, p, device=device).double(), dim=0)
+    gram, b = D.t() @ D, torch.randn(batch, N, device=device).double() @ D
+    support = dk.reference.top_m(b, m)[1]
+    right = b.gather(1, support)
+    want = dk.reference.least_squares(gram, right, support, 1e-5)
+    providers = {
+        EAGER: lambda: rivals.eager_least_squares(gram, right, support),
+        OURS: lambda: solve(gram, right, support, 1e-5),
+    }
+
+    def check(name, out):
+        torch.testing.assert_close(out, want, msg=name)
+
+    moved = batch * (24 * m + 4 * m * m)
+    return Problem("least_squares", f"B={batch} p={p} m={m} float64", providers, check, moved)
+
+
 def decode(batch: int, p: int, dtype: torch.dtype, device: str, train: bool = False) -> Problem:
     D = _weights(p, dtype, device, dense=False)[0].t().contiguous().t()
     values, indices = dk.reference.top_m(torch.randn(batch, p, device=device).to(dtype), min(M, p))
@@ -318,6 +338,7 @@ CASES: dict[str, Case] = {
     **_cases(encode_l0, (4096, 128, 2), (4096, 256, 2), (65536, 512, 2), (4096, 2048, 2)),
     **_cases(iht_m, (4096, 512, 10)),
     **_cases(omp, (4096, 512, 16), (4096, 4096, 32)),
+    **_cases(least_squares, (4096, 512, 16), (4096, 512, 64), (4096, 512, 128)),
     **_cases(decode, (4096, 16384), (4096, 131072)),
     **_cases(decode_training, (4096, 16384)),
 }  # fmt: skip
@@ -333,17 +354,18 @@ SMALL: dict[str, Case] = {
     **_cases(encode_l0, (6, 64, 2)),
     **_cases(iht_m, (6, 64, 3)),
     **_cases(omp, (6, 64, 5)),
+    **_cases(least_squares, (6, 64, 5)),
     **_cases(decode, (6, 64)),
     **_cases(decode_training, (6, 64)),
 }
 
 
 def runs(cases: dict[str, Case]) -> list:
-    """Cases in every dtype that their operator has: pursuits have no half types."""
+    """Cases in every dtype that their operator has: pursuits and systems have no half types."""
     return [
         pytest.param(case, dtype, id=f"{case}-{_name(dtype)}")
         for case in cases
-        for dtype in (DTYPES[:1] if case.startswith("omp-") else DTYPES)
+        for dtype in (DTYPES[:1] if case.startswith(("omp-", "least_squares-")) else DTYPES)
     ]
 
 

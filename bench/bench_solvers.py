@@ -1,4 +1,5 @@
-"""iht_m, omp and fista against a dense torch loop, SPAMS, SciPy and scikit-learn."""
+"""iht_m, omp, fista and least squares on supports against a dense torch loop, torch.linalg, SPAMS,
+SciPy and scikit-learn."""
 
 from __future__ import annotations
 
@@ -10,10 +11,11 @@ from sklearn.decomposition import sparse_encode
 from sklearn.linear_model import orthogonal_mp
 
 import deepl0_kernels as dk
+from deepl0_kernels.ops.least_squares import least_squares
 from deepl0_kernels.solvers.step import safe_step
 
 from .conftest import EAGER, OURS
-from .rivals import eager_iht_m
+from .rivals import eager_iht_m, eager_least_squares
 
 N, M, ITERATIONS = 256, 32, 10
 # scikit-learn solves so many rows only; its time is scaled to the batch.
@@ -97,6 +99,30 @@ def test_omp(race, batch, threads):
         scale=scale,
         against="SPAMS omp",
         rest=REST,
+    )
+
+
+@pytest.mark.parametrize(("n", "p", "m"), [(64, 256, 16), (250, 500, 64), (250, 500, 100)])
+def test_least_squares(race, n, p, m, threads):
+    """What htp, cosamp and DeepHTPEncoder solve in every iteration."""
+    batch = 512
+    D = torch.nn.functional.normalize(torch.randn(n, p, dtype=torch.float64), dim=0)
+    gram, x = D.T @ D, torch.randn(batch, n, dtype=torch.float64)
+    support = dk.top_m(x @ D, m)[1]
+    right = (x @ D).gather(1, support)
+    want = eager_least_squares(gram, right, support)
+
+    def check(name, out):
+        torch.testing.assert_close(out, want, msg=name)
+
+    race(
+        "least_squares",
+        f"B={batch} p={p} m={m}",
+        {
+            EAGER: lambda: eager_least_squares(gram, right, support),
+            OURS: lambda: least_squares(gram, right, support, 1e-5),
+        },
+        check,
     )
 
 

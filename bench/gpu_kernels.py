@@ -15,6 +15,7 @@ import torch
 import deepl0_kernels as dk
 from deepl0_kernels.backends import GPU
 from deepl0_kernels.cuda import library
+from deepl0_kernels.ops.least_squares import least_squares
 from deepl0_kernels.ops.omp import omp
 from deepl0_kernels.ops.registration import installed_floors
 
@@ -47,6 +48,8 @@ def calls() -> dict[str, Callable[[], object]]:
     wider, longest = torch.randn(300, 9001, device=device), torch.randn(1, 300000, device=device)
     unit = torch.nn.functional.normalize(D.detach(), dim=0)
     code = dk.SparseCode(*dk.top_m(torch.randn(70, 128, device=device), 9), 128)
+    right, twins = code.values.double(), code.indices.clone()
+    twins[:, -1] = twins[:, 0]  # systems that start again
     return {
         "top_m short": lambda: dk.top_m(rows, 20),
         "top_m long": lambda: dk.top_m(long, 50),
@@ -78,6 +81,10 @@ def calls() -> dict[str, Callable[[], object]]:
         ),
         "helu": lambda: backward(lambda: dk.helu(x @ W.t(), theta, 0.2), x, theta),
         "omp": lambda: (omp(x.detach(), unit, 9, 1e-6), omp(x.detach(), unit, 9, 1e-6, True)),
+        "least_squares": lambda: [
+            least_squares(unit.double().t() @ unit.double(), right, at, 1e-5)
+            for at in (code.indices, twins)
+        ],
         "decode": lambda: backward(lambda: dk.decode(code, D), D),
     }
 

@@ -91,6 +91,15 @@ def eager_omp(x: Tensor, D: Tensor, m: int):
     return code.gather(1, indices), indices
 
 
+def eager_least_squares(gram: Tensor, right: Tensor, support: Tensor) -> Tensor:
+    """By normal equations, on a CPU 64 at a time: they stay in cache. No atom depends on others."""
+    found, count = [], 64 if gram.is_cpu else len(support)
+    for at, b in zip(support.split(count), right[:, :, None].split(count), strict=True):
+        L = torch.linalg.cholesky_ex(gram[at[:, :, None], at[:, None, :]])[0]
+        found.append(torch.cholesky_solve(b, L)[..., 0])
+    return torch.cat(found)
+
+
 def eager_iht_m(x: Tensor, D: Tensor, step: float, m: int, iterations: int):
     """Iterative hard thresholding as it is written with dense codes and S = I - step D'D."""
     W = step * D.t()
