@@ -84,7 +84,7 @@ struct System {
             if (i == n) continue;
             const double left = fma(-value, value, distance[i]);
             distance[i] = left;
-            if (i == j + 1) inverse[i] = 1 / sqrt(left);
+            if (i == j + 1) inverse[i] = rsqrt(left);
         }
     }
 
@@ -105,7 +105,7 @@ struct System {
         place[j] = place[i];
         atom[i] = which;
         place[i] = whose;
-        inverse[i] = 1 / sqrt(far);
+        inverse[i] = rsqrt(far);
     }
 
     /// z of the first `count` rows, from L' z = y, y their row n. One warp.
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kThreads)
         for (int j = lane_id(); j <= min(i, n - 1); j += 32)
             f.row(i)[j] = i < n ? of_gram(i, j) : right[f.place[j]];
     for (int i = thread; i < n; i += threads) f.distance[i] = of_gram(i, i);
-    if (thread == 0) f.inverse[0] = 1 / sqrt(of_gram(0, 0));
+    if (thread == 0) f.inverse[0] = rsqrt(of_gram(0, 0));
     __syncthreads();
     int count = 0;
     while (count < n && f.distance[count] > floor) {

@@ -1,8 +1,8 @@
 """The arguments of ``torch.ops.deepl0.*`` on a GPU, checked before a kernel follows them.
 
 The public functions have checked theirs; these calls may come from anywhere. (On the CPU the
-bindings of csrc/torch check.) float64 has no GPU kernels: the public functions serve it by the
-reference.
+bindings of csrc/torch check.) float64 has no GPU kernels but that of ``least_squares``: the public
+functions serve it by the reference.
 """
 
 from __future__ import annotations
