@@ -21,8 +21,9 @@ def test_every_operator_of_a_gpu_has_checks():
 
 
 def arguments(recipe: dict) -> list:
-    """Those of a call without float64, which has no GPU kernels."""
-    recipe = json.loads(json.dumps(recipe).replace("float64", "float32"))
+    """Those of a call without float64, which has few GPU kernels."""
+    if recipe["op"] not in GPU["cuda"].double:
+        recipe = json.loads(json.dumps(recipe).replace("float64", "float32"))
     return [fuzzing.build(a) if isinstance(a, dict) else a for a in recipe["args"]]
 
 
@@ -57,7 +58,7 @@ def test_what_passes_can_be_computed(op):
         if all(fuzzing.distinct(a) and (a.abs() < 1000).all() for a in indices):
             try:
                 fuzzing.ORACLES[op](*args)
-            except RuntimeError as error:
+            except (RuntimeError, IndexError) as error:
                 # The last: values of theta, for which no check waits for the device.
                 allowed = (
                     "out of bounds",
