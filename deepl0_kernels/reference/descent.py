@@ -45,8 +45,16 @@ class Quadratic:
 class Loop:
     """Runs ``advance`` on blocks of rows until each row's code stands still."""
 
-    def __init__(self, quadratic: Quadratic, tol: float, max_iter: int, history: bool) -> None:
+    def __init__(
+        self,
+        quadratic: Quadratic,
+        tol: float,
+        max_iter: int,
+        history: bool,
+        check_every: int = _CHECK_EVERY,
+    ) -> None:
         self.quadratic, self.tol, self.max_iter, self.history = quadratic, tol, max_iter, history
+        self.check_every = check_every
 
     def run(
         self,
@@ -109,7 +117,7 @@ class Loop:
             residual = state["residual"] if "residual" in state else q.residual(x, new)
             descent = q.descent(residual)
             last = k == self.max_iter
-            check = last or k % _CHECK_EVERY == 0
+            check = last or k % self.check_every == 0
             new_value = value
             if check or self.history or monotone is not None:
                 new_value = half_squares(residual) + penalty(new)

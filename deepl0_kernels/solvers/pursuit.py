@@ -176,9 +176,9 @@ def _solve(x, rows, D, m, tol, max_iter, history, propose) -> SolverResult[Spars
         # (a = 0: b = D'x.)
         return {"b": descent, "value": value, "residual": residual, "stuck": stuck}
 
-    a, iterations, converged, objective = Loop(quadratic, tol, max_iter, history).run(
-        rows, None, advance, lambda a: a.new_zeros(len(a)), new_state
-    )
+    a, iterations, converged, objective = Loop(
+        quadratic, tol, max_iter, history, check_every=1
+    ).run(rows, None, advance, lambda a: a.new_zeros(len(a)), new_state)
     values, indices = top_m(a, m)
     lead = x.shape[:-1]
     return SolverResult(

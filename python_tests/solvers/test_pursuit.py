@@ -65,6 +65,18 @@ def test_htp_needs_fewer_iterations_than_iht():
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
+def test_a_signal_ends_with_the_iteration_that_changes_nothing(solver):
+    x, D, _ = planted(n=60, p=80)
+    r = solver(x, D, 4)
+    last = int(r.iterations.max())
+    assert r.iterations.min() < last
+    assert r.converged.all()
+    less = solver(x, D, 4, max_iter=last - 1)
+    assert torch.equal(less.converged, r.iterations < last)
+    assert torch.equal(less.dense, r.dense)  # the last one found the same code
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_atoms_that_depend_on_each_other(solver, dtype):
     x, D, _ = planted(n=20, p=24, dtype=dtype)
