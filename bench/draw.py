@@ -100,7 +100,11 @@ def cpu_tables(record: Path) -> None:
 def _all_machines(record: Path) -> list[list[records.Row]]:
     """The rows of this record, then of those of other machines beside it."""
     others = sorted({*record.parent.glob("cpu-*.csv")} - {record})
-    return [records.read(path) for path in (record, *others)]
+    found = [records.read(path) for path in (record, *others)]
+    for path, rows in zip((record, *others), found, strict=True):
+        if len(machines := {r.machine for r in rows}) > 1:
+            raise ValueError(f"{path} must be of one machine, got {sorted(machines)}")
+    return found
 
 
 def cpu_page(record: Path) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from bench import draw, records
 from python_tests.test_examples import public
 
 ROOT = Path(__file__).parents[1]
@@ -93,3 +95,18 @@ def test_what_can_be_pasted_runs(page, monkeypatch, tmp_path, capsys):
     for line in re.findall(r"print\(.*\)  # (.+)$", "\n".join(blocks), re.M):
         if line.startswith("m must be"):
             assert line in capsys.readouterr().out
+
+
+def test_the_benchmarks_are_those_on_record():
+    """Of one machine a record: drawing refuses others."""
+    assert (ROOT / "docs" / "benchmarks.md").read_text() == draw.cpu_page(
+        records.FOLDER / "cpu.csv"
+    )
+
+
+def test_a_record_of_two_machines_is_not_drawn(tmp_path):
+    rows = records.read(records.FOLDER / "cpu.csv")[:2]
+    path = tmp_path / "cpu.csv"
+    records.write(path, [rows[0], replace(rows[1], machine="another")])
+    with pytest.raises(ValueError, match=r"cpu\.csv must be of one machine, got \[.*another"):
+        draw.cpu_page(path)
