@@ -45,6 +45,26 @@ def by_the_equation(e, x):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_spoils_itself_alone(spoilt):
+    e, (x, _) = encoder(torch.float32).eval(), planted(dtype=torch.float32)
+    want = e(x)
+    x[7, 2] = spoilt
+    z = e(x)
+    assert z[7].isnan().any()
+    others = torch.arange(len(x)) != 7
+    assert torch.equal(z[others], want[others])
+
+
+@torch.no_grad()
+def test_a_threshold_that_is_nan_is_refused():
+    e, (x, _) = encoder().eval(), planted()
+    e.log_theta[1, 3] = float("nan")
+    with pytest.raises(RuntimeError, match="theta must be >= 0, got nan"):
+        e(x)
+
+
+@torch.no_grad()
 def test_a_stage_is_the_equation():
     e, (x, _) = encoder(theta=0.3).eval(), planted(200)
     want = by_the_equation(e, x)
