@@ -126,3 +126,26 @@ def test_choices_that_do_not_fit_are_named():
 def test_the_page_is_drawn_from_its_record():
     text = page.PAGE.read_text()
     assert filled(text, page.parts()) == text
+
+
+def test_a_record_keeps_other_sizes_and_seeds_of_its_protocol(run):
+    _, results = run
+    again = [
+        {**cell, "p": p, "seed": seed, "environment": {}}
+        for cell in results["cells"]
+        for p, seed in ((P, 0), (2 * P, 1))
+    ]
+    new = results | {"cells": again, "sizes": [P, 2 * P], "seeds": [0, 1]}
+    both = page.joined(results, new)
+    assert [(c["seed"], c["p"]) for c in both["cells"]] == [(0, P)] * len(METHODS) + [
+        (1, 2 * P)
+    ] * len(METHODS)
+    assert all(not cell["environment"] for cell in both["cells"])  # the new ones
+    assert page.joined(new, results)["cells"][: len(METHODS)] == results["cells"]
+    assert (both["sizes"], both["seeds"]) == ([P, 2 * P], [0, 1])
+    assert {claim["claim"].split(",")[0] for claim in both["claims"]} == {f"p = {P}", f"p = {2 * P}"}
+    missing = page.missing({"nmse": both})
+    assert f"nmse, p = {P}: seeds beyond 0" in missing
+    assert f"nmse, p = {2 * P}: seeds beyond 1" in missing
+    other = {**new, "protocols": {"nmse": {**new["protocols"]["nmse"], "stages": 17}}}
+    assert page.joined(results, other) is other

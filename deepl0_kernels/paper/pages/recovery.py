@@ -18,6 +18,7 @@ from ..claims import verdicts
 from ..recovery.protocol import PROTOCOLS
 from ..recovery.study import METHODS, Recovered, metric, sentence, times_of
 from ..rendering import errors, machines
+from ..study import Cell
 from . import DOCS, RECORDS, of_table, serve, write_figures
 
 STUDY = Recovered()
@@ -31,9 +32,28 @@ def take(run: Path) -> None:
     results = STUDY.read(run)
     for table, protocol in results["protocols"].items():
         flat = {metric(k) for k in range(1, protocol["stages"] + 1)}
-        record.write_json(RECORD / f"{table}.json", of_table(STUDY, results, table, flat))
+        found = of_table(STUDY, results, table, flat)
+        if (path := RECORD / f"{table}.json").exists():
+            found = joined(STUDY.read(RECORD, table), found)
+        record.write_json(path, found)
         if times_of(run, table).exists():
             record.write_json(times_of(RECORD, table), record.read_json(times_of(run, table)))
+
+
+def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """A record and what a run adds to it: sizes are not run with as many seeds. Of another protocol
+    nothing is kept."""
+    if old["protocols"] != new["protocols"]:
+        return new
+
+    def place(cell: Cell) -> tuple[int, int, int]:
+        return cell["seed"], cell["p"], METHODS.index(cell["method"])
+
+    by_place = {place(cell): cell for cell in (*old["cells"], *new["cells"])}
+    cells = [by_place[key] for key in sorted(by_place)]
+    sizes, seeds = (sorted({cell[key] for cell in cells}) for key in ("p", "seed"))
+    claims = STUDY.claims(new["tables"], cells, sizes)
+    return new | {"sizes": sizes, "seeds": seeds, "cells": cells, "claims": claims}
 
 
 def recorded() -> dict[str, dict[str, Any]]:
@@ -79,8 +99,10 @@ def missing(found: dict[str, dict[str, Any]]) -> list[str]:
             lines.append(f"{table}: {', '.join(absent)}")
         if sizes := {500, 1000, 2000} - set(results["sizes"]):
             lines.append(f"{table}: p = {', '.join(map(str, sorted(sizes)))}")
-        if len(results["seeds"]) < 3:
-            lines.append(f"{table}: seeds beyond {results['seeds']}")
+        for p in results["sizes"]:
+            seeds = sorted({cell["seed"] for cell in results["cells"] if cell["p"] == p})
+            if len(seeds) < 3:
+                lines.append(f"{table}, p = {p}: seeds beyond {', '.join(map(str, seeds))}")
         base = asdict(PROTOCOLS[table])
         ran = results["protocols"][table]
         if other := [f"{key} = {ran[key]}" for key in ran if ran[key] != base[key]]:
