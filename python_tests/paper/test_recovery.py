@@ -143,7 +143,10 @@ def test_a_record_keeps_other_sizes_and_seeds_of_its_protocol(run):
     assert all(not cell["environment"] for cell in both["cells"])  # the new ones
     assert page.joined(new, results)["cells"][: len(METHODS)] == results["cells"]
     assert (both["sizes"], both["seeds"]) == ([P, 2 * P], [0, 1])
-    assert {claim["claim"].split(",")[0] for claim in both["claims"]} == {f"p = {P}", f"p = {2 * P}"}
+    assert {claim["claim"].split(",")[0] for claim in both["claims"]} == {
+        f"p = {P}",
+        f"p = {2 * P}",
+    }
     missing = page.missing({"nmse": both})
     assert f"nmse, p = {P}: seeds beyond 0" in missing
     assert f"nmse, p = {2 * P}: seeds beyond 1" in missing
