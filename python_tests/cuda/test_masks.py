@@ -18,8 +18,10 @@ COMBINE = {"combine_kernel", "combine_edges_kernel"}
 
 def compare(device, operator, args, of) -> None:
     args = [a.to(device) if isinstance(a, torch.Tensor) else a for a in args]
-    whole = operator(*args, (1 << len(of)) - 1)
-    for mask in range(1 << len(of)):
+    every = (1 << len(of)) - 1
+    whole = operator(*args, every)
+    each = [1 << i for i in range(len(of))]
+    for mask in (0, *each, *(every ^ one for one in each)):
         for i, (got, want, operand) in enumerate(
             zip(operator(*args, mask), whole, of, strict=True)
         ):

@@ -343,3 +343,18 @@ def test_stages_that_overflow_are_not_compared(caller):
             "layout": "contiguous", "seed": 416}  # fmt: skip
     args = [ones, ones | {"shape": [6, 1], "seed": 417}, ones | {"shape": [6, 6], "seed": 415}]
     run(caller, {"op": "encode_top_m_saving", "args": [*args, 2, 1000], "valid": False})
+
+
+def test_products_of_subnormal_numbers_are_rounded(caller):
+    grad, saved, x, W, D, step, theta = (
+        {"shape": shape, "dtype": "float64", "style": style, "high": 0, "layout": "contiguous",
+         "seed": seed}
+        for shape, style, seed in (
+            ([40, 3], "denormal", 7), ([2, 40, 3], "ties", 6), ([40, 1], "ties", 2),
+            ([3, 1], "integers", 3), ([1, 3], "integers", 4), ([2], "theta", 5), ([], "theta", 8),
+        )
+    )  # fmt: skip
+    for layouts in (("expanded", "contiguous"), ("contiguous", "expanded")):
+        first, second = (t | {"layout": to} for t, to in zip((grad, x), layouts, strict=True))
+        args = [first, saved, second, W, D, step, theta, 0.0, "hard", 2]
+        run(caller, {"op": "encode_l0_factored_backward", "args": args, "valid": False})
