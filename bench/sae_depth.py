@@ -324,7 +324,8 @@ def figure(found: dict[str, Any]) -> bytes:
                 fvu = statistics.mean(r["fvu"] for r in rows)
                 fill = "full" if row["p"] == BASE.p else "none"
                 axes.plot(row["us"], fvu, "o", color=_look(row["method"])[0], fillstyle=fill)
-        wide = "" if len(of_size) == 1 else f" (hollow: p = {WIDE:,})"
+        hollow = any(row["p"] == WIDE for row in found["times"]["rows"])
+        wide = f" (hollow: p = {WIDE:,})" if hollow else ""
         axes.set(xscale="log", yscale="log", xlabel=f"microseconds a vector, m = {BASE.m}{wide}")
         _finish(axes)
     for axes in panels[::2]:
