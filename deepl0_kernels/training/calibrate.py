@@ -86,7 +86,7 @@ def calibrate(
         for step in steps:
             u = z + step * r + bias
             start = level or (p / 4 if sparse and not soft else u.abs().max().item() / 2)
-            found.append((*_descend(partial(keep, u), codes, start), step))
+            found.append((*descend(partial(keep, u), codes, start), step))
         error, level, z, step = min(found, key=lambda each: each[0])
         errors.append(error / total)
         if encoder.log_step is not None:
@@ -118,7 +118,7 @@ def _keeper(encoder, x: Tensor) -> Callable[[Tensor, float], Tensor]:
     return lambda u, theta: hard_threshold(u, theta, positive=encoder.positive)
 
 
-def _descend(
+def descend(
     make: Callable[[float], Tensor], codes: Tensor, level: float
 ) -> tuple[float, float, Tensor]:
     """The least error, its level and its codes, from ``level`` down or, if that is worse, up."""

@@ -66,6 +66,18 @@ def test_stages_are_those_of_the_network(method):
             torch.testing.assert_close(short, codes[k - 1], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("method", [networks.COUPLED, networks.ALISTA])
+def test_l1_networks_start_where_their_stages_converge(method):
+    """Steps of 1 do not, of so many unknowns: training that began there never came back."""
+    data = Recovery(TINY, 2 * P, 0)
+    network = networks.start(method, data.matrix, TINY)
+    networks.fit(network, data, "", False, gradient=False)
+    y, a = data.test()
+    found = study.errors(lambda y, a: networks.stages(network, y), y, a)
+    assert max(found) < 0
+    assert found[-1] < found[0] - 1
+
+
 def test_every_method_recovers(run):
     out, results = run
     assert [cell["method"] for cell in results["cells"]] == list(METHODS)
