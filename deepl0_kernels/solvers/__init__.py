@@ -5,6 +5,7 @@ from .fista import fista
 from .graph import eigengap, graph_laplacian, graph_sparse_code, knn_affinity
 from .iht import iht, iht_m
 from .omp import omp
+from .polish import polish
 from .pursuit import cosamp, htp
 from .result import SolverResult
 from .stability import support_margin
@@ -30,6 +31,7 @@ __all__ = [
     "knn_affinity",
     "learn_dictionary",
     "omp",
+    "polish",
     "squared_norm",
     "support_margin",
 ]

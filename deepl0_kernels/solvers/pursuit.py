@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -131,18 +133,29 @@ class LeastSquares:
         self.norms, unit = steps.unit_atoms(D)
         self.gram = unit.T @ unit  # of a zero atom 0, also on the diagonal
         self.floor = floor(D.dtype)
+        self.ridge = 0.0
+
+    def damped(self, ridge: float) -> LeastSquares:
+        """The same plus ``ridge sum_i ||d_i||^2 (z_i - near_i)^2``; see :meth:`values`."""
+        other = copy.copy(self)
+        other.ridge, other.gram = ridge, self.gram.clone()
+        diagonal = other.gram.diagonal()
+        diagonal += ridge * (diagonal > 0).double()
+        return other
 
     def __call__(self, b: Tensor, support: Tensor, present: Tensor) -> Tensor:
         """Dense [B, p], on supports [B, s] where ``present``; see :meth:`values`."""
         values = self.values(b, support.masked_fill(~present, -1))
         return torch.zeros_like(b).scatter(1, support, values)
 
-    def values(self, b: Tensor, support: Tensor) -> Tensor:
+    def values(self, b: Tensor, support: Tensor, near: Tensor | None = None) -> Tensor:
         """[B, s], for b = D'x [B, p] and supports [B, s]: distinct atoms, or -1 where there is
-        none, whose value is 0."""
+        none, whose value is 0. ``near``: [B, s], what a ridge pulls to."""
         at = support.clamp_min(0)
         norms = self.norms[at]
         right = b.gather(1, at).double() / norms
+        if near is not None:
+            right += self.ridge * norms * near
         solve = reference if records_gradient(self.gram, right) else least_squares
         return (solve(self.gram, right, support, self.floor) / norms).to(b.dtype)
 

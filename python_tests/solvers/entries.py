@@ -23,6 +23,7 @@ from deepl0_kernels.solvers import (
     knn_affinity,
     learn_dictionary,
     omp,
+    polish,
     support_margin,
 )
 
@@ -128,6 +129,9 @@ ENTRIES: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "knn_affinity": lambda x, D: knn_affinity(x, 3),
     "learn_dictionary": _learned,
     "omp": lambda x, D: [omp(x, D, 3, positive=s) for s in SIGNS],
+    "polish": lambda x, D: [
+        polish(x, D, omp(x, D, 5).code, **problem) for problem in (dict(m=3), dict(lam=0.1))
+    ],
     "squared_norm": lambda x, D: solvers.squared_norm(D),
     "analytic_weights": lambda x, D: solvers.analytic_weights(D),
     "support_margin": lambda x, D: support_margin(x, D, omp(x, D, 3).code, m=3),

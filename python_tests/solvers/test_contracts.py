@@ -27,6 +27,7 @@ from deepl0_kernels.solvers import (
     knn_affinity,
     learn_dictionary,
     omp,
+    polish,
     squared_norm,
     support_margin,
 )
@@ -393,6 +394,8 @@ CALLS = {
     ),
     "support_margin": (support_margin, dict(x=X, D=ATOMS, code=X @ ATOMS, lam=0.1, step=0.1)),
     "support_margin of m": (support_margin, dict(x=X, D=ATOMS, code=X @ ATOMS, m=2)),
+    "polish": (polish, dict(x=X, D=ATOMS, code=X @ ATOMS, lam=0.1, ridge=0.1)),
+    "polish of m": (polish, dict(x=X, D=ATOMS, code=X @ ATOMS, m=2, ridge=0.1)),
     "squared_norm": (squared_norm, dict(D=ATOMS)),
     "analytic_weights": (analytic_weights, dict(D=ATOMS)),
     "knn_affinity": (knn_affinity, dict(x=X, neighbours=2, width=1.0)),
