@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..._report import record
 from ...nn import BaselineEncoder
-from ...solvers import support_margin
+from ...solvers import polish, support_margin
 from ...solvers.step import safe_step
 from ...training import L0Regularized, Problem
 from ...version import __version__
@@ -42,6 +42,7 @@ class Row:
     seconds: float = 0.0  # of training
     # The loss of the first and the last epoch, where there was training.
     losses: tuple[float, float] | None = None
+    ridge: float | None = None  # of what was polished
 
 
 def cell(key: str, p: int, job: Job) -> dict[str, Any]:
@@ -90,20 +91,33 @@ def cell(key: str, p: int, job: Job) -> dict[str, Any]:
         rows.append(row(f"NIHT-{k} from zero", code))
     clock.lap("iterations")
 
+    def keep(**networks: Any) -> None:
+        path = folder / f"{name}.pt"
+        before = record.read_tensors(path) if path.exists() else {}
+        record.write_tensors(path, before | {"D": D} | networks)
+
     def train(method: str, network: nn.Module, lr: float) -> dict[str, Any]:
         start = time.perf_counter()
         description = f"{problem.name}, p = {p}, seed {seed}: {method}"
         losses = protocol.fit(network, data.train, targets, lr, seed, progress, description)
         some = slice(0, len(data.test))
         with torch.no_grad():
-            training_error = prediction_error(targets[some], network(data.train[some]))
+            training = network(data.train[some])
             code = network(data.test)
-        if method == DEEP.format(k=protocol.num_stages):
-            saved = {"D": D, "encoder": network.state_dict()}
-            record.write_tensors(folder / f"{name}.pt", saved)
         seconds = time.perf_counter() - start
-        ends = losses[0], losses[-1]
-        return row(method, code, training_error=training_error, seconds=seconds, losses=ends)
+        found = row(
+            method, code, training_error=prediction_error(targets[some], training),
+            seconds=seconds, losses=(losses[0], losses[-1]),
+        )  # fmt: skip
+        if method == DEEP.format(k=protocol.num_stages):
+            keep(encoder=network.state_dict())
+        if method != LISTA_ROW.format(k=protocol.num_stages):
+            return {method: found}
+        ridge = chosen_ridge(problem, data.train[some], D, training, targets[some])
+        polished = polish(data.test, D, code, ridge=ridge, **problem.sparsity)
+        keep(lista=network.state_dict(), ridge=ridge)
+        better = row(f"{method}, {POLISHED}", polished, ridge=ridge)
+        return {method: found, better["method"]: better}
 
     done = unfinished(folder / f"{name}.json")
     trained = record.read_json(done) if done.exists() else {}
@@ -112,9 +126,9 @@ def cell(key: str, p: int, job: Job) -> dict[str, Any]:
             torch.manual_seed(seed)
             network = make()
             torch.manual_seed(seed)
-            trained[method] = train(method, network, lr)
+            trained |= train(method, network, lr)
             record.write_json(done, trained)
-        rows.append(trained[method])
+    rows += trained.values()
     clock.lap("training")
     margin = support_margin(data.test, D, best, **problem.sparsity)
     median = margin.median().item()
@@ -140,6 +154,21 @@ def cell(key: str, p: int, job: Job) -> dict[str, Any]:
 BASELINE = "Baseline encoder"
 READOUT = f"{BASELINE} with linear readout"
 DEEP = "Deep encoder, K = {k}"
+LISTA_ROW = "LISTA, K = {k}"
+POLISHED = "polished"
+# What a prediction counts for, and the training signals that choose it.
+_RIDGES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+_CHOOSING = 2_000
+
+
+def chosen_ridge(problem: Problem, x: Tensor, D: Tensor, code: Tensor, best: Tensor) -> float:
+    """The ridge of :func:`deepl0_kernels.solvers.polish` with the least prediction error."""
+    x, code, best = (t[:_CHOOSING] for t in (x, code, best))
+
+    def error(ridge: float) -> float:
+        return prediction_error(best, polish(x, D, code, ridge=ridge, **problem.sparsity))
+
+    return min(_RIDGES, key=error)
 
 
 def _networks(
@@ -149,7 +178,7 @@ def _networks(
     baseline_lr = protocol.baseline_lr
     rows: list[tuple[str, Callable[[], nn.Module], float]] = [
         (BASELINE, lambda: BaselineEncoder(n, p), baseline_lr),
-        (f"LISTA, K = {K}", lambda: problem.lista(D, K), protocol.lista_lr),
+        (LISTA_ROW.format(k=K), lambda: problem.lista(D, K), protocol.lista_lr),
         (DEEP.format(k=K), lambda: protocol.encoder(problem, D), lr),
     ]
     if p > protocol.further_p:

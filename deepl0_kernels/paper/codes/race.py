@@ -16,12 +16,13 @@ from torch import Tensor
 from ..._report import record
 from ..._report.drawing import BLUE, GREEN, GREY, RED, label, save, sheet, tidy
 from ...backends import use_backend
-from ...solvers import SolverResult, cosamp, htp, omp
+from ...ops import prepare
+from ...solvers import SolverResult, cosamp, htp, omp, polish
 from ...solvers.step import safe_step
 from ...training import MSparse, Problem
 from ..scores import prediction_error, support_error
 from ..timing import interleaved_medians, one_thread
-from .cells import optimal_codes
+from .cells import LISTA_ROW, POLISHED, optimal_codes
 from .protocol import Protocol, signals
 
 STEPS = {"IHT": "lipschitz", "NIHT": "normalized", "AIHT": "accelerated"}
@@ -91,6 +92,14 @@ def measure(
         if (spams := _spams_omp(D, m)) is not None:
             methods["OMP (SPAMS)"] = None, spams
     methods[f"encoder, K = {protocol.num_stages}"] = protocol.num_stages, encoder
+    if "lista" in saved:
+        with record.reading(path):
+            lista, ridge = problem.lista(D, protocol.num_stages).eval(), saved["ridge"]
+            lista.load_state_dict(saved["lista"])
+        options: dict[str, Any] = dict(ridge=ridge, plan=prepare(D), **problem.sparsity)
+        name = LISTA_ROW.format(k=protocol.num_stages)
+        methods[name] = protocol.num_stages, lista
+        methods[f"{name}, {POLISHED}"] = None, lambda x: polish(x, D, lista(x), **options)
     with torch.no_grad(), one_thread():
         times = interleaved_medians(
             {name: partial(call, slice_) for name, (_, call) in methods.items()}, seconds
@@ -201,7 +210,7 @@ def draw(found: dict[str, Any]) -> dict[str, bytes]:
         for q in points:
             if q[across] is None or "-" in q["method"]:
                 continue
-            learned = q["method"].startswith("encoder")
+            learned = q["method"].startswith(("encoder", "LISTA"))
             at, color = (q[across], q["prediction_error"]), RED if learned else GREEN
             axes.plot(*at, "*" if learned else "D", color=color, ms=15 if learned else 6, zorder=5)
             label(axes, q["method"], at, color)
