@@ -97,7 +97,7 @@ def test_shapes_scales_and_what_is_empty(problem):
         sparse = dk.SparseCode(*dk.top_m(code, D.shape[1]), D.shape[1])
         assert torch.equal(polish(x, D, sparse, **problem), found)
         torch.testing.assert_close(polish(3 * x, 3 * D, code, **problem), found)
-    plan = dk.prepare(D)
+    plan = dk.prepare(D=D)
     for _ in range(2):
         assert torch.equal(polish(x, D, code, plan=plan, **problem), found)
 

@@ -96,7 +96,7 @@ def measure(
         with record.reading(path):
             lista, ridge = problem.lista(D, protocol.num_stages).eval(), saved["ridge"]
             lista.load_state_dict(saved["lista"])
-        options: dict[str, Any] = dict(ridge=ridge, plan=prepare(D), **problem.sparsity)
+        options: dict[str, Any] = dict(ridge=ridge, plan=prepare(D=D), **problem.sparsity)
         name = LISTA_ROW.format(k=protocol.num_stages)
         methods[name] = protocol.num_stages, lista
         methods[f"{name}, {POLISHED}"] = None, lambda x: polish(x, D, lista(x), **options)
@@ -115,6 +115,7 @@ def measure(
         ]
     return {
         "problem": key,
+        "inside": protocol.inside,
         "p": p,
         "seed": seed,
         "batch": BATCH,
@@ -181,15 +182,26 @@ def _spams_omp(D: Tensor, m: int) -> Callable[[Tensor], Tensor] | None:
 
 
 def time_of_codes(found: dict[str, Any]) -> str:
-    """How long optimal codes take, in a sentence."""
+    """How long optimal codes take, and the networks that predict them, in two sentences."""
     optimal = found["optimal_codes"]
     ours, theirs = optimal["kernels_microseconds"], optimal["torch_microseconds"]
+    inside = found.get("inside", "hard")  # runs of before had no other
+    networks = "; ".join(
+        f"{q['method']}: {q['microseconds']:.1f} us, {q['prediction_error']:.2f} %"
+        for q in found["points"]
+        if _is_network(q["method"])
+    )
     return (
         f"{found['problem']}, p = {found['p']}: optimal codes of {optimal['signals']} signals "
         f"take {ours:.0f} us each by the kernels, {theirs:.0f} us by the dense loop in torch "
         f"({theirs / ours:.1f} times as long); {100 * optimal['same_supports']:.1f} % of the "
-        f"supports are the same. One thread, {found['environment']['machine']}."
+        f"supports are the same. Time and error of networks ({inside} thresholds inside): "
+        f"{networks}. One thread, {found['environment']['machine']}."
     )
+
+
+def _is_network(method: str) -> bool:
+    return method.startswith(("encoder", "LISTA"))
 
 
 def draw(found: dict[str, Any]) -> dict[str, bytes]:
@@ -210,7 +222,7 @@ def draw(found: dict[str, Any]) -> dict[str, bytes]:
         for q in points:
             if q[across] is None or "-" in q["method"]:
                 continue
-            learned = q["method"].startswith(("encoder", "LISTA"))
+            learned = _is_network(q["method"])
             at, color = (q[across], q["prediction_error"]), RED if learned else GREEN
             axes.plot(*at, "*" if learned else "D", color=color, ms=15 if learned else 6, zorder=5)
             label(axes, q["method"], at, color)

@@ -6,6 +6,7 @@ of a run has its times, too: those of ``deepl0 timing``, if that came after it.
 
 from __future__ import annotations
 
+import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from . import DOCS, RECORDS, serve, write_figures
 STUDY = Codes()
 RECORD = RECORDS / "reproduction"
 VARIED = RECORD / "variations.json"
-# Of ``deepl0 reproduce table1 table2 table3 --p 512 --seeds 1`` with the settings in it.
+# Of a run with soft thresholds inside.
 SOFT = "soft"
 PAGE = DOCS / "reproduction.md"
 
@@ -101,7 +102,9 @@ def _varied(protocol: Protocol, problem: str, progress: bool) -> dict[str, Any]:
 
 def take(run: Path) -> None:
     """The record of a run into bench/records: its results and its times."""
-    record.write_json(RECORD / "results.json", STUDY.read(run))
+    results = STUDY.read(run)
+    name = SOFT if results["protocol"]["inside"] == "soft" else STUDY.name
+    record.write_json(RECORD / f"{name}.json", results)
     for found in race.read(run):
         record.write_json(RECORD / f"{race.name_of(found['problem'], found['p'])}.json", found)
 
@@ -136,25 +139,32 @@ def cost(results: dict[str, Any]) -> str:
 
 
 def soft(hard: dict[str, Any], soft: dict[str, Any]) -> str:
-    """Prediction errors in percent and support errors with hard and soft thresholds inside, of the
-    size and seed that both runs have."""
+    """Prediction errors in percent and, in brackets, support errors: means over the seeds, of the
+    sizes that the soft run has."""
     import pandas
 
-    rows: dict[str, dict[str, str]] = {}
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for run in (hard, soft):
         chosen = run["protocol"]
         for cell in run["cells"]:
-            if (cell["p"], cell["seed"]) != (soft["sizes"][0], soft["seeds"][0]):
-                continue
             for row in cell["rows"]:
-                if row["method"] not in (DEEP2, LISTA2):
+                if not (row["method"] == DEEP2 or row["method"].startswith(LISTA2)):
                     continue
-                key = "lista" if row["method"] == LISTA2 else cell["problem"]
-                inside = "" if key == "lista" else f", {chosen['inside']} inside"
-                shown = rows.setdefault(f"{row['method']}{inside}, rate {chosen[f'{key}_lr']}", {})
-                shown[f"{cell['problem']}: error, %"] = f"{row['prediction_error']:.2f}"
-                shown[f"{cell['problem']}: support error"] = f"{row['support_error']:.2f}"
-    return markdown(pandas.DataFrame(rows).T.fillna("").rename_axis("network"))
+                what = f"{chosen['inside']} inside"
+                if row["method"].startswith(LISTA2):
+                    what = f"rate {chosen['lista_lr']}"
+                key = f"{row['method']}, {what}", f"{cell['problem']}, p = {cell['p']}"
+                errors_of = row["prediction_error"], row["support_error"]
+                found.setdefault(key, []).append(errors_of)
+    frame = pandas.DataFrame()
+    for p in soft["sizes"]:
+        for problem in (L0, M_SPARSE):
+            column = f"{problem}, p = {p}"
+            for (name, of), figures in found.items():
+                if of == column:
+                    error, support = map(statistics.mean, zip(*figures, strict=True))
+                    frame.loc[name, column] = f"{error:.2f} ({support:.2f})"
+    return markdown(frame.fillna("").rename_axis("error, % (support error, positions)"))
 
 
 def variations(found: dict[str, Any]) -> str:
