@@ -22,7 +22,7 @@ from ...ops import checks
 from ...training import L0Regularized, MSparse
 from ..study import CLAIMS, SIZES, Cell, Job, Study, Table, values
 from . import cells, race
-from .cells import BASELINE, DEEP
+from .cells import BASELINE, DEEP, LISTA_ROW
 from .protocol import Protocol, signals
 
 DEEP2 = DEEP.format(k=2)
@@ -196,7 +196,7 @@ class Codes(Study):
         styles = {
             **{f"Iterative-{k} from zero": (BLUE, "o-") for k in (2, 5, 10)},
             BASELINE: (GREY, "s-"),
-            "LISTA, K = 2": (GREEN, "^-"),
+            LISTA_ROW.format(k=2): (GREEN, "^-"),
             DEEP2: (RED, "*-"),
         }
         labels: list[tuple[float, int, str, str]] = []

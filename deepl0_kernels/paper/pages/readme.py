@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..._files import fill
+from ..codes.study import DEEP2
 from ..deep import DEEP_L0, DEEP_M
 from ..study import SIZES, Study, values
 from . import ROOT, classification, clustering, reproduction
@@ -46,16 +47,43 @@ def codes() -> str:
         f"{len(claims)} comparisons (means of {len(results['seeds'])} seeds)"
     )
     ahead = [line for line in study.ahead(results) if not line.endswith("none")]
-    return f"{order}. Rows that predict better all the same, error in %: {'; '.join(ahead)}."
+    return (
+        f"{order}. Rows that predict better all the same, error in %: {'; '.join(ahead)}. "
+        f"{softened_codes()}"
+    )
 
 
-def _errors(study: Study, results: dict[str, Any], table: str, method: str) -> list[float]:
+def softened_codes() -> str:
+    """The errors of encoders with soft thresholds inside, of LISTA, and of what polish makes of
+    it."""
+    study, lines = reproduction.STUDY, []
+    results = study.read(reproduction.RECORD, reproduction.SOFT)
+    for table in ("table1", "table2"):
+        found = [
+            f"{name} {_list(_errors(study, results, table, method, 'prediction_error'), 2)}"
+            for name, method in (
+                ("encoder", DEEP2),
+                ("LISTA", reproduction.LISTA2),
+                ("LISTA polished", reproduction.POLISHED2),
+            )
+        ]
+        lines.append(f"{table}: {', '.join(found)}")
+    sizes = " / ".join(map(str, results["sizes"]))
+    return (
+        f'With `inside="soft"` (p = {sizes}, seeds: {len(results["seeds"])}) and with '
+        f"`solvers.polish`: {'; '.join(lines)}."
+    )
+
+
+def _errors(
+    study: Study, results: dict[str, Any], table: str, method: str, metric: str = "error"
+) -> list[float]:
     rows = study.rows(results["cells"], table)
-    return [statistics.mean(values(rows, method, p, "error")) for p in results["sizes"]]
+    return [statistics.mean(values(rows, method, p, metric)) for p in results["sizes"]]
 
 
-def _list(errors: Sequence[float]) -> str:
-    return " / ".join(f"{error:.1f}" for error in errors)
+def _list(errors: Sequence[float], digits: int = 1) -> str:
+    return " / ".join(f"{error:.{digits}f}" for error in errors)
 
 
 def _range(figures: Sequence[float]) -> str:

@@ -18,7 +18,7 @@ from ..._files import fill
 from ..._report import record
 from ..._report.page import items, markdown
 from ..codes import race
-from ..codes.cells import BASELINE
+from ..codes.cells import BASELINE, LISTA_ROW, POLISHED
 from ..codes.protocol import Protocol
 from ..codes.study import DEEP2, ITERATIVE, Codes, claims_frame, problems, unlearned_note
 from ..rendering import errors, machines
@@ -56,7 +56,8 @@ VARIATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "optimal codes from l1 at 0.5": (("m_sparse_l1_lam=0.5",), (M_SPARSE,)),
     "dictionary: MOD, atoms of unit norm": (("dictionary=mod",), (L0, M_SPARSE)),
 }
-LISTA2 = "LISTA, K = 2"
+LISTA2 = LISTA_ROW.format(k=2)
+POLISHED2 = f"{LISTA2}, {POLISHED}"
 SHOWN = (ITERATIVE, BASELINE, LISTA2, DEEP2)
 
 
