@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ def polish(
 
     Not a descent: the objective may rise where ``code`` is good already. Where the optimal code is
     a fixed point of IHT and its support was predicted, the result nears it as ridge falls. Solved
-    in float64: O(n p + s^3) a sample with s entries, twice; D'D, O(n p^2), once a plan.
+    in float64: O(n p + s^3) a sample with s entries, twice; D'D, O(n p^2), once a plan and ridge.
     docs/reproduction.md has figures. Source: CoSaMP's pruning, Needell and Tropp 2009, with the
     proximal term of Rockafellar 1976.
 
@@ -73,13 +74,23 @@ def polish(
     ridge = checks.positive("ridge", ridge)
     a = code.to_dense() if isinstance(code, SparseCode) else code
     a = steps.codes("code", a, x, D)
-    fit, b = facts.once(LeastSquares).damped(ridge), rows @ D
+    fit, b = facts.once(_Near(ridge)), rows @ D
     values, at = _largest(a, most=D.shape[1])
     values = fit.values(b, at.masked_fill(values == 0, -1), values)
     kept, which = _largest(hard_threshold(values, theta), most)
     at = at.gather(1, which)
     values = fit.values(b, at.masked_fill(kept == 0, -1), kept)
     return torch.zeros_like(a).scatter(1, at, values).reshape(*x.shape[:-1], D.shape[1])
+
+
+@dataclass(frozen=True)
+class _Near:
+    """What a plan keeps of D for a ridge."""
+
+    ridge: float
+
+    def __call__(self, D: Tensor) -> LeastSquares:
+        return LeastSquares(D, self.ridge)
 
 
 def _largest(a: Tensor, most: int) -> tuple[Tensor, Tensor]:

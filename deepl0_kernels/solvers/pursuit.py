@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
@@ -126,22 +124,18 @@ class LeastSquares:
 
     See :func:`deepl0_kernels.reference.least_squares.solve`, which serves where a gradient is
     recorded: differentiable in D and b, any number of times, as long as the same atoms are
-    independent.
+    independent. With a ``ridge``, plus that times ``sum_i ||d_i||^2 (z_i - near_i)^2``; see
+    :meth:`values`.
     """
 
-    def __init__(self, D: Tensor) -> None:
+    def __init__(self, D: Tensor, ridge: float = 0.0) -> None:
         self.norms, unit = steps.unit_atoms(D)
         self.gram = unit.T @ unit  # of a zero atom 0, also on the diagonal
         self.floor = floor(D.dtype)
-        self.ridge = 0.0
-
-    def damped(self, ridge: float) -> LeastSquares:
-        """The same plus ``ridge sum_i ||d_i||^2 (z_i - near_i)^2``; see :meth:`values`."""
-        other = copy.copy(self)
-        other.ridge, other.gram = ridge, self.gram.clone()
-        diagonal = other.gram.diagonal()
-        diagonal += ridge * (diagonal > 0).double()
-        return other
+        self.ridge = ridge
+        if ridge:
+            diagonal = self.gram.diagonal()
+            diagonal += ridge * (diagonal > 0).double()
 
     def __call__(self, b: Tensor, support: Tensor, present: Tensor) -> Tensor:
         """Dense [B, p], on supports [B, s] where ``present``; see :meth:`values`."""

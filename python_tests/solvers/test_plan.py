@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 import deepl0_kernels as dk
-from deepl0_kernels.solvers import cosamp, fista, htp, iht, iht_m, omp
+from deepl0_kernels.solvers import cosamp, fista, htp, iht, iht_m, omp, polish
 
 SOLVERS = {
     "iht": lambda x, D, **plan: iht(x, D, 0.05, max_iter=20, **plan),
@@ -19,6 +19,7 @@ SOLVERS = {
     "omp": lambda x, D, **plan: omp(x, D, 3, **plan),
     "htp": lambda x, D, **plan: htp(x, D, 3, max_iter=5, **plan),
     "cosamp": lambda x, D, **plan: cosamp(x, D, 3, max_iter=5, **plan),
+    "polish": lambda x, D, **plan: polish(x, D, x @ D, m=3, **plan),
 }
 WRITES = {
     "nothing": lambda D: None,
@@ -30,6 +31,8 @@ WRITES = {
 
 
 def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
     parts = zip(
         (a.dense, a.objective, a.iterations, a.converged),
         (b.dense, b.objective, b.iterations, b.converged),

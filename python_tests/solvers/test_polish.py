@@ -100,6 +100,18 @@ def test_shapes_scales_and_what_is_empty(problem):
         assert torch.equal(polish(x, D, code, plan=plan, **problem), found)
 
 
+@pytest.mark.parametrize("scale", [2.0**50, 2.0**-50])
+def test_signals_of_any_scale(scale):
+    """float32, whose squares would leave its range."""
+    x, D, code = (t.float() for t in guesses(rows=12))
+    want = polish(x, D, code, m=12)
+    for given in (code * scale, dk.SparseCode(*dk.top_m(code * scale, 50), 50)):
+        found = polish(x * scale, D, given, m=12) / scale
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+    mixed = polish(torch.cat((x, x * scale)), D, torch.cat((code, code * scale)), m=12)
+    assert torch.equal(mixed[:12], want)
+
+
 def test_atoms_of_zero_and_twins():
     """A zero atom has no code; of twins, which least squares cannot tell apart, the prediction
     decides."""
