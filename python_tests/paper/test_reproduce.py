@@ -113,6 +113,17 @@ def test_an_interrupted_run_keeps_its_cells(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "cells" / "l0-p40-seed0.json").read_text())["problem"] == "l0"
 
 
+def test_a_prediction_is_polished(run):
+    """Nearer to the optimal codes than LISTA, and as sparse as they are."""
+    for cell in run[1]["cells"]:
+        rows = {row["method"]: row for row in cell["rows"]}
+        before, after = rows["LISTA, K = 2"], rows["LISTA, K = 2, polished"]
+        assert after["ridge"] in regression._RIDGES
+        assert before["ridge"] is None
+        for figure in ("prediction_error", "support_error"):
+            assert after[figure] < before[figure]
+
+
 def test_an_interrupted_cell_keeps_its_networks_and_gives_the_same_rows(run, tmp_path, monkeypatch):
     _, results = run
     fit, names = protocol.Protocol.fit, []
@@ -268,9 +279,13 @@ def test_means_over_seeds(run):
 
 
 def test_the_race_of_all_methods(run):
-    out, _ = run
+    out, results = run
     found = race.measure(TINY, "m_sparse", 40, 0, out, seconds=0.1)
     points = {q["method"]: q for q in found["points"]}
+    rows = {row["method"]: row for row in results["cells"][1]["rows"]}
+    for network in ("LISTA, K = 2", "LISTA, K = 2, polished"):
+        at, seen = rows[network]["prediction_error"], points[network]["prediction_error"]
+        assert seen == pytest.approx(at, rel=1e-4)
     assert {"IHT-10", "NIHT-10", "AIHT-10", "HTP-5", "OMP", "encoder, K = 2"} <= set(points)
     assert all(q["microseconds"] > 0 and q["prediction_error"] >= 0 for q in found["points"])
     assert points["IHT-100"]["prediction_error"] < points["IHT-2"]["prediction_error"]
