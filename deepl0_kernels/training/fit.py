@@ -215,6 +215,8 @@ class Classifier(nn.Sequential):
     Args:
         encoder: signals [..., n] to dense codes [..., code_size].
         code_size, classes: sizes of the layer.
+        dropout: in [0, 1), the share of a code's entries that training leaves out, the others
+            scaled up.
 
     The layer starts at zero: nothing is known of the classes, and all of its errors are informative
     from the first step.
@@ -227,10 +229,16 @@ class Classifier(nn.Sequential):
         torch.Size([8, 3])
     """
 
-    def __init__(self, encoder: nn.Module, code_size: int, classes: int) -> None:
+    def __init__(
+        self, encoder: nn.Module, code_size: int, classes: int, *, dropout: float = 0.0
+    ) -> None:
         super().__init__()
+        if not 0 <= checks.number("dropout", dropout) < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         like = next(encoder.parameters())
         self.encoder = encoder
+        if dropout:
+            self.dropout = nn.Dropout(dropout)
         self.head = _Head(code_size, classes, device=like.device, dtype=like.dtype)
 
 

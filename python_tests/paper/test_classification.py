@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from deepl0_kernels import cli, scenes
+from deepl0_kernels import cli, scenes, training
 from deepl0_kernels._files import filled
 from deepl0_kernels._report import record
 from deepl0_kernels.paper import report
@@ -247,6 +247,24 @@ def test_tuning_goes_on_and_looks_at_no_test_pixel(tmp_path, monkeypatch, data_d
         Classification, "cell", lambda *a: pytest.fail("the trial is there already")
     )
     page.tune(progress=False)
+
+
+def test_dropout_is_of_training_alone():
+    """A share of the codes' entries, the others scaled up; none when it classifies."""
+    torch.manual_seed(0)
+    network = training.Classifier(torch.nn.Linear(4, 1000), 1000, 3, dropout=0.25)
+    seen = []
+    network.head.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    x = torch.randn(20, 4)
+    network.train()(x)
+    network.eval()(x)
+    left, whole = seen
+    assert (left == 0).float().mean() == pytest.approx(0.25, abs=0.02)
+    torch.testing.assert_close(left[left != 0], whole[left != 0] / 0.75)
+    assert "dropout" not in dict(training.Classifier(network.encoder, 1000, 3).named_children())
+    for wrong in (1.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="dropout must be in"):
+            training.Classifier(network.encoder, 1000, 3, dropout=wrong)
 
 
 def test_the_page_is_drawn_from_its_record():

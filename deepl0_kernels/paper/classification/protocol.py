@@ -55,6 +55,7 @@ class Protocol(Settings):
     l0_lr: float = number(2e-3, above=0)
     l0_grad: str = one_of("ste_theta", tuple(GRADS))  # see deepl0_kernels.helu
     weight_decay: float = number(0.1)
+    dropout: float = share(0.0, zero=True)  # of codes, in training
     vector_rate: float = number(5.0, above=0)  # of the thresholds' rate over that of W, S
     sigma_factor: float = number(0.0, most=1)  # 0: the last epoch has the floor
     sigma_floor: float = number(0.05, above=0, most=0.2)  # the schedule starts at 0.2

@@ -75,7 +75,7 @@ def fit(
         theta_start = _thresholds(encoder)
         options.update(sigma_factor=protocol.sigma_factor, sigma_floor=protocol.sigma_floor)
     options.update(weight_decay=protocol.weight_decay, vector_rate=protocol.vector_rate)
-    network = Classifier(encoder, D.shape[1], data.classes)
+    network = Classifier(encoder, D.shape[1], data.classes, dropout=protocol.dropout)
     course = Course(encoder, encoder, data.x)
 
     def begin(epoch: int) -> None:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,15 @@ def short(cell: Cell, without: Collection[str]) -> Cell:
 
 
 def name_of(table: str, base: Any, variants: Variants, ran: dict[str, Any]) -> str:
-    """Which of the records, a name and what its run sets beyond ``base``, a run belongs to.
+    """Which of the records, a name and what its run sets beyond ``base``, a run belongs to. Choices
+    that came after a run had their defaults in it.
 
     Raises:
         ValueError: none of them; a page has no place for it.
     """
+    chosen = type(base)(**ran)
     for name, settings in variants.items():
-        if ran == asdict(replace(base, **settings)):
+        if chosen == replace(base, **settings):
             return name
     other = {key: value for key, value in ran.items() if value != getattr(base, key)}
     raise ValueError(f"{table} was run with {other}, which is on no page")

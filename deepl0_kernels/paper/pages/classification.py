@@ -19,7 +19,7 @@ from ..._files import fill
 from ..._report import record
 from ..._report.page import items, markdown
 from ..claims import verdicts
-from ..classification.protocol import PROTOCOLS
+from ..classification.protocol import PROTOCOLS, Protocol
 from ..classification.study import Classification
 from ..classification.systems import TDSC, TUNED_LISTA
 from ..deep import DEEP_L0, DEEP_M
@@ -104,10 +104,11 @@ def tune(progress: bool) -> None:
     for method, trials in TRIALS.items():
         for settings in trials:
             base = replace(PROTOCOLS["table5"], **(START | settings))
-            protocol = asdict(base)
-            if any((t["method"], t["protocol"]) == (method, protocol) for t in tried):
+            # (Protocol: choices that came later were their defaults.)
+            if any((t["method"], Protocol(**t["protocol"])) == (method, base) for t in tried):
                 continue
-            trial: dict[str, Any] = {"method": method, "settings": settings, "protocol": protocol}
+            trial: dict[str, Any] = {"method": method, "settings": settings}
+            trial["protocol"] = asdict(base)
             try:
                 jobs = [Job(base, seed, progress) for seed in SEEDS]
                 found = [STUDY.cell("table5", method, P, job) for job in jobs]
