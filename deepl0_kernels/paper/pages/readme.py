@@ -115,7 +115,8 @@ def softened(table: str) -> str:
         f"{method} {_list(_errors(study, results, table, method))}" for method in CLASSIFIED[1:3]
     ]
     seeds = len({cell["seed"] for cell in results["cells"]})
-    return f'With `inside="soft"` (seeds: {seeds}) {", ".join(found)}.'
+    sizes = " / ".join(map(str, results["sizes"]))
+    return f'With `inside="soft"` (p = {sizes}, seeds: {seeds}) {", ".join(found)}.'
 
 
 def surroundings() -> str:
