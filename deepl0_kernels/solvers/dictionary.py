@@ -129,8 +129,8 @@ class DictionaryLearner:
     ) -> None:
         checks.one_of("method", method, METHODS)
         p = checks.integer("p", p, 1)
-        if method == "unrolled" and (m is None) == (lam is None):
-            raise ValueError(f"give exactly one of m and lam, got m={m} and lam={lam}")
+        if method == "unrolled":
+            steps.one_problem(m, lam)
         if method == "l1" and (m is not None or lam is None):
             raise ValueError(f"method 'l1' takes lam and no m, got m={m} and lam={lam}")
         if method == "mod" and (m is None or lam is not None):

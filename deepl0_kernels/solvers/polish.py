@@ -65,8 +65,7 @@ def polish(
     """
     facts = steps.known(D, plan)
     rows, D = steps.signals(x, D, facts), D.detach()
-    if (m is None) == (lam is None):
-        raise ValueError(f"give exactly one of m and lam, got m={m} and lam={lam}")
+    steps.one_problem(m, lam)
     theta = 0.0
     if lam is not None:
         theta = math.sqrt(2 * steps.weight("lam", lam) * facts.safe_step)

@@ -55,8 +55,7 @@ def support_margin(
         torch.Size([8])
     """
     rows, D = steps.signals(x, D), D.detach()
-    if (m is None) == (lam is None):
-        raise ValueError(f"give exactly one of m and lam, got m={m} and lam={lam}")
+    steps.one_problem(m, lam)
     p = D.shape[1]
     mu = steps.safe_step(D) if step is None else steps.weight("step", step)
     a = code.to_dense() if isinstance(code, SparseCode) else code

@@ -134,6 +134,12 @@ def _nbytes(value: Any) -> int:
     return sum(_nbytes(part) for part in parts)
 
 
+def one_problem(m: int | None, lam: float | None) -> None:
+    """Codes are of one problem: m entries, or a penalty lam."""
+    if (m is None) == (lam is None):
+        raise ValueError(f"give exactly one of m and lam, got m={m} and lam={lam}")
+
+
 def unit_atoms(D: Tensor) -> tuple[Tensor, Tensor]:
     """Norms [p] of the atoms of D, 1 of a zero atom, and the atoms over them; in float64.
 

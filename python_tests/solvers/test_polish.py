@@ -112,6 +112,25 @@ def test_signals_of_any_scale(scale):
     assert torch.equal(mixed[:12], want)
 
 
+def test_strides_ties_and_what_is_given_stays():
+    x, D, code = guesses(rows=13)
+    want = polish(x, D, code, m=12)
+    before = x.clone(), D.clone(), code.clone()
+    wide = torch.cat((x, x), 1)[:, :30]  # rows with a gap
+    for given in (
+        (wide, D, code),
+        (x.mT.contiguous().mT, D.mT.contiguous().mT, code.mT.contiguous().mT),
+        (x.repeat_interleave(2, 0)[::2], D, code.repeat_interleave(2, 0)[::2]),
+    ):
+        torch.testing.assert_close(polish(*given, m=12), want, rtol=1e-9, atol=1e-11)
+    assert torch.equal(polish(x, D, code, m=12), want)
+    assert all(torch.equal(a, b) for a, b in zip((x, D, code), before, strict=True))
+    # Of equals those with the lower index stay, as in top_m; -0.0 is no entry.
+    atoms = torch.eye(6, dtype=D.dtype)
+    guess = torch.tensor([[0.0, 1.0, -0.0, 1.0, -1.0, 1.0]], dtype=D.dtype)
+    assert polish(guess, atoms, guess, m=2).nonzero()[:, 1].tolist() == [1, 3]
+
+
 def test_atoms_of_zero_and_twins():
     """A zero atom has no code; of twins, which least squares cannot tell apart, the prediction
     decides."""
