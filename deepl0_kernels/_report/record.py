@@ -9,7 +9,7 @@ import platform
 import subprocess
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -137,8 +137,9 @@ def agree(path: Path, protocols: dict[str, Any], write: bool) -> list[str]:
     """The cells of a folder are those of these protocols: different ones must not meet.
 
     Args:
-        path: the note of what they are computed by. protocols: that of each part of a run, a
-            dataclass. write: add the parts that the note does not have, which are returned.
+        path: the note of what they are computed by; choices that came after it had their
+            defaults. protocols: that of each part of a run, a dataclass. write: add the parts that
+            the note does not have, which are returned.
 
     Raises:
         ValueError: the folder holds a part by another protocol, or the note cannot be read.
@@ -148,8 +149,8 @@ def agree(path: Path, protocols: dict[str, Any], write: bool) -> list[str]:
     for name, protocol in protocols.items():
         this = json.loads(json.dumps(asdict(protocol)))
         with reading(path):
-            before = dict(known.setdefault(name, this))
-        if changed := [key for key in this if before.get(key) != this[key]]:
+            before = {f.name: f.default for f in fields(protocol)} | known.setdefault(name, this)
+        if changed := [key for key in this if before[key] != this[key]]:
             raise ValueError(
                 f"{path.parent} holds a run of another protocol ({name}: {', '.join(changed)} "
                 "differ); give another folder"

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from deepl0_kernels import cli
 from deepl0_kernels._files import filled
+from deepl0_kernels._report import record
 from deepl0_kernels._report.page import as_markdown
 from deepl0_kernels.paper import report
 from deepl0_kernels.paper.codes import cells as regression
@@ -95,6 +96,17 @@ def test_a_run_goes_on_where_it_stopped(run, monkeypatch):
     assert again["cells"] == results["cells"]
     with pytest.raises(ValueError, match=r"another protocol.*epochs"):
         STUDY.run(protocols(replace(TINY, epochs=7)), [40], [0], out, progress=False)
+
+
+def test_a_run_of_before_a_choice_existed_goes_on_with_its_default(run, tmp_path):
+    note = tmp_path / "run.json"
+    known = json.loads((run[0] / "run.json").read_text())
+    del known["protocol"]["inside"]
+    note.write_text(json.dumps(known))
+    record.agree(note, STUDY.note(protocols(TINY)), write=False)
+    changed = replace(TINY, inside="soft")
+    with pytest.raises(ValueError, match=r"another protocol.*inside differ"):
+        record.agree(note, STUDY.note(protocols(changed)), write=False)
 
 
 def test_an_interrupted_run_keeps_its_cells(tmp_path, monkeypatch):
