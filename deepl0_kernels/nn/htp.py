@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .._isolation import isolated
 from ..ops import SparseCode, checks, decode, hard_threshold, top_m, unpool
+from ..ops.encode_factored import entries_of_stages
 from ..solvers import analytic_weights
 from ..solvers import step as steps_of_solvers
 from ..solvers.pursuit import LeastSquares
@@ -19,11 +20,13 @@ from .unrolled import LOG_RANGE, Ramped
 
 
 class Refitted(NamedTuple):
-    """Of a code values and places [B, m], and its support: the places, -1 where nothing is."""
+    """Of a code values and places [B, m]; its support: the places, -1 where nothing is; and the
+    least squares' values there, of which ramps leave a part."""
 
     values: Tensor
     places: Tensor
     support: Tensor
+    fitted: Tensor
 
     def dense(self, size: int) -> Tensor:
         """[B, size]."""
@@ -36,20 +39,24 @@ class DeepHTPEncoder(Ramped):
     Stage k of K is ``u = z + step_k W (x - D z)``, ``z = argmin ||x - D z||`` with z on the entries
     of u with ``|u| >= theta_k``, of which at most the m largest. What depends on others of a
     support is 0, as in :func:`deepl0_kernels.solvers.htp`. Where no code reaches a threshold it is
-    the iteration of that solver.
+    the iteration of that solver, or, with m that grow, of graded hard thresholding pursuit.
 
     Args:
         in_features: n, length of a signal. code_size: p, length of a code.
-        m: entries of a support at most, 1 <= m <= min(n, p).
+        m: entries of a support at most, 1 <= m <= min(n, p), or num_stages such numbers. Little
+            more than a signal has: what is wrong in the first stages stays in a support with room
+            for it. Numbers that grow to that recover signals which one number does not.
         num_stages: K >= 1.
         steps: where the steps of the K stages start: a number > 0, or K of them. None without.
+        eval_sigma: width of the ramp in evaluation mode, in [0, 1]: 0 for none, so that entries are
+            the least squares' own. Noise that hides entries makes a ramp err less.
 
     Attributes:
         atoms: the parameter D' [p, n], a row an atom.
         log_theta: logarithms of the thresholds, [K, p].
-        sigma: ramp width in training mode, as of :class:`DeepL0Encoder`. There the support reaches
-            down to ``(1 - sigma) theta_k``, and an entry on the ramp is multiplied by its height,
-            in (0, 1): so W, thresholds and steps are trained, and the gradient is that of what is
+        sigma: ramp width in training mode, as of :class:`DeepL0Encoder`. On a ramp the support
+            reaches down to ``(1 - sigma) theta_k``, and an entry is multiplied by its height, in
+            (0, 1): so W, thresholds and steps are trained, and the gradient is that of what is
             computed. D has its gradient through the least squares too. At 0 it is the only one.
 
     Without a dictionary W and D come from a random one, and thresholds are out of reach.
@@ -57,7 +64,8 @@ class DeepHTPEncoder(Ramped):
     solved in float64. O(n p + m^3) a signal and stage; in evaluation mode without a gradient m^3
     only where the support is another than that of the stage before. D'D, O(n p^2), once a call, in
     that mode once for the same D. An x that does not fit is a ValueError. Breaks graphs of
-    torch.compile. Sources: Foucart 2011; Wang, Ling, Huang 2016, eq. 9.
+    torch.compile. Sources: Foucart 2011; Bouchot, Foucart, Hitczenko 2016 (m that grow); Wang,
+    Ling, Huang 2016, eq. 9.
 
     Example:
         >>> D = torch.nn.functional.normalize(torch.randn(32, 64), dim=0)
@@ -68,15 +76,18 @@ class DeepHTPEncoder(Ramped):
     """
 
     atoms: nn.Parameter
+    m: int | tuple[int, ...]
+    eval_sigma = 0.0
 
     def __init__(
         self,
         in_features: int,
         code_size: int,
-        m: int,
+        m: int | Sequence[int],
         num_stages: int = 2,
         *,
         steps: float | Sequence[float] | None = None,
+        eval_sigma: float = 0.0,
     ) -> None:
         super().__init__(
             in_features, code_size, num_stages, False,
@@ -84,8 +95,14 @@ class DeepHTPEncoder(Ramped):
         )  # fmt: skip
         if self._parameters["atoms"] is None:  # the first stage has a D too
             self.atoms = nn.Parameter(torch.empty(code_size, in_features))
-        self.m = checks.integer("m", m, 1, min(in_features, code_size), "min(n, p)")
+        entries = tuple(
+            checks.integer("m", each, 1, min(in_features, code_size), "min(n, p)")
+            for each in entries_of_stages(m, num_stages)
+        )
+        self.m = entries if isinstance(m, Sequence) else entries[0]
         self.sigma = 0.2
+        self.eval_sigma = checks.number("eval_sigma", eval_sigma)
+        checks.sigma(self.eval_sigma, "eval_sigma")
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -97,18 +114,19 @@ class DeepHTPEncoder(Ramped):
     def from_dictionary(
         cls,
         D: Tensor,
-        m: int,
+        m: int | Sequence[int],
         num_stages: int = 2,
         theta: float | None = None,
         *,
         W: Tensor | None = None,
         steps: float | Sequence[float] | None = None,
+        eval_sigma: float = 0.0,
     ) -> DeepHTPEncoder:
         """The encoder of a dictionary; :func:`deepl0_kernels.training.calibrate` tunes it.
 
         Args:
             D: [n, p], finite. Gives dtype and device.
-            m, num_stages, steps: as in the class.
+            m, num_stages, steps, eval_sigma: as in the class.
             theta: where all thresholds start, > 0; None for none, so that m decides.
             W: [p, n]; None for :func:`deepl0_kernels.solvers.analytic_weights` of D.
 
@@ -121,7 +139,8 @@ class DeepHTPEncoder(Ramped):
             W = analytic_weights(D)
         checks.like("W", W, "D", D)
         checks.has_shape("W", W, (D.shape[1], D.shape[0]), "[p, n]")
-        self = cls(D.shape[0], D.shape[1], m, num_stages, steps=steps)
+        n, p = D.shape
+        self = cls(n, p, m, num_stages, steps=steps, eval_sigma=eval_sigma)
         self.to(device=D.device, dtype=D.dtype)
         initial.assign(self, "W", W)
         initial.assign(self, "atoms", D.T)
@@ -141,17 +160,17 @@ class DeepHTPEncoder(Ramped):
         return [z.reshape(*x.shape[:-1], self.code_size) for z in run(rows)]
 
     def _recorded(self, rows: Tensor) -> Iterator[Tensor]:
-        """The codes [B, p] of every stage, for a gradient or by ramps."""
+        """The codes [B, p] of every stage, for a gradient or by the ramps of a training."""
         theta, step, fit, b = self.theta, self.step, self._fit(), rows @ self.atoms.T
         z = torch.zeros_like(b)
-        for k in range(self.num_stages):
+        for k, m in enumerate(self._entries()):
             r = (rows - z @ self.atoms if k else rows) @ self.W.T
             u = z + (r if step is None else step[k].to(r.dtype) * r)
             height = self._height(u.abs(), theta[k].to(u.dtype))
             on = ~(height <= 0)
             size = int(on.sum(1).max()) if len(u) else 0
-            if size > self.m:
-                at = top_m(torch.where(on, u.detach(), 0.0), self.m)[1]
+            if size > m:
+                at = top_m(torch.where(on, u.detach(), 0.0), m)[1]
                 on = on & torch.zeros_like(on).scatter_(1, at, True)
             z = height * _on_support(fit, b, on)
             yield z
@@ -160,7 +179,7 @@ class DeepHTPEncoder(Ramped):
         """The same without either: only what has another support than before is solved."""
         theta, step, fit, b = self.theta, self.step, self._fit(), rows @ self.atoms.T
         code: Refitted | None = None
-        for k in range(self.num_stages):
+        for k, m in enumerate(self._entries()):
             r = rows
             if code is not None:
                 r = r - decode(SparseCode(code.values, code.places, self.code_size), self.atoms.T)
@@ -169,22 +188,33 @@ class DeepHTPEncoder(Ramped):
                 u *= step[k].to(u.dtype)
             if code is not None:
                 u.scatter_add_(1, code.places, code.values)
-            code = self._refit(fit, b, u, theta[k], code)
+            code = self._refit(fit, b, u, theta[k], m, code)
             yield code.dense(self.code_size)
 
-    def _refit(self, fit, b, u, theta, before: Refitted | None = None) -> Refitted:
-        """The code of pre-activations u: that of ``before`` where the support is its own."""
-        kept, places = top_m(hard_threshold(u, theta), self.m)
+    def _refit(self, fit, b, u, theta, m: int, before: Refitted | None = None) -> Refitted:
+        """The code of pre-activations u: where the support is that of ``before``, by its fit."""
+        height = None if self._width() == 0.0 else self._height(u.abs(), theta.to(u.dtype))
+        above = hard_threshold(u, theta) if height is None else torch.where(height <= 0, 0.0, u)
+        kept, places = top_m(above, m)
         support = places.masked_fill(kept == 0, -1)
-        if before is None:
-            return Refitted(fit.values(b, support), places, support)
-        new = (support != before.support).any(1).nonzero()[:, 0]
-        values = before.values.index_copy(0, new, fit.values(b[new], support[new]))
-        return Refitted(values, places, support)
+        if before is None or before.support.shape != support.shape:
+            fitted = fit.values(b, support)
+        else:
+            new = (support != before.support).any(1).nonzero()[:, 0]
+            fitted = before.fitted.index_copy(0, new, fit.values(b[new], support[new]))
+        values = fitted if height is None else fitted * height.gather(1, places)
+        return Refitted(values, places, support, fitted)
+
+    def _entries(self) -> list[int]:
+        """m of every stage."""
+        return entries_of_stages(self.m, self.num_stages)
+
+    def _width(self) -> float:
+        return self.sigma if self.training else self.eval_sigma
 
     def _height(self, a: Tensor, theta: Tensor | float) -> Tensor:
         """Of entries of magnitude a on the ramp; 1 beyond, 0 before it. NaN stays."""
-        sigma = self.sigma if self.training else 0.0
+        sigma = self._width()
         if sigma == 0.0:
             return torch.where(a < theta, 0.0, torch.where(a >= theta, 1.0, a))
         return (1 - (theta - a).relu() / (sigma * theta)).clamp_min(0)
@@ -195,7 +225,8 @@ class DeepHTPEncoder(Ramped):
         return steps_of_solvers.known(self.atoms.T, plan).once(LeastSquares)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, m={self.m}"
+        ramp = f", eval_sigma={self.eval_sigma}" if self.eval_sigma else ""
+        return f"{super().extra_repr()}, m={self.m}{ramp}"
 
 
 def _on_support(fit: LeastSquares, b: Tensor, on: Tensor) -> Tensor:

@@ -110,19 +110,19 @@ def nonnegative(name: str, value: float) -> float:
     return value
 
 
-def sigma(value: float | Tensor) -> float | Tensor:
+def sigma(value: float | Tensor, name: str = "sigma") -> float | Tensor:
     """Width of the ramp of HELU_sigma, as a fraction of theta: a number; in a graph a tensor [],
     whose range the kernel checks, so that the graph serves every value but 0."""
     if not torch.compiler.is_compiling():
-        value = number("sigma", value)  # type: ignore[arg-type]
+        value = number(name, value)  # type: ignore[arg-type]
     elif isinstance(value, Tensor):
         if value.dim() > 0 or not value.is_floating_point():
-            raise ValueError(f"sigma must be a floating tensor [], got {shape(value)}")
+            raise ValueError(f"{name} must be a floating tensor [], got {shape(value)}")
         return value.to("cpu", torch.float64)
     elif not _is_float(value):
-        value = number("sigma", value)
+        value = number(name, value)
     if not 0.0 <= value <= 1.0:
-        raise ValueError(f"sigma must be in [0, 1], got {value}")
+        raise ValueError(f"{name} must be in [0, 1], got {value}")
     if torch.compiler.is_compiling() and value != 0.0:
         return _in_graph(value, torch.float64, torch.device("cpu"))
     return value

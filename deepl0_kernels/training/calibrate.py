@@ -73,14 +73,13 @@ def calibrate(
     steps = [checks.positive("factors", step) for step in factors]
     steps = steps if encoder.log_step is not None else [1.0]
     encoder.eval()
-    last = _keeper(encoder, x)
     z, bias = torch.zeros_like(codes), 0.0 if encoder.bias is None else encoder.bias
     level = 0.0
     errors: list[float] = []
     entries: list[int] = []
     for k in range(encoder.num_stages):
         soft = encoder._soft and k < encoder.num_stages - 1
-        keep = partial(soft_threshold, positive=encoder.positive) if soft else last
+        keep = _keeper(encoder, x, k, soft)
         r = (x - z @ encoder.atoms) @ encoder.W.T
         found = []
         for step in steps:
@@ -105,17 +104,20 @@ def _entries(p: int, level: float) -> int:
     return min(max(round(p / level), 1), p)
 
 
-def _keeper(encoder, x: Tensor) -> Callable[[Tensor, float], Tensor]:
-    """What a stage makes of pre-activations u by a threshold, or by p / m."""
+def _keeper(encoder, x: Tensor, k: int, soft: bool) -> Callable[[Tensor, float], Tensor]:
+    """What stage k makes of pre-activations u by a threshold, or by p / m."""
+    p, positive = encoder.code_size, encoder.positive
+    if soft:
+        return partial(soft_threshold, positive=positive)
     if isinstance(encoder, DeepHTPEncoder):
-        fit, b = encoder._fit(), x @ encoder.atoms.T
-        return lambda u, theta: encoder._refit(fit, b, u, theta).dense(encoder.code_size)
+        fit, b, entries = encoder._fit(), x @ encoder.atoms.T, encoder._entries()[k]
+        return lambda u, theta: encoder._refit(fit, b, u, u.new_tensor(theta), entries).dense(p)
     if isinstance(encoder, DeepMSparseEncoder):
-        p, m = encoder.code_size, encoder.m
+        m = encoder.m
         if isinstance(m, int):
-            return lambda u, level: keep_top_m(u, m, positive=encoder.positive)
-        return lambda u, level: keep_top_m(u, _entries(p, level), positive=encoder.positive)
-    return lambda u, theta: hard_threshold(u, theta, positive=encoder.positive)
+            return lambda u, level: keep_top_m(u, m, positive=positive)
+        return lambda u, level: keep_top_m(u, _entries(p, level), positive=positive)
+    return lambda u, theta: hard_threshold(u, theta, positive=positive)
 
 
 def descend(

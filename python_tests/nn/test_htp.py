@@ -32,15 +32,20 @@ def encoder(dtype=torch.float64, theta=0.5):
     return DeepHTPEncoder.from_dictionary(dictionary(dtype), M, K, theta, steps=(1.0, 0.9, 0.8))
 
 
-def by_the_equation(e, x):
+def by_the_equation(e, x, entries=(M, M, M)):
     z = torch.zeros(len(x), P, dtype=x.dtype)
-    for theta, step in zip(e.theta, e.step, strict=True):
-        u = dk.hard_threshold(z + step * (x - z @ e.atoms) @ e.W.T, theta)
-        on = dk.keep_top_m(u, M) != 0
+    for theta, step, m in zip(e.theta, e.step, entries, strict=True):
+        u = z + step * (x - z @ e.atoms) @ e.W.T
+        if e.eval_sigma:
+            height = ((u.abs() / theta - 1 + e.eval_sigma) / e.eval_sigma).clamp(0, 1)
+        else:
+            height = (u.abs() >= theta).to(u.dtype)
+        on = dk.keep_top_m(u * (height > 0), m) != 0
         z = torch.zeros_like(z)
         for row, at, signal in zip(z, on, x, strict=True):
             if at.any():
                 row[at] = torch.linalg.lstsq(e.D[:, at], signal[:, None]).solution[:, 0]
+        z = height * z
     return z
 
 
@@ -77,6 +82,43 @@ def test_a_stage_is_the_equation():
     # Where supports stay, nothing is solved; all at once, with gradients, it is the same.
     with torch.enable_grad():
         torch.testing.assert_close(e(x), want)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("entries", [M, (2, 4, M), (M, 2, 4), (4, 4, 4)])
+@pytest.mark.parametrize("eval_sigma", [0.0, 0.4, 1.0])
+def test_a_stage_has_its_own_m_and_a_ramp_where_it_is_asked_for(entries, eval_sigma):
+    x, _ = planted(200)
+    e = DeepHTPEncoder.from_dictionary(
+        dictionary(), entries, K, 0.3, steps=(1.0, 0.9, 0.8), eval_sigma=eval_sigma
+    ).eval()
+    e.log_theta.add_(torch.linspace(-0.1, 0.1, P))
+    each = (entries,) * K if isinstance(entries, int) else entries
+    want = by_the_equation(e, x, each)
+    torch.testing.assert_close(e(x), want)
+    for z, m in zip(e.stages(x), each, strict=True):
+        sizes = (z != 0).sum(1)
+        assert sizes.min() < m == sizes.max()
+    with torch.enable_grad():
+        torch.testing.assert_close(e(x), want)
+    e.train()
+    e.sigma = eval_sigma
+    torch.testing.assert_close(e(x), want)
+    assert ("eval_sigma" in repr(e)) == (eval_sigma > 0)
+
+
+@torch.no_grad()
+def test_supports_that_grow_recover_more():
+    """Of signals that are hard for so few measurements."""
+    g = torch.Generator().manual_seed(0)
+    n, p, m, K = 60, 400, 16, 16
+    D = torch.nn.functional.normalize(torch.randn(n, p, generator=g), dim=0)
+    a = torch.randn(1000, p, generator=g) * (torch.rand(1000, p, generator=g) < 10 / p)
+    failed = []
+    for entries in (m, [min(m, 2 * k) for k in range(1, K + 1)]):
+        e = DeepHTPEncoder.from_dictionary(D, entries, K, 1e-3, steps=1.0).eval()
+        failed.append(((e(a @ D.T) - a).square().sum(1) > 0.01 * a.square().sum(1)).sum().item())
+    assert failed[1] < 0.5 * failed[0], failed
 
 
 @torch.no_grad()
@@ -142,6 +184,15 @@ def test_edges():
     [
         (lambda: DeepHTPEncoder(N, P, N + 1), r"m must be >= 1 and <= min\(n, p\) = 20, got 21"),
         (lambda: DeepHTPEncoder(N, P, 0), "m must be >= 1"),
+        (
+            lambda: DeepHTPEncoder(N, P, (3, N + 1)),
+            r"m must be >= 1 and <= min\(n, p\) = 20, got 21",
+        ),
+        (lambda: DeepHTPEncoder(N, P, (3, 4, 5)), "m must have num_stages = 2 entries, got 3"),
+        (
+            lambda: DeepHTPEncoder(N, P, M, eval_sigma=1.5),
+            r"eval_sigma must be in \[0, 1\], got 1.5",
+        ),
         (lambda: DeepHTPEncoder(N, P, M, 2, steps=(1.0,)), "steps must have num_stages = 2"),
         (lambda: DeepHTPEncoder.from_dictionary(dictionary(), M, theta=0.0), "theta must be"),
         (lambda: DeepHTPEncoder.from_dictionary(dictionary(), M, W=dictionary()), "W must have"),
@@ -185,6 +236,9 @@ def factored(cls, *arguments, **options):
     "make",
     [
         lambda: DeepHTPEncoder.from_dictionary(dictionary(torch.float32), 10, 4, 2.0, steps=1.0),
+        lambda: DeepHTPEncoder.from_dictionary(
+            dictionary(torch.float32), (3, 5, 7, 9), 4, 2.0, steps=1.0, eval_sigma=0.3
+        ),
         lambda: factored(DeepL0Encoder, tied=False),
         lambda: factored(DeepL0Encoder, tied=False, bias=True),
         lambda: factored(DeepMSparseEncoder, (3,) * 4),

@@ -17,7 +17,7 @@ from ...ops import helu, keep_top_m, soft_threshold
 from ...solvers import analytic_weights
 from ...training import calibrate, minimise
 from ...training.calibrate import descend
-from .protocol import Protocol, Recovery
+from .protocol import SHOWN, Protocol, Recovery
 
 LEARNED_LISTA, COUPLED, ALISTA = "LISTA", "LISTA-CP", "ALISTA"
 ANALYTIC = ", analytic W"
@@ -27,6 +27,8 @@ NUMBERS = (ALISTA, DEEP_M + ANALYTIC, DEEP_L0 + ANALYTIC)
 MATRICES = (LEARNED_LISTA, COUPLED, DEEP_M, DEEP_L0)
 # What the rows of W are multiplied by where the l1 networks start: the one that errs least.
 _FACTORS = (0.35, 0.5, 0.7, 1.0)
+# What the refitting encoder's steps are chosen from: the first err less where signals are hard.
+_STEPS = ((1.0, 1.2, 1.4), (0.8, 1.0, 1.2))
 
 
 class Coupled(nn.Module):
@@ -125,8 +127,8 @@ def shortened(network: Network, k: int) -> Callable[[Tensor], Tensor]:
     for name in ("log_step", "log_theta"):
         if (parameter := short._parameters.get(name)) is not None:
             setattr(short, name, nn.Parameter(parameter[:k].detach().clone()))
-    if isinstance(short, DeepMSparseEncoder) and isinstance(network.m, tuple):
-        short.m = network.m[:k]
+    if isinstance(short, (DeepMSparseEncoder, DeepHTPEncoder)) and isinstance(short.m, tuple):
+        short.m = short.m[:k]
     return short.eval()
 
 
@@ -138,7 +140,9 @@ def start(method: str, D: Tensor, protocol: Protocol, lam: float = 0.1) -> Netwo
     if method == LEARNED_LISTA:
         return LISTA.from_dictionary(D, lam, K, tied=False)
     if method == DEEP_HTP:
-        return DeepHTPEncoder.from_dictionary(D, protocol.refit_m, K, steps=1.0)
+        return DeepHTPEncoder.from_dictionary(
+            D, protocol.refit_m, K, steps=1.0, eval_sigma=protocol.refit_sigma
+        )
     network: DeepL0Encoder | DeepMSparseEncoder
     if method.startswith(DEEP_M):
         m = [min(protocol.nonzeros, p)] * K
@@ -165,6 +169,8 @@ def fit(
     protocol = data.protocol
     if isinstance(network, Coupled):
         network.calibrate(*data.calibration())
+    elif isinstance(network, DeepHTPEncoder):
+        _calibrate_refitting(network, data)
     elif not isinstance(network, LISTA):
         calibrate(network, *data.calibration())
     if not gradient:
@@ -195,3 +201,17 @@ def fit(
         lr=protocol.number_lr, clip=protocol.clip, seed=data.seed, groups=groups, begin=begin,
         progress=progress, description=description,
     )  # fmt: skip
+
+
+def _calibrate_refitting(network: DeepHTPEncoder, data: Recovery) -> None:
+    """Supports of refit_m in every stage, or that grow to it as the root of k; steps of 1 to 1.4,
+    or calibrate's own: what errs least, on the mean of SHOWN in dB."""
+    protocol, found = data.protocol, []
+    m, K = protocol.refit_m, network.num_stages
+    for grown, factors in itertools.product((1, protocol.refit_grown), _STEPS):
+        network.m = tuple(math.ceil(m * min(1.0, (k / grown) ** 0.5)) for k in range(1, K + 1))
+        errors = calibrate(network, *data.calibration(), factors=factors)
+        state = copy.deepcopy(network.state_dict())
+        found.append((sum(math.log(errors[k - 1]) for k in SHOWN), network.m, state))
+    _, network.m, state = min(found, key=lambda each: each[0])
+    network.load_state_dict(state)

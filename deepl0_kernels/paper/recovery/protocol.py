@@ -45,7 +45,9 @@ class Protocol(Settings):
     l0_grad: str = one_of("ste_theta", tuple(GRADS))  # see deepl0_kernels.helu
     selected: float = number(1.2)  # entries that l1 leaves as they are in the end, over nonzeros
     htp_m: int = count(64)  # entries of the solver's supports
-    refit_m: int = count(100)  # entries of the refitting encoder's supports, at most
+    refit_m: int = count(70)  # entries of the refitting encoder's supports, at most
+    refit_grown: int = count(10)  # stages in which its supports may grow to that, if that errs less
+    refit_sigma: float = number(0.0, most=1)  # its ramp
 
     def quickened(self) -> Protocol:
         """A run of a minute that exercises everything; its errors say little."""
@@ -98,6 +100,6 @@ class Recovery:
 
 PROTOCOLS = {
     "nmse": Protocol(),
-    "nmse20": Protocol(noise=1e-2),
+    "nmse20": Protocol(noise=1e-2, refit_sigma=0.4),
     "nmse-noiseless": Protocol(noise=0.0),
 }

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..._report import record
 from ..._report.drawing import PALETTE, Drawn, Heading, label, save, sheet, spread, tidy
-from ...nn import LISTA, DeepMSparseEncoder
+from ...nn import LISTA, DeepHTPEncoder, DeepMSparseEncoder
 from ...solvers import fista, htp
 from ...solvers.pursuit import LeastSquares
 from ..claims import judged
@@ -29,6 +29,7 @@ from ..timing import interleaved_medians, one_thread
 from . import networks
 from .networks import DEEP_HTP, MATRICES, NUMBERS
 from .protocol import PROTOCOLS, SHOWN, Protocol, Recovery
+from .published import places, published
 
 ISTA, FISTA, HTP, ORACLE = "ISTA", "FISTA", "HTP", "least squares, support known"
 UNTRAINED = (ISTA, FISTA, HTP, DEEP_HTP, ORACLE)
@@ -37,23 +38,14 @@ METHODS = (*UNTRAINED[:3], *NUMBERS[:1], *MATRICES, *NUMBERS[1:], *UNTRAINED[3:]
 _LAMS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 _ROWS = 1000  # signals at a time
 _BATCH = 512  # of times
-# By the logs that the authors of NA-ALISTA ship: n = 250, p = 500, 50 nonzeros, SNR 40 dB; for each
-# K of SHOWN a network, trained for 100 + 20 K epochs of 50,000 signals.
-PUBLISHED = {
-    "ISTA": (-2.8, -4.2, -5.1, -5.8),
-    "FISTA": (-3.5, -6.0, -7.4, -7.6),
-    "ALISTA": (-17.5, -32.4, -37.8, -39.1),
-    "AGLISTA": (-18.6, -33.0, -39.2, -41.3),
-    "NA-ALISTA": (-17.7, -34.2, -40.8, -42.2),
-}
 
 
 class Sensed(Table):
-    """A column for each size and each K of SHOWN; NMSE was published for 500 unknowns."""
+    """A column for each size and each K of SHOWN."""
 
     def columns(self, sizes: Sequence[int]) -> list[Column]:
         return [
-            Column(f"p = {p}, K = {k}", p, metric(k), i if p == 500 else None)
+            Column(f"p = {p}, K = {k}", p, metric(k), places(p)[i])
             for p in sizes
             for i, k in enumerate(SHOWN)
         ]
@@ -70,16 +62,16 @@ class Recovered(Study):
     title = "Sparse signals recovered from few measurements"
     tables: ClassVar = {
         "nmse": Sensed(
-            "NMSE, SNR 40 dB", PROTOCOLS["nmse"], PUBLISHED,
-            problem="sensing", metric=metric(SHOWN[-1]), unit="dB", digits=1,
+            "NMSE, SNR 40 dB", PROTOCOLS["nmse"], published("nmse"),
+            problem="sensing", metric=metric(SHOWN[-1]), unit="dB",
         ),
         "nmse20": Sensed(
-            "NMSE, SNR 20 dB", PROTOCOLS["nmse20"], {},
-            problem="sensing", metric=metric(SHOWN[-1]), unit="dB", digits=1,
+            "NMSE, SNR 20 dB", PROTOCOLS["nmse20"], published("nmse20"),
+            problem="sensing", metric=metric(SHOWN[-1]), unit="dB",
         ),
         "nmse-noiseless": Sensed(
             "NMSE, no noise", PROTOCOLS["nmse-noiseless"], {},
-            problem="sensing", metric=metric(SHOWN[-1]), unit="dB", digits=1,
+            problem="sensing", metric=metric(SHOWN[-1]), unit="dB",
         ),
     }  # fmt: skip
     methods = METHODS
@@ -89,7 +81,7 @@ class Recovered(Study):
     mark = "published"
     source = (
         "Values marked (published) are those of Behrens, Sauder, Jung 2021 (NA-ALISTA), by the "
-        "logs beside their code; a matrix of their own, one seed."
+        "logs beside their code, the least of all epochs; matrices of their own, one seed."
     )
 
     def largest_m(self, protocol: Protocol) -> int:
@@ -143,7 +135,7 @@ class Recovered(Study):
         """Our networks against the best of the others here, and against the best published."""
         found = []
         for table in tables:
-            rows, published = self.rows(cells, table), self.tables[table].published
+            rows, logs = self.rows(cells, table), self.tables[table].published
             methods = self.order(rows)
             ours = [m for m in methods if m.startswith("Deep")]
             theirs = [m for m in methods if m not in (*ours, ORACLE)]
@@ -158,8 +150,8 @@ class Recovered(Study):
                 other, rival = best(theirs)
                 text = f"{column.title}: {mine} below"
                 found.append(judged(table, f"{text} {other}", least, rival))
-                if (at := column.at) is not None and published:
-                    figure, name = min((known[at], name) for name, known in published.items())
+                if (at := column.at) is not None and logs:
+                    figure, name = min((known[at], name) for name, known in logs.items())
                     known = [figure] * len(least)
                     found.append(judged(table, f"{text} {name}, as published", least, known))
         return found
@@ -205,10 +197,12 @@ class Recovered(Study):
                 if line:
                     panels[1].plot(*zip(*line, strict=True), style, color=color, ms=3, lw=1.2)
                     label(panels[1], method, line[-1], color, fontsize=7)
-        published = self.tables[table].published if p == 500 else {}
-        for method, known in published.items():
-            panels[0].plot(SHOWN, known, "D", mfc="none", color="#8a8f98", ms=4)
-            label(panels[0], f"{method} (published)", (SHOWN[-1], known[-1]), "#8a8f98", fontsize=7)
+        for method, known in self.tables[table].published.items():
+            part = [known[at] for at in places(p) if at is not None]
+            if part:
+                panels[0].plot(SHOWN, part, "D", mfc="none", color="#8a8f98", ms=4)
+                end = SHOWN[-1], part[-1]
+                label(panels[0], f"{method} (published)", end, "#8a8f98", fontsize=7)
         panels[0].set(xlabel="stages, iterations", ylabel="NMSE, dB", xlim=(0.5, 24))
         if times:
             panels[1].set(xlabel="microseconds a signal, one thread", xscale="log")
@@ -238,7 +232,7 @@ def made(
     network = networks.start(method, D, protocol, lam)
     losses = networks.fit(network, data, description, progress, method not in UNTRAINED)
     arrays = {name: t.detach() for name, t in network.state_dict().items()}
-    if isinstance(network, DeepMSparseEncoder):
+    if isinstance(network, (DeepMSparseEncoder, DeepHTPEncoder)):
         arrays["m"] = torch.tensor(network.m)
     return lambda y, a: networks.stages(network, y), losses, arrays
 
@@ -348,7 +342,7 @@ def rebuilt(
         return solver(method, D, protocol, saved["lam"].item(), k)
     network = networks.start(method, D, protocol)
     network.load_state_dict({name: t for name, t in saved.items() if name != "m"})
-    if isinstance(network, DeepMSparseEncoder):
+    if isinstance(network, (DeepMSparseEncoder, DeepHTPEncoder)):
         network.m = tuple(saved["m"].tolist())
     return networks.shortened(network.eval(), k)
 
