@@ -34,11 +34,16 @@ PAGE, FIGURE = ROOT / "docs" / "sae.md", ROOT / "docs" / "figures" / "sae-depth.
 README = ROOT / "README.md"
 RUNS = ROOT / "build" / "sae-depth"
 
-BASE = study.Settings(p=4096, m=32, stages=(1, 2, 3, 4), steps=1000, batch=256, lr=2e-3)
+BASE = study.Settings(
+    p=4096, m=32, stages=(1, 2, 3, 4), steps=1000, batch=256, lr=2e-3, grown=False
+)
+# What has several stages, with entries that grow to m over them.
+GROWN = replace(BASE, stages=BASE.stages[1:], grown=True)
 WIDE = 16_384  # units
 # One stage, given more than the flops of four: their products with W are four times its own.
 LONG = replace(BASE, stages=(1,), steps=BASE.steps * 5)
 AT_ONCE = f"K = 1, {LONG.steps} steps at once"
+GROWING = ", growing"
 HELD_OUT, TIMED = 4096, 1024
 WHERE = "residual-stream vectors after layer 3 of all-MiniLM-L6-v2; see the data's README"
 WORDS = {True: "positive (TopK)", False: "signed (AbsTopK)"}
@@ -46,13 +51,18 @@ SHOWN = ("time", "machine", "threads", "torch", "deepl0_kernels", "commit")
 
 
 def plan() -> Iterator[study.Settings]:
-    """All trainings; the first ones say most, and with each four a column is whole."""
+    """All trainings; the first ones say most, and each four, of entries that grow each two, make a
+    column."""
     columns = [(0, BASE.p, m) for m in (32, 16, 64)] + [(0, WIDE, BASE.m)]
     columns += [(seed, BASE.p, m) for seed in (1, 2) for m in (32, 16, 64)]
     for seed, p, m in columns:
         for base in (BASE, LONG):
             for positive in (True, False):
                 yield replace(base, p=p, m=m, seed=seed, positive=positive)
+    for seed, p, m in columns:
+        if p == BASE.p:
+            for positive in (True, False):
+                yield replace(GROWN, m=m, seed=seed, positive=positive)
 
 
 def main(arguments: list[str]) -> None:
@@ -75,7 +85,8 @@ def data() -> tuple[Activations, Activations]:
 
 def folder(settings: study.Settings) -> Path:
     name = f"p{settings.p}-m{settings.m}-{'positive' if settings.positive else 'signed'}"
-    return RUNS / f"{name}-{settings.seed}{'-long' if settings.stages == LONG.stages else ''}"
+    kind = "-long" if settings.stages == LONG.stages else "-grown" if settings.grown else ""
+    return RUNS / f"{name}-{settings.seed}{kind}"
 
 
 def measure() -> None:
@@ -98,19 +109,18 @@ def measure() -> None:
 
 def take_times() -> None:
     """Of the models that :func:`measure` has left, a seed of each size, method by method in turns.
-    What is on record of other sizes stays, if this machine is the same."""
+    What is on record of others stays, if this machine is the same."""
     x = next(data()[1].batches(TIMED)).float()
-    rows: list[dict[str, Any]] = []
-    seen: set[tuple[int, bool, int]] = set()
+    coders: dict[Timed, dict[str, Callable[[Tensor], Any]]] = {}
     for settings in plan():
         key = settings.p, settings.positive, settings.m
-        if key in seen or settings.stages == LONG.stages or not folder(settings).exists():
-            continue
-        seen.add(key)
-        coders = _coders(settings)
-        taken: dict[str, list[float]] = {method: [] for method in coders}
+        if settings.stages != LONG.stages and folder(settings).exists():
+            coders[key] = _coders(settings) | coders.get(key, {})
+    rows: list[dict[str, Any]] = []
+    for key, of_size in coders.items():
+        taken: dict[str, list[float]] = {method: [] for method in of_size}
         for _ in range(4):  # the first one counts for nothing
-            for method, coder in coders.items():
+            for method, coder in of_size.items():
                 clock = time.perf_counter()
                 coder(x)
                 taken[method].append((time.perf_counter() - clock) / len(x) * 1e6)
@@ -123,18 +133,29 @@ def take_times() -> None:
     found = record.read_json(RECORD)
     before = found.get("times", {"environment": environment, "rows": []})
     if _machine(before["environment"]) == _machine(environment):
-        rows += [row for row in before["rows"] if (row["p"], row["positive"], row["m"]) not in seen]
+        seen = {_place(row) for row in rows}
+        rows = [row for row in before["rows"] if _place(row) not in seen] + rows
     times = {"environment": environment, "vectors": TIMED, "rows": rows}
     record.write_json(RECORD, found | {"times": times})
+
+
+Timed = tuple[int, bool, int]  # p, positive, m
+
+
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["method"], row["p"], row["positive"], row["m"]
 
 
 def _coders(settings: study.Settings) -> dict[str, Callable[[Tensor], Any]]:
     models = {
         k: sae.load(folder(settings) / f"stages-{k}.safetensors").eval() for k in settings.stages
     }
+    end = GROWING if settings.grown else ""
     coders: dict[str, Callable[[Tensor], Any]] = {
-        f"K = {k}, tuned": torch.no_grad()(model.encode) for k, model in models.items()
+        f"K = {k}, tuned{end}": torch.no_grad()(model.encode) for k, model in models.items()
     }
+    if settings.grown:
+        return coders
     return coders | {what: make(models[1], settings.m) for what, make in study.CODERS.items()}
 
 
@@ -156,13 +177,19 @@ def cells(found: dict[str, Any], p: int = BASE.p) -> Cells:
         if run["settings"]["p"] != p:
             continue
         key = run["settings"]["positive"], run["settings"]["m"]
-        alone = run["settings"]["stages"] == list(LONG.stages)
         for row in run["evaluations"]:
-            if row["trained_m"]:
-                out.setdefault(AT_ONCE if alone else row["method"], {}).setdefault(key, []).append(
-                    row
-                )
+            if row["trained_m"] and (method := _method(run["settings"], row["method"])):
+                out.setdefault(method, {}).setdefault(key, []).append(row)
     return out
+
+
+def _method(settings: dict[str, Any], method: str) -> str:
+    """What the page calls a method of a run; "" for one stage trained as in another run."""
+    if settings["stages"] == list(LONG.stages):
+        return AT_ONCE
+    if not settings["grown"]:
+        return method
+    return "" if method == "K = 1" else method + GROWING
 
 
 def headline(found: dict[str, Any]) -> str:
@@ -174,9 +201,9 @@ def headline(found: dict[str, Any]) -> str:
         return " and ".join(f"{statistics.mean(row['fvu'] for row in r):.3f}" for r in rows)
 
     return (
-        f"On activations of a sentence transformer {most} stages of {BASE.p} units, {BASE.m} "
-        f"entries a code, leave {left(f'K = {most}, tuned')} of the variance (nonnegative and "
-        f"signed codes), one stage that was given more flops {left(AT_ONCE)} "
+        f"On activations of a sentence transformer {most} stages of {BASE.p} units, whose entries "
+        f"grow to {BASE.m}, leave {left(f'K = {most}, tuned' + GROWING)} of the variance "
+        f"(nonnegative and signed codes), one stage that was given more flops {left(AT_ONCE)} "
         "([docs/sae.md](docs/sae.md#depth-on-real-activations)).\n"
     )
 
@@ -224,7 +251,8 @@ def _errors(by_method: Cells, p: int) -> list[str]:
     keys = sorted(next(iter(by_method.values())), key=lambda key: (not key[0], key[1]))
     lines = _heading(f"p = {p:,}", (_column(*key) for key in keys))
     for method, columns in by_method.items():
-        lines.append(f"| {method} | " + " | ".join(_cell(columns[key]) for key in keys) + " |")
+        found = (_cell(columns[key]) if key in columns else "" for key in keys)
+        lines.append(f"| {method} | " + " | ".join(found) + " |")
     tuned = [f"K = {k}, tuned" for k in BASE.stages]
     for method in tuned:
         dead = (statistics.mean(row["dead"] for row in by_method[method][key]) for key in keys)
@@ -233,10 +261,15 @@ def _errors(by_method: Cells, p: int) -> list[str]:
     lines += ["| seeds | " + " | ".join(seeds) + " |"]
     lines += ["", f"What depth changes at p = {p:,}, at equal m:", ""]
     pairs = [("K = 2, untuned", "K = 1"), *((method, tuned[0]) for method in tuned[1:]),
-             (tuned[-1], AT_ONCE)]  # fmt: skip
+             (tuned[-1], AT_ONCE), *((method + GROWING, method) for method in tuned[1:]),
+             (tuned[-1] + GROWING, AT_ONCE)]  # fmt: skip
     for method, against in pairs:
-        changes = [_change(by_method, method, against, key) for key in keys]
-        lines.append(f"* {method}, against {against}: {'; '.join(changes)}")
+        if changes := [
+            _change(by_method, method, against, key)
+            for key in keys
+            if key in by_method.get(method, {})
+        ]:
+            lines.append(f"* {method}, against {against}: {'; '.join(changes)}")
     return lines
 
 
@@ -253,8 +286,8 @@ def _times(times: dict[str, Any]) -> list[str]:
         *_heading("code", (f"p = {p:,}, {_column(*key)}" for p, *key in keys)),
     ]
     for method in dict.fromkeys(method for method, _ in by):
-        cells = (f"{by[method, key]:.3g}" for key in keys)
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        shown = (f"{by[method, key]:.3g}" if (method, key) in by else "" for key in keys)
+        lines.append(f"| {method} | " + " | ".join(shown) + " |")
     return lines
 
 
@@ -301,13 +334,15 @@ def figure(found: dict[str, Any]) -> bytes:
     above, below = panels[:2], panels[2:]
     for axes, positive in zip(above, (True, False), strict=True):
         for method, columns in by_method.items():
+            if method.endswith("untuned" + GROWING):
+                continue
             color, style = _look(method)
             by_m = [rows for key, rows in sorted(columns.items()) if key[0] == positive]
             means = [
                 [statistics.mean(row[key] for row in rows) for rows in by_m]
                 for key in ("l0", "fvu")
             ]
-            axes.plot(*means, style, color=color, lw=1.5, label=method)
+            axes.plot(*means, style, color=color, lw=1.5, ms=5, mfc="none", label=method)
             for rows in by_m:
                 axes.plot([r["l0"] for r in rows], [r["fvu"] for r in rows], ".", color=color, ms=4)
         axes.set(
@@ -323,7 +358,8 @@ def figure(found: dict[str, Any]) -> bytes:
                 rows = of_size[row["p"]][row["method"]][positive, row["m"]]
                 fvu = statistics.mean(r["fvu"] for r in rows)
                 fill = "full" if row["p"] == BASE.p else "none"
-                axes.plot(row["us"], fvu, "o", color=_look(row["method"])[0], fillstyle=fill)
+                mark = "D" if row["method"].endswith(GROWING) else "o"
+                axes.plot(row["us"], fvu, mark, color=_look(row["method"])[0], fillstyle=fill)
         hollow = any(row["p"] == WIDE for row in found["times"]["rows"])
         wide = f" (hollow: p = {WIDE:,})" if hollow else ""
         axes.set(xscale="log", yscale="log", xlabel=f"microseconds a vector, m = {BASE.m}{wide}")
@@ -345,7 +381,8 @@ def _finish(axes: Any) -> None:
 def _look(method: str) -> tuple[str, str]:
     """Colour by the number of stages, or of a pursuit; line by how it was trained."""
     if method.startswith("K = "):
-        style = "-" if method.endswith(", tuned") else "-." if "at once" in method else "--"
+        ends = {"tuned": "-", "at once": "-.", "tuned" + GROWING: "o-"}
+        style = next((line for end, line in ends.items() if method.endswith(end)), "--")
         return PALETTE[int(method[4]) - 1], style
     colors = {"matching pursuit": PALETTE[4], "NIHT": PALETTE[5], "OMP": PALETTE[6]}
     return colors.get(method, "#888888"), ":"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -16,6 +17,11 @@ from ..ops.plan import Planned
 SELECTIONS = ("top_m", "threshold", "relu")
 NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale")
 _T = TypeVar("_T", bound="Autoencoder")
+
+
+def growing(m: int, num_stages: int) -> list[int]:
+    """Entries of stages that grow evenly to m."""
+    return [math.ceil(m * k / num_stages) for k in range(1, num_stages + 1)]
 
 
 class Autoencoder(Planned):

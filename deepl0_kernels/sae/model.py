@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..ops import SparseCode, checks, decode, encode_l0, encode_top_m, placements, sharded
-from .base import Autoencoder
+from .base import Autoencoder, growing
 from .losses import Losses, fvu, l0
 
 
@@ -357,17 +357,20 @@ class SparseAutoencoder(Autoencoder):
             self.theta.mul_(norms)
         self.scale_by_norms = False
 
-    def deepen(self, num_stages: int) -> SparseAutoencoder:
-        """A copy of K stages that starts from these weights and whose first stages are these.
+    def deepen(self, num_stages: int, m: int | Sequence[int] | None = None) -> SparseAutoencoder:
+        """A copy of K stages that starts from these weights.
 
         Args:
-            num_stages: K >= that of this one. The new stages keep as many entries as the last.
+            num_stages: K >= that of this one.
+            m: entries that the stages keep, one number or K of them. None: those of the last stage
+                times k / K in stage k, rounded up, which leaves less of x than as many in every
+                stage; where K is that of this one, its own; and None without "top_m".
 
         The reconstruction is another one, and need not be nearer before it is trained: W is not
         scaled to a step of descent. Norms are folded in, see :meth:`fold_norms`.
 
         Raises:
-            TypeError, ValueError: num_stages is no such number.
+            TypeError, ValueError: num_stages or m is no such number.
         """
         own = self.num_stages
         K = checks.integer("num_stages", num_stages, own)
@@ -376,8 +379,10 @@ class SparseAutoencoder(Autoencoder):
         if same.scale_by_norms and own < K:
             same.fold_norms()
         options = same.options() | {"num_stages": K}
-        if self.m:
-            options["m"] = [*self.m, *self.m[-1:] * (K - own)]
+        if m is not None:
+            options["m"] = m
+        elif self.m and own < K:
+            options["m"] = growing(self.m[-1], K)
         clones = {k: p.detach() for k, p in same.named_parameters(recurse=False)}
         deeper = self.from_weights(**clones, **options)
         deeper.metadata = dict(self.metadata)

@@ -26,6 +26,7 @@ from .._report import record
 from ..distributed import Ranks, gather_units, shard_units
 from ..ops import SparseCode, checks
 from .activations import Activations
+from .base import growing
 from .evaluation import Evaluation, evaluate, normalised_iht, orthogonal_pursuit, pursuit
 from .files import save
 from .model import SparseAutoencoder
@@ -60,6 +61,7 @@ class Settings:
         aux_coefficient: >= 0, weight of the loss of dead units.
         dead_after: > 0, vectors without firing after which a unit is dead; None: as in :func:`fit`.
         pursuits: code also by the solvers of ``CODERS`` over the atoms of one stage.
+        grown: entries of a code grow to m over the stages; else every stage keeps m.
 
     Raises:
         TypeError, ValueError: one of another kind or out of range, named with its value.
@@ -77,6 +79,7 @@ class Settings:
     aux_coefficient: float = 1 / 32
     dead_after: int | None = None
     pursuits: bool = False
+    grown: bool = True
 
     def __post_init__(self) -> None:
         checks.integer("p", self.p, 1)
@@ -95,6 +98,7 @@ class Settings:
         checks.integer("seed", self.seed, 0, 2**63 - 1, "2**63 - 1")
         checks.nonnegative("aux_coefficient", self.aux_coefficient)
         checks.boolean("pursuits", self.pursuits)
+        checks.boolean("grown", self.grown)
 
     def tunings(self, started: bool) -> dict[str, int]:
         """Name -> number of stages of every training but the first one, which ``started`` says to
@@ -205,7 +209,7 @@ def train(
     models = {BASE: base}
     rows = _evaluated("K = 1", 1, base, held_out, progress)
     for name, stages in settings.tunings(start is not None).items():
-        model = base.deepen(stages)
+        model = base.deepen(stages, None if settings.grown else settings.m)
         if stages > 1:
             rows += _evaluated(f"K = {stages}, untuned", stages, model, held_out, progress)
         steps = settings.tuning_steps or settings.steps
@@ -300,14 +304,15 @@ def sizes(m: int, p: int) -> list[int]:
 def _evaluated(
     what: str, stages: int, model: SparseAutoencoder, held_out: Activations, progress: bool
 ) -> list[dict[str, Any]]:
-    """The model as it is, and with other m."""
+    """The model as it is, and with other m, which grow as its own do."""
     rows = []
-    for m in sizes(model.m[0], model.code_size):
+    for m in sizes(model.m[-1], model.code_size):
+        entries = m if len(set(model.m)) == 1 else growing(m, stages)
         other = SparseAutoencoder.from_weights(
-            **dict(model.named_parameters(recurse=False)), **(model.options() | {"m": m})
+            **dict(model.named_parameters(recurse=False)), **(model.options() | {"m": entries})
         )
         found = evaluate(other, held_out, progress=progress)
-        rows.append(_row(what, stages, m, m == model.m[0], found))
+        rows.append(_row(what, stages, m, m == model.m[-1], found))
     return rows
 
 
@@ -319,7 +324,7 @@ def pursued(
     for what, coder in CODERS.items():
         for m in sizes:
             found = evaluate(model, held_out, coder=coder(model, m), progress=progress)
-            rows.append(_row(what, 0, m, m == model.m[0], found))
+            rows.append(_row(what, 0, m, m == model.m[-1], found))
     return rows
 
 

@@ -24,13 +24,13 @@ def test_the_record_is_of_the_plan():
     """Whole columns of the table, the first ones of the plan, each with the same data."""
     runs = record.read_json(sae_depth.RECORD)["runs"]
     seen = [
-        tuple(run["settings"][key] for key in ("p", "m", "positive", "seed", "steps"))
+        tuple(run["settings"][key] for key in ("p", "m", "positive", "seed", "steps", "grown"))
         for run in runs
     ]
-    plan = [(s.p, s.m, s.positive, s.seed, s.steps) for s in sae_depth.plan()]
+    plan = [(s.p, s.m, s.positive, s.seed, s.steps, s.grown) for s in sae_depth.plan()]
     assert seen == plan[: len(seen)]
     assert len(seen) >= 4
-    assert len(seen) % 4 == 0
+    assert len(seen) % 2 == 0
     for key in ("activations", "held_out"):
         assert len({run["settings"][key]["digest"] for run in runs}) == 1
 
@@ -49,3 +49,6 @@ def test_what_the_page_says_of_it(p):
         errors = [mean(method, key) for method in falling]
         assert errors == sorted(errors, reverse=True)
         assert mean("K = 4, tuned", key) < mean(sae_depth.AT_ONCE, key)
+        for method in falling[1:4] if (method + sae_depth.GROWING) in by_method else ():
+            if key in by_method[method + sae_depth.GROWING]:
+                assert mean(method + sae_depth.GROWING, key) < mean(method, key)

@@ -187,7 +187,19 @@ def test_deeper_autoencoders_start_from_the_shallow_one(selection):
     model.metadata = {"model_name": "some"}
     assert torch.equal(model.deepen(1)(X), model(X))
     deep = model.deepen(3)
-    assert (deep.num_stages, deep.m) == (3, (K,) * 3 if selection == "top_m" else ())
+    # Entries grow evenly to those of the last stage, unless they are said.
+    entries = tuple(-(-K * k // 3) for k in (1, 2, 3)) if selection == "top_m" else ()
+    assert (deep.num_stages, deep.m) == (3, entries)
+    assert deep.deepen(3).m == entries
+    if selection == "top_m":
+        assert model.deepen(3, K).m == (K,) * 3
+        assert model.deepen(3, [1, 1, 2]).m == (1, 1, 2)
+        assert model.deepen(1, 2).m == (2,)
+        with pytest.raises(ValueError, match="m must have num_stages = 3 entries, got 2"):
+            model.deepen(3, [1, 2])
+    else:
+        with pytest.raises(ValueError, match="m must be None with selection"):
+            model.deepen(3, 2)
     assert deep.metadata == model.metadata
     for (name, own), theirs in zip(model.named_parameters(), deep.parameters(), strict=True):
         assert torch.equal(own, theirs), name
@@ -216,7 +228,7 @@ def test_stages_are_a_descent_where_w_is_a_step_of_it():
     x = X.double()
     errors = []
     for stages in range(1, 6):
-        code = model.deepen(stages).encode(x)
+        code = model.deepen(stages, K).encode(x)
         steps = dk.solvers.iht_m(x, D, K, step=step, max_iter=stages, tol=1e-30)
         torch.testing.assert_close(code.to_dense(), steps.dense)
         errors.append((dk.decode(code, D) - x).square().sum())
