@@ -49,6 +49,7 @@ def test_what_the_page_says_of_it(p):
         errors = [mean(method, key) for method in falling]
         assert errors == sorted(errors, reverse=True)
         assert mean("K = 4, tuned", key) < mean(sae_depth.AT_ONCE, key)
-        for method in falling[1:4] if (method + sae_depth.GROWING) in by_method else ():
-            if key in by_method[method + sae_depth.GROWING]:
-                assert mean(method + sae_depth.GROWING, key) < mean(method, key)
+        for method in falling[1:4]:
+            grown = method + sae_depth.GROWING
+            if key in by_method.get(grown, {}):
+                assert mean(grown, key) < mean(method, key)
