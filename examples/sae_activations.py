@@ -31,7 +31,8 @@ print(f"one stage:  FVU {one.fvu:.4f}, L0 {one.l0:.1f}")
 # %% [markdown]
 # ## Two stages
 #
-# The residual goes through the same weights once more. Before it is trained on it may be worse.
+# The residual goes through the same weights once more: 8 entries after the first stage, 16 in the
+# end. Before it is trained on it may be worse.
 
 # %%
 deep = model.deepen(2)

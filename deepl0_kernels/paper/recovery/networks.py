@@ -29,6 +29,7 @@ MATRICES = (LEARNED_LISTA, COUPLED, DEEP_M, DEEP_L0)
 _FACTORS = (0.35, 0.5, 0.7, 1.0)
 # What the refitting encoder's steps are chosen from: the first err less where signals are hard.
 _STEPS = ((1.0, 1.2, 1.4), (0.8, 1.0, 1.2))
+_POWER = 0.7  # of the stage, as which its supports grow
 
 
 class Coupled(nn.Module):
@@ -204,12 +205,12 @@ def fit(
 
 
 def _calibrate_refitting(network: DeepHTPEncoder, data: Recovery) -> None:
-    """Supports of refit_m in every stage, or that grow to it as the root of k; steps of 1 to 1.4,
+    """Supports of refit_m in every stage, or that grow to it as a power of k; steps of 1 to 1.4,
     or calibrate's own: what errs least, on the mean of SHOWN in dB."""
     protocol, found = data.protocol, []
     m, K = protocol.refit_m, network.num_stages
     for grown, factors in itertools.product((1, protocol.refit_grown), _STEPS):
-        network.m = tuple(math.ceil(m * min(1.0, (k / grown) ** 0.5)) for k in range(1, K + 1))
+        network.m = tuple(math.ceil(m * min(1.0, (k / grown) ** _POWER)) for k in range(1, K + 1))
         errors = calibrate(network, *data.calibration(), factors=factors)
         state = copy.deepcopy(network.state_dict())
         found.append((sum(math.log(errors[k - 1]) for k in SHOWN), network.m, state))
