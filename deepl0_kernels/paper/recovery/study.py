@@ -36,7 +36,6 @@ UNTRAINED = (ISTA, FISTA, HTP, DEEP_HTP, ORACLE)
 METHODS = (*UNTRAINED[:3], *NUMBERS[:1], *MATRICES, *NUMBERS[1:], *UNTRAINED[3:])
 # Penalties that ISTA and FISTA choose from.
 _LAMS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-_ROWS = 1000  # signals at a time
 _BATCH = 512  # of times
 
 
@@ -287,7 +286,7 @@ def errors(rival: Rival, y: Tensor, a: Tensor) -> list[float]:
     """``10 log10(sum ||z_k - a||^2 / sum ||a||^2)`` after each stage k."""
     blocks = [
         torch.stack([(z - signals).double().square().sum() for z in rival(rows, signals)])
-        for rows, signals in zip(y.split(_ROWS), a.split(_ROWS), strict=True)
+        for rows, signals in zip(y.split(networks.ROWS), a.split(networks.ROWS), strict=True)
     ]
     total = a.double().square().sum()
     return (10 * (sum(blocks, torch.zeros(())) / total).log10()).tolist()
