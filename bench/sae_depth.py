@@ -381,7 +381,7 @@ def _finish(axes: Any) -> None:
 def _look(method: str) -> tuple[str, str]:
     """Colour by the number of stages, or of a pursuit; line by how it was trained."""
     if method.startswith("K = "):
-        ends = {"tuned": "-", "at once": "-.", "tuned" + GROWING: "o-"}
+        ends = {", tuned": "-", "at once": "-.", ", tuned" + GROWING: "o-"}
         style = next((line for end, line in ends.items() if method.endswith(end)), "--")
         return PALETTE[int(method[4]) - 1], style
     colors = {"matching pursuit": PALETTE[4], "NIHT": PALETTE[5], "OMP": PALETTE[6]}

@@ -78,6 +78,24 @@ def test_l1_networks_start_where_their_stages_converge(method):
     assert found[-1] < found[0] - 1
 
 
+def test_supports_of_the_refitting_encoder_grow_where_signals_are_hard():
+    hard = replace(TINY, test=1000, training=1000, refit_m=10)
+    data = Recovery(hard, 5 * P, 0)
+    found, entries = [], []
+    for whole in (True, False):
+        network = networks.start(DEEP_HTP, data.matrix, hard)
+        if whole:
+            networks.fit(network, data, "", False, gradient=False)
+        else:
+            networks.calibrate(network, *data.calibration())
+        entries.append(network.m)
+        codes = networks.stages(network, data.test()[0])
+        found.append(study.errors(lambda y, a, codes=codes: codes, *data.test())[-1])
+    assert entries[1] == 10
+    assert entries[0] == (4, 5, 6, 7, 8, 8, 9, 9, *(10,) * 8)
+    assert found[0] < found[1] - 1, found
+
+
 def test_every_method_recovers(run):
     out, results = run
     assert [cell["method"] for cell in results["cells"]] == list(METHODS)
