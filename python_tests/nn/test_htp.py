@@ -101,6 +101,8 @@ def test_a_stage_has_its_own_m_and_a_ramp_where_it_is_asked_for(entries, eval_si
         assert sizes.min() < m == sizes.max()
     with torch.enable_grad():
         torch.testing.assert_close(e(x), want)
+        alone = torch.cat([e(row[None]) for row in x[:50]])  # where few are above the threshold
+        torch.testing.assert_close(alone, want[:50])
     e.train()
     e.sigma = eval_sigma
     torch.testing.assert_close(e(x), want)

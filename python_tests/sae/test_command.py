@@ -180,6 +180,17 @@ def test_one_of_others_is_deepened_and_tuned(run, tmp_path, signed):
     assert list(results["history"]) == ["stages-1", "stages-2"]
 
 
+@pytest.mark.parametrize(("grown", "entries"), [(True, (2, 4)), (False, (4, 4))])
+def test_entries_grow_over_the_stages_unless_they_must_not(run, tmp_path, grown, entries):
+    x = sae.Activations.open(run[0] / "x.npy")
+    settings = study.Settings(p=48, m=4, stages=(2,), steps=3, batch=64, grown=grown)
+    results = study.train(x, settings, tmp_path / "run")
+    assert sae.load(tmp_path / "run" / "stages-2.safetensors").m == entries
+    tuned = [row for row in results["evaluations"] if row["method"] == "K = 2, tuned"]
+    assert [row["m"] for row in tuned if row["trained_m"]] == [4]
+    assert [row["m"] for row in tuned] == study.sizes(4, 48)
+
+
 def test_starts_that_are_refused(run, files, tmp_path):
     folder, _ = run
     rest = ("--activations", folder / "x.npy", "--out", tmp_path / "run")
