@@ -15,6 +15,8 @@ from ..ops import checks, hard_threshold, keep_top_m, soft_threshold
 
 # How much a threshold is changed at a time.
 _RATIOS = (1.3, 1.1, 1.04)
+# A step that is not halved any more.
+_SHORTEST = 1e-3
 
 
 @isolated(False)
@@ -33,7 +35,8 @@ def calibrate(
             chosen where it has them, one m a stage where it has a tuple of them. Soft inside, the
             thresholds of those stages are.
         x: [N, n], signals. codes: [N, p], what they are to be encoded as, not all 0.
-        factors: the steps to choose from, each > 0.
+        factors: the steps to choose from, each > 0; of several the shortest is halved where that
+            errs less, or where none errs less than the stage before.
 
     Returns:
         ``||z_k - codes||^2 / ||codes||^2`` after each stage.
@@ -81,12 +84,9 @@ def calibrate(
         soft = encoder._soft and k < encoder.num_stages - 1
         keep = _keeper(encoder, x, k, soft)
         r = (x - z @ encoder.atoms) @ encoder.W.T
-        found = []
-        for step in steps:
-            u = z + step * r + bias
-            start = level or (p / 4 if sparse and not soft else u.abs().max().item() / 2)
-            found.append((*descend(partial(keep, u), codes, start), step))
-        error, level, z, step = min(found, key=lambda each: each[0])
+        begin = partial(_begin, level, p / 4 if sparse and not soft else 0.0)
+        at = partial(attempt, keep, codes, z + bias, r, begin)
+        error, level, z, step = least(at, steps, errors[-1] * total if errors else total)
         errors.append(error / total)
         if encoder.log_step is not None:
             encoder.log_step[k] = math.log(step)
@@ -118,6 +118,40 @@ def _keeper(encoder, x: Tensor, k: int, soft: bool) -> Callable[[Tensor, float],
             return lambda u, level: keep_top_m(u, m, positive=positive)
         return lambda u, level: keep_top_m(u, _entries(p, level), positive=positive)
     return lambda u, theta: hard_threshold(u, theta, positive=positive)
+
+
+def _begin(level: float, entries: float, u: Tensor) -> float:
+    """Where a search begins: at the level of the stage before, if there is one."""
+    return level or entries or u.abs().max().item() / 2
+
+
+def attempt(
+    keep: Callable[[Tensor, float], Tensor],
+    codes: Tensor,
+    z: Tensor,
+    r: Tensor,
+    begin: Callable[[Tensor], float],
+    step: float,
+) -> tuple[float, float, Tensor]:
+    """What a stage makes of ``u = z + step r``: the least error, its level and its codes."""
+    u = z + step * r
+    return descend(partial(keep, u), codes, begin(u))
+
+
+def least(
+    at: Callable[[float], tuple[float, float, Tensor]], steps: Sequence[float], before: float
+) -> tuple[float, float, Tensor, float]:
+    """The step of ``steps`` that errs least, behind what ``at`` gives for it: an error first. Of
+    several the shortest is halved as long as that errs less, or not less than ``before``: where
+    atoms are coherent none that is given need do, and errors would grow from stage to stage."""
+    best = min(((*at(step), step) for step in steps), key=lambda each: each[0])
+    half = min(steps)
+    while len(steps) > 1 and half > _SHORTEST and (best[-1] <= half or best[0] >= before):
+        half /= 2
+        found = (*at(half), half)
+        if found[0] < best[0]:
+            best = found
+    return best
 
 
 def descend(

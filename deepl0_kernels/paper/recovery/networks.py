@@ -16,7 +16,7 @@ from ...nn import LISTA, DeepHTPEncoder, DeepL0Encoder, DeepMSparseEncoder
 from ...ops import helu, keep_top_m, soft_threshold
 from ...solvers import analytic_weights
 from ...training import calibrate, minimise
-from ...training.calibrate import descend
+from ...training.calibrate import attempt, least
 from .protocol import SHOWN, Protocol, Recovery
 
 LEARNED_LISTA, COUPLED, ALISTA = "LISTA", "LISTA-CP", "ALISTA"
@@ -60,10 +60,10 @@ class Coupled(nn.Module):
             residual = x if z is None else x - z @ self.atoms
             u = step[k] * (residual @ W.T)
             u = u if z is None else z + u
-            z = self.shrunk(u, k, theta[k])
+            z = self.shrunk(k, u, theta[k])
             yield z
 
-    def shrunk(self, u: Tensor, k: int, theta: Tensor | float) -> Tensor:
+    def shrunk(self, k: int, u: Tensor, theta: Tensor | float) -> Tensor:
         """The codes of stage k: u [B, p] but for its largest entries shrunk by theta."""
         kept = keep_top_m(u, self.selected[k])
         return kept + soft_threshold(u - kept, theta)
@@ -72,15 +72,16 @@ class Coupled(nn.Module):
     def calibrate(self, x: Tensor, codes: Tensor) -> None:
         """The threshold and the step (or factor of W_k) of each stage in turn that err least. With
         steps of 1 it need not converge: of 1,000 unknowns errors doubled from stage to stage."""
-        z = torch.zeros_like(codes)
+
+        def begin(u: Tensor) -> float:
+            return u.abs().mean(1).max().item()
+
+        z, error = torch.zeros_like(codes), codes.double().square().sum().item()
         for k in range(self.num_stages):
             change = (x - z @ self.atoms) @ (self.W[k] if self.learned else self.W).T
-            found = []
-            for factor in _FACTORS:
-                u = z + factor * change
-                begin = u.abs().mean(1).max().item()
-                found.append((*descend(partial(self.shrunk, u, k), codes, begin), factor))
-            _, level, z, factor = min(found, key=lambda each: each[0])
+            keep = partial(self.shrunk, k)
+            at = partial(attempt, keep, codes, z, change, begin)
+            error, level, z, factor = least(at, _FACTORS, error)
             self.log_theta[k] = math.log(level)
             if self.learned:
                 self.W[k] *= factor
@@ -182,7 +183,9 @@ def fit(
         if parameter.requires_grad:
             (numbers if name.startswith("log_") else matrices).append(parameter)
     epochs = protocol.epochs if matrices else protocol.number_epochs
-    groups: list[dict[str, Any]] = [{"params": numbers, "lr": protocol.number_lr}]
+    jumps = isinstance(network, DeepL0Encoder)
+    number_lr = protocol.l0_number_lr if jumps else protocol.number_lr
+    groups: list[dict[str, Any]] = [{"params": numbers, "lr": number_lr}]
     if matrices:
         l1 = isinstance(network, (Coupled, LISTA))
         groups.append({"params": matrices, "lr": protocol.lr if l1 else protocol.deep_lr})
@@ -199,7 +202,7 @@ def fit(
 
     return minimise(
         network, loss, protocol.training, epochs=epochs, batch_size=protocol.batch_size,
-        lr=protocol.number_lr, clip=protocol.clip, seed=data.seed, groups=groups, begin=begin,
+        lr=number_lr, clip=protocol.clip, seed=data.seed, groups=groups, begin=begin,
         progress=progress, description=description,
     )  # fmt: skip
 

@@ -41,7 +41,9 @@ class Protocol(Settings):
     lr: float = number(5e-4, above=0)  # of matrices of l1 networks
     deep_lr: float = number(5e-5, above=0)  # of those of ours, which are good to begin with
     number_lr: float = number(2e-2, above=0)  # of steps and thresholds
-    clip: float = number(1.0, above=0)
+    l0_number_lr: float = number(5e-3, above=0)  # of those of Deep l0, whose stages jump
+    # Of the gradient. The few signals that diverge have the longest, and must be heard.
+    clip: float = number(1000.0, above=0)
     l0_grad: str = one_of("ste_theta", tuple(GRADS))  # see deepl0_kernels.helu
     selected: float = number(1.2)  # entries that l1 leaves as they are in the end, over nonzeros
     htp_m: int = count(64)  # entries of the solver's supports
