@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..._optional import progress_bar
 from ...nn import LISTA, DeepHTPEncoder, DeepL0Encoder, DeepMSparseEncoder
 from ...ops import helu, keep_top_m, soft_threshold
 from ...solvers import analytic_weights
@@ -172,7 +173,7 @@ def fit(
     if isinstance(network, Coupled):
         network.calibrate(*data.calibration())
     elif isinstance(network, DeepHTPEncoder):
-        _calibrate_refitting(network, data)
+        _calibrate_refitting(network, data, description, progress)
     elif not isinstance(network, LISTA):
         calibrate(network, *data.calibration())
     if not gradient:
@@ -207,14 +208,17 @@ def fit(
     )  # fmt: skip
 
 
-def _calibrate_refitting(network: DeepHTPEncoder, data: Recovery) -> None:
+def _calibrate_refitting(
+    network: DeepHTPEncoder, data: Recovery, description: str, progress: bool
+) -> None:
     """Supports of refit_m in every stage, or that grow to it as the root of k; steps of 1 to 1.4,
     or calibrate's own: what errs least of the first training signals, by the mean of SHOWN in dB.
     The few that calibrate sees do not tell, as one signal in thousands decides the error."""
     protocol, found = data.protocol, []
     m, K = protocol.refit_m, network.num_stages
     signals = [t[: protocol.test].split(ROWS) for t in data.training(0)]
-    for grown, factors in itertools.product((1, protocol.refit_grown), _STEPS):
+    choices = list(itertools.product((1, protocol.refit_grown), _STEPS))
+    for grown, factors in progress_bar(choices, description, show=progress, total=len(choices)):
         network.m = tuple(math.ceil(m * min(1.0, (k / grown) ** 0.5)) for k in range(1, K + 1))
         calibrate(network, *data.calibration(), factors=factors)
         errors = torch.zeros(K)
