@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +36,10 @@ class Refitted(NamedTuple):
 class DeepHTPEncoder(Ramped):
     """Unrolled hard thresholding pursuit: thresholds choose a support, least squares its values.
 
-    Stage k of K is ``u = z + step_k W (x - D z)``, ``z = argmin ||x - D z||`` with z on the entries
-    of u with ``|u| >= theta_k``, of which at most the m largest. What depends on others of a
-    support is 0, as in :func:`deepl0_kernels.solvers.htp`. Where no code reaches a threshold it is
+    Stage k of K is ``u = z + step_k W (x - D z) + momentum_k (z - z')``, with z' the z before;
+    ``z = argmin ||x - D z||`` with z on the entries of u with ``|u| >= theta_k``, of which at most
+    the m largest. What depends on others of a support is 0, as in
+    :func:`deepl0_kernels.solvers.htp`. Where no code reaches a threshold it is, without momentum,
     the iteration of that solver, or, with m that grow, of graded hard thresholding pursuit.
 
     Args:
@@ -48,12 +49,15 @@ class DeepHTPEncoder(Ramped):
             for it. Numbers that grow to that recover signals which one number does not.
         num_stages: K >= 1.
         steps: where the steps of the K stages start: a number > 0, or K of them. None without.
+        momentum: where the momenta of the K stages start: a number in [0, 1), or K of them, of
+            which the first does nothing. None without. Codes that stay on a wrong support leave it.
         eval_sigma: width of the ramp in evaluation mode, in [0, 1]: 0 for none, so that entries are
             the least squares' own. Noise that hides entries makes a ramp err less.
 
     Attributes:
         atoms: the parameter D' [p, n], a row an atom.
         log_theta: logarithms of the thresholds, [K, p].
+        momentum: the parameter [K], or None.
         sigma: ramp width in training mode, as of :class:`DeepL0Encoder`. On a ramp the support
             reaches down to ``(1 - sigma) theta_k``, and an entry is multiplied by its height, in
             (0, 1): so W, thresholds and steps are trained, and the gradient is that of what is
@@ -64,8 +68,8 @@ class DeepHTPEncoder(Ramped):
     solved in float64. O(n p + m^3) a signal and stage; in evaluation mode without a gradient m^3
     only where the support is another than that of the stage before. D'D, O(n p^2), once a call, in
     that mode once for the same D. An x that does not fit is a ValueError. Breaks graphs of
-    torch.compile. Sources: Foucart 2011; Bouchot, Foucart, Hitczenko 2016 (m that grow); Wang,
-    Ling, Huang 2016, eq. 9.
+    torch.compile. Sources: Foucart 2011; Bouchot, Foucart, Hitczenko 2016 (m that grow);
+    Khanna, Kyrillidis 2018 (momentum); Wang, Ling, Huang 2016, eq. 9.
 
     Example:
         >>> D = torch.nn.functional.normalize(torch.randn(32, 64), dim=0)
@@ -76,6 +80,7 @@ class DeepHTPEncoder(Ramped):
     """
 
     atoms: nn.Parameter
+    momentum: nn.Parameter | None
     m: int | tuple[int, ...]
     eval_sigma = 0.0
 
@@ -87,6 +92,7 @@ class DeepHTPEncoder(Ramped):
         num_stages: int = 2,
         *,
         steps: float | Sequence[float] | None = None,
+        momentum: float | Sequence[float] | None = None,
         eval_sigma: float = 0.0,
     ) -> None:
         super().__init__(
@@ -100,6 +106,12 @@ class DeepHTPEncoder(Ramped):
             for each in entries_of_stages(m, num_stages)
         )
         self.m = entries if isinstance(m, Sequence) else entries[0]
+        self._first_momentum: tuple[float, ...] | None = None
+        self.register_parameter("momentum", None)
+        if momentum is not None:
+            every = checks.of_stages("momentum", momentum, num_stages)
+            self._first_momentum = tuple(checks.momentum("momentum", each) for each in every)
+            self.momentum = nn.Parameter(torch.empty(num_stages))
         self.sigma = 0.2
         self.eval_sigma = checks.number("eval_sigma", eval_sigma)
         checks.sigma(self.eval_sigma, "eval_sigma")
@@ -109,6 +121,14 @@ class DeepHTPEncoder(Ramped):
         """A random dictionary, and thresholds that are out of reach."""
         super().reset_parameters()
         self._set_log_theta(-LOG_RANGE)
+        if self._first_momentum is not None:
+            first = torch.tensor(self._first_momentum, dtype=torch.float64)
+            initial.assign(self, "momentum", first)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_first_momentum", None)
+        self._parameters.setdefault("momentum", None)
 
     @classmethod
     def from_dictionary(
@@ -120,13 +140,14 @@ class DeepHTPEncoder(Ramped):
         *,
         W: Tensor | None = None,
         steps: float | Sequence[float] | None = None,
+        momentum: float | Sequence[float] | None = None,
         eval_sigma: float = 0.0,
     ) -> DeepHTPEncoder:
         """The encoder of a dictionary; :func:`deepl0_kernels.training.calibrate` tunes it.
 
         Args:
             D: [n, p], finite. Gives dtype and device.
-            m, num_stages, steps, eval_sigma: as in the class.
+            m, num_stages, steps, momentum, eval_sigma: as in the class.
             theta: where all thresholds start, > 0; None for none, so that m decides.
             W: [p, n]; None for :func:`deepl0_kernels.solvers.analytic_weights` of D.
 
@@ -140,7 +161,7 @@ class DeepHTPEncoder(Ramped):
         checks.like("W", W, "D", D)
         checks.has_shape("W", W, (D.shape[1], D.shape[0]), "[p, n]")
         n, p = D.shape
-        self = cls(n, p, m, num_stages, steps=steps, eval_sigma=eval_sigma)
+        self = cls(n, p, m, num_stages, steps=steps, momentum=momentum, eval_sigma=eval_sigma)
         self.to(device=D.device, dtype=D.dtype)
         initial.assign(self, "W", W)
         initial.assign(self, "atoms", D.T)
@@ -162,23 +183,26 @@ class DeepHTPEncoder(Ramped):
     def _recorded(self, rows: Tensor) -> Iterator[Tensor]:
         """The codes [B, p] of every stage, for a gradient or by the ramps of a training."""
         theta, step, fit, b = self.theta, self.step, self._fit(), rows @ self.atoms.T
-        z = torch.zeros_like(b)
+        before = z = torch.zeros_like(b)
         for k, m in enumerate(self._entries()):
             r = (rows - z @ self.atoms if k else rows) @ self.W.T
             u = z + (r if step is None else step[k].to(r.dtype) * r)
+            if self.momentum is not None and k:
+                u = u + self.momentum[k] * (z - before)
             height = self._height(u.abs(), theta[k].to(u.dtype))
             on = ~(height <= 0)
             size = int(on.sum(1).max()) if len(u) else 0
             if size > m:
                 at = top_m(torch.where(on, u.detach(), 0.0), m)[1]
                 on = on & torch.zeros_like(on).scatter_(1, at, True)
-            z = height * _on_support(fit, b, on)
+            before, z = z, height * _on_support(fit, b, on)
             yield z
 
     def _sparse(self, rows: Tensor) -> Iterator[Tensor]:
         """The same without either: only what has another support than before is solved."""
         theta, step, fit, b = self.theta, self.step, self._fit(), rows @ self.atoms.T
         code: Refitted | None = None
+        before: Refitted | None = None
         for k, m in enumerate(self._entries()):
             r = rows
             if code is not None:
@@ -187,8 +211,11 @@ class DeepHTPEncoder(Ramped):
             if step is not None:
                 u *= step[k].to(u.dtype)
             if code is not None:
-                u.scatter_add_(1, code.places, code.values)
-            code = self._refit(fit, b, u, theta[k], m, code)
+                momentum = 0.0 if self.momentum is None else self.momentum[k]
+                u.scatter_add_(1, code.places, (1 + momentum) * code.values)
+                if before is not None and self.momentum is not None:
+                    u.scatter_add_(1, before.places, -momentum * before.values)
+            before, code = code, self._refit(fit, b, u, theta[k], m, code)
             yield code.dense(self.code_size)
 
     def _refit(self, fit, b, u, theta, m: int, before: Refitted | None = None) -> Refitted:
@@ -225,8 +252,9 @@ class DeepHTPEncoder(Ramped):
         return steps_of_solvers.known(self.atoms.T, plan).once(LeastSquares)
 
     def extra_repr(self) -> str:
-        ramp = f", eval_sigma={self.eval_sigma}" if self.eval_sigma else ""
-        return f"{super().extra_repr()}, m={self.m}{ramp}"
+        chosen = {"momentum": self._first_momentum, "eval_sigma": self.eval_sigma}
+        text = f"{super().extra_repr()}, m={self.m}"
+        return text + "".join(f", {name}={value}" for name, value in chosen.items() if value)
 
 
 def _on_support(fit: LeastSquares, b: Tensor, on: Tensor) -> Tensor:

@@ -87,14 +87,8 @@ class Encoder(Planned):
             raise ValueError(
                 f"steps must be None but for a factored encoder of 2 stages or more, got {steps!r}"
             )
-        if not isinstance(steps, Sequence) or isinstance(steps, str):
-            steps = [steps] * self.num_stages
-        if len(steps) != self.num_stages:
-            raise ValueError(
-                f"steps must have num_stages = {self.num_stages} entries, "
-                f"got {len(steps)}: {steps!r}"
-            )
-        return tuple(checks.positive("steps", step) for step in steps)
+        every = checks.of_stages("steps", steps, self.num_stages)
+        return tuple(checks.positive("steps", step) for step in every)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Modules that were pickled before they had these have none of them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,6 +109,25 @@ def nonnegative(name: str, value: float) -> float:
     if not (value >= 0 and math.isfinite(value)):
         raise ValueError(f"{name} must be a finite number >= 0, got {value}")
     return value
+
+
+def momentum(name: str, value: float) -> float:
+    """``value`` is a number in [0, 1)."""
+    value = number(name, value)
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{name} must be in [0, 1), got {value}")
+    return value
+
+
+def of_stages(name: str, value: Any, num_stages: int) -> list[Any]:
+    """``value`` of every stage: one for all, or a sequence of them."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return [value] * num_stages
+    if len(value) != num_stages:
+        raise ValueError(
+            f"{name} must have num_stages = {num_stages} entries, got {len(value)}: {value!r}"
+        )
+    return list(value)
 
 
 def sigma(value: float | Tensor, name: str = "sigma") -> float | Tensor:

@@ -162,9 +162,4 @@ registration.vmap_rows("encode_top_m_factored", rows=(0,), batch_dims=(0, 0))
 
 def entries_of_stages(m: int | Sequence[int], num_stages: int) -> list[int]:
     """m of every stage."""
-    num_stages = checks.integer("num_stages", num_stages, 1)
-    if not isinstance(m, Sequence) or isinstance(m, str):
-        return [m] * num_stages
-    if len(m) != num_stages:
-        raise ValueError(f"m must have num_stages = {num_stages} entries, got {len(m)}: {m!r}")
-    return list(m)
+    return checks.of_stages("m", m, checks.integer("num_stages", num_stages, 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,9 +27,10 @@ def calibrate(
     codes: Tensor,
     *,
     factors: Sequence[float] = (0.8, 1.0, 1.2),
+    momenta: Sequence[float] = (0.0, 0.15, 0.3),
 ) -> list[float]:
-    """Set the threshold (or m) and the step of each stage, one stage after another, to those that
-    lower ``||z_k - codes||^2`` most; the weights stay.
+    """Set the threshold (or m), the step and the momentum of each stage, one stage after another,
+    to those that lower ``||z_k - codes||^2`` most; the weights stay.
 
     Args:
         encoder: factored, with thresholds that are not tied; left in evaluation mode. Steps are
@@ -37,6 +39,8 @@ def calibrate(
         x: [N, n], signals. codes: [N, p], what they are to be encoded as, not all 0.
         factors: the steps to choose from, each > 0; of several the shortest is halved where that
             errs less, or where none errs less than the stage before.
+        momenta: those to choose from where the encoder has them, each in [0, 1): the first with all
+            steps and halves, the others with the factors as they are.
 
     Returns:
         ``||z_k - codes||^2 / ||codes||^2`` after each stage.
@@ -45,7 +49,7 @@ def calibrate(
         TypeError, ValueError: an encoder of another kind, tensors that do not fit it.
 
     A threshold is found by descent from that of the stage before, by factors of 1.3 to 1.04: about
-    ten evaluations of a stage for each of the factors.
+    ten evaluations of a stage for each of the factors, and of the momenta.
 
     Example:
         >>> from deepl0_kernels import training
@@ -74,9 +78,15 @@ def calibrate(
     if x.dim() != 2 or not 0 < total < math.inf:
         raise ValueError(f"x and codes must be [N, .], finite, not all 0, got {tuple(x.shape)}")
     steps = [checks.positive("factors", step) for step in factors]
+    for name, given in (("factors", factors), ("momenta", momenta)):
+        if len(given) == 0:
+            raise ValueError(f"{name} must not be empty, got {given!r}")
     steps = steps if encoder.log_step is not None else [1.0]
+    moved = encoder.momentum if isinstance(encoder, DeepHTPEncoder) else None
+    momenta = [checks.momentum("momenta", each) for each in momenta] if moved is not None else [0.0]
     encoder.eval()
     z, bias = torch.zeros_like(codes), 0.0 if encoder.bias is None else encoder.bias
+    change = z
     level = 0.0
     errors: list[float] = []
     entries: list[int] = []
@@ -85,11 +95,21 @@ def calibrate(
         keep = _keeper(encoder, x, k, soft)
         r = (x - z @ encoder.atoms) @ encoder.W.T
         begin = partial(_begin, level, p / 4 if sparse and not soft else 0.0)
-        at = partial(attempt, keep, codes, z + bias, r, begin)
-        error, level, z, step = least(at, steps, errors[-1] * total if errors else total)
+        tried = momenta if k else momenta[:1]  # before the first stage there is no change
+        tries = [
+            partial(attempt, keep, codes, z + bias + each * change, r, begin) for each in tried
+        ]
+        found = *least(tries[0], steps, errors[-1] * total if errors else total), tried[0]
+        for momentum, at in zip(tried[1:], tries[1:], strict=True):
+            found = min(found, *((*at(step), step, momentum) for step in steps), key=_error)
+        before = z
+        error, level, z, step, momentum = found
+        change = z - before
         errors.append(error / total)
         if encoder.log_step is not None:
             encoder.log_step[k] = math.log(step)
+        if moved is not None:
+            moved[k] = momentum
         if log_theta is not None and k < len(log_theta):
             log_theta[k] = math.log(level)
         else:
@@ -97,6 +117,10 @@ def calibrate(
     if isinstance(encoder, DeepMSparseEncoder) and isinstance(encoder.m, tuple):
         encoder.m = tuple(entries)
     return errors
+
+
+def _error(found: tuple[Any, ...]) -> float:
+    return found[0]
 
 
 def _entries(p: int, level: float) -> int:
@@ -144,7 +168,7 @@ def least(
     """The step of ``steps`` that errs least, behind what ``at`` gives for it: an error first. Of
     several the shortest is halved as long as that errs less, or not less than ``before``: where
     atoms are coherent none that is given need do, and errors would grow from stage to stage."""
-    best = min(((*at(step), step) for step in steps), key=lambda each: each[0])
+    best = min(((*at(step), step) for step in steps), key=_error)
     half = min(steps)
     while len(steps) > 1 and half > _SHORTEST and (best[-1] <= half or best[0] >= before):
         half /= 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -28,19 +29,22 @@ def planted(rows=40, dtype=torch.float64):
     return a @ dictionary(dtype).T, a
 
 
-def encoder(dtype=torch.float64, theta=0.5):
-    return DeepHTPEncoder.from_dictionary(dictionary(dtype), M, K, theta, steps=(1.0, 0.9, 0.8))
+def encoder(dtype=torch.float64, theta=0.5, **options):
+    steps = (1.0, 0.9, 0.8)
+    return DeepHTPEncoder.from_dictionary(dictionary(dtype), M, K, theta, steps=steps, **options)
 
 
 def by_the_equation(e, x, entries=(M, M, M)):
-    z = torch.zeros(len(x), P, dtype=x.dtype)
-    for theta, step, m in zip(e.theta, e.step, entries, strict=True):
-        u = z + step * (x - z @ e.atoms) @ e.W.T
+    before = z = torch.zeros(len(x), P, dtype=x.dtype)
+    momenta = [0.0] * len(entries) if e.momentum is None else e.momentum
+    for theta, step, momentum, m in zip(e.theta, e.step, momenta, entries, strict=True):
+        u = z + step * (x - z @ e.atoms) @ e.W.T + momentum * (z - before)
         if e.eval_sigma:
             height = ((u.abs() / theta - 1 + e.eval_sigma) / e.eval_sigma).clamp(0, 1)
         else:
             height = (u.abs() >= theta).to(u.dtype)
         on = dk.keep_top_m(u * (height > 0), m) != 0
+        before = z
         z = torch.zeros_like(z)
         for row, at, signal in zip(z, on, x, strict=True):
             if at.any():
@@ -110,6 +114,65 @@ def test_a_stage_has_its_own_m_and_a_ramp_where_it_is_asked_for(entries, eval_si
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("eval_sigma", [0.0, 0.4])
+@pytest.mark.parametrize("entries", [(M,) * 4, (2, 3, 5, M)])
+def test_momentum_is_the_equation_on_both_paths(entries, eval_sigma):
+    x, _ = planted(200)
+    D, steps, momenta = dictionary(), (1.0, 0.9, 1.2, 0.8), (0.9, 0.3, 0.0, 0.5)
+    e, still = (
+        DeepHTPEncoder.from_dictionary(
+            D, entries, 4, 0.3, steps=steps, momentum=given, eval_sigma=eval_sigma
+        ).eval()
+        for given in (momenta, None)
+    )
+    assert e.momentum.tolist() == pytest.approx(momenta)
+    want = by_the_equation(e, x, entries)
+    torch.testing.assert_close(e(x), want)
+    with torch.enable_grad():
+        torch.testing.assert_close(e(x), want)
+    assert not torch.allclose(want, by_the_equation(still, x, entries))
+    e.momentum.fill_(0.0)
+    assert torch.equal(e(x), still(x))
+    assert "momentum=(0.9, 0.3, 0.0, 0.5)" in repr(e)
+    assert "momentum" not in repr(still)
+    assert "momentum" not in still.state_dict()
+
+
+@torch.no_grad()
+def test_momentum_recovers_more():
+    """Of signals that are hard for so few measurements, where both are calibrated alike."""
+    g = torch.Generator().manual_seed(0)
+    n, p, m, K = 60, 400, 16, 12
+    D = torch.nn.functional.normalize(torch.randn(n, p, generator=g), dim=0)
+    a = torch.randn(4000, p, generator=g) * (torch.rand(4000, p, generator=g) < 9 / p)
+    x, failed = a @ D.T, []
+    for momentum in (None, 0.0):
+        e = DeepHTPEncoder.from_dictionary(D, m, K, steps=1.0, momentum=momentum)
+        calibrate(e, x[:1000], a[:1000], factors=(1.0, 1.2))
+        left = (e(x[1000:]) - a[1000:]).square().sum(1) / a[1000:].square().sum(1)
+        failed.append((left > 0.01).sum().item())
+    assert e.momentum[1:].max() > 0
+    assert failed[1] < 0.9 * failed[0], failed
+
+
+def test_a_module_pickled_before_there_was_momentum():
+    e, (x, _) = encoder().eval(), planted(5)
+    state = pickle.loads(pickle.dumps(e.__dict__))
+    del state["_first_momentum"], state["_parameters"]["momentum"]
+    old = DeepHTPEncoder.__new__(DeepHTPEncoder)
+    old.__setstate__(state)
+    assert torch.equal(old(x), e(x))
+    old.reset_parameters()
+    assert repr(old) == repr(e)
+
+
+@pytest.mark.parametrize("bad", [1.0, -0.1, float("nan"), (0.1, 0.2), "0.1"])
+def test_a_momentum_out_of_range_is_named(bad):
+    with pytest.raises((TypeError, ValueError), match="momentum must"):
+        DeepHTPEncoder(N, P, M, K, momentum=bad)
+
+
+@torch.no_grad()
 def test_supports_that_grow_recover_more():
     """Of signals that are hard for so few measurements."""
     g = torch.Generator().manual_seed(0)
@@ -135,8 +198,9 @@ def test_without_thresholds_it_is_the_solver(dtype):
     assert (e(x) != 0).sum(1).max() == M
 
 
-def test_gradients_by_differences():
-    e, (x, _) = encoder(), planted(2)
+@pytest.mark.parametrize("momentum", [None, 0.3])
+def test_gradients_by_differences(momentum):
+    e, (x, _) = encoder(momentum=momentum), planted(2)
     x.requires_grad_()
     names = [name for name, _ in e.named_parameters()]
 
@@ -274,3 +338,7 @@ def test_what_cannot_be_calibrated_is_named():
         calibrate(good, x, a[:, 1:])
     with pytest.raises(ValueError, match="factors must be"):
         calibrate(good, x, a, factors=(0.0,))
+    with pytest.raises(ValueError, match="factors must not be empty"):
+        calibrate(good, x, a, factors=())
+    with pytest.raises(ValueError, match="momenta must be in"):
+        calibrate(encoder(torch.float32, momentum=0.0), x, a, momenta=(1.0,))
