@@ -60,9 +60,8 @@ def plan() -> Iterator[study.Settings]:
             for positive in (True, False):
                 yield replace(base, p=p, m=m, seed=seed, positive=positive)
     for seed, p, m in columns:
-        if p == BASE.p:
-            for positive in (True, False):
-                yield replace(GROWN, m=m, seed=seed, positive=positive)
+        for positive in (True, False):
+            yield replace(GROWN, p=p, m=m, seed=seed, positive=positive)
 
 
 def main(arguments: list[str]) -> None:

@@ -23,7 +23,7 @@ LAYERS = {
     "m_sparse_soft": lambda: nn.DeepMSparseEncoder(
         N, P, M, 3, positive=True, factored=True, steps=0.8, inside="soft"
     ),
-    "htp": lambda: nn.DeepHTPEncoder(N, P, M, 3, steps=0.8),
+    "htp": lambda: nn.DeepHTPEncoder(N, P, M, 3, steps=0.8, momentum=0.2),
     "m_sparse_one_stage": lambda: nn.DeepMSparseEncoder(N, P, M, num_stages=1),
     "lista": lambda: nn.LISTA(N, P),
     "tagnet": lambda: nn.TAGNet(N, P, gamma=0.1, bias=True, positive=True),

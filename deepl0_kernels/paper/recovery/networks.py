@@ -212,7 +212,7 @@ def _calibrate_refitting(
     network: DeepHTPEncoder, data: Recovery, description: str, progress: bool
 ) -> None:
     """Supports of refit_m in every stage, or that grow to it as the root of k: what errs less of
-    the first training signals, by the mean of SHOWN in dB. One signal in thousands decides the
+    the first training signals, in dB of SHOWN, the more stages the more it counts. One signal in thousands decides the
     error: so half of the signals that calibrate sees are those of most nonzeros."""
     protocol, found = data.protocol, []
     m, K = protocol.refit_m, network.num_stages
@@ -231,7 +231,7 @@ def _calibrate_refitting(
         with torch.no_grad():
             for y, a in zip(*(t.split(ROWS) for t in signals), strict=True):
                 errors += torch.stack([(z - a).square().sum() for z in network.stages(y)])
-        score = sum(errors[k - 1].log().item() for k in SHOWN)
+        score = sum(k * errors[k - 1].log().item() for k in SHOWN)
         found.append((score, network.m, copy.deepcopy(network.state_dict())))
     _, network.m, state = min(found, key=lambda each: each[0])
     network.load_state_dict(state)
