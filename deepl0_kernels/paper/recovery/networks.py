@@ -211,20 +211,20 @@ def fit(
 def _calibrate_refitting(
     network: DeepHTPEncoder, data: Recovery, description: str, progress: bool
 ) -> None:
-    """Supports of refit_m in every stage, or that grow to it as the root of k: what errs less of
-    the first training signals, in dB of SHOWN, the more stages the more it counts. One signal in thousands decides the
-    error: so half of the signals that calibrate sees are those of most nonzeros."""
+    """Calibrated on the calibration signals, or on half of them and as many of most nonzeros, with
+    supports of refit_m in every stage, or that grow to it as the root of k: what errs least of the
+    first training signals, in dB of SHOWN, each times its stages. Where one signal in thousands
+    decides the error, few at random do not tell; where noise does, those of most nonzeros do not.
+    """
     protocol, found = data.protocol, []
     m, K = protocol.refit_m, network.num_stages
     signals = [t[: protocol.test] for t in data.training(0)]
     half = min(protocol.calibration // 2, len(signals[1]))
     hard = (signals[1] != 0).sum(1).topk(half).indices
-    seen = [
-        torch.cat([some[half:], t[hard]])
-        for some, t in zip(data.calibration(), signals, strict=True)
-    ]
-    choices = (1, protocol.refit_grown)
-    for grown in progress_bar(choices, description, show=progress, total=len(choices)):
+    some = data.calibration()
+    mixed = [torch.cat([t[half:], u[hard]]) for t, u in zip(some, signals, strict=True)]
+    choices = list(itertools.product((some, mixed), (1, protocol.refit_grown)))
+    for seen, grown in progress_bar(choices, description, show=progress, total=len(choices)):
         network.m = tuple(math.ceil(m * min(1.0, (k / grown) ** 0.5)) for k in range(1, K + 1))
         calibrate(network, *seen, factors=_STEPS)
         errors = torch.zeros(K)
