@@ -59,7 +59,7 @@ def plan() -> Iterator[study.Settings]:
         for base in (BASE, LONG):
             for positive in (True, False):
                 yield replace(base, p=p, m=m, seed=seed, positive=positive)
-    for seed, p, m in columns:
+    for seed, p, m in sorted(columns, key=lambda column: column[1]):
         for positive in (True, False):
             yield replace(GROWN, p=p, m=m, seed=seed, positive=positive)
 
