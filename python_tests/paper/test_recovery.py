@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -90,8 +91,8 @@ def test_training_does_not_forget_the_few_signals_that_diverge():
 
 
 def test_supports_of_the_refitting_encoder_grow_where_signals_are_hard():
-    hard = replace(TINY, test=1000, training=1000, refit_m=10)
-    data = Recovery(hard, 5 * P, 0)
+    hard = replace(TINY, test=2000, training=2000, refit_m=10, calibration=500)
+    data = Recovery(hard, 5 * P, 2)
     found, entries = [], []
     for whole in (True, False):
         network = networks.start(DEEP_HTP, data.matrix, hard)
@@ -100,8 +101,8 @@ def test_supports_of_the_refitting_encoder_grow_where_signals_are_hard():
         else:
             networks.calibrate(network, *data.calibration())
         entries.append(network.m)
-        codes = networks.stages(network, data.test()[0])
-        found.append(study.errors(lambda y, a, codes=codes: codes, *data.test())[-1])
+        rival = partial(networks.stages, network)
+        found.append(study.errors(lambda y, a, rival=rival: rival(y), *data.test())[-1])
     assert entries[1] == 10
     assert entries[0] == (4, 5, 6, 7, 8, 8, 9, 9, *(10,) * 8)
     assert found[0] < found[1] - 1, found
