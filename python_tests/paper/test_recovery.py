@@ -108,6 +108,31 @@ def test_supports_of_the_refitting_encoder_grow_where_signals_are_hard():
     assert found[0] < found[1] - 1, found
 
 
+def test_the_refitting_encoder_is_what_errs_least_of_four(monkeypatch):
+    """Calibrated on signals at random or on hard ones too, with supports that grow or not."""
+    few = replace(TINY, test=500, training=500, refit_m=10, calibration=200)
+    data, tried = Recovery(few, 3 * P, 0), []
+    y, a = data.training(0)
+
+    def spied(network, seen, codes, **options):
+        calibrate(network, seen, codes, **options)
+        every = study.errors(lambda y, _: networks.stages(network, y), y, a)
+        score = sum(k * every[k - 1] for k in SHOWN)
+        tried.append(((codes != 0).sum(1).double().mean(), network.m[0], len(codes), score, every))
+
+    calibrate = networks.calibrate
+    monkeypatch.setattr(networks, "calibrate", spied)
+    network = networks.start(DEEP_HTP, data.matrix, few)
+    networks.fit(network, data, "", False, gradient=False)
+    nonzeros, first, sizes, scores, errors = zip(*tried, strict=True)
+    assert first == (10, 4, 10, 4)
+    assert sizes == (200,) * 4
+    assert nonzeros[0] == nonzeros[1] < nonzeros[2] - 1 == nonzeros[3] - 1
+    kept = study.errors(lambda y, _: networks.stages(network, y), y, a)
+    assert kept == pytest.approx(errors[scores.index(min(scores))], abs=1e-6)
+    assert len({round(score, 6) for score in scores}) == 4
+
+
 def test_every_method_recovers(run):
     out, results = run
     assert [cell["method"] for cell in results["cells"]] == list(METHODS)
