@@ -52,16 +52,17 @@ SHOWN = ("time", "machine", "threads", "torch", "deepl0_kernels", "commit")
 
 def plan() -> Iterator[study.Settings]:
     """All trainings; the first ones say most, and each four, of entries that grow each two, make a
-    column."""
-    columns = [(0, BASE.p, m) for m in (32, 16, 64)] + [(0, WIDE, BASE.m)]
-    columns += [(seed, BASE.p, m) for seed in (1, 2) for m in (32, 16, 64)]
-    for seed, p, m in columns:
-        for base in (BASE, LONG):
+    column. Columns of more units that came later are last."""
+    first = [(0, BASE.p, m) for m in (32, 16, 64)] + [(0, WIDE, BASE.m)]
+    first += [(seed, BASE.p, m) for seed in (1, 2) for m in (32, 16, 64)]
+    for columns in (first, [(0, WIDE, 16), (0, WIDE, 64)]):
+        for seed, p, m in columns:
+            for base in (BASE, LONG):
+                for positive in (True, False):
+                    yield replace(base, p=p, m=m, seed=seed, positive=positive)
+        for seed, p, m in sorted(columns, key=lambda column: column[1]):
             for positive in (True, False):
-                yield replace(base, p=p, m=m, seed=seed, positive=positive)
-    for seed, p, m in sorted(columns, key=lambda column: column[1]):
-        for positive in (True, False):
-            yield replace(GROWN, p=p, m=m, seed=seed, positive=positive)
+                yield replace(GROWN, p=p, m=m, seed=seed, positive=positive)
 
 
 def main(arguments: list[str]) -> None:
