@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,14 +15,16 @@ from torch import Tensor, nn
 from .._files import replacing
 from .._isolation import isolated
 from .._optional import progress_bar, require
-from .._report import record
 from ..ops import SparseCode, checks
+from ..ops.sparse_code import DATASET, SIZE
+from .identity import agree, digest_of, sample_of
 from .ranks import Ranks
 from .sources import Source, numbers_of, open_sources
 
-SETTINGS = "dataset.json"
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 _COMMAND = "deepl0 encode"
+# Of a part's schema: a digest of the rows it was made of.
+_SAMPLE = "deepl0_kernels.sample"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,19 @@ class Part:
     source: Source
     begin: int
     end: int
+
+    def sample(self) -> str:
+        """A digest of its rows, by some of them."""
+        return sample_of(self.source.path, *self.source.place(self.begin, self.end))
+
+    def stands_in(self, folder: Path) -> bool:
+        """It is written, from rows that are still those of the source."""
+        path = folder / self.name
+        if not path.exists():
+            return False
+        pq = require("pyarrow.parquet", _COMMAND, extra="parquet")
+        told = pq.read_schema(path).metadata or {}
+        return told.get(_SAMPLE.encode()) == self.sample().encode()
 
 
 def encode_dataset(
@@ -60,7 +74,8 @@ def encode_dataset(
             :class:`deepl0_kernels.sae.SparseAutoencoder` with "top_m" and
             :class:`deepl0_kernels.nn.DeepMSparseEncoder` do; or a function without arguments that
             gives one, which every worker calls once, as ``partial(sae.load, path)``.
-        out: the folder to write to. What it holds of the same data set is not computed again.
+        out: the folder to write to. What it holds of the same data set is not computed again,
+            unless the rows it was made of have changed (64 KiB of each part are looked at).
         column: name of the tensor or column, where a file has several.
         values: "float32" or "float16", of the values that are written.
         rows: > 0, of the source in a file of the result.
@@ -72,7 +87,8 @@ def encode_dataset(
         progress: show a progress bar.
 
     Returns:
-        "rows" and "parts" of the data set, and how many of each were "coded" now.
+        "rows" and "parts" of the data set, and how many of each were "coded" now, of ``ranks`` by
+        this one; others may still be at theirs.
 
     The columns are ``row`` (int64, in its file or, of a data set of Ray, in its part), ``indices``
     (int32) and ``values``, lists of fixed size m; ``size`` is in the schema's metadata.
@@ -81,8 +97,9 @@ def encode_dataset(
 
     Raises:
         TypeError, ValueError: an argument that does not fit, rows that are not finite (with their
-            place), values beyond float16; a folder that holds codes of something else. From a data
-            set of Ray, Ray's own error with that text.
+            place), values beyond float16; a folder that holds codes of something else (of another
+            model, or of this one with another m). From a data set of Ray, Ray's own error with
+            that text.
         ModuleNotFoundError: pyarrow or Ray is missing; says what to install.
 
     Example:
@@ -109,7 +126,7 @@ def encode_dataset(
     if not isinstance(source, (str, PathLike, list, tuple)):
         return _dataset_of_ray(source, coder, folder, column, workers)
     parts = _parts(open_sources(source, column), rows)
-    identity = {
+    identity: dict[str, Any] = {
         "files": [
             {"name": Path(s.path).name, "bytes": Path(s.path).stat().st_size, "rows": s.rows}
             for s in dict.fromkeys(part.source for part in parts)
@@ -120,8 +137,14 @@ def encode_dataset(
         "values": values,
         "model": digest_of(coder.model),
     }
-    ranks.once(lambda: _same(folder, identity))
-    left = [part for part in parts if not (folder / part.name).exists()]
+
+    def begin() -> list[str]:
+        agree(folder / DATASET, identity, _COMMAND)
+        return [part.name for part in parts if not part.stands_in(folder)]
+
+    # Asked once: the parts of the first rank to begin are there when the last one looks.
+    missing = set(ranks.once(begin))
+    left = [part for part in parts if part.name in missing]
     if ranks.mesh is not None:
         left = left[torch.distributed.get_rank() :: torch.distributed.get_world_size()]
     total = sum(part.end - part.begin for part in left)
@@ -144,38 +167,6 @@ def _parts(sources: Sequence[Source], rows: int) -> list[Part]:
     return [
         Part(f"part-{i:05d}-{begin:012d}.parquet", s, begin, end) for i, s, (begin, end) in cuts
     ]
-
-
-def _same(folder: Path, identity: dict[str, Any]) -> None:
-    """The folder is of this data set, or becomes it."""
-    path = folder / SETTINGS
-    folder.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        before = record.read_json(path, identity, _COMMAND)
-        if changed := [key for key in identity if before.get(key) != identity[key]]:
-            listed = ", ".join(
-                f"{key} = {before.get(key)!r}, not {identity[key]!r}" for key in changed
-            )
-            raise ValueError(
-                f"{folder} holds codes with {listed}: give another folder, or the same data set"
-            )
-    else:
-        if any(folder.glob("*.parquet")):
-            raise ValueError(f"{folder} must be empty or of a data set of codes, it holds others")
-        record.write_json(path, identity)
-
-
-def digest_of(model: Any) -> str:
-    """Of the weights that code, whatever their device."""
-    found = hashlib.blake2b(type(model).__name__.encode(), digest_size=16)
-    if isinstance(model, nn.Module):
-        for name, t in model.state_dict().items():
-            found.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
-            plain = t.detach()
-            for piece in (plain.t() if plain.dim() == 2 else plain[None]).split(1 << 12):
-                flat = piece.contiguous().view(-1).view(torch.uint8)
-                found.update(flat.numpy(force=True).data)
-    return found.hexdigest()
 
 
 class Coder:
@@ -233,8 +224,8 @@ class Coder:
             )
         return SparseCode(kept, code.indices.cpu(), code.size)
 
-    def table(self, code: SparseCode, first: int) -> Any:
-        """Of Arrow."""
+    def table(self, code: SparseCode, first: int, **told: str) -> Any:
+        """Of Arrow; ``told`` in its schema's metadata."""
         pa = require("pyarrow", _COMMAND, extra="parquet")
         batch, m = code.values.shape
 
@@ -243,18 +234,18 @@ class Coder:
 
         row = torch.arange(first, first + batch)
         columns = [pa.array(row.numpy()), lists(code.indices.int()), lists(code.values)]
-        told = {"deepl0_kernels.size": str(code.size)}
+        told[SIZE] = str(code.size)
         return pa.table(columns, names=["row", "indices", "values"]).replace_schema_metadata(told)
 
     def write(self, part: Part, folder: Path) -> Iterator[int]:
         """The file of a part, batch by batch; gives the rows that each had."""
         pq = require("pyarrow.parquet", _COMMAND, extra="parquet")
         first, writer = part.begin, None
-        rows = self.rows(part.source.width)
+        rows, told = self.rows(part.source.width), {_SAMPLE: part.sample()}
         with replacing(folder / part.name) as new:
             try:
                 for x in part.source.batches(part.begin, part.end, rows):
-                    table = self.table(self.code(x, part.source.path, first), first)
+                    table = self.table(self.code(x, part.source.path, first), first, **told)
                     writer = writer or pq.ParquetWriter(new, table.schema, compression="zstd")
                     writer.write_table(table)
                     first += len(x)
@@ -280,7 +271,7 @@ class _Actor:
         refused = ""
         for part in (self.parts[int(i)] for i in batch["item"]):
             try:
-                if not (self.folder / part.name).exists():
+                if not part.stands_in(self.folder):
                     for _ in self.coder.write(part, self.folder):
                         pass
             except (TypeError, ValueError) as error:

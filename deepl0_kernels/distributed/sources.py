@@ -36,6 +36,11 @@ class Raw:
     def cuts(self, rows: int) -> list[tuple[int, int]]:
         return [(i, min(i + rows, self.rows)) for i in range(0, self.rows, rows)]
 
+    def place(self, begin: int, end: int) -> tuple[int, int | None]:
+        """The bytes of the file that hold the rows [begin, end)."""
+        size = self.width * self.dtype.itemsize
+        return self.offset + begin * size, self.offset + end * size
+
     def batches(self, begin: int, end: int, rows: int) -> Iterator[Tensor]:
         """float32 [some, n] of the rows [begin, end), in order."""
         size = self.width * self.dtype.itemsize
@@ -73,6 +78,10 @@ class Parquet:
                 begin = end
             end += group
         return [*found, (begin, end)] if end > begin else found
+
+    def place(self, begin: int, end: int) -> tuple[int, int | None]:
+        """The whole file, whose end tells the least and the largest number of every group."""
+        return 0, None
 
     def batches(self, begin: int, end: int, rows: int) -> Iterator[Tensor]:
         pq = require("pyarrow.parquet", "reading parquet", extra="parquet")

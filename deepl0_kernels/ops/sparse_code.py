@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,6 +15,9 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 from .._optional import require
 from . import checks
 from .top_m import unpool
+
+# Of parquet: what a folder of codes says of itself, and the key of p in the schema of a file.
+DATASET, SIZE = "dataset.json", "deepl0_kernels.size"
 
 
 class SparseCode:
@@ -83,7 +87,8 @@ class SparseCode:
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: a file of something else, or codes of several sizes.
+            ValueError: a file of something else, codes of several sizes, or a folder that lacks
+                some, whose rows would not be those of the source.
             ModuleNotFoundError: pyarrow is missing.
         """
         pq = require("pyarrow.parquet", "SparseCode.from_parquet", extra="parquet")
@@ -94,7 +99,7 @@ class SparseCode:
         found = []
         for file in files:
             table = pq.read_table(file)
-            told = (table.schema.metadata or {}).get(b"deepl0_kernels.size")
+            told = (table.schema.metadata or {}).get(SIZE.encode())
             if told is None or not {"indices", "values"} <= set(table.column_names):
                 raise ValueError(f"{file} must hold codes, got the columns {table.column_names}")
             parts = []
@@ -103,6 +108,13 @@ class SparseCode:
                 flat = table.column(name).combine_chunks().flatten()
                 parts.append(torch.tensor(flat.to_numpy(zero_copy_only=False)).view(-1, m))
             found.append(cls(parts[0], parts[1].long(), int(told)))
+        if (note := at / DATASET).exists():
+            wanted = sum(file["rows"] for file in json.loads(note.read_text())["files"])
+            if (held := sum(map(len, found))) != wanted:
+                raise ValueError(
+                    f"{path} must hold codes of {wanted} rows, as its {DATASET} says, got {held}: "
+                    "encode_dataset was interrupted, and goes on when called again"
+                )
         if len(kinds := {(code.size, code.values.shape[1]) for code in found}) > 1:
             raise ValueError(f"{path} must hold codes of one (size, m), got {sorted(kinds)}")
         values, indices = (torch.cat([getattr(c, k) for c in found]) for k in ("values", "indices"))

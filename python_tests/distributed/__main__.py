@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from python_tests.distributed import operators, spawn, training, wrapped
+from python_tests.distributed import datasets, operators, spawn, training, wrapped
 
 if __name__ == "__main__":
-    spawn.serve({**operators.CASES, **training.CASES, **wrapped.CASES})
+    spawn.serve({**operators.CASES, **training.CASES, **wrapped.CASES, **datasets.CASES})

@@ -112,6 +112,94 @@ def test_resumed_by_parts(x, model, tmp_path):
         dk.encode_dataset(folder, sae.SparseAutoencoder(N, P, M), out, rows=40)
 
 
+class Wrapped:
+    """A model that is no module, and holds one, or a matrix."""
+
+    def __init__(self, model, scale, m=M):
+        self.inner, self.scale, self._m = model, scale, m
+
+    def encode(self, x):
+        code = self.inner.encode(x * torch.as_tensor(self.scale))
+        return dk.SparseCode(*dk.top_m(code.to_dense(), self._m), P)
+
+
+def other_models():
+    """By name: two models that code differently, of equal weights."""
+    m_sparse = dk.nn.DeepMSparseEncoder(N, P, M)
+    sae_of = sae.SparseAutoencoder(N, P, M)
+    signed = sae.SparseAutoencoder.from_weights(
+        **dict(sae_of.named_parameters()), **(sae_of.options() | {"positive": False})
+    )
+    fewer = dk.nn.DeepMSparseEncoder(N, P, M - 1)
+    fewer.load_state_dict(m_sparse.state_dict())
+    return {
+        "m": (m_sparse, fewer),
+        "sign": (sae_of, signed),
+        "m of a stage": (sae_of.deepen(2), sae_of.deepen(2, M)),
+        "array": (Wrapped(sae_of, np.ones(N, "f")), Wrapped(sae_of, np.full(N, 2, "f"))),
+        "number": (Wrapped(sae_of, 1.0), Wrapped(sae_of, 1.0, M - 1)),
+        "module inside": (Wrapped(sae_of, 1.0), Wrapped(signed, 1.0)),
+    }
+
+
+@pytest.mark.parametrize("kind", list(other_models()))
+def test_codes_of_another_model_are_refused(kind, x, tmp_path):
+    """Also where it differs in a setting alone: a folder with some codes of each is no data set."""
+    np.save(tmp_path / "x.npy", x.numpy())
+    one, other = other_models()[kind]
+    dk.encode_dataset(tmp_path / "x.npy", one, tmp_path / "out", rows=40)
+    with pytest.raises(ValueError, match="holds codes with model = "):
+        dk.encode_dataset(tmp_path / "x.npy", other, tmp_path / "out", rows=40)
+    told = dk.encode_dataset(tmp_path / "x.npy", one, tmp_path / "out", rows=40)
+    assert told["parts_coded"] == 0
+
+
+def test_a_model_is_the_same_from_another_file(x, model, tmp_path):
+    np.save(tmp_path / "x.npy", x.numpy())
+    for name in ("a", "b"):
+        sae.save(model, tmp_path / f"{name}.safetensors", "deepl0")
+        same = sae.load(tmp_path / f"{name}.safetensors").train(name == "a")
+        told = dk.encode_dataset(tmp_path / "x.npy", same, tmp_path / "out", rows=40)
+        assert told["parts_coded"] == (3 if name == "a" else 0)
+
+
+@pytest.mark.parametrize("kind", ["npy", "safetensors", "parquet-fixed"])
+def test_rows_that_have_changed_are_coded_again(kind, x, model, tmp_path):
+    """In a file of as many bytes, whose name is the same; a file that was copied has not."""
+    path = write(kind, x, tmp_path)
+    dk.encode_dataset(path, model, tmp_path / "out", rows=40)
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+    assert dk.encode_dataset(path, model, tmp_path / "out", rows=40)["parts_coded"] == 0
+    x = torch.cat([x[:80], x[80:] * 2])
+    write(kind, x, tmp_path)
+    told = dk.encode_dataset(path, model, tmp_path / "out", rows=40)
+    assert told["parts_coded"] == (3 if kind.startswith("parquet") else 1)
+    found = dk.SparseCode.from_parquet(tmp_path / "out")
+    torch.testing.assert_close(found.values, model.encode(x).values.detach())
+
+
+def test_part_of_the_codes_is_no_data_set(x, model, tmp_path):
+    np.save(tmp_path / "x.npy", x.numpy())
+    dk.encode_dataset(tmp_path / "x.npy", model, tmp_path / "out", rows=40)
+    min((tmp_path / "out").glob("*.parquet")).unlink()
+    with pytest.raises(ValueError, match=r"codes of 101 rows, as its dataset\.json says, got 61"):
+        dk.SparseCode.from_parquet(tmp_path / "out")
+
+
+def test_of_many_files_the_one_that_differs_is_named(x, model, tmp_path):
+    for name in "abc":
+        np.save(tmp_path / f"{name}.npy", x.numpy())
+    files = [tmp_path / f"{name}.npy" for name in "abc"]
+    dk.encode_dataset(files, model, tmp_path / "out")
+    np.save(tmp_path / "b.npy", x[1:].numpy())
+    with pytest.raises(ValueError, match=r"with files = \{'name': 'b\.npy'.*'rows': 100\}: give"):
+        dk.encode_dataset(files, model, tmp_path / "out")
+    with pytest.raises(ValueError, match="with files = '3 of them', not '2 of them'"):
+        dk.encode_dataset(files[:2], model, tmp_path / "out")
+
+
 def test_what_is_refused(x, model, tmp_path):
     np.save(tmp_path / "wide.npy", torch.randn(3, N + 1).numpy())
     np.save(tmp_path / "x.npy", x.numpy())

@@ -1,4 +1,4 @@
-"""Ranks on 127.0.0.1, by gloo: the cases of operators.py, training.py and wrapped.py."""
+"""Ranks on 127.0.0.1, by gloo: the cases of operators, training, wrapped and datasets.py."""
 
 from __future__ import annotations
 
