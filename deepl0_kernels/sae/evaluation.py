@@ -100,7 +100,8 @@ def evaluate(
 
     Raises:
         TypeError, ValueError: another width, or an argument out of range, named with its value;
-            vectors that are all equal, and have no variance.
+            numbers that are not finite, with their place; vectors that are all equal, and have no
+            variance.
 
     Example:
         >>> from deepl0_kernels import sae
@@ -131,7 +132,8 @@ def evaluate(
             nonzeros += int(counts.sum())
     finally:
         model.train(training)
-    if not spread.squares > 0:
+    if not spread.squares > 0:  # NaN included, which has another reason
+        activations.check()
         raise activations.no_variance()
     rows = len(activations)
     return Evaluation(error / spread.squares, error / rows, nonzeros / rows, rows, fired)

@@ -101,6 +101,14 @@ def test_vectors_without_variance(x):
         evaluate(autoencoder(), Activations(x), batch=3)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_number_that_is_not_finite_is_named(value):
+    x = X.clone()
+    x[7, 3] = value
+    with pytest.raises(ValueError, match=rf"entry \[7, 3\] must be finite, got {value}"):
+        evaluate(SparseAutoencoder(N, 20, 3), Activations(x), batch=5)
+
+
 def test_arguments_out_of_range():
     with pytest.raises(ValueError, match="n = 12, as the autoencoder does, got 13"):
         evaluate(autoencoder(), Activations(np.ones((3, 13), np.float32)))
