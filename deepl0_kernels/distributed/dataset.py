@@ -161,11 +161,12 @@ def encode_dataset(
 
 
 def _parts(sources: Sequence[Source], rows: int) -> list[Part]:
+    """In the order of their names."""
     cuts = [(i, s, cut) for i, s in enumerate(sources) for cut in s.cuts(rows)]
     if not cuts:
         raise ValueError(f"the source must hold rows, got none in {len(sources)} files")
     return [
-        Part(f"part-{i:05d}-{begin:012d}.parquet", s, begin, end) for i, s, (begin, end) in cuts
+        Part(f"part-{i:09d}-{begin:012d}.parquet", s, begin, end) for i, s, (begin, end) in cuts
     ]
 
 

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 
 import deepl0_kernels as dk
 from deepl0_kernels import sae
+from deepl0_kernels.distributed.dataset import _parts
+from deepl0_kernels.distributed.sources import Raw
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -178,6 +180,14 @@ def test_rows_that_have_changed_are_coded_again(kind, x, model, tmp_path):
     assert told["parts_coded"] == (3 if kind.startswith("parquet") else 1)
     found = dk.SparseCode.from_parquet(tmp_path / "out")
     torch.testing.assert_close(found.values, model.encode(x).values.detach())
+
+
+def test_names_of_parts_are_in_the_order_of_the_rows():
+    """Which is the order that codes are read in, of any number of files."""
+    source = Raw("x.npy", 0, torch.float32, 10**7, 2)
+    parts = _parts([source] * 100_001, 9 * 10**6)
+    names = [part.name for part in parts]
+    assert names == sorted(names)
 
 
 def test_part_of_the_codes_is_no_data_set(x, model, tmp_path):
