@@ -219,3 +219,29 @@ def test_a_record_keeps_other_sizes_and_seeds_of_its_protocol(run):
     assert f"nmse, p = {2 * P}: seeds beyond 1" in missing
     other = {**new, "protocols": {"nmse": {**new["protocols"]["nmse"], "stages": 17}}}
     assert page.joined(results, other) is other
+
+
+def test_a_method_of_fewer_seeds_is_compared_on_those(run):
+    """And what is left to run is said of it alone."""
+    _, results = run
+    cells = [
+        {**cell, "seed": seed, "nmse": {k: v - seed for k, v in cell["nmse"].items()}}
+        for cell in results["cells"]
+        for seed in range(3)
+        if seed == 0 or cell["method"] not in ("HTP", "LISTA")
+    ]
+    for cell in cells:
+        if cell["method"] == "HTP":
+            cell["nmse"] = dict.fromkeys(cell["nmse"], -40.0)
+    claims = STUDY.claims(["nmse"], cells, [P])
+    against = [claim for claim in claims if claim["claim"].endswith("below HTP")]
+    assert len(against) == len(SHOWN)
+    one = {claim["claim"]: claim for claim in STUDY.claims(["nmse"], results["cells"], [P])}
+    for claim in against:
+        ours = next(
+            c for text, c in one.items() if text.split(":")[0] == claim["claim"].split(":")[0]
+        )
+        assert claim["seeds"] == 1
+        assert (claim["worse"], claim["better"]) == (-40.0, ours["better"])
+    both = results | {"cells": cells, "sizes": [P], "seeds": [0, 1, 2]}
+    assert f"nmse, p = {P}, HTP, LISTA: seeds beyond 0" in page.missing({"nmse": both})

@@ -100,9 +100,15 @@ def missing(found: dict[str, dict[str, Any]]) -> list[str]:
         if sizes := {500, 1000, 2000} - set(results["sizes"]):
             lines.append(f"{table}: p = {', '.join(map(str, sorted(sizes)))}")
         for p in results["sizes"]:
-            seeds = sorted({cell["seed"] for cell in results["cells"] if cell["p"] == p})
-            if len(seeds) < 3:
-                lines.append(f"{table}, p = {p}: seeds beyond {', '.join(map(str, seeds))}")
+            of_size = [cell for cell in results["cells"] if cell["p"] == p]
+            by_seeds: dict[tuple[int, ...], list[str]] = {}
+            for method in (m for m in METHODS if m in there):
+                seeds = sorted(cell["seed"] for cell in of_size if cell["method"] == method)
+                by_seeds.setdefault(tuple(seeds), []).append(method)
+            for few, methods in by_seeds.items():
+                if len(few) < 3:
+                    some = f", {', '.join(methods)}" if len(by_seeds) > 1 else ""
+                    lines.append(f"{table}, p = {p}{some}: seeds beyond {', '.join(map(str, few))}")
         base = asdict(PROTOCOLS[table])
         ran = results["protocols"][table]
         if other := [f"{key} = {ran[key]}" for key in ran if ran[key] != base[key]]:
