@@ -55,7 +55,7 @@ def plan() -> Iterator[study.Settings]:
     column. Columns of more units that came later are last."""
     first = [(0, BASE.p, m) for m in (32, 16, 64)] + [(0, WIDE, BASE.m)]
     first += [(seed, BASE.p, m) for seed in (1, 2) for m in (32, 16, 64)]
-    for columns in (first, [(0, WIDE, 16), (0, WIDE, 64)]):
+    for columns in (first, [(0, WIDE, 16)], [(0, WIDE, 64)]):
         for seed, p, m in columns:
             for base in (BASE, LONG):
                 for positive in (True, False):
