@@ -125,20 +125,22 @@ def encode_dataset(
     coder = Coder(model, values, batch, memory)
     if not isinstance(source, (str, PathLike, list, tuple)):
         return _dataset_of_ray(source, coder, folder, column, workers)
-    parts = _parts(open_sources(source, column), rows)
-    identity: dict[str, Any] = {
-        "files": [
-            {"name": Path(s.path).name, "bytes": Path(s.path).stat().st_size, "rows": s.rows}
-            for s in dict.fromkeys(part.source for part in parts)
-        ],
-        "n": parts[0].source.width,
-        "column": column,
-        "rows": rows,
-        "values": values,
-        "model": digest_of(coder.model),
-    }
+    sources = open_sources(source, column)
+    parts = _parts(sources, rows)
 
     def begin() -> list[str]:
+        """The names of the parts that are to be written."""
+        identity = {
+            "files": [
+                {"name": Path(s.path).name, "bytes": Path(s.path).stat().st_size, "rows": s.rows}
+                for s in sources
+            ],
+            "n": sources[0].width,
+            "column": column,
+            "rows": rows,
+            "values": values,
+            "model": digest_of(coder.model),
+        }
         agree(folder / DATASET, identity, _COMMAND)
         return [part.name for part in parts if not part.stands_in(folder)]
 

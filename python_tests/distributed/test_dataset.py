@@ -193,6 +193,8 @@ def test_names_of_parts_are_in_the_order_of_the_rows():
 def test_part_of_the_codes_is_no_data_set(x, model, tmp_path):
     np.save(tmp_path / "x.npy", x.numpy())
     dk.encode_dataset(tmp_path / "x.npy", model, tmp_path / "out", rows=40)
+    dk.encode_dataset([tmp_path / "x.npy"] * 2, model, tmp_path / "twice")
+    assert len(dk.SparseCode.from_parquet(tmp_path / "twice")) == 202
     min((tmp_path / "out").glob("*.parquet")).unlink()
     with pytest.raises(ValueError, match=r"codes of 101 rows, as its dataset\.json says, got 61"):
         dk.SparseCode.from_parquet(tmp_path / "out")
