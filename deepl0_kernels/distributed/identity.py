@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from .._report import record
 
 _PLAIN = (bool, int, float, str, type(None))
-# Attributes of models that do not change a code: where one was loaded from, and its mode.
-_BESIDE = ("source", "training")
+# An attribute of models that does not change a code: where one was loaded from.
+_BESIDE = ("source",)
 # Of a file, or of a part of it: so many places, and so many bytes at each.
 _PLACES, _BYTES = 16, 1 << 12
 

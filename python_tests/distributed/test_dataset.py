@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 import deepl0_kernels as dk
 from deepl0_kernels import sae
 from deepl0_kernels.distributed.dataset import _parts
+from deepl0_kernels.distributed.identity import sample_of
 from deepl0_kernels.distributed.sources import Raw
 
 pa = pytest.importorskip("pyarrow")
@@ -188,6 +189,23 @@ def test_names_of_parts_are_in_the_order_of_the_rows():
     parts = _parts([source] * 100_001, 9 * 10**6)
     names = [part.name for part in parts]
     assert names == sorted(names)
+
+
+def test_a_sample_sees_both_ends_and_between(tmp_path):
+    path, content = tmp_path / "x", bytearray(1 << 20)
+
+    def sample(changed, *where):
+        path.write_bytes(content[:changed] + b"!" + content[changed + 1 :])
+        return sample_of(path, *where)
+
+    begin, end = 1000, (1 << 20) - 1000
+    as_it_was = sample(0, begin, end)
+    for outside in (begin - 1, end):
+        assert sample(outside, begin, end) == as_it_was
+    between = begin + (end - begin - 4096) * 5 // 15
+    seen = {sample(inside, begin, end) for inside in (begin, begin + 4095, between, end - 1)}
+    assert len(seen | {as_it_was}) == 5
+    assert sample_of(path) == sample_of(path, 0, 1 << 20)
 
 
 def test_part_of_the_codes_is_no_data_set(x, model, tmp_path):
