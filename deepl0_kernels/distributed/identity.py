@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,10 +44,11 @@ def _facts(thing: Any) -> Iterator[bytes | memoryview]:
         return
     yield from _settings("", own)
     for name, value in sorted(own.items()):
-        if isinstance(value, Tensor) or (
-            isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
-        ):
-            yield from _numbers(name, torch.as_tensor(value))
+        if isinstance(value, Tensor):
+            yield from _numbers(name, value)
+        elif hasattr(value, "__array_interface__"):  # of NumPy, which need not be there
+            yield f"{name} {value.dtype.str} {value.shape}".encode()
+            yield value.tobytes()
         elif isinstance(value, nn.Module):
             yield name.encode()
             yield from _facts(value)
