@@ -46,7 +46,8 @@ def _facts(thing: Any) -> Iterator[bytes | memoryview]:
     for name, value in sorted(own.items()):
         if isinstance(value, Tensor):
             yield from _numbers(name, value)
-        elif hasattr(value, "__array_interface__"):  # of NumPy, which need not be there
+        elif hasattr(value, "__array_interface__") and not value.dtype.hasobject:
+            # Of NumPy, which need not be there.
             yield f"{name} {value.dtype.str} {value.shape}".encode()
             yield value.tobytes()
         elif isinstance(value, nn.Module):
