@@ -40,14 +40,24 @@ class Part:
         """A digest of its rows, by some of them."""
         return sample_of(self.source.path, *self.source.place(self.begin, self.end))
 
-    def stands_in(self, folder: Path) -> bool:
-        """It is written, from rows that are still those of the source."""
+    def is_in(self, folder: Path) -> bool:
+        """It is written.
+
+        Raises:
+            ValueError: from rows that are not those of the source any more.
+        """
         path = folder / self.name
         if not path.exists():
             return False
         pq = require("pyarrow.parquet", _COMMAND, extra="parquet")
         told = pq.read_schema(path).metadata or {}
-        return told.get(_SAMPLE.encode()) == self.sample().encode()
+        if told.get(_SAMPLE.encode()) != self.sample().encode():
+            raise ValueError(
+                f"{path} holds codes of rows [{self.begin}, {self.end}) of {self.source.path}, "
+                "which has other rows there now: give another folder, or delete it to have them "
+                "coded again"
+            )
+        return True
 
 
 def encode_dataset(
@@ -74,8 +84,9 @@ def encode_dataset(
             :class:`deepl0_kernels.sae.SparseAutoencoder` with "top_m" and
             :class:`deepl0_kernels.nn.DeepMSparseEncoder` do; or a function without arguments that
             gives one, which every worker calls once, as ``partial(sae.load, path)``.
-        out: the folder to write to. What it holds of the same data set is not computed again,
-            unless the rows it was made of have changed (64 KiB of each part are looked at).
+        out: the folder to write to. What it holds of the same data set is not computed again.
+            Rows are compared by 64 KiB of each part; models by their weights, and by attributes
+            that are numbers, words or sequences of such.
         column: name of the tensor or column, where a file has several.
         values: "float32" or "float16", of the values that are written.
         rows: > 0, of the source in a file of the result.
@@ -97,9 +108,9 @@ def encode_dataset(
 
     Raises:
         TypeError, ValueError: an argument that does not fit, rows that are not finite (with their
-            place), values beyond float16; a folder that holds codes of something else (of another
-            model, or of this one with another m). From a data set of Ray, Ray's own error with
-            that text.
+            place), values beyond float16; a folder that holds codes of something else: of another
+            model, of this one with another m, of rows that have changed. From a data set of Ray,
+            Ray's own error with that text.
         ModuleNotFoundError: pyarrow or Ray is missing; says what to install.
 
     Example:
@@ -142,7 +153,7 @@ def encode_dataset(
             "model": digest_of(coder.model),
         }
         agree(folder / DATASET, identity, _COMMAND)
-        return [part.name for part in parts if not part.stands_in(folder)]
+        return [part.name for part in parts if not part.is_in(folder)]
 
     # Asked once: the parts of the first rank to begin are there when the last one looks.
     missing = set(ranks.once(begin))
@@ -274,7 +285,7 @@ class _Actor:
         refused = ""
         for part in (self.parts[int(i)] for i in batch["item"]):
             try:
-                if not part.stands_in(self.folder):
+                if not (self.folder / part.name).exists():
                     for _ in self.coder.write(part, self.folder):
                         pass
             except (TypeError, ValueError) as error:

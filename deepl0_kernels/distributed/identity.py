@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from .._report import record
 
 _PLAIN = (bool, int, float, str, type(None))
-# An attribute of models that does not change a code: where one was loaded from.
-_BESIDE = ("source",)
+# The attribute of models that does not change a code: where one was loaded from.
+_ORIGIN = "source"
 # Of a file, or of a part of it: so many places, and so many bytes at each.
 _PLACES, _BYTES = 16, 1 << 12
 
@@ -58,7 +58,7 @@ def _facts(thing: Any) -> Iterator[bytes | memoryview]:
 def _settings(where: str, attributes: dict[str, Any]) -> Iterator[bytes]:
     for name, value in sorted(attributes.items()):
         plain = value if isinstance(value, (tuple, list)) else (value,)
-        if name not in _BESIDE and all(isinstance(v, _PLAIN) for v in plain):
+        if name != _ORIGIN and all(isinstance(v, _PLAIN) for v in plain):
             yield f"{where}{name} = {value!r}".encode()
 
 

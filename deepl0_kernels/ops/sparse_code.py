@@ -109,7 +109,10 @@ class SparseCode:
                 parts.append(torch.tensor(flat.to_numpy(zero_copy_only=False)).view(-1, m))
             found.append(cls(parts[0], parts[1].long(), int(told)))
         if (note := at / DATASET).exists():
-            wanted = sum(file["rows"] for file in json.loads(note.read_text())["files"])
+            try:
+                wanted = sum(file["rows"] for file in json.loads(note.read_text())["files"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{note} is none of encode_dataset's: {error!r}") from None
             if (held := sum(map(len, found))) != wanted:
                 raise ValueError(
                     f"{path} must hold codes of {wanted} rows, as its {DATASET} says, got {held}: "

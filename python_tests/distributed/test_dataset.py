@@ -167,7 +167,7 @@ def test_a_model_is_the_same_from_another_file(x, model, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["npy", "safetensors", "parquet-fixed"])
-def test_rows_that_have_changed_are_coded_again(kind, x, model, tmp_path):
+def test_rows_that_have_changed_are_refused(kind, x, model, tmp_path):
     """In a file of as many bytes, whose name is the same; a file that was copied has not."""
     path = write(kind, x, tmp_path)
     dk.encode_dataset(path, model, tmp_path / "out", rows=40)
@@ -177,8 +177,17 @@ def test_rows_that_have_changed_are_coded_again(kind, x, model, tmp_path):
     assert dk.encode_dataset(path, model, tmp_path / "out", rows=40)["parts_coded"] == 0
     x = torch.cat([x[:80], x[80:] * 2])
     write(kind, x, tmp_path)
+    parts = sorted((tmp_path / "out").glob("*.parquet"))
+    changed = parts if kind.startswith("parquet") else parts[2:]
+    before = [part.read_bytes() for part in parts]
+    begin = 0 if kind.startswith("parquet") else 80
+    with pytest.raises(ValueError, match=rf"codes of rows \[{begin}, .*other rows there now: give"):
+        dk.encode_dataset(path, model, tmp_path / "out", rows=40)
+    assert [part.read_bytes() for part in parts] == before
+    for part in changed:
+        part.unlink()
     told = dk.encode_dataset(path, model, tmp_path / "out", rows=40)
-    assert told["parts_coded"] == (3 if kind.startswith("parquet") else 1)
+    assert told["parts_coded"] == len(changed)
     found = dk.SparseCode.from_parquet(tmp_path / "out")
     torch.testing.assert_close(found.values, model.encode(x).values.detach())
 
@@ -213,6 +222,9 @@ def test_part_of_the_codes_is_no_data_set(x, model, tmp_path):
     dk.encode_dataset(tmp_path / "x.npy", model, tmp_path / "out", rows=40)
     dk.encode_dataset([tmp_path / "x.npy"] * 2, model, tmp_path / "twice")
     assert len(dk.SparseCode.from_parquet(tmp_path / "twice")) == 202
+    (tmp_path / "twice" / "dataset.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"dataset\.json is none of encode_dataset's: KeyError"):
+        dk.SparseCode.from_parquet(tmp_path / "twice")
     min((tmp_path / "out").glob("*.parquet")).unlink()
     with pytest.raises(ValueError, match=r"codes of 101 rows, as its dataset\.json says, got 61"):
         dk.SparseCode.from_parquet(tmp_path / "out")

@@ -50,10 +50,6 @@ class Sensed(Table):
         ]
 
 
-def mean(by_seed: dict[int, float]) -> float:
-    return statistics.mean(by_seed.values())
-
-
 def metric(k: int) -> str:
     """The figure of a row after k stages."""
     return f"nmse_{k}"
@@ -144,14 +140,15 @@ class Recovered(Study):
             ours = [m for m in methods if m.startswith("Deep")]
             theirs = [m for m in methods if m not in (*ours, ORACLE)]
             for column in self.tables[table].columns(sizes):
-                seen: dict[str, dict[int, float]] = {m: {} for m in methods}
+                seen: dict[str, dict[int, float]] = {m: {} for m in methods}  # by seed
                 for row in rows:
                     if row["p"] == column.p:
                         seen[row["method"]][row["seed"]] = row[column.metric]
-                mine = min((m for m in ours if seen[m]), key=lambda m: mean(seen[m]))
+                means = {m: statistics.mean(of.values()) for m, of in seen.items() if of}
+                mine = min((m for m in ours if m in means), key=means.__getitem__)
                 least = seen[mine]
                 rivals = {m: seen[m] for m in theirs if least.keys() & seen[m].keys()}
-                other = min(rivals, key=lambda m: mean(rivals[m]))
+                other = min(rivals, key=means.__getitem__)
                 both = sorted(least.keys() & rivals[other].keys())
                 text = f"{column.title}: {mine} below"
                 found.append(
