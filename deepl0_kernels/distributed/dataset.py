@@ -54,8 +54,8 @@ class Part:
         if told.get(_SAMPLE.encode()) != self.sample().encode():
             raise ValueError(
                 f"{path} holds codes of rows [{self.begin}, {self.end}) of {self.source.path}, "
-                "which has other rows there now: give another folder, or delete it to have them "
-                "coded again"
+                f"which has other rows there now: give another folder, or delete {self.name} to "
+                "have them coded again"
             )
         return True
 
