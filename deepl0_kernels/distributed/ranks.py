@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
@@ -64,9 +65,15 @@ class Ranks:
         return told[0]
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Leave the process group and end its threads: the last call before the process ends.
+
+        A thread of Gloo that lets go of a tensor while the interpreter ends aborts the process.
+        """
         if self.mesh is not None:
             dist.destroy_process_group()
+            # A group joins its threads when nothing holds it. The mesh does (torch >= 2.10), and
+            # DTensor's caches hold the mesh.
+            getattr(self.mesh, "_pg_registry", {}).clear()
 
 
 def launched(units: int = 1, timeout: float = 1800.0) -> Ranks:
@@ -95,6 +102,8 @@ def launched(units: int = 1, timeout: float = 1800.0) -> Ranks:
         raise ValueError(f"units must divide the number of processes = {world}, got {units}")
     if "RANK" not in os.environ or (world == 1 and not dist.is_torchelastic_launched()):
         return Ranks()
+    # Defaults of its functions keep the group there is when torch imports it, best none.
+    import_module("torch.distributed.nn.functional")
     from torch.distributed.device_mesh import init_device_mesh
 
     local = int(os.environ.get("LOCAL_RANK", 0))

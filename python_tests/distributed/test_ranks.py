@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -11,6 +15,27 @@ from python_tests.distributed import spawn
 
 def test_two_and_four_ranks():
     spawn.run("python_tests.distributed", 2, 4)
+
+
+@pytest.mark.parametrize("units", [1, 2])
+def test_no_thread_of_gloo_outlives_close(units):
+    """One that still drops a tensor when the interpreter ends aborts the process."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    at = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    command = [sys.executable, "-m", "python_tests.distributed.ending", str(units)]
+    ranks = [
+        subprocess.Popen(
+            command, env=spawn.environment(RANK=rank, LOCAL_RANK=rank, **at),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    for rank in ranks:
+        said = rank.communicate(timeout=240)[0]
+        assert rank.returncode == 0, said
+        assert said.splitlines()[-1] == "[]", said
 
 
 @pytest.mark.parametrize("p", [0, 1, 5, 8, 61])
