@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ._optional import require
+from .ops import checks
 
 
 def folder_of(folder: str | os.PathLike | None, holds: str, where: str) -> Path:
@@ -24,7 +25,7 @@ def folder_of(folder: str | os.PathLike | None, holds: str, where: str) -> Path:
         raise FileNotFoundError(
             f"no data folder: set DEEPL0_DATA to the folder that holds {holds}. {where}"
         )
-    return Path(folder)
+    return checks.path("folder", folder)
 
 
 def read(path: Path, what: str) -> dict[str, Any]:

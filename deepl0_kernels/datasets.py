@@ -243,9 +243,8 @@ def random_shifts(images: Tensor, radius: int, seed: int) -> Tensor:
         raise ValueError(f"images must be [N, h, w], got shape {tuple(images.shape)}")
     radius = checks.integer("radius", radius, 0, min(images.shape[-2:]) - 1, "min(h, w) - 1")
     n, h, w = images.shape
-    moves = torch.randint(
-        -radius, radius + 1, (2, n), generator=torch.Generator().manual_seed(seed)
-    )
+    generator = torch.Generator().manual_seed(checks.seed("seed", seed))
+    moves = torch.randint(-radius, radius + 1, (2, n), generator=generator)
     padded = torch.nn.functional.pad(images, (radius,) * 4)
     rows = torch.arange(h) + radius - moves[0, :, None]
     columns = torch.arange(w) + radius - moves[1, :, None]

@@ -127,6 +127,7 @@ def labelled_pixels(scene: Scene, context: int = 0) -> Pixels:
         >>> pixels.x.shape, pixels.y
         (torch.Size([2, 400]), tensor([0, 1]))
     """
+    checks.instance("scene", scene, Scene, "a Scene")
     context = checks.integer("context", context, 0)
     x = scene.x
     if context:
@@ -158,10 +159,14 @@ def stratified_split(
         >>> len(train), len(test)
         (10, 90)
     """
+    checks.instance("y", y, Tensor, "a tensor")
+    if y.dim() != 1:
+        raise ValueError(f"y must have shape [N], got {checks.shape(y)}")
     fraction = checks.number("fraction", fraction)
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be in (0, 1), got {fraction}")
-    generator = torch.Generator().manual_seed(seed)
+    least = checks.integer("least", least, 0)
+    generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     train, test = [], []
     for label in y.unique():
         members = (y == label).nonzero()[:, 0]

@@ -31,7 +31,9 @@ def allow_atomics(allowed: bool = True) -> None:
         >>> dk.allow_atomics(False)
     """
     global _atomics, _told_tf32
-    _atomics = bool(allowed)
+    if not isinstance(allowed, bool):
+        raise TypeError(f"allowed must be True or False, got {allowed!r}")
+    _atomics = allowed
     _told_tf32 = None  # the next call tells
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -132,7 +133,11 @@ def encode_dataset(
     workers = None if workers is None else checks.integer("workers", workers, 1)
     if engine is not None:
         checks.one_of("engine", engine, ("loop", "ray"))
-    folder, ranks = Path(out), ranks or Ranks()
+    folder = checks.path("out", out)
+    checks.instance("column", column, (str, NoneType), "a name or None")
+    checks.instance("ranks", ranks, (Ranks, NoneType), "Ranks or None")
+    checks.boolean("progress", progress)
+    ranks = ranks or Ranks()
     coder = Coder(model, values, batch, memory)
     if not isinstance(source, (str, PathLike, list, tuple)):
         return _dataset_of_ray(source, coder, folder, column, workers)

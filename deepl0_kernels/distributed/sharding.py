@@ -27,6 +27,7 @@ def shard_units(module: nn.Module, mesh: Any) -> None:
     (b_dec, log_step) stays a plain tensor, and has the same gradient on every rank.
 
     Raises:
+        TypeError: module or mesh is none.
         ValueError: the module couples its units (S), has thresholds (soft ones inside, too) or
             ranks by norms, or its parameters are DTensors already.
 
@@ -42,8 +43,10 @@ def shard_units(module: nn.Module, mesh: Any) -> None:
         >>> distributed.gather_units(model)
         >>> dist.destroy_process_group()
     """
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
 
+    checks.module("module", module)
     own = dict(module.named_parameters(recurse=False))
     if own.get("log_theta") is not None and getattr(module, "inside", "hard") != "hard":
         raise ValueError(
@@ -64,6 +67,7 @@ def shard_units(module: nn.Module, mesh: Any) -> None:
         )
     if placements.is_dtensor(*own.values()):
         raise ValueError("module must have plain parameters to be sharded, got DTensors")
+    checks.instance("mesh", mesh, DeviceMesh, "a DeviceMesh")
     units = placements.units_of(own["W"].shape[0], mesh, range(mesh.ndim))
     for name, dim in _DIMENSIONS.items():
         parameter = own.get(name)
@@ -102,6 +106,7 @@ def gather_units(module: nn.Module) -> None:
         ('Parameter', torch.Size([64, 16]))
         >>> dist.destroy_process_group()
     """
+    checks.module("module", module)
     for name, parameter in list(module.named_parameters(recurse=False)):
         if placements.is_dtensor(parameter):
             plain = nn.Parameter(placements.whole(parameter), parameter.requires_grad)

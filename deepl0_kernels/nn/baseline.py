@@ -31,7 +31,7 @@ class BaselineEncoder(nn.Sequential):
         for keep in (0.9, 0.9, 0.5):
             layers += [nn.Linear(width, code_size), nn.ReLU(), nn.Dropout(1 - keep)]
             width = code_size
-        if readout:
+        if checks.boolean("readout", readout):
             layers.append(nn.Linear(code_size, code_size))
         super().__init__(*layers)
 

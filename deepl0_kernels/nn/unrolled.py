@@ -51,7 +51,7 @@ class Encoder(Planned):
         self.in_features = n = checks.integer("in_features", in_features, 1)
         self.code_size = p = checks.integer("code_size", code_size, 1)
         self.num_stages = K = checks.integer("num_stages", num_stages, 1)
-        self.tied = bool(tied)
+        self.tied = checks.boolean("tied", tied)
         self.positive = checks.boolean("positive", positive)
         self.factored = checks.boolean("factored", factored)
         self._first_steps = self._check_steps(steps)

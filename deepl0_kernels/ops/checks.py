@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from .._isolation import AUTOCAST_DEVICES
 from ..reference.precision import accumulation_dtype
@@ -81,6 +84,64 @@ def boolean(name: str, value: bool) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
+
+
+def instance(name: str, value: object, kind: type | tuple[type, ...], what: str) -> None:
+    """``value`` is of a kind, ``what`` in words."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {what}, got {type(value).__name__}")
+
+
+def module(name: str, value: nn.Module) -> None:
+    """``value`` is a ``torch.nn.Module``."""
+    instance(name, value, nn.Module, "a torch.nn.Module")
+
+
+def function(name: str, value: object, none: bool = False) -> None:
+    """``value`` can be called, or is None where there may be ``none``."""
+    if not (callable(value) or (none and value is None)):
+        raise TypeError(f"{name} must be a function{' or None' if none else ''}, got {value!r}")
+
+
+def path(name: str, value: str | os.PathLike[str]) -> Path:
+    """``value`` as a path."""
+    instance(name, value, (str, os.PathLike), "a path")
+    return Path(value)
+
+
+def several(name: str, value: Any) -> list[Any]:
+    """``value`` as a list that is not empty."""
+    try:
+        found = list(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence, got {value!r}") from None
+    if not found:
+        raise ValueError(f"{name} must not be empty, got {value!r}")
+    return found
+
+
+def seed(name: str, value: int) -> int:
+    """``value`` is what a ``torch.Generator`` takes."""
+    return integer(name, value, -(2**63), _INT64_MAX, "2**63 - 1")
+
+
+def ranks(name: str, group: Any) -> int:
+    """How many ranks share in a process group; one where there is none."""
+    if group is None:
+        return 1
+    instance(name, group, dist.ProcessGroup, "a process group or None")
+    return dist.get_world_size(group)
+
+
+def labels(name: str, value: Tensor, count: int) -> int:
+    """``value`` is [N] int64 of ``count`` classes, each >= 0; returns the largest, -1 of none."""
+    instance(name, value, Tensor, "a tensor")
+    if value.dtype != torch.int64:
+        raise ValueError(f"{name} must be int64, got {value.dtype}")
+    has_shape(name, value, (count,), "[N]")
+    if count and (least := int(value.min())) < 0:
+        raise ValueError(f"{name} must be >= 0, got {least}")
+    return int(value.max()) if count else -1
 
 
 def number(name: str, value: float) -> float:

@@ -37,7 +37,7 @@ class Plan:
     _native: _C.Plan | None
 
     def __init__(self, at_once: bool = False) -> None:
-        self._at_once = at_once
+        self._at_once = checks.boolean("at_once", at_once)
         self._native = None
         self._known: tuple[Tensor, Any] | None = None
         self._seen: tuple | None = None

@@ -99,8 +99,9 @@ def _prepare_threshold(x, W, z, S, bias, theta, sigma, kind):
 
 
 def _prepare_top_m(x, W, z, S, bias, m, positive):
+    operands = _prepare(x, W, z, S, bias)
     m = checks.integer("m", m, 0, W.shape[0], "p")
-    return *_prepare(x, W, z, S, bias), m, checks.boolean("positive", positive)
+    return *operands, m, checks.boolean("positive", positive)
 
 
 registration.differentiate("threshold_stage", _setup_threshold, _backward_threshold)

@@ -56,6 +56,15 @@ class Activations:
         self._array, self.name = source, name
 
     @classmethod
+    def of(cls, vectors: Any) -> Activations:
+        """``vectors`` if they are such, else those of an array or tensor.
+
+        Raises:
+            TypeError, ValueError: as in the class.
+        """
+        return vectors if isinstance(vectors, cls) else cls(vectors)
+
+    @classmethod
     def open(cls, path: str | PathLike[str], key: str | None = None) -> Activations:
         """Those in a file.
 

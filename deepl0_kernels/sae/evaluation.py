@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from ..ops import SparseCode, checks
 from ..solvers import iht_m, omp
 from .activations import Activations
 from .model import SparseAutoencoder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # Decades of the share of vectors that a unit fires on.
 DECADES = tuple(range(-7, 1))
@@ -80,7 +83,7 @@ class Evaluation:
 @isolated(grad=False)
 def evaluate(
     model: SparseAutoencoder,
-    activations: Activations,
+    activations: Activations | Tensor | NDArray[Any],
     *,
     batch: int = 1024,
     coder: Callable[[Tensor], SparseCode | Tensor] | None = None,
@@ -90,7 +93,7 @@ def evaluate(
 
     Args:
         model: the autoencoder, left as it is; weights in half types are widened to float32.
-        activations: vectors of its width.
+        activations: vectors [N, n] of its width, or an array or tensor of them.
         batch: > 0, vectors at a time.
         coder: gives the codes in place of the model's encoder, of x [B, n]; None: the encoder.
         progress: show a progress bar.
@@ -105,11 +108,14 @@ def evaluate(
 
     Example:
         >>> from deepl0_kernels import sae
-        >>> vectors = sae.Activations(torch.randn(100, 16))
-        >>> sae.evaluate(sae.SparseAutoencoder(16, 64, m=4), vectors).vectors
+        >>> sae.evaluate(sae.SparseAutoencoder(16, 64, m=4), torch.randn(100, 16)).vectors
         100
     """
+    checks.instance("model", model, SparseAutoencoder, "a SparseAutoencoder")
+    activations = Activations.of(activations)
     activations.fits(model.in_features, "the autoencoder")
+    checks.function("coder", coder, none=True)
+    checks.boolean("progress", progress)
     batch = checks.integer("batch", batch, 1)
     training = model.training
     if model.W.dtype not in (torch.float32, torch.float64):

@@ -44,12 +44,12 @@ def load(path: str | PathLike[str], format: str | None = None) -> SparseAutoenco
         >>> model.code_size
         64
     """
-    path = Path(path)
+    path = checks.path("path", path)
+    if format is not None:
+        checks.one_of("format", format, tuple(FORMATS))
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
-    if format is None:
-        format = _known_by_name(path)
-    checks.one_of("format", format, tuple(FORMATS))
+    format = _known_by_name(path) if format is None else format
     chosen = FORMATS[format]
     where = chosen.folder(path)
     if where is None and path.is_file() and (chosen.suffix or not chosen.files):
@@ -113,4 +113,4 @@ def save(sae: SparseAutoencoder, path: str | PathLike[str], format: str = "saele
     checks.one_of("format", format, written)
     write = FORMATS[format].write
     assert write is not None
-    write(sae, Path(path))
+    write(sae, checks.path("path", path))

@@ -79,6 +79,9 @@ def l0(code: SparseCode | Tensor, theta: Tensor | None = None) -> Tensor:
         >>> sae.l0(torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 3.0]]))
         tensor(1.5000)
     """
+    _is_code(code)
+    if theta is not None:
+        checks.floating("theta", theta, 0)
     if isinstance(code, SparseCode):
         return _counts(code.values)
     if theta is None or not code.requires_grad:
@@ -87,6 +90,10 @@ def l0(code: SparseCode | Tensor, theta: Tensor | None = None) -> Tensor:
     floor = theta.detach().clamp_min(torch.finfo(code.dtype).tiny)
     counts = torch.where(code != 0, 1.0, code / floor)
     return counts.sum(-1, dtype=torch.promote_types(code.dtype, torch.float32)).mean()
+
+
+def _is_code(code: SparseCode | Tensor) -> None:
+    checks.instance("code", code, (SparseCode, Tensor), "a SparseCode or a tensor")
 
 
 def _counts(values: Tensor) -> Tensor:
@@ -135,8 +142,10 @@ class DeadUnits(nn.Module):
                 counted, on every rank, by an all-reduce of p counters. None: this rank's alone.
 
         Raises:
-            ValueError: a code of another size.
+            TypeError, ValueError: no code, or one of another size; data that is no group.
         """
+        _is_code(code)
+        ranks = checks.ranks("data", data)
         p = len(self.last_fired)
         size = code.size if isinstance(code, SparseCode) else code.shape[-1]
         if size != p:
@@ -147,7 +156,7 @@ class DeadUnits(nn.Module):
         else:
             rows = code.shape[:-1].numel()
             fired = (code.reshape(-1, p) != 0).any(0).nonzero()[:, 0]
-        self.seen += rows * (1 if data is None else dist.get_world_size(data))
+        self.seen += rows * ranks
         self.last_fired[fired] = self.seen
         if data is not None:
             dist.all_reduce(self.last_fired, dist.ReduceOp.MAX, group=data)

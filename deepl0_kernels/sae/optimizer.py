@@ -72,7 +72,7 @@ class SparseAdam(torch.optim.Optimizer):
         checks.positive("lr", group["lr"])
         checks.positive("eps", group["eps"])
         checks.boolean("unit_norm", group["unit_norm"])
-        betas = tuple(group["betas"])
+        betas = checks.several("betas", group["betas"])
         if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
             raise ValueError(f"betas must be two numbers in [0, 1), got {group['betas']!r}")
         super().add_param_group(param_group)

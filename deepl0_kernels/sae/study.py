@@ -198,7 +198,8 @@ def train(
             every=every,
             digest=digest,
             data=ranks.data,
-            progress=name if progress else "",
+            progress=progress,
+            description=name,
         )
         gather_units(model)
         ranks.once(lambda: save(model, folder / f"{name}.safetensors", "deepl0"))

@@ -6,8 +6,10 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -23,6 +25,9 @@ from .losses import DeadUnits
 from .model import SparseAutoencoder
 from .optimizer import SparseAdam
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 # Columns of a history, one row a step.
 HISTORY = ("loss", "mse", "fvu", "aux", "l0", "dead")
 # Shares of the steps in which the learning rate rises from 0, and falls to 0.
@@ -32,7 +37,7 @@ _RISE, _FALL = 1 / 20, 1 / 5
 @isolated(grad=True)
 def fit(
     model: SparseAutoencoder,
-    activations: Activations,
+    activations: Activations | Tensor | NDArray[Any],
     *,
     steps: int,
     batch: int = 1024,
@@ -41,18 +46,20 @@ def fit(
     aux_coefficient: float = 1 / 32,
     l0_coefficient: float = 0.0,
     dead_after: int | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | PathLike[str] | None = None,
     every: int = 500,
     digest: str | None = None,
     data: Any = None,
-    progress: str = "",
+    progress: bool = False,
+    description: str = "training",
 ) -> Tensor:
     """Train an autoencoder on activations, in place.
 
     Args:
         model: what to train, float32 or float64, on any device. It starts from its weights. Atoms
             stay at norm 1 if all are at the start, and are free if not.
-        activations: vectors of its width; a batch of them is in memory at a time.
+        activations: vectors [N, n] of its width, or an array or tensor of them; of a mapped file a
+            batch is in memory at a time.
         steps: > 0, batches to train on, from a new shuffle in every pass over the vectors.
         batch: > 0, vectors in a batch.
         lr: > 0, of :class:`SparseAdam`; it rises in the first twentieth and falls to 0 in the last
@@ -68,7 +75,7 @@ def fit(
         data: a process group; each of its ranks takes its part of every batch, and gradients and
             counts are those of the whole batch. None: this rank takes all. A dictionary whose units
             are sharded (:func:`deepl0_kernels.distributed.shard_units`) is trained as it is.
-        progress: what stands before a progress bar; without a word there is none.
+        progress: show a bar (needs tqdm). description: of the bar.
 
     Returns:
         float64 [steps, 6]: loss, mse, fvu, aux, l0 of every batch, and the number of dead units.
@@ -81,13 +88,18 @@ def fit(
     Example:
         >>> from deepl0_kernels import sae
         >>> model = sae.SparseAutoencoder(16, 64, m=4)
-        >>> vectors = sae.Activations(torch.randn(512, 16))
-        >>> history = sae.fit(model, vectors, steps=20, batch=64)
+        >>> history = sae.fit(model, torch.randn(512, 16), steps=20, batch=64)
         >>> history.shape, bool(history[-1, 0] < history[0, 0])
         (torch.Size([20, 6]), True)
     """
+    checks.instance("model", model, SparseAutoencoder, "a SparseAutoencoder")
+    activations = Activations.of(activations)
     activations.fits(model.in_features, "the autoencoder")
     refuse_inference(model)
+    checks.boolean("progress", progress)
+    checks.instance("digest", digest, (str, NoneType), "a word or None")
+    ranks = checks.ranks("data", data)
+    path = None if checkpoint is None else checks.path("checkpoint", checkpoint)
     if model.W.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"model must be float32 or float64 to be trained, got {model.W.dtype}")
     every = checks.integer("every", every, 1)
@@ -104,9 +116,8 @@ def fit(
         ),
         "model": repr(model.options()),
         "weights": weights_digest(model),
-        "activations": activations.check(bool(progress)) if digest is None else digest,
+        "activations": activations.check(progress) if digest is None else digest,
     }
-    ranks = 1 if data is None else dist.get_world_size(data)
     if batch % ranks:
         raise ValueError(
             f"batch must be divided by the {ranks} ranks that share it, got {settings['batch']}"
@@ -120,11 +131,11 @@ def fit(
     sampler = Shuffled(rows, batch, seed)
     history = torch.zeros(steps, len(HISTORY), dtype=torch.float64)
     run, begin = _Run(settings, model, optimizer, dead, sampler, history), 0
-    if checkpoint is not None and checkpoint.exists():
-        begin = run.resume(checkpoint)
+    if path is not None and path.exists():
+        begin = run.resume(path)
     training = model.training
     model.train()
-    for step in progress_bar(range(begin, steps), progress, show=bool(progress), total=steps,
+    for step in progress_bar(range(begin, steps), description, show=progress, total=steps,
                              initial=begin):  # fmt: skip
         for group in optimizer.param_groups:
             group["lr"] = settings["lr"] * schedule(step, steps)
@@ -153,8 +164,8 @@ def fit(
         dead.update(out.code, data)
         history[step, -1] = len(dead.units())
         done = step + 1
-        if checkpoint is not None and (done == steps or done % every == 0):
-            run.store(checkpoint, done)
+        if path is not None and (done == steps or done % every == 0):
+            run.store(path, done)
     model.train(training)
     return history
 

@@ -250,6 +250,7 @@ def load(path: str | PathLike[str]) -> Any:
         ...     print(load(f"{folder}/coder.safetensors").m)
         2
     """
+    path = checks.path("path", path)
     safetensors = require("safetensors", "loading an estimator", extra="sklearn")
     try:
         with safetensors.safe_open(str(path), "pt") as file:

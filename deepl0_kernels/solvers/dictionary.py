@@ -395,7 +395,8 @@ def learn_dictionary(
         seed=seed,
         positive=positive,
     )
-    path = None if checkpoint is None else _path(checkpoint)
+    checks.boolean("progress", progress)
+    path = None if checkpoint is None else checks.path("checkpoint", checkpoint)
     arguments = {"epochs": epochs, "batch_size": batch_size, **learner.options}
     losses: list[float] = []
     if path is not None:
@@ -427,12 +428,6 @@ def learn_dictionary(
 
 def _advance(x: Tensor, update: Update) -> Outcome:
     return update(x)
-
-
-def _path(checkpoint: str | os.PathLike[str]) -> Path:
-    if not isinstance(checkpoint, (str, os.PathLike)):
-        raise TypeError(f"checkpoint must be a path, got {checkpoint!r}")
-    return Path(checkpoint)
 
 
 def _signals(x: Tensor) -> Tensor:

@@ -61,6 +61,7 @@ def fista(
     facts = steps.known(D, plan)
     steps.signals(x, D, facts)
     positive = checks.boolean("positive", positive)
+    history = checks.boolean("history", history)
     lam, tol = steps.weight("lam", lam), checks.positive("tol", tol)
     max_iter = checks.integer("max_iter", max_iter, 1)
     start = None

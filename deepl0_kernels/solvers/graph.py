@@ -104,7 +104,7 @@ def graph_laplacian(affinity: Tensor, normalized: bool = True) -> Tensor:
     N, (rows, columns), values = len(V), V.indices(), V.values().double()
     degrees = values.new_zeros(N).index_add_(0, rows, values)
     diagonal = degrees
-    if normalized:
+    if checks.boolean("normalized", normalized):
         root = torch.where(degrees > 0, degrees, 1.0).rsqrt()
         values = values * root[rows] * root[columns]
         diagonal = (degrees > 0).to(values.dtype)

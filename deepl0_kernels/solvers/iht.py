@@ -86,6 +86,7 @@ def iht(
     lam, tol = steps.weight("lam", lam), checks.positive("tol", tol)
     max_iter = checks.integer("max_iter", max_iter, 1)
     positive = checks.boolean("positive", positive)
+    history = checks.boolean("history", history)
     rule = _rule(step, facts)
     start = _start(init, x, D, lam, tol, max_iter, positive, plan)
     if isinstance(rule, float):
@@ -148,6 +149,7 @@ def iht_m(
     m = checks.integer("m", m, 1, D.shape[1], "p")
     tol, max_iter = checks.positive("tol", tol), checks.integer("max_iter", max_iter, 1)
     positive = checks.boolean("positive", positive)
+    history = checks.boolean("history", history)
     rule = _rule(step, facts)
     if isinstance(init, SparseCode):
         init = init.to_dense()

@@ -163,6 +163,7 @@ def _checked(x, D, m, tol, max_iter, facts, share):
 
 def _solve(x, rows, D, m, tol, max_iter, history, propose) -> SolverResult[SparseCode]:
     """Takes what is proposed while it lowers the objective; else the row ends where it is."""
+    checks.boolean("history", history)
     quadratic, p = Quadratic(D), D.shape[1]
 
     def advance(x, a, descent, state):

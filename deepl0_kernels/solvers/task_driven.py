@@ -304,9 +304,9 @@ class TaskDrivenDictionary(nn.Module):
         batch_size = checks.integer("batch_size", batch_size, 1, len(x), "N")
         epochs = checks.integer("epochs", epochs, 1)
         lr = checks.positive("lr", lr)
-        seed = checks.integer("seed", seed, -(2**63), 2**63 - 1, "2**63 - 1")
-        if begin is not None and not callable(begin):
-            raise TypeError(f"begin must be a function or None, got {begin!r}")
+        seed = checks.seed("seed", seed)
+        checks.function("begin", begin, none=True)
+        checks.boolean("progress", progress)
         batches = len(x) // batch_size
         hold = max(1, epochs * batches // 10)
         generator = torch.Generator().manual_seed(seed)

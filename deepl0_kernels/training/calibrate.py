@@ -77,13 +77,11 @@ def calibrate(
     total = codes.double().square().sum().item()
     if x.dim() != 2 or not 0 < total < math.inf:
         raise ValueError(f"x and codes must be [N, .], finite, not all 0, got {tuple(x.shape)}")
-    steps = [checks.positive("factors", step) for step in factors]
-    for name, given in (("factors", factors), ("momenta", momenta)):
-        if len(given) == 0:
-            raise ValueError(f"{name} must not be empty, got {given!r}")
+    steps = [checks.positive("factors", step) for step in checks.several("factors", factors)]
+    momenta = [checks.momentum("momenta", each) for each in checks.several("momenta", momenta)]
     steps = steps if encoder.log_step is not None else [1.0]
     moved = encoder.momentum if isinstance(encoder, DeepHTPEncoder) else None
-    momenta = [checks.momentum("momenta", each) for each in momenta] if moved is not None else [0.0]
+    momenta = [0.0] if moved is None else momenta
     encoder.eval()
     z, bias = torch.zeros_like(codes), 0.0 if encoder.bias is None else encoder.bias
     change = z

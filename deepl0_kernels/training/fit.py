@@ -45,6 +45,7 @@ def minimise(
 
     Args:
         network: what is trained; left in evaluation mode.
+        loss: of indices [batch_size], a scalar. count: > 0, of what they count.
         epochs: >= 1. batch_size: 1 to ``count``.
         lr: > 0, the highest rate. seed: of the order of the batches.
         clip: > 0, bound of the gradient's norm: entries on HELU's ramp multiply it by 1 / sigma.
@@ -75,16 +76,21 @@ def minimise(
         >>> losses[-1] < losses[0]
         True
     """
+    checks.module("network", network)
     refuse_inference(network)
+    checks.function("loss", loss)
+    checks.function("begin", begin, none=True)
+    checks.boolean("progress", progress)
+    count = checks.integer("count", count, 1)
     epochs = checks.integer("epochs", epochs, 1)
     batch_size = checks.integer("batch_size", batch_size, 1, count, "count")
     lr, clip = checks.positive("lr", lr), checks.positive("clip", clip)
-    if not 0 <= (weight_decay := checks.number("weight_decay", weight_decay)) < math.inf:
-        raise ValueError(f"weight_decay must be a finite number >= 0, got {weight_decay}")
+    weight_decay = checks.nonnegative("weight_decay", weight_decay)
     vector_rate = checks.positive("vector_rate", vector_rate)
+    sigma_floor = checks.number("sigma_floor", sigma_floor)
     if checks.number("sigma_factor", sigma_factor) == 0:
         sigma_factor = min(1.0, sigma_floor / SIGMA) ** (1 / max(1, epochs - 1))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     batches = count // batch_size
     # Of untied encoders the logarithms of the thresholds are a row a stage.
     matrices: list[nn.Parameter] = []
@@ -97,7 +103,7 @@ def minimise(
         {"params": vectors, "lr": vector_rate * lr},
     ]
     if groups is not None:
-        parameters = list(groups)
+        parameters = checks.several("groups", groups)
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
     rate = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
@@ -161,6 +167,9 @@ class Course:
     SIGNALS = 256
 
     def __init__(self, model: nn.Module, encode: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        checks.module("model", model)
+        checks.function("encode", encode)
+        checks.floating("x", x, 2)
         self.model, self.encode = model, encode
         rows = torch.linspace(0, len(x) - 1, min(len(x), self.SIGNALS)).round().long()
         self.x = x[rows]
@@ -182,7 +191,8 @@ class Course:
 def fit_to_codes(encoder: nn.Module, x: Tensor, a: Tensor, **options: Any) -> list[float]:
     """Train ``encoder`` to predict codes a [N, p] of signals x [N, n]: squared error a signal.
 
-    The options, the result and the errors are those of :func:`minimise`.
+    The options, the result and the errors are those of :func:`minimise`; codes must be as many as
+    signals, and of the size that the encoder gives.
 
     Example:
         >>> from deepl0_kernels import training
@@ -195,8 +205,15 @@ def fit_to_codes(encoder: nn.Module, x: Tensor, a: Tensor, **options: Any) -> li
         True
     """
 
+    checks.module("encoder", encoder)
+    checks.floating("x", x)
+    checks.floating("a", a, 2)
+    checks.has_shape("a", a, (len(x), *a.shape[1:]), "[N, p]")
+
     def loss(rows: Tensor) -> Tensor:
-        return (encoder(x[rows]) - a[rows]).square().sum() / len(rows)
+        codes = encoder(x[rows])
+        checks.has_shape("a", a, (len(a), *codes.shape[1:]), "[N, p]")
+        return (codes - a[rows]).square().sum() / len(rows)
 
     return minimise(encoder, loss, len(x), **options)
 
@@ -233,9 +250,12 @@ class Classifier(nn.Sequential):
         self, encoder: nn.Module, code_size: int, classes: int, *, dropout: float = 0.0
     ) -> None:
         super().__init__()
+        checks.module("encoder", encoder)
+        checks.integer("code_size", code_size, 1)
+        checks.integer("classes", classes, 1)
         if not 0 <= checks.number("dropout", dropout) < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-        like = next(encoder.parameters())
+        like = next(encoder.parameters(), torch.empty(0))
         self.encoder = encoder
         if dropout:
             self.dropout = nn.Dropout(dropout)
@@ -248,6 +268,10 @@ def cross_entropies(
     """The loss of a batch for :func:`minimise`: mean softmax cross-entropy of ``network(x)``
     [N, classes] against y [N] int64, each times its weight, of ``weights`` [N].
 
+    Raises:
+        TypeError, ValueError: tensors that do not fit, a class that the network does not know; each
+            named.
+
     Example:
         >>> from deepl0_kernels import training
         >>> network, x, y = torch.nn.Linear(4, 3), torch.randn(10, 4), torch.arange(10) % 3
@@ -255,11 +279,20 @@ def cross_entropies(
         torch.Size([])
     """
 
+    checks.module("network", network)
+    checks.floating("x", x)
+    most = checks.labels("y", y, len(x))
+    if weights is not None:
+        checks.floating("weights", weights)
+        checks.has_shape("weights", weights, (len(x),), "[N]")
+
     def loss(rows: Tensor) -> Tensor:
+        logits = network(x[rows])
+        if most >= logits.shape[-1]:
+            raise ValueError(f"y must be < classes = {logits.shape[-1]}, got {most}")
         if weights is None:
-            return cross_entropy(network(x[rows]), y[rows])
-        each = cross_entropy(network(x[rows]), y[rows], reduction="none")
-        return (each * weights[rows]).mean()
+            return cross_entropy(logits, y[rows])
+        return (cross_entropy(logits, y[rows], reduction="none") * weights[rows]).mean()
 
     return loss
 
@@ -297,6 +330,8 @@ class Clusters(nn.Module):
 
     def __init__(self, encoder: nn.Module, head: ClusterHead) -> None:
         super().__init__()
+        checks.module("encoder", encoder)
+        checks.instance("head", head, ClusterHead, "a ClusterHead")
         self.encoder, self.head = encoder, head
 
     def forward(self, x: Tensor) -> Tensor:
@@ -322,6 +357,9 @@ def fit_to_clusters(
         >>> len(training.fit_to_clusters(network, x, balance=1.0, **options))
         2
     """
+
+    checks.instance("network", network, Clusters, "Clusters")
+    checks.floating("x", x)
 
     def loss(rows: Tensor) -> Tensor:
         return network.head.entropy(network.encoder(x[rows]), balance)

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from .._isolation import isolated
 from .._optional import require
 from ..nn import ClusterHead
+from ..ops import checks
 
 RIDGE = 1e-3
 
@@ -24,6 +25,8 @@ def start_head(
     ``seed``.
 
     Raises:
+        TypeError, ValueError: codes that are no matrix, fewer codes than clusters, a number out of
+            range; named with the value seen.
         ModuleNotFoundError: scikit-learn is missing.
 
     Example:
@@ -31,6 +34,9 @@ def start_head(
         >>> training.start_head(torch.randn(30, 8), clusters=3, seed=0)(torch.randn(2, 8)).shape
         torch.Size([2, 3])
     """
+    _check(codes, clusters, ridge)
+    seed = checks.integer("seed", seed, 0, 2**32 - 1, "2**32 - 1")
+    inits = checks.integer("inits", inits, 1)
     cluster = require("sklearn.cluster", "k-means")
     means = cluster.KMeans(clusters, n_init=inits, random_state=seed)
     means.fit(codes.detach().cpu().numpy())
@@ -46,7 +52,10 @@ def logistic_head(
     """The head of the multinomial logistic regression, without intercept, of codes [N, p].
 
     Args:
-        labels: [N] int64 in 0 .. clusters - 1. ridge: as in :func:`start_head`.
+        labels: [N] int64 in 0 .. clusters - 1. ridge: >= 0, as in :func:`start_head`.
+
+    Raises:
+        TypeError, ValueError: as in :func:`start_head`; labels that do not fit.
 
     Example:
         >>> from deepl0_kernels import training
@@ -54,6 +63,10 @@ def logistic_head(
         >>> head(torch.randn(2, 8)).shape
         torch.Size([2, 3])
     """
+    _check(codes, clusters, ridge)
+    most = checks.labels("labels", labels, len(codes))
+    if most >= clusters:
+        raise ValueError(f"labels must be < clusters = {clusters}, got {most}")
     codes = codes.detach()
     head = ClusterHead(codes.shape[1], clusters).to(codes)
     torch.nn.init.zeros_(head.weight)
@@ -67,3 +80,11 @@ def logistic_head(
 
     optimizer.step(closure)
     return head
+
+
+def _check(codes: Tensor, clusters: int, ridge: float) -> None:
+    checks.floating("codes", codes)
+    if codes.dim() != 2:
+        raise ValueError(f"codes must have shape [N, p], got {checks.shape(codes)}")
+    checks.integer("clusters", clusters, 1, len(codes), "N")
+    checks.nonnegative("ridge", ridge)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ..nn import LISTA, DeepL0Encoder, DeepMSparseEncoder
+from ..ops import checks
 from ..solvers import SolverResult, fista, iht, iht_m
 
 # A tolerance that nothing meets: exactly so many iterations are wanted.
@@ -24,6 +25,9 @@ class Problem(ABC):
         tol, max_iter: of the iterations after which a code counts as optimal, as in
             :func:`deepl0_kernels.solvers.iht`.
 
+    Raises:
+        TypeError, ValueError: an argument of another kind or out of range, named with its value.
+
     Signals x are [..., n], dictionaries D [n, p], codes [..., p].
 
     Example:
@@ -38,6 +42,11 @@ class Problem(ABC):
 
     key: ClassVar[str]
     name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        checks.boolean("positive", self.positive)
+        checks.positive("tol", self.tol)
+        checks.integer("max_iter", self.max_iter, 1)
 
     @property
     @abstractmethod
@@ -130,6 +139,11 @@ class MSparse(Problem):
     m: int = 32
     l1_lam: float = 0.1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.integer("m", self.m, 1)
+        checks.positive("l1_lam", self.l1_lam)
+
     key = "m_sparse"
     name = "M-sparse"
 
@@ -173,6 +187,10 @@ class L0Regularized(Problem):
     """
 
     lam: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive("lam", self.lam)
 
     key = "l0"
     name = "l0-regularized"

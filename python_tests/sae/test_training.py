@@ -222,6 +222,18 @@ def test_arguments_and_activations_that_cannot_be_trained_on():
         fit(autoencoder(), Activations(numbers(4, 3)), steps=3)
 
 
+def test_tensors_arrays_and_paths_in_words_do(tmp_path):
+    want = autoencoder()
+    fit(want, Activations(planted()), steps=3, batch=32)
+    evaluated = evaluate(want, Activations(planted()))
+    for vectors in (planted(), planted().numpy()):
+        model = autoencoder()
+        fit(model, vectors, steps=3, batch=32, checkpoint=str(tmp_path / "run.pt"))
+        assert torch.equal(model.W, want.W)
+        assert evaluate(model, vectors).fvu == evaluated.fvu
+        assert (tmp_path / "run.pt").exists()
+
+
 def test_a_loss_that_leaves_the_numbers_is_said():
     with pytest.raises(ValueError, match=r"the loss is (inf|nan) in step \d+: lr = 1e\+30 may be"):
         fit(autoencoder(), Activations(planted()), steps=50, batch=32, lr=1e30)

@@ -11,6 +11,8 @@ import torch
 from deepl0_kernels.nn import DeepL0Encoder, DeepMSparseEncoder
 from deepl0_kernels.training import Classifier, Course, fit_to_classes, fit_to_codes, minimise
 
+OPTIONS = dict(epochs=1, batch_size=16, lr=1e-3, clip=1.0, seed=0)
+
 
 def test_training_shows_a_bar_when_asked(capsys):
     x = torch.randn(32, 6)
@@ -27,10 +29,7 @@ def test_training_that_diverges_is_an_error():
     encoder = DeepMSparseEncoder(6, 8, 2)
     x = torch.randn(32, 6)
     with pytest.raises(RuntimeError, match="diverged"):
-        fit_to_codes(
-            encoder, x, torch.full((32, 8), torch.nan),
-            epochs=1, batch_size=16, lr=1e-3, clip=1.0, seed=0,
-        )  # fmt: skip
+        fit_to_codes(encoder, x, torch.full((32, 8), torch.nan), **OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -49,9 +48,53 @@ def test_training_that_diverges_is_an_error():
 )
 def test_bad_numbers_are_named(change, words):
     encoder, x = DeepMSparseEncoder(6, 8, 2), torch.randn(32, 6)
-    options = dict(epochs=1, batch_size=16, lr=1e-3, clip=1.0, seed=0) | change
     with pytest.raises(ValueError, match=words):
-        fit_to_codes(encoder, x, torch.zeros(32, 8), **options)
+        fit_to_codes(encoder, x, torch.zeros(32, 8), **OPTIONS | change)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((31, 8), r"a must have shape \[N, p\] = \(32, 8\), got \(31, 8\)"),
+        ((33, 8), r"a must have shape \[N, p\] = \(32, 8\), got \(33, 8\)"),
+        ((32, 1), r"a must have shape \[N, p\] = \(32, 8\), got \(32, 1\)"),
+        ((32,), r"a must have at least 2 dimension\(s\), got \(32,\)"),
+    ],
+)
+def test_codes_that_are_not_those_of_the_signals_are_refused(shape, words):
+    encoder, x = DeepMSparseEncoder(6, 8, 2), torch.randn(32, 6)
+    with pytest.raises(ValueError, match=words):
+        fit_to_codes(encoder, x, torch.zeros(shape), **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("y", "weights", "words"),
+    [
+        (
+            torch.zeros(33, dtype=torch.int64),
+            None,
+            r"y must have shape \[N\] = \(32,\), got \(33,\)",
+        ),
+        (torch.zeros(32), None, "y must be int64, got torch.float32"),
+        (torch.full((32,), -100), None, "y must be >= 0, got -100"),  # ignored by cross_entropy
+        (torch.full((32,), 4), None, "y must be < classes = 4, got 4"),
+        (
+            torch.arange(32) % 4,
+            torch.ones(1),
+            r"weights must have shape \[N\] = \(32,\), got \(1,\)",
+        ),
+    ],
+)
+def test_classes_that_are_not_those_of_the_signals_are_refused(y, weights, words):
+    network, x = Classifier(DeepMSparseEncoder(6, 8, 2), 8, 4), torch.randn(32, 6)
+    with pytest.raises(ValueError, match=words):
+        fit_to_classes(network, x, y, weights, **OPTIONS)
+
+
+def test_an_encoder_without_parameters_may_be_classified():
+    network = Classifier(torch.nn.Identity(), 6, 2)
+    fit_to_classes(network, torch.randn(32, 6), torch.arange(32) % 2, **OPTIONS)
+    assert network.head.weight.any()
 
 
 def plain(network, x, a, epochs, batch, lr, clip):
