@@ -171,21 +171,20 @@ def _app():
         from .distributed import encode_dataset, launched
 
         try:
-            ranks = launched()
-            done = encode_dataset(
-                source,
-                partial(sae.load, model),
-                out,
-                column=column,
-                values=values,
-                rows=rows,
-                memory=memory << 20,
-                engine="ray" if ray else "loop",
-                workers=workers,
-                ranks=ranks,
-                progress=progress and sys.stderr.isatty(),
-            )
-            ranks.close()
+            with launched() as ranks:
+                done = encode_dataset(
+                    source,
+                    partial(sae.load, model),
+                    out,
+                    column=column,
+                    values=values,
+                    rows=rows,
+                    memory=memory << 20,
+                    engine="ray" if ray else "loop",
+                    workers=workers,
+                    ranks=ranks,
+                    progress=progress and sys.stderr.isatty(),
+                )
         except KeyboardInterrupt:
             typer.echo(f"interrupted; the same command goes on from what {out} holds", err=True)
             raise typer.Exit(130) from None

@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Who takes part in a training.
+    """Who takes part in a training; ``with`` closes it where nothing is raised.
 
     Attributes:
         mesh: ``DeviceMesh`` with the dimensions "data", whose ranks share a batch, and "units",
@@ -44,6 +44,15 @@ class Ranks:
     def units(self) -> Any:
         """The mesh of the ranks that share a dictionary, None where there is one."""
         return None if self.mesh is None or self.mesh.size(1) == 1 else self.mesh["units"]
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if (
+            kind is None
+        ):  # of an error other ranks need not know, and to leave may be to wait for them
+            self.close()
 
     def once(self, do: Callable[[], _T]) -> _T:
         """What ``do()`` returns on the first rank, on all of them; what it raises too.
@@ -91,8 +100,8 @@ def launched(units: int = 1, timeout: float = 1800.0) -> Ranks:
 
     Example:
         >>> from deepl0_kernels import distributed
-        >>> ranks = distributed.launched()  # torchrun started nothing here
-        >>> ranks.first, ranks.units
+        >>> with distributed.launched() as ranks:  # torchrun started nothing here
+        ...     ranks.first, ranks.units
         (True, None)
     """
     units = checks.integer("units", units, 1)

@@ -232,18 +232,17 @@ def train(
             dead_after=dead_after,
             pursuits=pursuits,
         )
-        ranks = launched(units, timeout)
-        results = study.train(
-            vectors,
-            settings,
-            out,
-            held_out=others,
-            start=first,
-            every=every,
-            ranks=ranks,
-            progress=_shown(progress),
-        )
-        ranks.close()
+        with launched(units, timeout) as ranks:
+            results = study.train(
+                vectors,
+                settings,
+                out,
+                held_out=others,
+                start=first,
+                every=every,
+                ranks=ranks,
+                progress=_shown(progress),
+            )
     if not ranks.first:
         return
     typer.echo(f"wrote autoencoders, results.json, results.csv and report.html to {out}", err=True)

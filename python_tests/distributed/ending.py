@@ -19,12 +19,11 @@ def threads() -> list[str]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    ranks = distributed.launched(int(sys.argv[1]))
-    model, x = sae.SparseAutoencoder(8, 24, 3), sae.Activations(torch.randn(64, 8))
-    if ranks.units is not None:
-        distributed.shard_units(model, ranks.units)
-    sae.fit(model, x, steps=3, batch=16, data=ranks.data)
-    ranks.once(lambda: None)
-    assert any("gloo" in name for name in threads()), threads()
-    ranks.close()
+    with distributed.launched(int(sys.argv[1])) as ranks:
+        model, x = sae.SparseAutoencoder(8, 24, 3), torch.randn(64, 8)
+        if ranks.units is not None:
+            distributed.shard_units(model, ranks.units)
+        sae.fit(model, x, steps=3, batch=16, data=ranks.data)
+        ranks.once(lambda: None)
+        assert any("gloo" in name for name in threads()), threads()
     print([name for name in threads() if "gloo" in name])
