@@ -10,14 +10,16 @@ import doctest
 import functools
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterator
-from types import GeneratorType
+from types import FunctionType, GeneratorType
 from typing import Any
 
 import pytest
 import torch
 
 import deepl0_kernels as dk
+from deepl0_kernels import sae, training
 from python_tests.test_examples import MODULES, public
 
 # What is taken unseen, or refused in other words, and why.
@@ -33,7 +35,8 @@ HELD = {
     "SparseCode": ("values", "indices"),
     # Its errors know the name that it is given.
     "sae.Activations": ("source", "name"),
-    "sae.Activations.rows": ("index",),  # NumPy's
+    "sae.Activations.rows": ("index",),  # in NumPy's words, and so are those of a part
+    "sae.Activations.part": ("rows",),
     "sae.SparseAutoencoder.decode": ("like",),  # not looked at where nothing is normalized
     "training.minimise": ("description",),  # shown by the bar
     "sae.fit": ("description",),
@@ -42,6 +45,44 @@ HELD = {
     "sae.SparseAdam.add_param_group": ("param_group",),
     "sae.SparseAdam.step": ("closure",),
 }  # fmt: skip
+
+
+# Calls of what no example calls.
+MORE = {
+    "SparseCode": "code.to('cpu'); code.from_parquet('none')",
+    "nn.ClusterHead": "head.predict(a); head.entropy(a)",
+    "nn.DeepMSparseEncoder": "dk.nn.DeepMSparseEncoder.from_dictionary(D, 4)",
+    "nn.JointSparseClustering": "joint = dk.nn.JointSparseClustering(D, head, lam=0.1, alpha=0.1); "
+                                "joint.loss(a); joint.fit(x, graph, iterations=1)",
+    "nn.SigmaSchedule": "sigma = dk.nn.SigmaSchedule(dk.nn.DeepL0Encoder(16, 32)); "
+                        "sigma.load_state_dict(sigma.state_dict())",
+    "nn.TAGNet": "dk.nn.TAGNet.from_graph(D, graph, 0.1, 0.1); "
+                 "dk.nn.TAGNet.from_dictionary(D, 0.1)",
+    "sae.Activations": "rows = sae.Activations(x); rows.batches(8); rows.part(slice(3)); "
+                       "rows.check(); rows.open('none')",
+    "sae.SparseAutoencoder": "model = sae.SparseAutoencoder(16, 32, m=4); model(x); model.loss(x); "
+                             "model.deepen(2)",
+    "solvers.DictionaryLearner": "learner = dk.solvers.DictionaryLearner(32, m=4); "
+                                 "learner.partial_fit(x); "
+                                 "learner.load_state_dict(learner.state_dict())",
+    "solvers.TaskDrivenDictionary": "tasks = dk.solvers.TaskDrivenDictionary(D, 3, lam=0.1); "
+                                    "tasks.fit_head(x, y); tasks.loss(x, y)",
+    "training.L0Regularized": "one = training.L0Regularized(lam=0.1); one.iterate(x, D, 2); "
+                              "one.l1(x, D); one.lista(D)",
+    "training.MSparse": "one = training.MSparse(m=3); one.encoder(D); one.iterate(x, D, 2); "
+                        "one.l1(x, D); one.lista(D)",
+}  # fmt: skip
+
+
+def operands() -> dict[str, Any]:
+    """The names that those calls read."""
+    x = torch.randn(20, 16)
+    graph = dk.solvers.graph_laplacian(dk.solvers.knn_affinity(x, 3))
+    D = torch.nn.functional.normalize(torch.randn(16, 32), dim=0)
+    code = dk.SparseCode(torch.ones(2, 1), torch.zeros(2, 1, dtype=torch.int64), 3)
+    head, y = dk.nn.ClusterHead(32, 3), torch.arange(20) % 3
+    return dict(dk=dk, sae=sae, training=training, x=x, y=y, a=x @ D, D=D, graph=graph, code=code,
+                head=head)  # fmt: skip
 
 
 class Stranger:
@@ -53,7 +94,28 @@ def is_held(where: str, argument: str) -> bool:
     short = where.removeprefix(f"{dk.__name__}.").removesuffix(".__init__")
     if short.startswith("sklearn.") and short != "sklearn.load":
         return where.endswith("__init__") or argument in ("X", "y", "sample_weight")
+    if short.endswith(".train"):
+        return True  # that of torch.nn.Module
     return argument in HELD.get(short, ())
+
+
+def places(name: str, thing: Any) -> Iterator[tuple[str, Any, str, Any]]:
+    """What a function is called, whose attribute it is, by what name; of a class, its methods."""
+    if not inspect.isclass(thing):
+        last = name.rpartition(".")[2]
+        for room in (importlib.import_module(f"{dk.__name__}.{m}".rstrip(".")) for m in MODULES):
+            if vars(room).get(last) is thing:
+                yield name, room, last, thing
+        return
+    seen: set[str] = set()
+    for base in thing.__mro__:
+        for key, value in (
+            list(vars(base).items()) if base.__module__.startswith(dk.__name__) else ()
+        ):
+            own = key in ("__init__", "forward") or not key.startswith("_")
+            if own and key not in seen and isinstance(value, (FunctionType, classmethod)):
+                seen.add(key)
+                yield f"{name}.{key}", base, key, value
 
 
 @contextlib.contextmanager
@@ -74,18 +136,12 @@ def recorded(name: str, thing: Any) -> Iterator[dict[str, tuple[Callable, inspec
 
         return call
 
-    rooms = [importlib.import_module(f"{dk.__name__}.{m}".rstrip(".")) for m in MODULES]
-    last = name.rpartition(".")[2]
-    owners = (
-        [thing] if inspect.isclass(thing) else [r for r in rooms if getattr(r, last, 0) is thing]
-    )
     with pytest.MonkeyPatch.context() as patch:
-        for owner in owners:
-            for key, value in list(vars(owner).items()):
-                own = key in ("__init__", "forward") or not key.startswith("_")
-                if value is thing or (owner is thing and own and inspect.isfunction(value)):
-                    where = name if value is thing else f"{name}.{key}"
-                    patch.setattr(owner, key, watched(where, value))
+        for where, owner, key, value in places(name, thing):
+            if isinstance(value, classmethod):
+                patch.setattr(owner, key, classmethod(watched(where, value.__func__)))
+            else:
+                patch.setattr(owner, key, watched(where, value))
         yield calls
 
 
@@ -99,7 +155,9 @@ def refused(function: Callable, given: inspect.BoundArguments, argument: str) ->
     try:
         function(*given.args, **given.kwargs)
     except (TypeError, ValueError) as error:
-        return "" if argument in str(error) else repr(error)
+        # Its name comes first, or it is one of two that exclude each other.
+        named = re.search(rf"^{argument}\b|\b{argument}=|where {argument} is given", str(error))
+        return "" if named else repr(error)
     except Exception as error:
         return repr(error)
     return "taken"
@@ -124,12 +182,16 @@ def test_a_stranger_is_refused_by_name(name, thing, tmp_path, monkeypatch):
             getattr(room, name.rpartition(".")[2]), name, globs=names
         ):
             doctest.DocTestRunner(verbose=False).run(test, out=lambda said: None)
+        names = operands()
+        for call in filter(None, MORE.get(name.removeprefix(f"{dk.__name__}."), "").split("; ")):
+            with contextlib.suppress(FileNotFoundError):
+                exec(call, names)
     assert calls, "the example does not call it"
     wrong = {}
     for where, (function, given) in calls.items():
         for argument, parameter in given.signature.parameters.items():
             star = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-            if argument == "self" or star or is_held(where, argument):
+            if argument in ("self", "cls") or star or is_held(where, argument):
                 continue
             if found := refused(function, given, argument):
                 wrong[f"{where}({argument})"] = found

@@ -212,6 +212,7 @@ class JointSparseClustering(nn.Module):
         steps.signals(x, self.D)
         L = check_laplacian(laplacian, x)
         count = checks.integer("iterations", iterations, 1)
+        checks.boolean("progress", progress)
         optimizer = torch.optim.Adam(self.parameters(), lr=checks.positive("lr", lr))
         losses: list[float] = []
         a: Tensor | None = None

@@ -65,8 +65,10 @@ class SigmaSchedule:
         """Take over a state, and set the encoder's sigma to it.
 
         Raises:
-            ValueError: an entry is missing or out of range; nothing has changed then.
+            TypeError, ValueError: no dict, or an entry that is missing or out of range; nothing has
+                changed then.
         """
+        checks.instance("state", state, dict, "a dict")
         if missing := [key for key in _STATE if key not in state]:
             raise ValueError(f"state lacks {', '.join(missing)}; it has {', '.join(state)}")
         self._set(*(state[key] for key in _STATE))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from os import PathLike
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -92,7 +91,7 @@ class SparseCode:
             ModuleNotFoundError: pyarrow is missing.
         """
         pq = require("pyarrow.parquet", "SparseCode.from_parquet", extra="parquet")
-        at = Path(path)
+        at = checks.path("path", path)
         files = sorted(at.glob("*.parquet")) if at.is_dir() else [at]
         if not files or not files[0].exists():
             raise FileNotFoundError(f"{path} is no parquet file, and no folder of them")

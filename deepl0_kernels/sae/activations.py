@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -129,8 +130,7 @@ class Activations:
             TypeError, ValueError: size is no such number.
         """
         size = checks.integer("size", size, 1)
-        for start in range(0, len(self), size):
-            yield self.rows(slice(start, start + size))
+        return (self.rows(slice(i, i + size)) for i in range(0, len(self), size))
 
     def part(self, rows: slice) -> Activations:
         """Some of the vectors, without a copy.
@@ -154,6 +154,7 @@ class Activations:
                 1e15, where squares leave float32; the place and the value are named. Or all
                 vectors are equal: there is nothing to explain then.
         """
+        checks.boolean("progress", progress)
         np = require("numpy", "activations")
         digest = hashlib.blake2b(f"{self.dtype} {self._array.shape}".encode(), digest_size=16)
         rows = max(_CHUNK // (self.width * self._array.dtype.itemsize), 1)
@@ -211,7 +212,8 @@ class Activations:
 
 
 def _split(path: str | PathLike[str], key: str | None) -> tuple[Path, str | None]:
-    file = Path(path)
+    file = checks.path("path", path)
+    checks.instance("key", key, (str, NoneType), "a name or None")
     if key is None and not file.exists() and ":" in file.name:
         name, _, key = file.name.rpartition(":")
         file = file.with_name(name) if name else file

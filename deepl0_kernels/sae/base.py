@@ -123,7 +123,7 @@ class Autoencoder(Planned):
             given["theta"] = (theta, (p,))
         elif theta is not None:
             raise ValueError(
-                f"theta must be None without selection='threshold', got {checks.shape(theta)}"
+                f"theta must be None without selection='threshold', got {type(theta).__name__}"
             )
         for name, (tensor, shape) in given.items():
             checks.like(name, tensor, "W", W)

@@ -266,8 +266,7 @@ class DictionaryLearner:
             TypeError, ValueError: no such state, other options, or entries that are missing or
                 damaged; nothing has changed then.
         """
-        if not isinstance(state, dict):
-            raise TypeError(f"state must be a dict, got {type(state).__name__}")
+        checks.instance("state", state, dict, "a dict")
         wanted = ("options", "update", "generator", "seen", "replaced", "idle", "used", "usage")
         if missing := [key for key in wanted if key not in state]:
             raise ValueError(f"state lacks {', '.join(missing)}; it has {', '.join(state)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -103,6 +104,8 @@ class Problem(ABC):
 
         ``start``: codes [..., p]; None: zero. ``step``: as in :func:`deepl0_kernels.solvers.iht`.
         """
+        k = checks.integer("k", k, 1)
+        checks.instance("start", start, (Tensor, NoneType), "a tensor or None")
         init = "zero" if start is None else start
         return self._descend(x, D, init=init, step=step, tol=_NEVER, max_iter=k).dense
 
