@@ -49,9 +49,7 @@ class Ranks:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if (
-            kind is None
-        ):  # of an error other ranks need not know, and to leave may be to wait for them
+        if kind is None:  # after an error of this rank alone, leaving could be waiting for others
             self.close()
 
     def once(self, do: Callable[[], _T]) -> _T:

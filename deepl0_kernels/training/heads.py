@@ -34,7 +34,8 @@ def start_head(
         >>> training.start_head(torch.randn(30, 8), clusters=3, seed=0)(torch.randn(2, 8)).shape
         torch.Size([2, 3])
     """
-    _check(codes, clusters, ridge)
+    _check(codes, ridge)
+    clusters = checks.integer("clusters", clusters, 1, len(codes), "N")
     seed = checks.integer("seed", seed, 0, 2**32 - 1, "2**32 - 1")
     inits = checks.integer("inits", inits, 1)
     cluster = require("sklearn.cluster", "k-means")
@@ -63,7 +64,8 @@ def logistic_head(
         >>> head(torch.randn(2, 8)).shape
         torch.Size([2, 3])
     """
-    _check(codes, clusters, ridge)
+    _check(codes, ridge)
+    clusters = checks.integer("clusters", clusters, 1)
     most = checks.labels("labels", labels, len(codes))
     if most >= clusters:
         raise ValueError(f"labels must be < clusters = {clusters}, got {most}")
@@ -82,9 +84,8 @@ def logistic_head(
     return head
 
 
-def _check(codes: Tensor, clusters: int, ridge: float) -> None:
+def _check(codes: Tensor, ridge: float) -> None:
     checks.floating("codes", codes)
     if codes.dim() != 2:
         raise ValueError(f"codes must have shape [N, p], got {checks.shape(codes)}")
-    checks.integer("clusters", clusters, 1, len(codes), "N")
     checks.nonnegative("ridge", ridge)
