@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ._optional import require
-from .ops import checks
 
 
 def folder_of(folder: str | os.PathLike | None, holds: str, where: str) -> Path:
     """``folder``, or ``$DEEPL0_DATA`` in its place.
 
     Raises:
+        TypeError: it is no path.
         FileNotFoundError: neither is named; says what it should hold, and ``where`` that is from.
     """
     folder = folder if folder is not None else os.environ.get("DEEPL0_DATA")
@@ -25,7 +25,9 @@ def folder_of(folder: str | os.PathLike | None, holds: str, where: str) -> Path:
         raise FileNotFoundError(
             f"no data folder: set DEEPL0_DATA to the folder that holds {holds}. {where}"
         )
-    return checks.path("folder", folder)
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"folder must be a path, got {type(folder).__name__}")
+    return Path(folder)
 
 
 def read(path: Path, what: str) -> dict[str, Any]:
