@@ -14,13 +14,11 @@ from ..backends import implementation
 from ..ops import Plan, SparseCode, checks, keep_top_m, top_m
 from ..reference.descent import Loop, Quadratic, half_squares, positive_part
 from ..reference.iht import ROSE
+from . import niht
 from . import step as steps
 from .fista import fista
 from .precision import in_range
 from .result import SolverResult
-
-# NIHT: shrink the step by _SHRINK until it is at most (1 - _C) of what the support's change allows.
-_C, _SHRINK, _TRIALS = 0.01, 0.5, 60
 
 
 @isolated(False)
@@ -70,9 +68,10 @@ def iht(
 
     With a fixed step ("lipschitz" or a number) and k nonzeros min(2 k p, 2 (n k + n p)) flops a
     sample and iteration, all iterations in one native operator; at most 2 p^2. "normalized" and
-    "accelerated" are loops in Python over PyTorch's dense products, 2 n p flops and more for each
-    trial of the step: they need fewer iterations, which cost more. Sources: Blumensath and Davies
-    2008, 2010 (NIHT); Blumensath 2012 (AIHT), with the momentum of Beck and Teboulle 2009.
+    "accelerated" are loops in Python over PyTorch's dense products, 2 n p flops each, of which an
+    iteration has two and one for each trial of the step ("normalized" of :func:`iht_m` has one in
+    all): they need fewer iterations, which cost more. Sources: Blumensath and Davies 2008, 2010
+    (NIHT); Blumensath 2012 (AIHT), with the momentum of Beck and Teboulle 2009.
 
     Example:
         >>> D = torch.nn.functional.normalize(torch.randn(16, 32), dim=0)
@@ -161,13 +160,18 @@ def iht_m(
             rows, D, values, indices, m, rule, tol, max_iter, history, positive
         )
     else:
-        a, *course = rule(
-            Loop(Quadratic(D), tol, max_iter, history),
-            rows,
-            None if start is None else keep_top_m(start, m),
-            lambda u, mu: keep_top_m(positive_part(u) if positive else u, m),
-            lambda a: a.new_zeros(len(a)),
-        )
+        loop = Loop(Quadratic(D), tol, max_iter, history)
+        start = None if start is None else keep_top_m(start, m)
+        if step == "normalized":
+            a, *course = niht.solve_top_m(facts.safe_step, loop, rows, start, m, positive)
+        else:
+            a, *course = rule(
+                loop,
+                rows,
+                start,
+                lambda u, mu: keep_top_m(positive_part(u) if positive else u, m),
+                lambda a: a.new_zeros(len(a)),
+            )
         values, indices = top_m(a, m)
     lead = x.shape[:-1]
     code = SparseCode(values.reshape(*lead, m), indices.reshape(*lead, m), D.shape[1])
@@ -207,44 +211,6 @@ def _start(
     return steps.codes("init", init, x, D, positive)
 
 
-def _normalized(
-    safe: float,
-    loop: Loop,
-    rows: Tensor,
-    start: Tensor | None,
-    select: Callable[[Tensor, Tensor], Tensor],
-    penalty: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loop with the step of every row and iteration chosen anew."""
-    D = loop.quadratic.D
-    # From 0 the support is what one atom alone would gain by: the step of the longest.
-    alone = 1 / D.double().square().sum(0).max().item()
-    column = rows.new_full((1, 1), alone)
-
-    def normalized(x, a, descent, state):
-        # Blumensath and Davies 2010: exact line search on the support, then shrink while the
-        # support changes by more than the step allows. Never below the step that is always safe.
-        support = a != 0
-        empty = ~support.any(1)
-        support[empty] = select(alone * descent[empty], column) != 0
-        g = descent * support
-        energy = (g @ D.T).square().sum(1)
-        mu = torch.where(energy > 0, g.square().sum(1) / energy, safe)
-        mu = mu.clamp(min=safe)[:, None]
-        new = select(a + mu * descent, mu)
-        for _ in range(_TRIALS):
-            change = new - a
-            size, effect = change.square().sum(1), (change @ D.T).square().sum(1)
-            too_long = (mu[:, 0] * effect > (1 - _C) * size) & (mu[:, 0] > safe)
-            if not too_long.any():
-                break
-            mu = torch.where(too_long[:, None], (_SHRINK * mu).clamp(min=safe), mu)
-            new = torch.where(too_long[:, None], select(a + mu * descent, mu), new)
-        return new
-
-    return loop.run(rows, start, normalized, penalty, monotone=ROSE)
-
-
 def _accelerated(
     mu: float,
     loop: Loop,
@@ -262,22 +228,26 @@ def _accelerated(
         w = state["beta"][:, None]
         y = a + w * (a - state["a"])
         new = select(y + mu * (descent + w * (descent - state["descent"])), column)
-        value = half_squares(quadratic.residual(x, new)) + penalty(new)
-        uphill = value > half_squares(quadratic.residual(x, a)) + penalty(a)
-        new = torch.where(uphill[:, None], select(a + mu * descent, column), new)
+        residual = quadratic.residual(x, new)
+        value = half_squares(residual) + penalty(new)
+        uphill = value > half_squares(state["residual"]) + penalty(a)
+        if uphill.any():
+            new = torch.where(uphill[:, None], select(a + mu * descent, column), new)
+            residual = quadratic.residual(x, new)
         t = torch.where(uphill, 1.0, state["t"])
         t_next = (1 + (1 + 4 * t * t).sqrt()) / 2
-        state.update(a=a, descent=descent, t=t_next, beta=(t - 1) / t_next)
+        state.update(a=a, descent=descent, residual=residual, t=t_next, beta=(t - 1) / t_next)
         return new
 
     def new_state(residual, descent, a):
         one = a.new_ones(len(a))
-        return {"a": a, "descent": torch.zeros_like(a), "t": one, "beta": 0 * one}
+        before = {"a": a, "descent": torch.zeros_like(a), "residual": residual}
+        return {**before, "t": one, "beta": 0 * one}
 
     return loop.run(rows, start, advance, penalty, new_state, monotone=ROSE)
 
 
-_RULES = {"normalized": _normalized, "accelerated": _accelerated}
+_RULES = {"normalized": niht.solve_l0, "accelerated": _accelerated}
 
 
 def _result(x: Tensor, code, iterations, converged, objective) -> SolverResult[Any]:

@@ -73,6 +73,50 @@ def test_other_steps_need_fewer_iterations(step):
     assert fast.iterations.double().mean() < 0.7 * plain.iterations.double().mean()
 
 
+def normalized(x, D, select, k, start=None):
+    """NIHT of one signal, as Blumensath and Davies 2010 write it, never below the safe step."""
+    safe, alone = safe_step(D), 1 / D.square().sum(0).max()
+    a = torch.zeros(D.shape[1], dtype=D.dtype) if start is None else start
+    for _ in range(k):
+        g = D.T @ (x - D @ a)
+        support = (a if a.any() else select(alone * g, alone)) != 0
+        along = torch.where(support, g, 0.0)
+        mu = safe
+        if along.any():
+            mu = max(safe, along.square().sum() / (D @ along).square().sum())
+        while True:
+            new = select(a + mu * g, mu)
+            change = new - a
+            allowed = 0.99 * change.square().sum() / (D @ change).square().sum()
+            if torch.equal(new != 0, support) or mu <= allowed or mu == safe:
+                break
+            mu = max(safe, mu / 2)
+        a = new
+    return a
+
+
+@pytest.mark.parametrize("positive", [False, True])
+@pytest.mark.parametrize("start", [False, True])
+@pytest.mark.parametrize("k", [1, 2, 3, 7])
+def test_normalized_steps_are_those_of_the_source(k, start, positive):
+    x, D, _ = planted(rows=40)
+    D = D * torch.linspace(0.5, 3, D.shape[1], dtype=D.dtype)
+    part = torch.relu if positive else (lambda u: u)
+    lam, init = 0.05, dk.keep_top_m(part(x @ D), 6)
+    init[:5] = 0  # starts from 0 among others
+    options = dict(step="normalized", max_iter=k, tol=1e-300, positive=positive)
+    options |= dict(init=init) if start else {}
+    for found, select, begin in (
+        (iht_m(x, D, 4, **options).dense, lambda u, mu: dk.keep_top_m(part(u), 4), 4),
+        (iht(x, D, lam, **options).code,
+         lambda u, mu: torch.where(part(u).abs() >= (2 * lam * mu) ** 0.5, part(u), 0.0), 50),
+    ):  # fmt: skip
+        for row, code, first in zip(x, found, dk.keep_top_m(init, begin), strict=True):
+            want = normalized(row, D, select, k, first if start else None)
+            assert torch.equal(code != 0, want != 0)
+            torch.testing.assert_close(code, want)
+
+
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_k_iterations_are_the_encoder_with_k_stages(k):
     x, D, _ = planted()
