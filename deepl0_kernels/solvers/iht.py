@@ -69,9 +69,10 @@ def iht(
     With a fixed step ("lipschitz" or a number) and k nonzeros min(2 k p, 2 (n k + n p)) flops a
     sample and iteration, all iterations in one native operator; at most 2 p^2. "normalized" and
     "accelerated" are loops in Python over PyTorch's dense products, 2 n p flops each, of which an
-    iteration has two and one for each trial of the step ("normalized" of :func:`iht_m` has one in
-    all): they need fewer iterations, which cost more. Sources: Blumensath and Davies 2008, 2010
-    (NIHT); Blumensath 2012 (AIHT), with the momentum of Beck and Teboulle 2009.
+    iteration has two and one for each trial of the step (where 4 m <= p, "normalized" of
+    :func:`iht_m` has one in all): they need fewer iterations, which cost more. Sources: Blumensath
+    and Davies 2008, 2010 (NIHT); Blumensath 2012 (AIHT), with the momentum of Beck and Teboulle
+    2009.
 
     Example:
         >>> D = torch.nn.functional.normalize(torch.randn(16, 32), dim=0)
@@ -162,7 +163,7 @@ def iht_m(
     else:
         loop = Loop(Quadratic(D), tol, max_iter, history)
         start = None if start is None else keep_top_m(start, m)
-        if step == "normalized":
+        if step == "normalized" and 4 * m <= D.shape[1]:  # dense products overtake from there on
             a, *course = niht.solve_top_m(facts.safe_step, loop, rows, start, m, positive)
         else:
             a, *course = rule(

@@ -108,6 +108,7 @@ def test_normalized_steps_are_those_of_the_source(k, start, positive):
     options |= dict(init=init) if start else {}
     for found, select, begin in (
         (iht_m(x, D, 4, **options).dense, lambda u, mu: dk.keep_top_m(part(u), 4), 4),
+        (iht_m(x, D, 30, **options).dense, lambda u, mu: dk.keep_top_m(part(u), 30), 30),
         (iht(x, D, lam, **options).code,
          lambda u, mu: torch.where(part(u).abs() >= (2 * lam * mu) ** 0.5, part(u), 0.0), 50),
     ):  # fmt: skip
