@@ -353,14 +353,15 @@ def figure(found: dict[str, Any]) -> bytes:
         _finish(axes)
     of_size = {p: cells(found, p) for p in sizes(found)}
     for axes, positive in zip(below, (True, False), strict=False):
-        for row in found["times"]["rows"]:
-            if row["positive"] == positive and row["m"] == BASE.m:
+        shown = [row for row in found["times"]["rows"] if row["m"] == BASE.m]
+        for row in shown:
+            if row["positive"] == positive:
                 rows = of_size[row["p"]][row["method"]][positive, row["m"]]
                 fvu = statistics.mean(r["fvu"] for r in rows)
                 fill = "full" if row["p"] == BASE.p else "none"
                 mark = "D" if row["method"].endswith(GROWING) else "o"
                 axes.plot(row["us"], fvu, mark, color=_look(row["method"])[0], fillstyle=fill)
-        hollow = any(row["p"] == WIDE for row in found["times"]["rows"])
+        hollow = any(row["p"] == WIDE for row in shown)
         wide = f" (hollow: p = {WIDE:,})" if hollow else ""
         axes.set(xscale="log", yscale="log", xlabel=f"microseconds a vector, m = {BASE.m}{wide}")
         _finish(axes)
