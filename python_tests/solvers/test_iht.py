@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import deepl0_kernels as dk
-from deepl0_kernels.solvers import iht, iht_m
+from deepl0_kernels.solvers import iht, iht_m, niht
 from deepl0_kernels.solvers.step import safe_step, squared_norm
 
 from .problems import planted
@@ -103,7 +103,8 @@ def test_normalized_steps_are_those_of_the_source(k, start, positive):
     D = D * torch.linspace(0.5, 3, D.shape[1], dtype=D.dtype)
     part = torch.relu if positive else (lambda u: u)
     lam, init = 0.05, dk.keep_top_m(part(x @ D), 6)
-    init[:5] = 0  # starts from 0 among others
+    init[:5] = 0  # starts from 0 among others, and from supports of two that grow
+    init[5:15] = dk.keep_top_m(init[5:15], 2)
     options = dict(step="normalized", max_iter=k, tol=1e-300, positive=positive)
     options |= dict(init=init) if start else {}
     for found, select, begin in (
@@ -116,6 +117,16 @@ def test_normalized_steps_are_those_of_the_source(k, start, positive):
             want = normalized(row, D, select, k, first if start else None)
             assert torch.equal(code != 0, want != 0)
             torch.testing.assert_close(code, want)
+
+
+def test_the_change_of_sparse_codes_is_that_of_dense_ones():
+    old, at = torch.tensor([[1.0, 2.0, 0.0]] * 4), torch.tensor([[0, 3, 5]] * 4)
+    new = torch.tensor([[0.0, 5, 0], [2, 2, 7], [3, 4, 0], [1, 2, 0]])
+    to = torch.tensor([[0, 2, 5], [0, 3, 5], [0, 3, 6], [0, 3, 5]])
+    a, b = (dk.unpool(values, indices, 8) for values, indices in ((old, at), (new, to)))
+    size, changed = niht._change(a, old, at, old != 0, new, to)
+    assert torch.equal(size, (b - a).square().sum(1))
+    assert torch.equal(changed, ((b != 0) != (a != 0)).any(1))
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
