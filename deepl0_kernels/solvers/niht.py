@@ -1,7 +1,8 @@
 """Normalised IHT: the step of every signal and iteration is chosen anew.
 
-Blumensath and Davies 2010: the exact line search on the support; where the support changes by more
-than that step allows, it is shortened. Never below the step that is always safe.
+Blumensath and Davies 2010: the exact line search on the support, shortened until the change allows
+it, never below the step that is always safe. They take the exact step where the support stays. Here
+it is halved there, too: over coherent atoms steepest descent by halved steps comes nearer.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def solve_l0(
         residual = quadratic.residual(x, new)
         for _ in range(_TRIALS):
             size, moved = (new - a).square().sum(1), state["residual"] - residual
-            too_long = _too_long(mu, safe, size, moved) & ((new != 0) != support).any(1)
+            too_long = _too_long(mu, safe, size, moved)
             if not too_long.any():
                 break
             mu = torch.where(too_long[:, None], (_SHRINK * mu).clamp(min=safe), mu)
@@ -97,8 +98,8 @@ def solve_top_m(
         code = top_m(torch.addcmul(a, mu, descent), m, positive=positive)
         residual = x - decode(SparseCode(*code, p), D)
         for _ in range(_TRIALS):
-            size, changed = _change(a, values, indices, present, *code)
-            too_long = _too_long(mu, safe, size, state["residual"] - residual) & changed
+            size = _change(a, values, indices, *code)
+            too_long = _too_long(mu, safe, size, state["residual"] - residual)
             if not too_long.any():
                 break
             chosen = too_long[:, None]
@@ -120,15 +121,9 @@ def solve_top_m(
     return loop.run(rows, start, advance, lambda a: a.new_zeros(len(a)), new_state, monotone=ROSE)
 
 
-def _change(
-    a: Tensor, old: Tensor, at: Tensor, present: Tensor, new: Tensor, to: Tensor
-) -> tuple[Tensor, Tensor]:
-    """``||new - old||^2`` and whether the support has changed [B], of codes [B, m] whose indices
-    ``at`` and ``to`` ascend; ``present`` are the old ones that are in the support, a is dense."""
+def _change(a: Tensor, old: Tensor, at: Tensor, new: Tensor, to: Tensor) -> Tensor:
+    """``||new - old||^2`` [B] of codes [B, m], whose indices ``at`` and ``to`` ascend; a is the old
+    one, dense."""
     there = torch.searchsorted(to, at).clamp(max=to.shape[1] - 1)
-    found = to.gather(1, there) == at
-    stays = found & (new.gather(1, there) != 0)
-    lost = torch.where(found, 0.0, old).square().sum(1)
-    size = (new - a.gather(1, to)).square().sum(1) + lost
-    as_many = present.sum(1) == (new != 0).sum(1)
-    return size, ~as_many | (present & ~stays).any(1)
+    lost = torch.where(to.gather(1, there) == at, 0.0, old)
+    return (new - a.gather(1, to)).square().sum(1) + lost.square().sum(1)
